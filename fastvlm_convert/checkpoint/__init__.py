@@ -1,0 +1,1 @@
+"""Find, validate and stream checkpoint files. Never writes to a checkpoint."""

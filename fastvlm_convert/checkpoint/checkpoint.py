@@ -1,0 +1,208 @@
+"""Open a checkpoint: find its files, read what it is, offer its weights under canonical names."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastvlm_convert.checkpoint.adapter import merge_adapter, read_adapter
+from fastvlm_convert.checkpoint.dimensions import (
+    Disagreement,
+    check_shapes,
+    check_supported,
+    find_disagreements,
+    image_size_of,
+    infer_config,
+)
+from fastvlm_convert.checkpoint.files import read_json
+from fastvlm_convert.checkpoint.layouts import LAYOUTS, Layout, canonical_names
+from fastvlm_convert.checkpoint.safetensors_file import read_safetensors
+from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
+from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
+from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.names import convolutions, weight_shapes
+from fastvlm_convert.weights.reparameterize import reparameterize
+from fastvlm_convert.weights.source import Weight, reshaped
+
+_READERS: dict[str, Callable[[Path], dict[str, Weight]]] = {
+    "model.safetensors": read_safetensors,
+    "pytorch_model.bin": read_torch_zip,
+}
+_LICENCE_NAMES = ("LICENSE", "LICENSE_MODEL", "LICENSE.txt", "LICENSE.md", "LICENCE")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found whole.
+
+    Attributes:
+        path: Its folder.
+        layout: Whose names and config it uses.
+        config: The model's dimensions.
+        weights: Canonical name -> weight; branches merged, an adapter merged, nothing folded.
+        stored: Stored name -> tensor, as in the files.
+        tokenizer: Its tokenizer.
+        eos_token_ids: Ids at which an answer ends.
+        image_mode: `pad` or `crop`: how the original code makes an image square.
+        unused: Stored names that no part of the model reads.
+        disagreements: Where config.json contradicts the tensors.
+        licence: The model's licence file, if it brings one.
+        files: Every file that was read, for the checkpoint's hash.
+    """
+
+    path: Path
+    layout: Layout
+    config: ModelConfig
+    weights: Mapping[str, Weight]
+    stored: Mapping[str, Weight]
+    tokenizer: TextTokenizer
+    eos_token_ids: tuple[int, ...]
+    image_mode: str
+    unused: tuple[str, ...]
+    disagreements: tuple[Disagreement, ...]
+    licence: Path | None
+    files: tuple[Path, ...]
+
+
+def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
+    """Open a FastVLM checkpoint in Apple's or transformers' layout; only headers are read.
+
+    Args:
+        path: Folder with config.json, weights and tokenizer.
+        adapter: PEFT folder whose adapter is merged into the weights, or None.
+
+    Raises:
+        CheckpointError: It is missing, damaged, hostile, incomplete or no FastVLM.
+        TokenizerError: Its tokenizer is missing or damaged.
+    """
+    if not path.is_dir():
+        what = "a checkpoint is a folder, this is a file" if path.exists() else "there is no such checkpoint"
+        raise CheckpointError(what, where=path, hint="give the folder that holds config.json")
+    raw = read_json(path / "config.json")
+    layout = _layout(raw, path)
+    check_supported(raw, layout, path)
+    stored, weight_files = _read_weights(path)
+    names = canonical_names(stored, layout)
+    weights = {ours: stored[name] for name, ours in names.items()}
+    files = [path / "config.json", *weight_files]
+    if adapter is not None:
+        opened = read_adapter(adapter)
+        targets = canonical_names([*opened.low_rank, *opened.replaced], layout)
+        weights = merge_adapter(weights, opened, targets)
+        files += sorted(p for p in adapter.iterdir() if p.is_file())
+    preprocessor = _optional_json(path / "preprocessor_config.json")
+    config = infer_config(weights, raw, layout, image_size_of(raw, preprocessor, layout, path), path)
+    weights = reparameterize(weights, list(convolutions(config.vision)))
+    expected = weight_shapes(config)
+    check_shapes(weights, expected, path)
+    weights = {name: reshaped(weights[name], shape) for name, shape in expected.items()}
+    tokenizer = read_tokenizer(path)
+    generation = _optional_json(path / "generation_config.json")
+    extra = ("preprocessor_config.json", "generation_config.json")
+    licence = next((path / n for n in _LICENCE_NAMES if (path / n).is_file()), None)
+    files += [*tokenizer.files, *(path / n for n in extra if (path / n).is_file())]
+    return Checkpoint(
+        path=path,
+        layout=layout,
+        config=config,
+        weights=weights,
+        stored=stored,
+        tokenizer=tokenizer,
+        eos_token_ids=_eos_token_ids(generation, raw, tokenizer, config, path),
+        image_mode="pad" if raw.get("image_aspect_ratio", "pad") == "pad" else "crop",
+        unused=tuple(_unused(stored, names, weights, config)),
+        disagreements=find_disagreements(config, raw, layout),
+        licence=licence,
+        files=tuple(files if licence is None else [*files, licence]),
+    )
+
+
+def content_hash(files: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of files, independent of where they lie."""
+    total = hashlib.sha256()
+    for path in sorted(files, key=lambda p: p.name):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        total.update(f"{path.name}\0{digest.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _layout(raw: Mapping[str, Any], path: Path) -> Layout:
+    model_type = raw.get("model_type")
+    for layout in LAYOUTS:
+        if model_type == layout:
+            return layout
+    raise CheckpointError(
+        f"model_type is {model_type!r}; supported: {', '.join(repr(name) for name in LAYOUTS)}",
+        where=path / "config.json",
+        hint="give a FastVLM checkpoint in Apple's or transformers' layout",
+    )
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Weight], list[Path]]:
+    for name, reader in _READERS.items():
+        if (path / name).is_file():
+            return reader(path / name), [path / name]
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            return _read_shards(path, index, reader)
+    raise CheckpointError(
+        "no weights: neither " + ", ".join(_READERS) + " nor an index of shards is here", where=path
+    )
+
+
+def _read_shards(
+    path: Path, index: Path, reader: Callable[[Path], dict[str, Weight]]
+) -> tuple[dict[str, Weight], list[Path]]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError("it has no weight_map of tensor names to file names", where=index)
+    shards: dict[str, dict[str, Weight]] = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise CheckpointError(f"shard '{file}' lies outside the checkpoint's folder", where=index)
+        shards[file] = reader(path / file)
+    for name, file in weight_map.items():
+        if name not in shards[file]:
+            raise CheckpointError(f"tensor '{name}' is not in '{file}', where the index has it", where=index)
+    tensors = {name: weight for shard in shards.values() for name, weight in shard.items()}
+    return tensors, [index, *(path / file for file in shards)]
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _eos_token_ids(
+    generation: Mapping[str, Any],
+    raw: Mapping[str, Any],
+    tokenizer: TextTokenizer,
+    config: ModelConfig,
+    path: Path,
+) -> tuple[int, ...]:
+    stated = generation.get("eos_token_id", raw.get("eos_token_id"))
+    if stated is None:
+        stated = [tokenizer.end_of_turn_id, tokenizer.end_of_text_id]
+    ids = stated if isinstance(stated, list) else [stated]
+    if not ids or not all(type(i) is int and 0 <= i < config.decoder.vocab_size for i in ids):
+        raise CheckpointError(
+            f"eos_token_id is {stated!r}, expected ids below {config.decoder.vocab_size}", where=path
+        )
+    return tuple(ids)
+
+
+def _unused(
+    stored: Mapping[str, Weight],
+    names: Mapping[str, str],
+    weights: Mapping[str, Weight],
+    config: ModelConfig,
+) -> list[str]:
+    """Stored tensors that neither are a weight nor went into one as a train-time branch."""
+    blocks = tuple(f"{block}." for block in convolutions(config.vision))
+    return sorted(
+        name
+        for name in stored
+        if names.get(name) not in weights and not names.get(name, "").startswith(blocks)
+    )

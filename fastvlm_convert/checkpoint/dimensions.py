@@ -1,0 +1,260 @@
+"""Read a model's dimensions off its tensors, and report where the config says otherwise."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastvlm_convert.checkpoint.layouts import Layout
+from fastvlm_convert.contract import PATCH_SIZE, VISION_HEAD_DIM
+from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.weights.config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
+from fastvlm_convert.weights.source import WeightSource, same_content
+
+_FEW = 8  # names listed in a message before the rest is counted
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A config value that the tensors contradict; the tensors win.
+
+    Attributes:
+        key: Key in config.json.
+        config: What the config says.
+        tensors: What the tensors say.
+    """
+
+    key: str
+    config: Any
+    tensors: Any
+
+
+def infer_config(
+    weights: WeightSource, raw: Mapping[str, Any], layout: Layout, image_size: int, path: Path
+) -> ModelConfig:
+    """The model's dimensions.
+
+    Args:
+        weights: Canonical names, train-time branches not yet merged.
+        raw: The parsed config.json.
+        layout: Whose layout it is.
+        image_size: Edge of the square input in pixels.
+        path: The checkpoint, for messages.
+
+    Raises:
+        CheckpointError: A tensor that decides a dimension is missing, or dimensions do not fit together.
+    """
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    text = raw.get("text_config", raw) if layout == "fast_vlm" else raw
+
+    def dim(name: str, axis: int) -> int:
+        if name not in shapes:
+            raise CheckpointError(f"tensor '{name}' is missing", where=path)
+        if len(shapes[name]) <= axis:
+            raise CheckpointError(f"tensor '{name}' has shape {list(shapes[name])}", where=path)
+        return shapes[name][axis]
+
+    stages = []
+    for s in range(count_indexed(shapes, "vision.stages")):
+        block = f"vision.stages.{s}.blocks.0"
+        is_attention = f"{block}.attention.qkv.weight" in shapes
+        stages.append(
+            StageConfig(
+                mixer="attention" if is_attention else "conv",
+                width=dim(f"{block}.ffn.fc2.weight", 0),
+                depth=count_indexed(shapes, f"vision.stages.{s}.blocks"),
+                ffn_width=dim(f"{block}.ffn.fc1.weight", 0),
+                has_position=any(n.startswith(f"vision.stages.{s}.position.") for n in shapes),
+            )
+        )
+        if is_attention and stages[-1].width % VISION_HEAD_DIM:
+            raise CheckpointError(
+                f"encoder stage {s} is {stages[-1].width} wide, no multiple of its head size {VISION_HEAD_DIM}",
+                where=path,
+            )
+    if not stages:
+        raise CheckpointError("it has no vision encoder: no tensor of FastViTHD was found", where=path)
+    vision = VisionConfig(
+        image_size=image_size,
+        stem_width=stages[0].width,
+        stages=tuple(stages),
+        squeeze_width=dim("vision.final.se.reduce.weight", 0),
+        output_width=dim("vision.final.se.expand.weight", 0),
+    )
+    return ModelConfig(vision, dim("projector.fc1.weight", 0), _decoder(weights, dim, text, path))
+
+
+def _decoder(
+    weights: WeightSource, dim: Callable[[str, int], int], text: Mapping[str, Any], path: Path
+) -> DecoderConfig:
+    embed = "decoder.embed_tokens.weight"
+    attention = "decoder.layers.0.self_attn"
+    heads = _positive(text, "num_attention_heads", path)
+    query, key = dim(f"{attention}.q_proj.weight", 0), dim(f"{attention}.k_proj.weight", 0)
+    if query % heads or key % (query // heads) or heads % (key // (query // heads)):
+        raise CheckpointError(
+            f"num_attention_heads {heads} does not divide the projections of {query} and {key} rows",
+            where=path / "config.json",
+        )
+    head_dim = query // heads
+    head = weights.get("decoder.lm_head.weight")
+    tied = head is None or same_content(head, weights[embed])
+    return DecoderConfig(
+        hidden_size=dim(embed, 1),
+        num_layers=count_indexed(weights, "decoder.layers"),
+        num_heads=heads,
+        num_kv_heads=key // head_dim,
+        head_dim=head_dim,
+        intermediate_size=dim("decoder.layers.0.mlp.gate_proj.weight", 0),
+        vocab_size=dim(embed if head is None else "decoder.lm_head.weight", 0),
+        embed_rows=dim(embed, 0),
+        tied=tied,
+        rms_norm_eps=_number(text, "rms_norm_eps", 1e-6, path),
+        rope_theta=_rope_theta(text, path),
+        max_position_embeddings=_positive(text, "max_position_embeddings", path, 32768),
+    )
+
+
+def count_indexed(names: Mapping[str, Any], prefix: str) -> int:
+    """One more than the largest N in names of the form `prefix.N.*`; 0 if there is none."""
+    pattern = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.")
+    return max((int(m[1]) + 1 for n in names if (m := pattern.match(n))), default=0)
+
+
+def check_shapes(
+    weights: WeightSource, expected: Mapping[str, tuple[int, ...]], path: Path
+) -> None:
+    """Every expected weight must be there with the expected number of elements per row.
+
+    Raises:
+        CheckpointError: Names the tensors that are missing or have another shape.
+    """
+    missing = [name for name in expected if name not in weights]
+    if missing:
+        listed = ", ".join(missing[:_FEW]) + (f" and {len(missing) - _FEW} more" if len(missing) > _FEW else "")
+        raise CheckpointError(
+            f"{len(missing)} tensors are missing: {listed}",
+            where=path,
+            hint="is a shard missing, or is it a checkpoint of the language model alone?",
+        )
+    for name, shape in expected.items():
+        if weights[name].shape != shape and _without_ones(weights[name].shape) != _without_ones(shape):
+            raise CheckpointError(
+                f"tensor '{name}' has shape {list(weights[name].shape)}, expected {list(shape)}", where=path
+            )
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)
+
+
+def find_disagreements(
+    config: ModelConfig, raw: Mapping[str, Any], layout: Layout
+) -> tuple[Disagreement, ...]:
+    """What config.json says and the tensors contradict."""
+    text = raw.get("text_config", raw) if layout == "fast_vlm" else raw
+    decoder, vision = config.decoder, config.vision
+    claims: list[tuple[str, Any, Any]] = [
+        (key, text.get(key), getattr(decoder, ours))
+        for key, ours in (
+            ("hidden_size", "hidden_size"), ("num_hidden_layers", "num_layers"),
+            ("num_key_value_heads", "num_kv_heads"), ("head_dim", "head_dim"),
+            ("intermediate_size", "intermediate_size"), ("vocab_size", "vocab_size"),
+        )
+    ]  # fmt: skip
+    tie = raw.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    claims.append(("tie_word_embeddings", tie, decoder.tied))
+    if layout == "llava_qwen2":
+        claims.append(("mm_hidden_size", raw.get("mm_hidden_size"), vision.output_width))
+    else:
+        described = raw.get("vision_config") or {}
+        arguments = described.get("model_args") or {}
+        claims += [
+            ("vision_config.hidden_size", described.get("hidden_size"), vision.output_width),
+            ("vision_config.model_args.layers", arguments.get("layers"), [s.depth for s in vision.stages]),
+            ("vision_config.model_args.embed_dims", arguments.get("embed_dims"), [s.width for s in vision.stages]),
+            ("image_seq_length", raw.get("image_seq_length"), vision.num_image_tokens),
+        ]
+    return tuple(
+        Disagreement(key, said, found) for key, said, found in claims if said is not None and said != found
+    )
+
+
+def image_size_of(raw: Mapping[str, Any], preprocessor: Mapping[str, Any], layout: Layout, path: Path) -> int:
+    """Edge of the square input in pixels.
+
+    Apple writes it into the name of the vision tower (`mobileclip_l_1024`); transformers into the
+    preprocessor's `crop_size`, and as the number of image tokens.
+
+    Raises:
+        CheckpointError: It is nowhere to be found or no multiple of 64.
+    """
+    size: object = None
+    if layout == "llava_qwen2":
+        match = re.search(r"_(\d{2,4})$", str(raw.get("mm_vision_tower", "")))
+        size = int(match[1]) if match else None
+    else:
+        crop = preprocessor.get("crop_size")
+        size = crop.get("height") if isinstance(crop, dict) else None
+        tokens = raw.get("image_seq_length")
+        if size is None and type(tokens) is int and tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
+            size = math.isqrt(tokens) * PATCH_SIZE
+    where = path / "config.json"
+    if type(size) is not int:
+        raise CheckpointError(
+            "the image size is not stated",
+            where=where,
+            hint="set mm_vision_tower to 'mobileclip_l_SIZE' (Apple), or image_seq_length (transformers)",
+        )
+    if size % PATCH_SIZE or not PATCH_SIZE <= size <= 4096:
+        raise CheckpointError(f"image size {size} is no multiple of {PATCH_SIZE} up to 4096", where=where)
+    return size
+
+
+def check_supported(raw: Mapping[str, Any], layout: Layout, path: Path) -> None:
+    """Refuse settings that change what the network computes and that we do not implement.
+
+    Raises:
+        CheckpointError: Names the key, its value and the values that are supported.
+    """
+    text = raw.get("text_config", raw) if layout == "fast_vlm" else raw
+    rope = text.get("rope_scaling") or {}
+    rules: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("hidden_act", text.get("hidden_act", "silu"), ("silu",)),
+        ("use_sliding_window", text.get("use_sliding_window", False), (False, None)),
+        ("rope_scaling", rope.get("rope_type", rope.get("type", "default")), ("default",)),
+        ("mm_projector_type", raw.get("mm_projector_type", "mlp2x_gelu"), ("mlp2x_gelu",)),
+        ("mm_patch_merge_type", raw.get("mm_patch_merge_type", "flat"), ("flat",)),
+        ("mm_use_im_start_end", raw.get("mm_use_im_start_end", False), (False, None)),
+        ("image_aspect_ratio", raw.get("image_aspect_ratio", "pad"), ("pad", "square", None)),
+        ("projector_hidden_act", raw.get("projector_hidden_act", "gelu"), ("gelu",)),
+    ]
+    for key, value, allowed in rules:
+        if value not in allowed:
+            raise CheckpointError(
+                f"{key} is {value!r}; supported: {', '.join(repr(a) for a in allowed if a is not None)}",
+                where=path / "config.json",
+            )
+
+
+def _rope_theta(text: Mapping[str, Any], path: Path) -> float:
+    parameters = text.get("rope_parameters")
+    if isinstance(parameters, dict) and "rope_theta" in parameters:
+        return _number(parameters, "rope_theta", 1e6, path)
+    return _number(text, "rope_theta", 1e6, path)
+
+
+def _positive(values: Mapping[str, Any], key: str, path: Path, default: int | None = None) -> int:
+    value = values.get(key, default)
+    if type(value) is not int or not 0 < value < 1 << 24:
+        raise CheckpointError(f"{key} is {value!r}, expected a positive integer", where=path / "config.json")
+    return value
+
+
+def _number(values: Mapping[str, Any], key: str, default: float, path: Path) -> float:
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+        raise CheckpointError(f"{key} is {value!r}, expected a positive number", where=path / "config.json")
+    return float(value)

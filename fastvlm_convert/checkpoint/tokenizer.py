@@ -1,0 +1,192 @@
+"""The tokenizer a checkpoint brings, as one `tokenizers.Tokenizer` whatever files it comes in."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from fastvlm_convert.checkpoint.files import read_json
+from fastvlm_convert.contract import IMAGE_TOKEN
+from fastvlm_convert.errors import TokenizerError
+
+# Qwen2's split of text before byte-pair encoding (transformers, models/qwen2/tokenization_qwen2.py).
+_QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_END_OF_TURN, _END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
+_APPLE_FILES = ("vocab.json", "merges.txt")
+_OPTIONAL_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """Encodes and decodes text, and knows the tokens that a prompt needs.
+
+    Attributes:
+        backend: The tokenizer itself, with `<image>` as a special token.
+        files: The files it was read from.
+        image_token_id: Id of `<image>`. It is a placeholder: no embedding of it is ever used.
+        end_of_turn_id: Id of `<|im_end|>`.
+        end_of_text_id: Id of `<|endoftext|>`.
+    """
+
+    backend: Tokenizer
+    files: tuple[Path, ...]
+    image_token_id: int
+    end_of_turn_id: int
+    end_of_text_id: int
+    _byte_level: Any = field(
+        default_factory=lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        repr=False,
+    )
+
+    @cached_property
+    def _vocabulary(self) -> set[str]:
+        return set(self.backend.get_vocab())
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids in use, `<image>` included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; nothing is added before or after.
+
+        Raises:
+            TokenizerError: The vocabulary lacks a byte of the text (byte-pair encoding would drop it).
+        """
+        for char in dict.fromkeys(text):
+            symbols = "".join(s for s, _ in self._byte_level.pre_tokenize_str(char))
+            if not set(symbols) <= self._vocabulary:
+                raise TokenizerError(
+                    f"the tokenizer cannot express {char!r}",
+                    where=self.files[0].parent,
+                    hint="this checkpoint was trained on a smaller alphabet; rephrase the question",
+                )
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids` without special tokens; ids beyond the vocabulary decode to nothing."""
+        return str(self.backend.decode(ids, skip_special_tokens=True))
+
+
+def read_tokenizer(path: Path) -> TextTokenizer:
+    """Read the tokenizer of a checkpoint or a bundle: `tokenizer.json`, or Apple's `vocab.json` + `merges.txt`.
+
+    Raises:
+        TokenizerError: Files are missing or damaged, or a token of the prompt format is absent.
+    """
+    if (path / "tokenizer.json").is_file():
+        names = ["tokenizer.json"]
+        backend = _from_tokenizer_json(path / "tokenizer.json")
+    else:
+        names = list(_APPLE_FILES)
+        backend = _from_vocab_and_merges(path)
+    names += [name for name in _OPTIONAL_FILES if (path / name).is_file()]
+    if backend.token_to_id(IMAGE_TOKEN) is None:  # Apple's checkpoints have no such token
+        backend.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
+    return TextTokenizer(
+        backend=backend,
+        files=tuple(path / name for name in names),
+        image_token_id=_required(backend, IMAGE_TOKEN, path),
+        end_of_turn_id=_required(backend, _END_OF_TURN, path),
+        end_of_text_id=_required(backend, _END_OF_TEXT, path),
+    )
+
+
+def _required(backend: Tokenizer, token: str, path: Path) -> int:
+    token_id = backend.token_to_id(token)
+    if token_id is None:
+        raise TokenizerError(f"the tokenizer has no '{token}'", where=path)
+    return int(token_id)
+
+
+def _from_tokenizer_json(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TokenizerError(f"cannot read: {error.strerror}", where=path) from error
+    except Exception as error:  # noqa: BLE001  the library raises bare Exception for a malformed file
+        raise TokenizerError(f"not a tokenizer.json: {error}", where=path) from error
+
+
+def _from_vocab_and_merges(path: Path) -> Tokenizer:
+    for name in _APPLE_FILES:
+        if not (path / name).is_file():
+            raise TokenizerError(
+                f"'{name}' is missing",
+                where=path,
+                hint="a checkpoint needs tokenizer.json, or vocab.json and merges.txt",
+            )
+    vocab = read_json(path / "vocab.json", TokenizerError)
+    if not all(type(i) is int and i >= 0 for i in vocab.values()):
+        raise TokenizerError("vocab.json must map tokens to ids", where=path / "vocab.json")
+    merges = _read_merges(path / "merges.txt", vocab)
+    backend = Tokenizer(BPE(vocab=vocab, merges=merges, byte_fallback=False))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN2_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    for token_id, token in sorted(_added_tokens(path).items()):
+        if backend.token_to_id(token.content) is None:
+            backend.add_special_tokens([token])
+        if backend.token_to_id(token.content) != token_id:
+            raise TokenizerError(
+                f"added token '{token.content}' should have id {token_id} but follows the vocabulary as "
+                f"{backend.token_to_id(token.content)}",
+                where=path,
+            )
+        backend.add_special_tokens([token])
+    return backend
+
+
+def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"cannot read: {error}", where=path) from error
+    merges = []
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2 or any(p not in vocab for p in (*parts, "".join(parts))):
+            raise TokenizerError(f"line {number} is no merge of two known tokens: {line[:60]!r}", where=path)
+        merges.append((parts[0], parts[1]))
+    return merges
+
+
+def _added_tokens(path: Path) -> dict[int, AddedToken]:
+    """Tokens beyond the vocabulary: `added_tokens_decoder` says more than `added_tokens.json`, so it wins."""
+    tokens: dict[int, AddedToken] = {}
+    if (path / "added_tokens.json").is_file():
+        for content, token_id in read_json(path / "added_tokens.json", TokenizerError).items():
+            if type(token_id) is not int:
+                raise TokenizerError("it must map tokens to ids", where=path / "added_tokens.json")
+            tokens[token_id] = AddedToken(content, special=True, normalized=False)
+    config_path = path / "tokenizer_config.json"
+    if config_path.is_file():
+        decoder = read_json(config_path, TokenizerError).get("added_tokens_decoder", {})
+        try:
+            for token_id, entry in decoder.items():
+                flags = {k: entry[k] for k in ("lstrip", "rstrip", "single_word", "normalized") if k in entry}
+                tokens[int(token_id)] = AddedToken(
+                    entry["content"], special=bool(entry.get("special", True)), **flags
+                )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise TokenizerError("malformed added_tokens_decoder", where=config_path) from error
+    return tokens
+
+
+def tokenizer_json(tokenizer: TextTokenizer) -> str:
+    """The content of a `tokenizer.json`; equal tokenizers give equal text."""
+    return json.dumps(json.loads(tokenizer.backend.to_str()), ensure_ascii=False, indent=1) + "\n"

@@ -1,0 +1,193 @@
+"""Read the tensors of a `pytorch_model.bin` without torch and without running code.
+
+Since torch 1.6 the file is a zip archive: `NAME/data.pkl` describes the tensors, `NAME/data/KEY` holds the
+bytes of each storage. A pickle may name any Python callable; the unpickler below knows the handful that
+describe tensors and refuses all others before anything is called.
+"""
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from fastvlm_convert.checkpoint.files import check_shape, file_size, file_weight, item_size
+from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.weights.source import Weight
+
+_STORAGES = {
+    "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64", "LongStorage": "int64", "IntStorage": "int32",
+    "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
+}  # fmt: skip
+
+MAX_PICKLE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class _Storage:
+    dtype: str
+    key: str
+    elements: int
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    first: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _rebuild_tensor(storage: object, first: object, shape: object, strides: object, *_: object) -> _Tensor:
+    if not (isinstance(storage, _Storage) and isinstance(first, int)):
+        raise pickle.UnpicklingError("malformed tensor")
+    if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)):
+        raise pickle.UnpicklingError("malformed tensor shape")
+    return _Tensor(storage, first, shape, strides)
+
+
+def _rebuild_parameter(tensor: object, *_: object) -> object:
+    return tensor
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickles descriptions of tensors and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it refers to '{module}.{name}', which describes no tensor")
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, pid: object) -> _Storage:
+        match pid:
+            case ("storage", str(dtype), str(key), str(), int(elements)) if dtype in _STORAGES.values():
+                return _Storage(dtype, key, elements)
+        raise pickle.UnpicklingError(f"unknown storage {pid!r}")
+
+
+def read_torch_zip(path: Path) -> dict[str, Weight]:
+    """The tensors of one file.
+
+    Raises:
+        CheckpointError: The file is no such archive, is truncated, is of the legacy format, or its
+            pickle refers to anything but tensors.
+    """
+    file_size(path)
+    if not zipfile.is_zipfile(path):
+        _refuse_other_format(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            root, pickled = _read_pickle(archive, members, path)
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        raise CheckpointError(f"damaged archive: {error}", where=path) from error
+    tensors = _unpickle(pickled, path)
+    return {
+        name: _to_weight(name, tensor, members, root, path)
+        for name, tensor in tensors.items()
+    }
+
+
+def _refuse_other_format(path: Path) -> NoReturn:
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head[:1] == b"\x80":  # a bare pickle: torch.save before 1.6
+        raise CheckpointError(
+            "this is torch's legacy format, which cannot be read without running code from it",
+            where=path,
+            hint="in a trusted environment: torch.save(torch.load(FILE, weights_only=True), FILE)",
+        )
+    raise CheckpointError("not a torch checkpoint: neither a zip archive nor a pickle", where=path)
+
+
+def _read_pickle(
+    archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], path: Path
+) -> tuple[str, bytes]:
+    names = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(names) != 1:
+        raise CheckpointError("not a torch checkpoint: the archive has no data.pkl", where=path)
+    if members[names[0]].file_size > MAX_PICKLE_BYTES:
+        raise CheckpointError("its data.pkl is absurdly large", where=path)
+    return names[0].removesuffix("data.pkl"), archive.read(names[0])
+
+
+def _unpickle(pickled: bytes, path: Path) -> dict[str, _Tensor]:
+    try:
+        value = _TensorUnpickler(io.BytesIO(pickled)).load()
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"refused to read its pickle: {error}",
+            where=path,
+            hint="save the state dict alone: torch.save(model.state_dict(), FILE), or as safetensors",
+        ) from error
+    except (
+        AttributeError, EOFError, ImportError, IndexError, KeyError, MemoryError, OverflowError,
+        RecursionError, TypeError, UnicodeDecodeError, ValueError, struct.error,
+    ) as error:  # fmt: skip
+        # A damaged pickle fails in whatever opcode it reaches; these are the kinds the module raises.
+        raise CheckpointError(f"damaged pickle: {type(error).__name__}", where=path) from error
+    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+        value = value["state_dict"]
+    if not isinstance(value, dict):
+        raise CheckpointError("its pickle holds no dictionary of tensors", where=path)
+    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, _Tensor)}
+
+
+def _to_weight(
+    name: str, tensor: _Tensor, members: dict[str, zipfile.ZipInfo], root: str, path: Path
+) -> Weight:
+    shape = check_shape(tensor.shape, name, path)
+    info = members.get(f"{root}data/{tensor.storage.key}")
+    size = item_size(tensor.storage.dtype)
+    if info is None or info.compress_type != zipfile.ZIP_STORED:
+        raise CheckpointError(f"tensor '{name}' has no (uncompressed) bytes in the archive", where=path)
+    strides_valid = all(type(n) is int and n >= 0 for n in tensor.strides)
+    last = sum((n - 1) * step for n, step in zip(shape, tensor.strides, strict=True) if n)
+    if tensor.first < 0 or not strides_valid or (tensor.first + last + 1) * size > info.file_size:
+        raise CheckpointError(f"tensor '{name}' reaches outside its storage", where=path)
+    start = _data_offset(path, info)
+    if tensor.strides == _contiguous(shape):
+        return file_weight(path, start + tensor.first * size, shape, tensor.storage.dtype, name)
+    flat = file_weight(
+        path, start + tensor.first * size, (last + 1,), tensor.storage.dtype, name
+    )
+    steps = tuple(4 * step for step in tensor.strides)
+
+    def read(first: int, stop: int) -> np.ndarray:
+        whole = np.lib.stride_tricks.as_strided(flat.array(), shape, steps)
+        return np.ascontiguousarray(whole[first:stop])
+
+    return Weight(shape, tensor.storage.dtype, read)
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return tuple(reversed(strides))
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Offset of a member's bytes: its local header repeats name and extra field, of lengths of its own."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise CheckpointError("damaged archive: a local header is missing", where=path)
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    return info.header_offset + 30 + name_length + extra_length

@@ -1,0 +1,102 @@
+"""Names, shapes and layouts that exporters, runtimes and checks share. A leaf: imports nothing.
+
+Tensor names of the ONNX graphs are those that transformers.js and onnxruntime-genai read. Borders are
+float32 in every precision, because clients mix files of different precisions; only the KV cache may
+be float16.
+"""
+
+from typing import Final, Literal
+
+Component = Literal["vision", "embed", "decoder"]
+COMPONENTS: Final[tuple[Component, ...]] = ("vision", "embed", "decoder")
+
+FloatName = Literal["float32", "float16"]
+
+# Graph inputs and outputs.
+PIXEL_VALUES: Final = "pixel_values"  # float32 [batch_size, 3, S, S], RGB scaled to 0..1
+IMAGE_FEATURES: Final = "image_features"  # float32 [num_image_tokens, hidden]
+INPUT_IDS: Final = "input_ids"  # int64 [batch_size, sequence_length]
+INPUTS_EMBEDS: Final = "inputs_embeds"  # float32 [batch_size, sequence_length, hidden]
+ATTENTION_MASK: Final = "attention_mask"  # int64 [batch_size, total_sequence_length]
+LOGITS: Final = "logits"  # float32 [batch_size, 1, vocab], the last position only
+
+# Symbolic dimensions. transformers.js builds its empty cache from them: `batch_size` becomes 1, every
+# other symbol 0.
+BATCH: Final = "batch_size"
+SEQUENCE: Final = "sequence_length"
+PAST_SEQUENCE: Final = "past_sequence_length"
+TOTAL_SEQUENCE: Final = "total_sequence_length"
+NUM_IMAGE_TOKENS: Final = "num_image_tokens"
+
+PATCH_SIZE: Final = 64  # pixels per image token along each edge
+VISION_HEAD_DIM: Final = 32
+VISION_NORM_EPS: Final = 1e-5  # LayerNorm and BatchNorm of FastViTHD
+
+IMAGE_TOKEN: Final = "<image>"
+SYSTEM_PROMPT: Final = "You are a helpful assistant."
+
+
+def past_key(layer: int) -> str:
+    """Cache input, [batch_size, num_kv_heads, past_sequence_length, head_dim]."""
+    return f"past_key_values.{layer}.key"
+
+
+def past_value(layer: int) -> str:
+    """Cache input, [batch_size, num_kv_heads, past_sequence_length, head_dim]."""
+    return f"past_key_values.{layer}.value"
+
+
+def present_key(layer: int) -> str:
+    """Cache output, [batch_size, num_kv_heads, total_sequence_length, head_dim]."""
+    return f"present.{layer}.key"
+
+
+def present_value(layer: int) -> str:
+    """Cache output, [batch_size, num_kv_heads, total_sequence_length, head_dim]."""
+    return f"present.{layer}.value"
+
+
+def num_image_tokens(image_size: int) -> int:
+    """Image tokens that one square image of `image_size` pixels becomes."""
+    return (image_size // PATCH_SIZE) ** 2
+
+
+ONNX_FILE_STEMS: Final[dict[Component, str]] = {
+    "vision": "vision_encoder",
+    "embed": "embed_tokens",
+    "decoder": "decoder_model_merged",
+}
+ONNX_SUFFIXES: Final[dict[FloatName, str]] = {"float32": "", "float16": "_fp16"}
+
+
+def onnx_file_name(component: Component, storage: FloatName) -> str:
+    """File name of one graph as transformers.js looks it up for a precision."""
+    return f"{ONNX_FILE_STEMS[component]}{ONNX_SUFFIXES[storage]}.onnx"
+
+
+def onnx_data_name(graph_file: str) -> str:
+    """File name of a graph's external data; clients derive it from the graph's own name."""
+    return f"{graph_file}_data"
+
+
+# Check identifiers: what `verify` compares, in the order the data flows.
+STAGES: Final = (
+    "preprocessing",
+    "image_features",
+    "inputs_embeds",
+    "prefill_logits",
+    "decode_logits",
+    "greedy_text",
+)
+
+# Operation names, the same in every target, so that reports can be compared op by op.
+
+
+def decoder_op(layer: int, part: str) -> str:
+    """Name of an operation in decoder layer `layer`, for example `l3_gate`."""
+    return f"l{layer}_{part}"
+
+
+def vision_op(stage: int, block: int, part: str) -> str:
+    """Name of an operation in block `block` of encoder stage `stage`, for example `s2b5_fc1`."""
+    return f"s{stage}b{block}_{part}"

@@ -1,0 +1,205 @@
+"""The one decode loop, over a small protocol that every runtime implements."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fastvlm_convert.errors import PromptError
+from fastvlm_convert.preprocess import Prompt
+
+Sampler = Callable[[np.ndarray], int]
+
+
+class Session(Protocol):
+    """A model that can be run, holding one KV cache.
+
+    Attributes:
+        executed_by: What executes it, for reports: `torch 2.13.0`, `onnxruntime 1.32.0`.
+        context_length: Tokens the cache holds, prompt and answer together.
+        num_image_tokens: Tokens one image becomes.
+    """
+
+    executed_by: str
+    context_length: int
+    num_image_tokens: int
+
+    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
+        """float32 [1, 3, S, S] -> projected image tokens, float32 [num_image_tokens, hidden]."""
+        ...
+
+    def embed(self, token_ids: np.ndarray) -> np.ndarray:
+        """int64 [n] -> float32 [n, hidden]."""
+        ...
+
+    def prefill(self, inputs_embeds: np.ndarray) -> np.ndarray:
+        """Start a new sequence with float32 [n, hidden]; logits of the last position, float32 [vocab]."""
+        ...
+
+    def decode(self, inputs_embeds: np.ndarray) -> np.ndarray:
+        """Append one token, float32 [1, hidden]; its logits, float32 [vocab]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of one answer went; seconds.
+
+    Attributes:
+        vision_s: Encoding all images.
+        prefill_s: Embedding and prefilling the prompt.
+        decode_s: All steps after the first token.
+        ttft_s: From the prepared prompt to the first token.
+        prompt_tokens: Tokens of the prompt, image tokens included.
+        answer_tokens: Tokens generated, the final end token included.
+    """
+
+    vision_s: float
+    prefill_s: float
+    decode_s: float
+    ttft_s: float
+    prompt_tokens: int
+    answer_tokens: int
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Speed after the first token, or None when there was only one."""
+        steps = self.answer_tokens - 1
+        return steps / self.decode_s if steps > 0 else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        token_ids: The generated ids without the end token.
+        finished: Whether the model ended the answer itself, rather than the token limit.
+        timings: Where the time went.
+    """
+
+    token_ids: tuple[int, ...]
+    finished: bool
+    timings: Timings
+
+
+def greedy(logits: np.ndarray) -> int:
+    """The most likely token; the first of equals."""
+    return int(np.argmax(logits))
+
+
+def sampler(temperature: float, top_p: float, seed: int) -> Sampler:
+    """Draw from the smallest set of tokens that holds `top_p` of the probability (nucleus sampling).
+
+    Args:
+        temperature: Divides the logits; above 0.
+        top_p: Share of the probability kept, in (0, 1].
+        seed: Equal seeds draw equal tokens.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(logits: np.ndarray) -> int:
+        scaled = logits.astype(np.float64) / temperature
+        weights = np.exp(scaled - scaled.max())
+        order = np.argsort(-weights, kind="stable")
+        cumulative = np.cumsum(weights[order]) / weights.sum()
+        kept = order[: int(np.searchsorted(cumulative, top_p)) + 1]
+        return int(rng.choice(kept, p=weights[kept] / weights[kept].sum()))
+
+    return draw
+
+
+def embed_prompt(session: Session, prompt: Prompt, features: Sequence[np.ndarray]) -> np.ndarray:
+    """Embeddings of a whole prompt, image features spliced in; float32 [tokens, hidden]."""
+    parts = []
+    for i, segment in enumerate(prompt.segments):
+        if i:
+            parts.append(features[i - 1])
+        if len(segment):
+            parts.append(session.embed(segment))
+    return np.concatenate(parts)
+
+
+def check_fits(prompt_tokens: int, new_tokens: int, context_length: int) -> None:
+    """Refuse a prompt and answer that the cache cannot hold.
+
+    Raises:
+        PromptError: Says how long both are and how much fits.
+    """
+    if prompt_tokens + new_tokens > context_length:
+        raise PromptError(
+            f"a prompt of {prompt_tokens} tokens and an answer of up to {new_tokens} exceed the context "
+            f"of {context_length} tokens",
+            hint="shorten the question, lower --max-new-tokens, or export with a larger max_context_length",
+        )
+
+
+def generate(
+    session: Session,
+    prompt: Prompt,
+    eos_token_ids: Sequence[int],
+    max_new_tokens: int,
+    choose: Sampler = greedy,
+    on_token: Callable[[int], None] | None = None,
+) -> Answer:
+    """Answer a prompt.
+
+    Args:
+        session: The model; its cache is overwritten.
+        prompt: The prompt.
+        eos_token_ids: Ids at which the answer ends.
+        max_new_tokens: Most tokens to generate, the end token included; at least 1.
+        choose: Picks a token from logits.
+        on_token: Called with each token of the answer as it comes, the end token excepted.
+
+    Raises:
+        PromptError: Prompt and answer do not fit into the context.
+    """
+    prompt_tokens = prompt.length(session.num_image_tokens)
+    check_fits(prompt_tokens, max_new_tokens, session.context_length)
+    start = time.perf_counter()
+    features = [session.encode_image(image) for image in prompt.images]
+    encoded = time.perf_counter()
+    logits = session.prefill(embed_prompt(session, prompt, features))
+    prefilled = time.perf_counter()
+    tokens: list[int] = []
+    first_token_at = prefilled
+    finished = False
+    for token in _tokens(session, logits, max_new_tokens, choose):
+        if not tokens:
+            first_token_at = time.perf_counter()
+        finished = token in eos_token_ids
+        tokens.append(token)
+        if finished:
+            break
+        if on_token is not None:
+            on_token(token)
+    timings = Timings(
+        vision_s=encoded - start,
+        prefill_s=prefilled - encoded,
+        decode_s=time.perf_counter() - first_token_at,
+        ttft_s=first_token_at - start,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=len(tokens),
+    )
+    return Answer(tuple(tokens[:-1] if finished else tokens), finished, timings)
+
+
+def _tokens(session: Session, logits: np.ndarray, limit: int, choose: Sampler) -> Iterator[int]:
+    for step in range(limit):
+        token = choose(logits)
+        yield token
+        if step + 1 < limit:
+            logits = session.decode(session.embed(np.asarray([token], np.int64)))
+
+
+def teacher_forced(session: Session, inputs_embeds: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
+    """Logits that precede each of `token_ids` when the model is fed exactly these; [len(token_ids), vocab].
+
+    Row 0 comes from the prefill, each further row from one decode step of the session itself.
+    """
+    rows = [session.prefill(inputs_embeds)]
+    rows += [session.decode(session.embed(np.asarray([t], np.int64))) for t in token_ids[:-1]]
+    return np.stack(rows)

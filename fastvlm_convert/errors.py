@@ -1,0 +1,60 @@
+"""The errors a user can meet. Each says what was given, where, what is allowed and what to do next.
+
+Only the command line turns them into exit codes: every `ConversionError` is exit code 2. A gate that
+fails is no error but a result (exit code 1).
+"""
+
+
+class ConversionError(Exception):
+    """Base of all errors that are meant for the user.
+
+    Attributes:
+        where: The file, folder or setting the error is about, or None.
+        hint: What to do next, or None.
+    """
+
+    def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.where = None if where is None else str(where)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """The message as one line, with the place it is about."""
+        what = super().__str__()
+        return what if self.where is None else f"{what} ({self.where})"
+
+
+class CheckpointError(ConversionError):
+    """The checkpoint is missing, damaged, hostile or not a FastVLM."""
+
+
+class TokenizerError(ConversionError):
+    """The tokenizer files are missing or damaged, or cannot express a text."""
+
+
+class ImageError(ConversionError):
+    """An image cannot be read or is not acceptable."""
+
+
+class RecipeError(ConversionError):
+    """A recipe is malformed or asks for something impossible."""
+
+
+class TargetError(ConversionError):
+    """A target's runtime cannot execute what would be exported."""
+
+
+class BundleError(ConversionError):
+    """A bundle is missing, damaged or of another version."""
+
+
+class OutputError(ConversionError):
+    """The output cannot be written where it was asked for."""
+
+
+class PromptError(ConversionError):
+    """A prompt, or the answer asked for, does not fit the model."""
+
+
+class MissingDependencyError(ConversionError):
+    """A package that this command needs is not installed."""

@@ -1,0 +1,69 @@
+"""FastVLM: encoder, projector and decoder joined, with weights loaded from a `WeightSource`."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastvlm_convert.model.decoder import Qwen2
+from fastvlm_convert.model.projector import Projector
+from fastvlm_convert.model.vision import FastViTHD
+from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.source import WeightSource
+
+
+class FastVLM(nn.Module):
+    """The whole model in float32.
+
+    Args:
+        config: Its dimensions.
+        folded: Build the form in which BatchNorm and LayerScale are part of the weights beside them.
+    """
+
+    def __init__(self, config: ModelConfig, folded: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = FastViTHD(config.vision, folded)
+        self.projector = Projector(
+            config.vision.output_width, config.projector_width, config.decoder.hidden_size
+        )
+        self.decoder = Qwen2(config.decoder)
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """float32 [B, 3, S, S] -> projected image tokens [B, num_image_tokens, hidden]."""
+        return self.projector(self.vision(pixel_values))
+
+
+def load_model(
+    config: ModelConfig,
+    weights: WeightSource,
+    folded: bool = False,
+    on_progress: Callable[[float], None] | None = None,
+) -> FastVLM:
+    """Build the model and read its weights, one tensor at a time.
+
+    Args:
+        config: Its dimensions.
+        weights: Canonical names; must match the model exactly.
+        folded: Whether `weights` are folded (see `weights.fold`).
+        on_progress: Called with the share of the weights read so far, 0..1.
+
+    Returns:
+        The model in float32 and evaluation mode.
+    """
+    with torch.device("meta"):
+        model = FastVLM(config, folded)
+    names = [n for n in model.state_dict() if not n.endswith("num_batches_tracked")]
+    total = sum(weights[name].size for name in names)
+    done = 0
+    state = {}
+    for name in names:
+        state[name] = torch.from_numpy(weights[name].array())
+        done += weights[name].size
+        if on_progress is not None:
+            on_progress(done / total)
+    state |= {
+        n: torch.zeros((), dtype=torch.long) for n in model.state_dict() if n.endswith("num_batches_tracked")
+    }
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,1 @@
+"""Run what a checkpoint holds or a bundle ships: one session per runtime, one protocol (`decode.Session`)."""

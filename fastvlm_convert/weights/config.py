@@ -1,0 +1,102 @@
+"""What the network is: dimensions, read off the tensors."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastvlm_convert.contract import VISION_HEAD_DIM, num_image_tokens
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of the encoder: blocks of equal width after an optional downsampling.
+
+    Attributes:
+        mixer: `conv` for RepMixer blocks, `attention` for self-attention blocks.
+        width: Channels.
+        depth: Blocks.
+        ffn_width: Hidden channels of the convolutional feed-forward network.
+        has_position: Whether a convolutional position encoding stands before the blocks.
+    """
+
+    mixer: Literal["conv", "attention"]
+    width: int
+    depth: int
+    ffn_width: int
+    has_position: bool
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads, each `VISION_HEAD_DIM` wide."""
+        return self.width // VISION_HEAD_DIM
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The FastViTHD encoder.
+
+    Attributes:
+        image_size: Edge of the square input in pixels.
+        stem_width: Channels of the patch embedding.
+        stages: The stages in order.
+        squeeze_width: Hidden channels of the final squeeze-and-excitation block.
+        output_width: Channels of the features, one vector per image token.
+    """
+
+    image_size: int
+    stem_width: int
+    stages: tuple[StageConfig, ...]
+    squeeze_width: int
+    output_width: int
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens per image."""
+        return num_image_tokens(self.image_size)
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The Qwen2 decoder.
+
+    Attributes:
+        hidden_size: Width of the residual stream.
+        num_layers: Decoder layers.
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads, each shared by a group of query heads.
+        head_dim: Width of one head.
+        intermediate_size: Hidden width of the MLP.
+        vocab_size: Rows of the output head.
+        embed_rows: Rows of the embedding table.
+        tied: Whether head and embedding are one table.
+        rms_norm_eps: Epsilon of every RMSNorm.
+        rope_theta: Base of the rotary position embedding.
+        max_position_embeddings: Positions the model was trained for.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    embed_rows: int
+    tied: bool
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole FastVLM.
+
+    Attributes:
+        vision: The image encoder.
+        projector_width: Hidden width of the two-layer projector.
+        decoder: The language model.
+    """
+
+    vision: VisionConfig
+    projector_width: int
+    decoder: DecoderConfig

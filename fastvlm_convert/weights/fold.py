@@ -1,0 +1,61 @@
+"""Fold BatchNorm and LayerScale into the weights beside them.
+
+Both are linear at inference, so folding is exact in real arithmetic; it is computed in float64.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fastvlm_convert.contract import VISION_NORM_EPS
+from fastvlm_convert.weights.source import Weight, WeightSource, computed
+
+
+def fold(weights: WeightSource) -> dict[str, Weight]:
+    """A view in which `ffn.bn`, `attention_scale` and `ffn_scale` are gone.
+
+    `ffn.conv` gains a bias; `ffn.fc2` and `attention.proj` carry the layer scales.
+    """
+    folded = dict(weights)
+    for name in weights:
+        if name.endswith(".ffn.bn.weight"):
+            _fold_batch_norm(folded, name.removesuffix(".bn.weight"))
+        elif name.endswith(".ffn_scale"):
+            _fold_scale(folded, name, name.removesuffix("_scale") + ".fc2")
+        elif name.endswith(".attention_scale"):
+            _fold_scale(folded, name, name.removesuffix("_scale") + ".proj")
+    return folded
+
+
+def batch_norm_affine(
+    weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """BatchNorm at inference as `scale * x + shift`, both [channels], float64."""
+    scale = weight.astype(np.float64) / np.sqrt(var.astype(np.float64) + VISION_NORM_EPS)
+    return scale, bias - mean * scale
+
+
+def _fold_batch_norm(weights: dict[str, Weight], ffn: str) -> None:
+    parts = [weights.pop(f"{ffn}.bn.{p}") for p in ("weight", "bias", "running_mean", "running_var")]
+    conv = weights[f"{ffn}.conv.weight"]
+
+    def affine() -> tuple[np.ndarray, np.ndarray]:
+        return batch_norm_affine(*(part.array() for part in parts))
+
+    weights[f"{ffn}.conv.weight"] = _scaled_rows(conv, lambda: affine()[0])
+    weights[f"{ffn}.conv.bias"] = computed(conv.shape[:1], parts[1].dtype, lambda: affine()[1])
+
+
+def _fold_scale(weights: dict[str, Weight], scale_name: str, layer: str) -> None:
+    scale = weights.pop(scale_name)
+    for name in (f"{layer}.weight", f"{layer}.bias"):
+        weights[name] = _scaled_rows(weights[name], scale.array)
+
+
+def _scaled_rows(weight: Weight, scale: Callable[[], np.ndarray]) -> Weight:
+    def read(start: int, stop: int) -> np.ndarray:
+        rows = weight.read(start, stop).astype(np.float64)
+        factors = scale()[start:stop].reshape(-1, *[1] * (rows.ndim - 1))
+        return (rows * factors).astype(np.float32)
+
+    return Weight(weight.shape, weight.dtype, read)
