@@ -5,12 +5,24 @@ float32 in every precision, because clients mix files of different precisions; o
 be float16.
 """
 
+from dataclasses import dataclass
 from typing import Final, Literal
 
 Component = Literal["vision", "embed", "decoder"]
 COMPONENTS: Final[tuple[Component, ...]] = ("vision", "embed", "decoder")
 
 FloatName = Literal["float32", "float16"]
+
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of a graph's input or output; a symbolic dimension is a string."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
 
 # Graph inputs and outputs.
 PIXEL_VALUES: Final = "pixel_values"  # float32 [batch_size, 3, S, S], RGB scaled to 0..1

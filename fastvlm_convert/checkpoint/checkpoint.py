@@ -21,6 +21,7 @@ from fastvlm_convert.checkpoint.safetensors_file import read_safetensors
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.names import convolutions, weight_shapes
 from fastvlm_convert.weights.reparameterize import reparameterize
@@ -59,7 +60,7 @@ class Checkpoint:
     stored: Mapping[str, Weight]
     tokenizer: TextTokenizer
     eos_token_ids: tuple[int, ...]
-    image_mode: str
+    image_mode: ImageMode
     unused: tuple[str, ...]
     disagreements: tuple[Disagreement, ...]
     licence: Path | None

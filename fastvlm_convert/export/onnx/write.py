@@ -1,0 +1,145 @@
+"""Write the three graphs of a bundle."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fastvlm_convert.contract import Component, onnx_data_name, onnx_file_name
+from fastvlm_convert.errors import TargetError
+from fastvlm_convert.export.onnx.data import ExternalData, Region
+from fastvlm_convert.export.onnx.decoder import build_decoder
+from fastvlm_convert.export.onnx.embed import build_embed, store_table
+from fastvlm_convert.export.onnx.graph import Graph
+from fastvlm_convert.export.onnx.vision import build_vision
+from fastvlm_convert.manifest import Artifact
+from fastvlm_convert.recipe import FloatSettings, Recipe
+from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.source import WeightSource
+
+FOLDER = "onnx"
+_HEAD_DIM_STEP = 16  # GroupQueryAttention with rotary positions inside
+
+OnProgress = Callable[[float], None]
+
+
+def check_target(config: ModelConfig) -> None:
+    """Refuse dimensions that ONNX Runtime cannot execute; reads no weight.
+
+    Raises:
+        TargetError: Names the dimension and what is allowed.
+    """
+    if config.decoder.head_dim % _HEAD_DIM_STEP:
+        raise TargetError(
+            f"the decoder's head size is {config.decoder.head_dim}; ONNX Runtime's GroupQueryAttention with rotary "
+            f"positions needs a multiple of {_HEAD_DIM_STEP}",
+            hint="this model cannot be run by ONNX Runtime; `run` answers from the checkpoint itself",
+        )
+
+
+def export_onnx(
+    config: ModelConfig,
+    weights: WeightSource,
+    recipe: Recipe,
+    embed_rows: int,
+    folder: Path,
+    on_progress: OnProgress,
+) -> list[Artifact]:
+    """Write vision encoder, embedding and decoder under `folder`/onnx.
+
+    Args:
+        config: Dimensions, with the image size to export.
+        weights: Canonical names, folded.
+        recipe: Precisions and settings.
+        embed_rows: Least rows of the embedding table (every id a client looks up needs one).
+        folder: The bundle under construction.
+        on_progress: Called with the share of the work done, 0..1.
+
+    Returns:
+        One artifact a graph.
+
+    Raises:
+        TargetError: ONNX Runtime cannot execute the model, or a weight does not fit its storage dtype.
+        CheckpointError: A weight cannot be read.
+    """
+    check_target(config)
+    (folder / FOLDER).mkdir()
+    writer = _Writer(config, weights, recipe, max(embed_rows, config.decoder.embed_rows), folder, on_progress)
+    return [writer.vision(), *writer.decoder_and_embed()]
+
+
+class _Writer:
+    """The arguments of `export_onnx`, and how many bytes of weights were written so far."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: WeightSource,
+        recipe: Recipe,
+        embed_rows: int,
+        folder: Path,
+        on_progress: OnProgress,
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.recipe = recipe
+        self.embed_rows = embed_rows
+        self.folder = folder / FOLDER
+        self._on_progress = on_progress
+        self._total = 4 * sum(weight.size for weight in weights.values())
+        self._done = 0
+
+    def vision(self) -> Artifact:
+        settings = self.recipe.vision
+        file = onnx_file_name("vision", settings.storage)
+        with self._data(file) as data:
+            graph = Graph("fastvlm_vision", data, settings.storage, settings.compute, self._on_bytes)
+            build_vision(graph, self.config, self.weights)
+            graph.save(self.folder / file)
+        return _artifact("vision", settings, graph, file, onnx_data_name(file))
+
+    def decoder_and_embed(self) -> list[Artifact]:
+        settings, decoder = self.recipe.decoder, self.config.decoder
+        file = onnx_file_name("decoder", settings.storage)
+        shared = decoder.tied and self.recipe.onnx.shared_table
+        head = self.weights["decoder.embed_tokens.weight" if decoder.tied else "decoder.lm_head.weight"]
+        with self._data(file) as data:
+            graph = Graph("fastvlm_decoder", data, settings.storage, settings.compute, self._on_bytes)
+            table = store_table(graph, head, self.embed_rows if shared else decoder.vocab_size)
+            build_decoder(graph, decoder, self.weights, self.recipe.common.max_context_length, table)
+            graph.save(self.folder / file)
+            decoder_artifact = _artifact("decoder", settings, graph, file, onnx_data_name(file))
+            return [self._embed(data, table) if shared else self._embed_apart(), decoder_artifact]
+
+    def _embed_apart(self) -> Artifact:
+        file = onnx_file_name("embed", self.recipe.embed.storage)
+        with self._data(file) as data:
+            return self._embed(data, None)
+
+    def _embed(self, data: ExternalData, table: Region | None) -> Artifact:
+        """The embedding over a table that is there already, or over its own, written to `data`."""
+        storage = self.recipe.embed.storage
+        file = onnx_file_name("embed", storage)
+        graph = Graph("fastvlm_embed", data, storage, "float32", self._on_bytes)
+        if table is None:
+            table = store_table(graph, self.weights["decoder.embed_tokens.weight"], self.embed_rows)
+        build_embed(graph, table, self.embed_rows, self.config.decoder.hidden_size)
+        graph.save(self.folder / file)
+        return _artifact("embed", FloatSettings(storage, "float32"), graph, file, table.location)
+
+    def _data(self, file: str) -> ExternalData:
+        return ExternalData(self.folder / onnx_data_name(file))
+
+    def _on_bytes(self, count: int) -> None:
+        self._done += count
+        self._on_progress(min(1.0, self._done / self._total))
+
+
+def _artifact(component: Component, settings: FloatSettings, graph: Graph, *files: str) -> Artifact:
+    return Artifact(
+        target="onnx",
+        component=component,
+        storage=settings.storage,
+        compute=settings.compute,
+        files=tuple(f"{FOLDER}/{file}" for file in files),
+        inputs=tuple(graph.inputs),
+        outputs=tuple(graph.outputs),
+    )

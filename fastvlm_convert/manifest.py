@@ -1,0 +1,227 @@
+"""manifest.json: what a bundle holds. The bundle writes it, runtimes and checks read it."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal
+
+from fastvlm_convert.contract import COMPONENTS, Component, FloatName, TensorSpec
+from fastvlm_convert.errors import BundleError, RecipeError
+from fastvlm_convert.preprocess import ImageMode
+from fastvlm_convert.recipe import Recipe, recipe_from_dict
+
+FILE_NAME: Final = "manifest.json"
+SCHEMA: Final = "fastvlm-convert/bundle"
+SCHEMA_VERSION: Final = 1
+
+Target = Literal["onnx", "coreml"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported part of the model.
+
+    Attributes:
+        target: Format.
+        component: Part of the model.
+        storage: Dtype of its weights in the file.
+        compute: Dtype of its arithmetic.
+        files: Files relative to the bundle; the first is the one a runtime opens.
+        inputs: What the graph reads.
+        outputs: What it gives.
+    """
+
+    target: Target
+    component: Component
+    storage: FloatName
+    compute: FloatName
+    files: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What an app must know to feed the model.
+
+    Attributes:
+        image_size: Edge of the square input in pixels.
+        image_mode: How an image is made square.
+        num_image_tokens: Tokens one image becomes.
+        image_token: Placeholder in the prompt.
+        image_token_id: Its id.
+        prompt: The prompt format, with {question} where the user's text goes.
+        eos_token_ids: Ids at which an answer ends.
+        context_length: Tokens the KV cache holds.
+    """
+
+    image_size: int
+    image_mode: ImageMode
+    num_image_tokens: int
+    image_token: str
+    image_token_id: int
+    prompt: str
+    eos_token_ids: tuple[int, ...]
+    context_length: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a bundle comes from.
+
+    Attributes:
+        layout: Layout of the checkpoint.
+        sha256: Hash of the checkpoint's files, adapter included.
+        licence: File name of the licence's copy, or `not_found`.
+    """
+
+    layout: str
+    sha256: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and hash of one file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says about itself.
+
+    Attributes:
+        tool: Version of fastvlm-convert.
+        libraries: Versions of the libraries that wrote the artifacts.
+        source: The checkpoint.
+        recipe: The recipe, with every setting resolved.
+        artifacts: What was exported.
+        contract: What an app must know.
+        fp16_range: Whether activations were proven to stay within float16's range.
+        files: Every file but the manifest.
+    """
+
+    tool: str
+    libraries: dict[str, str]
+    source: Source
+    recipe: Recipe
+    artifacts: tuple[Artifact, ...]
+    contract: Contract
+    fp16_range: str
+    files: dict[str, FileEntry]
+
+    def artifact(self, target: Target, component: Component) -> Artifact:
+        """The artifact of one part.
+
+        Raises:
+            BundleError: The bundle has none.
+        """
+        for artifact in self.artifacts:
+            if (artifact.target, artifact.component) == (target, component):
+                return artifact
+        raise BundleError(f"the bundle has no {target} {component}")
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Formats in the bundle, each once."""
+        return tuple(dict.fromkeys(artifact.target for artifact in self.artifacts))
+
+    def to_json(self) -> str:
+        """The content of manifest.json."""
+        value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def file_entries(bundle: Path) -> dict[str, FileEntry]:
+    """Size and hash of every file below a folder, by its path relative to it, in sorted order."""
+
+    def entry(path: Path) -> FileEntry:
+        with path.open("rb") as file:
+            return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+    paths = {p.relative_to(bundle).as_posix(): p for p in bundle.rglob("*") if p.is_file()}
+    return {name: entry(paths[name]) for name in sorted(paths)}
+
+
+def load_manifest(bundle: Path) -> Manifest:
+    """Read and validate a bundle's manifest, and see that the files it names are there in full size.
+
+    Raises:
+        BundleError: It is missing, of another version, malformed, or the bundle is incomplete.
+    """
+    path = bundle / FILE_NAME
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"not a bundle: it has no {FILE_NAME}", where=bundle, hint="make one with: fastvlm-convert export"
+        ) from error
+    except OSError as error:
+        raise BundleError(f"cannot read: {error.strerror}", where=path) from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BundleError(f"not valid JSON: {error}", where=path) from error
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise BundleError("not a manifest of fastvlm-convert", where=path)
+    if value.get("schema_version") != SCHEMA_VERSION:
+        raise BundleError(
+            f"manifest version {value.get('schema_version')!r}; this tool reads {SCHEMA_VERSION}",
+            where=path,
+            hint="export the bundle again, or use the version of the tool that wrote it",
+        )
+    try:
+        manifest = _from_dict(value)
+    except (KeyError, TypeError, ValueError, AttributeError, RecipeError) as error:
+        raise BundleError(f"malformed manifest: {error}", where=path) from error
+    for problem in _problems(bundle, manifest):
+        raise BundleError(problem, where=bundle, hint="copy the bundle again, or export it again")
+    return manifest
+
+
+def _problems(bundle: Path, manifest: Manifest) -> Iterator[str]:
+    for artifact in manifest.artifacts:
+        if artifact.component not in COMPONENTS or not artifact.files:
+            yield f"malformed artifact {artifact.target} {artifact.component}"
+        for file in artifact.files:
+            if file not in manifest.files:
+                yield f"artifact file '{file}' is not among the manifest's files"
+    for name, entry in manifest.files.items():
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            yield f"file '{name}' lies outside the bundle"
+        elif not (bundle / name).is_file():
+            yield f"'{name}' is missing"
+        elif (bundle / name).stat().st_size != entry.size:
+            yield f"'{name}' has {(bundle / name).stat().st_size} bytes, the manifest says {entry.size}"
+
+
+def changed_files(bundle: Path, manifest: Manifest) -> list[str]:
+    """Files whose content is not what the manifest says."""
+    actual = file_entries(bundle)
+    return [name for name, entry in manifest.files.items() if actual.get(name) != entry]
+
+
+def _from_dict(value: dict[str, Any]) -> Manifest:
+    contract = value["contract"]
+    return Manifest(
+        tool=str(value["tool"]),
+        libraries=dict(value["libraries"]),
+        source=Source(**value["source"]),
+        recipe=recipe_from_dict(value["recipe"]),
+        artifacts=tuple(_artifact(entry) for entry in value["artifacts"]),
+        contract=Contract(**{**contract, "eos_token_ids": tuple(contract["eos_token_ids"])}),
+        fp16_range=str(value["fp16_range"]),
+        files={name: FileEntry(**entry) for name, entry in value["files"].items()},
+    )
+
+
+def _artifact(entry: dict[str, Any]) -> Artifact:
+    specs = {
+        side: tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[side])
+        for side in ("inputs", "outputs")
+    }
+    return Artifact(**{**entry, "files": tuple(entry["files"]), **specs})

@@ -1,0 +1,142 @@
+"""The stages in order; the only module that knows them all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from fastvlm_convert import __version__
+from fastvlm_convert.bundle import NO_LICENCE, PROMPT_FORMAT, new_folder, write_side_files
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint
+from fastvlm_convert.contract import IMAGE_TOKEN
+from fastvlm_convert.errors import TargetError
+from fastvlm_convert.export.onnx.write import check_target, export_onnx
+from fastvlm_convert.manifest import FILE_NAME, Contract, Manifest, Source, Target, file_entries
+from fastvlm_convert.preprocess import ImageMode
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.runtime.loaded import at_image_size
+from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.fold import fold
+
+OnProgress = Callable[[str, float], None]
+
+RANGE_NOT_RUN = "not_run"
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished export.
+
+    Attributes:
+        bundle: The folder.
+        manifest: What it holds.
+        warnings: What the user should know.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    warnings: tuple[str, ...]
+
+
+def export(
+    checkpoint_path: Path,
+    recipe: Recipe,
+    targets: Sequence[Target],
+    output: Path,
+    *,
+    adapter: Path | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda stage, share: None,
+) -> ExportResult:
+    """Convert a checkpoint to a bundle.
+
+    Args:
+        checkpoint_path: The checkpoint's folder; it is only read.
+        recipe: How to convert.
+        targets: Formats to export.
+        output: Folder to make; it appears whole or not at all.
+        adapter: PEFT folder that is merged in, or None.
+        overwrite: Whether an existing bundle may be replaced.
+        on_progress: Called with the name of the stage and the share of it that is done, 0..1.
+
+    Raises:
+        ConversionError: The input, the recipe, the target or the output does not allow it.
+    """
+    protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
+    checkpoint = open_checkpoint(checkpoint_path, adapter)
+    image_size, image_mode = _resolve_image(checkpoint, recipe)
+    config = at_image_size(checkpoint.config, image_size)
+    for target in targets:
+        _CHECKS[target](config)
+    contract = Contract(
+        image_size=image_size,
+        image_mode=image_mode,
+        num_image_tokens=config.vision.num_image_tokens,
+        image_token=IMAGE_TOKEN,
+        image_token_id=checkpoint.tokenizer.image_token_id,
+        prompt=PROMPT_FORMAT,
+        eos_token_ids=checkpoint.eos_token_ids,
+        context_length=recipe.common.max_context_length,
+    )
+    _check_context(contract)
+    with new_folder(output, overwrite, protected) as folder:
+        weights = fold(checkpoint.weights)
+        artifacts = export_onnx(
+            config,
+            weights,
+            recipe,
+            checkpoint.tokenizer.num_tokens,
+            folder,
+            lambda share: on_progress("onnx", share),
+        )
+        licence = write_side_files(folder, checkpoint, config, contract, artifacts, recipe)
+        on_progress("hashes", 0.0)
+        manifest = Manifest(
+            tool=__version__,
+            libraries={name: metadata.version(name) for name in ("numpy", "onnx", "tokenizers")},
+            source=Source(checkpoint.layout, content_hash(checkpoint.files), licence),
+            recipe=recipe,
+            artifacts=tuple(artifacts),
+            contract=contract,
+            fp16_range=RANGE_NOT_RUN,
+            files=file_entries(folder),
+        )
+        (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        on_progress("hashes", 1.0)
+    return ExportResult(output, manifest, tuple(_warnings(checkpoint, manifest)))
+
+
+_CHECKS: dict[Target, Callable[[ModelConfig], None]] = {"onnx": check_target}
+TARGETS: tuple[Target, ...] = tuple(_CHECKS)
+
+
+def _resolve_image(checkpoint: Checkpoint, recipe: Recipe) -> tuple[int, ImageMode]:
+    size, mode = recipe.common.image_size, recipe.common.image_mode
+    return (
+        checkpoint.config.vision.image_size if size == "checkpoint" else size,
+        checkpoint.image_mode if mode == "checkpoint" else mode,
+    )
+
+
+def _check_context(contract: Contract) -> None:
+    if contract.num_image_tokens >= contract.context_length:
+        raise TargetError(
+            f"one image of {contract.image_size} pixels takes {contract.num_image_tokens} tokens, the context has "
+            f"{contract.context_length}",
+            hint="raise common.max_context_length or lower common.image_size in the recipe",
+        )
+
+
+def _warnings(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
+    warnings = [
+        f"config.json says {d.key} is {d.config}, the tensors say {d.tensors}; the tensors were followed"
+        for d in checkpoint.disagreements
+    ]
+    if manifest.source.licence == NO_LICENCE:
+        warnings.append("the checkpoint has no licence file; see that you may pass the bundle on")
+    if manifest.contract.context_length > checkpoint.config.decoder.max_position_embeddings:
+        warnings.append(
+            f"the context of {manifest.contract.context_length} tokens is longer than the "
+            f"{checkpoint.config.decoder.max_position_embeddings} the model was trained for"
+        )
+    return warnings

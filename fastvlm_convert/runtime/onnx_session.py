@@ -1,0 +1,106 @@
+"""An ONNX bundle as a session, executed by ONNX Runtime."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidGraph,
+    InvalidProtobuf,
+    NoSuchFile,
+    NotImplemented,
+    RuntimeException,
+)
+
+from fastvlm_convert.contract import (
+    ATTENTION_MASK,
+    IMAGE_FEATURES,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LOGITS,
+    PIXEL_VALUES,
+    Component,
+)
+from fastvlm_convert.errors import BundleError
+from fastvlm_convert.manifest import Manifest
+
+_LOAD_ERRORS = (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented, RuntimeException)
+_ERROR_SEVERITY = 3  # ONNX Runtime's logger: nothing below an error
+
+
+class OnnxSession:
+    """Runs the three graphs of a bundle; implements `decode.Session`.
+
+    The KV cache is one fixed buffer a tensor, bound as past and as present: attention writes new positions
+    in place and nothing is copied between steps.
+
+    Raises:
+        BundleError: ONNX Runtime refuses a graph.
+    """
+
+    def __init__(self, bundle: Path, manifest: Manifest) -> None:
+        self.executed_by = f"onnxruntime {onnxruntime.__version__}"
+        self.context_length = manifest.contract.context_length
+        self.num_image_tokens = manifest.contract.num_image_tokens
+        self._vision = _load(bundle, manifest, "vision")
+        self._embed = _load(bundle, manifest, "embed")
+        self._decoder = _load(bundle, manifest, "decoder")
+        decoder = manifest.artifact("onnx", "decoder")
+        past = [t for t in decoder.inputs if t.name not in (INPUTS_EMBEDS, ATTENTION_MASK)]
+        present = [t.name for t in decoder.outputs if t.name != LOGITS]
+        self._cache = [
+            (spec.name, output, self._buffer(spec.shape, spec.dtype))
+            for spec, output in zip(past, present, strict=True)
+        ]
+        self._length = 0
+
+    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
+        """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
+        return np.asarray(self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixel_values})[0])
+
+    def embed(self, token_ids: np.ndarray) -> np.ndarray:
+        """int64 [n] -> float32 [n, hidden]."""
+        return np.asarray(self._embed.run([INPUTS_EMBEDS], {INPUT_IDS: token_ids[None]})[0][0])
+
+    def prefill(self, inputs_embeds: np.ndarray) -> np.ndarray:
+        """Start a new sequence; logits of the last position, float32 [vocab]."""
+        self._length = 0
+        return self._append(inputs_embeds)
+
+    def decode(self, inputs_embeds: np.ndarray) -> np.ndarray:
+        """Append one token; its logits, float32 [vocab]."""
+        return self._append(inputs_embeds)
+
+    def _append(self, inputs_embeds: np.ndarray) -> np.ndarray:
+        self._length += len(inputs_embeds)
+        binding = self._decoder.io_binding()
+        binding.bind_cpu_input(INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds[None]))
+        # As long as the sequence really is, not as the buffer: its sum and length tell the positions.
+        binding.bind_cpu_input(ATTENTION_MASK, np.ones((1, self._length), np.int64))
+        binding.bind_output(LOGITS)
+        for past, present, buffer in self._cache:
+            binding.bind_ortvalue_input(past, buffer)
+            binding.bind_ortvalue_output(present, buffer)
+        self._decoder.run_with_iobinding(binding)
+        return np.asarray(binding.get_outputs()[0].numpy()[0, -1])
+
+    def _buffer(self, shape: tuple[int | str, ...], dtype: str) -> onnxruntime.OrtValue:
+        heads, head_dim = shape[1], shape[3]
+        return onnxruntime.OrtValue.ortvalue_from_numpy(
+            np.zeros((1, heads, self.context_length, head_dim), dtype)  # type: ignore[arg-type]
+        )
+
+
+def _load(bundle: Path, manifest: Manifest, component: Component) -> onnxruntime.InferenceSession:
+    path = bundle / manifest.artifact("onnx", component).files[0]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERROR_SEVERITY
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except _LOAD_ERRORS as error:
+        raise BundleError(
+            f"ONNX Runtime refuses the graph: {' '.join(str(error).split())}",
+            where=path,
+            hint="`fastvlm-convert verify` tells whether files were changed; or export the bundle again",
+        ) from error
