@@ -202,7 +202,9 @@ def _preprocessor_config(contract: Contract) -> dict[str, Any]:
         "do_resize": True,
         # Both edges: the longer one fits, and "cropping" the smaller rest pads it with black.
         "size": {"shortest_edge": size, "longest_edge": size} if is_padded else {"shortest_edge": size},
-        "resample": 1 if is_padded else 3,  # transformers.js' bicubic has no antialiasing; 1 (Lanczos) is closer
+        "resample": 1
+        if is_padded
+        else 3,  # transformers.js' bicubic has no antialiasing; 1 (Lanczos) is closer
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,

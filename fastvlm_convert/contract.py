@@ -14,7 +14,6 @@ COMPONENTS: Final[tuple[Component, ...]] = ("vision", "embed", "decoder")
 FloatName = Literal["float32", "float16"]
 
 
-
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, dtype and shape of a graph's input or output; a symbolic dimension is a string."""

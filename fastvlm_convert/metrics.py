@@ -10,9 +10,9 @@ def sqnr_db(reference: np.ndarray, candidate: np.ndarray) -> float | None:
 
 
 def psnr_db(reference: np.ndarray, candidate: np.ndarray) -> float | None:
-    """Peak signal to noise in dB with the reference's largest magnitude as peak; None where they are equal."""
+    """Peak signal to noise in dB, the peak being the reference's largest magnitude; None where equal."""
     mse = float(np.mean(_diff(reference, candidate) ** 2))
-    peak = float(np.abs(reference).max(initial=np.finfo(np.float64).tiny))
+    peak = float(np.abs(reference.astype(np.float64)).max(initial=np.finfo(np.float64).tiny))
     return None if mse == 0 else float(20 * np.log10(peak) - 10 * np.log10(mse))
 
 
@@ -43,7 +43,7 @@ def _diff(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
 
 
 def _norm(values: np.ndarray) -> float:
-    return max(float(np.linalg.norm(values.astype(np.float64))), np.finfo(np.float64).tiny)
+    return max(float(np.linalg.norm(values.astype(np.float64))), float(np.finfo(np.float64).tiny))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

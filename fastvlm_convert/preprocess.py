@@ -18,7 +18,9 @@ from fastvlm_convert.errors import ImageError, PromptError
 
 ImageMode = Literal["pad", "crop"]
 
-MAX_IMAGE_PIXELS: Final = 1 << 28  # 268 million: beyond any camera, below what fills a phone's memory
+# A longer edge would make more than 268 million pixels (1 GiB) of a padded square. PIL itself refuses
+# images of more than 179 million pixels.
+MAX_IMAGE_EDGE: Final = 1 << 14
 
 PROMPT_BEFORE: Final = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 PROMPT_AFTER: Final = "<|im_end|>\n<|im_start|>assistant\n"
@@ -36,17 +38,19 @@ def load_image(path: Path) -> Image.Image:
     """Decode an image file to RGB.
 
     Raises:
-        ImageError: The file is missing, no image, damaged, or has more than `MAX_IMAGE_PIXELS`.
+        ImageError: The file is missing, no image, damaged, or absurdly large.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # our own limit below replaces PIL's decompression warning
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise ImageError(
-                    f"the image has {image.width} x {image.height} pixels, the limit is {MAX_IMAGE_PIXELS}",
-                    where=path,
-                )
-            return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL warns of large images; errors are enough
+            with Image.open(path) as image:
+                if max(image.size) > MAX_IMAGE_EDGE:
+                    raise ImageError(
+                        f"the image is absurdly large: {image.width} x {image.height} pixels, at most "
+                        f"{MAX_IMAGE_EDGE} an edge are accepted",
+                        where=path,
+                    )
+                return image.convert("RGB")
     except FileNotFoundError as error:
         raise ImageError("there is no such image", where=path) from error
     except UnidentifiedImageError as error:
@@ -62,6 +66,9 @@ def square(image: Image.Image, size: int, mode: ImageMode) -> Image.Image:
 
     `crop` resizes the shorter edge first and crops then, as transformers and Apple's app do; on a wide
     image the content beyond the square is lost.
+
+    Raises:
+        ImageError: Cropping would blow a narrow strip up absurdly.
     """
     width, height = image.size
     if mode == "pad":
@@ -71,6 +78,10 @@ def square(image: Image.Image, size: int, mode: ImageMode) -> Image.Image:
         return padded.resize((size, size), Image.Resampling.BICUBIC)
     short = min(width, height)
     width, height = size * width // short, size * height // short
+    if width * height > MAX_IMAGE_EDGE**2:
+        raise ImageError(
+            f"an image of {image.width} x {image.height} pixels is too narrow to be cropped to {size} x {size}"
+        )
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return resized.crop((left, top, left + size, top + size))

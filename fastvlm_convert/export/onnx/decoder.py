@@ -23,6 +23,7 @@ from fastvlm_convert.export.onnx.graph import Graph
 from fastvlm_convert.weights.config import DecoderConfig
 from fastvlm_convert.weights.source import Weight, WeightSource, computed
 
+
 @dataclass(frozen=True)
 class _Context:
     """What every layer reads: the cache's fill and the rotary tables."""
@@ -130,7 +131,9 @@ def _layer(
         rotary_interleaved=0,
     )  # fmt: skip
     attended = _linear(graph, op("o"), attended, [weights[f"{layer}.self_attn.o_proj.weight"]])
-    normed, x = _norm(graph, config, weights[f"{layer}.post_attention_layernorm.weight"], x, attended, op("mlp_norm"))
+    normed, x = _norm(
+        graph, config, weights[f"{layer}.post_attention_layernorm.weight"], x, attended, op("mlp_norm")
+    )
     gate = _linear(graph, op("gate"), normed, [weights[f"{layer}.mlp.gate_proj.weight"]])
     up = _linear(graph, op("up"), normed, [weights[f"{layer}.mlp.up_proj.weight"]])
     silu = graph.fused("QuickGelu", [gate], op("silu"), alpha=1.0)  # x * sigmoid(x) in one operator
@@ -143,12 +146,19 @@ def _linear(graph: Graph, name: str, x: str, weights: list[Weight]) -> str:
     return graph.fused("FusedMatMul", [x, graph.weight(f"{name}_weight", *weights)], name, transB=1)
 
 
-def _norm(graph: Graph, config: DecoderConfig, weight: Weight, x: str, skip: str, name: str) -> tuple[str, str]:
+def _norm(
+    graph: Graph, config: DecoderConfig, weight: Weight, x: str, skip: str, name: str
+) -> tuple[str, str]:
     """RMSNorm of x + skip; returns it and the sum. The first norm of all has nothing to add."""
     scale = graph.weight(f"{name}_weight", weight)
     if not skip:
         normed = graph.op(
-            "SimplifiedLayerNormalization", [x, scale], name, axis=-1, epsilon=config.rms_norm_eps, stash_type=1
+            "SimplifiedLayerNormalization",
+            [x, scale],
+            name,
+            axis=-1,
+            epsilon=config.rms_norm_eps,
+            stash_type=1,
         )
         return normed, x
     residual = f"{name}_residual"

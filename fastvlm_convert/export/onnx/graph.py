@@ -93,7 +93,9 @@ class Graph:
             raise AssertionError(f"two operations are called '{name}'")
         self._names.add(name)
         outputs = [name] if outputs is None else list(outputs)
-        self._nodes.append(helper.make_node(kind, list(inputs), outputs, name=name, domain=domain, **attributes))
+        self._nodes.append(
+            helper.make_node(kind, list(inputs), outputs, name=name, domain=domain, **attributes)
+        )
         return outputs[0]
 
     def fused(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:  # noqa: ANN401
@@ -123,7 +125,9 @@ class Graph:
             self.constant(name, np.concatenate(list(stored)).reshape(shape))
         else:
             self.external(name, self.data.append(stored), self.storage, shape)
-        return name if self.storage == self.compute else self.cast(name, self.compute, f"{name}_{self.compute}")
+        return (
+            name if self.storage == self.compute else self.cast(name, self.compute, f"{name}_{self.compute}")
+        )
 
     def external(self, name: str, region: Region, dtype: str, shape: Sequence[int]) -> str:
         """A tensor whose bytes lie in a data file; it may read less of the region than is there."""
@@ -162,9 +166,7 @@ class Graph:
             [helper.make_tensor_value_info(t.name, tensor_type(t.dtype), t.shape) for t in tensors]
             for tensors in (self.inputs, self.outputs)
         )
-        graph = helper.make_graph(
-            self._nodes, self.name, inputs, outputs, list(self._initializers.values())
-        )
+        graph = helper.make_graph(self._nodes, self.name, inputs, outputs, list(self._initializers.values()))
         model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],

@@ -1,0 +1,1 @@
+"""Latency and memory of the reference and of bundles, side by side."""

@@ -1,0 +1,82 @@
+"""What the user sees: the result on standard output, everything else on standard error."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from fastvlm_convert.errors import ConversionError
+
+JSON_SCHEMA_VERSION: Final = 1
+
+OnStage = Callable[[str, float], None]
+
+_FILE_WIDTH: Final = 120  # a pipe or a log has no width; Rich would take 80
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+err = Console(stderr=True, highlight=False)
+
+_STATUS_STYLES = {"passed": "green", "failed": "bold red", "not_run": "yellow"}
+
+
+def print_json(command: str, status: str, **fields: Any) -> None:  # noqa: ANN401
+    """Print the one JSON document of a command."""
+    document = {"schema_version": JSON_SCHEMA_VERSION, "command": command, "status": status, **fields}
+    # Not through Rich, which wraps at the width of the terminal.
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_error(error: ConversionError) -> None:
+    """Print what went wrong and what to do next."""
+    err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+    if error.hint:
+        err.print(f"[cyan]hint:[/] {escape(error.hint)}", soft_wrap=True)
+
+
+def print_warnings(warnings: tuple[str, ...]) -> None:
+    """Print warnings, one a line."""
+    for warning in warnings:
+        err.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+
+
+def status_text(status: str) -> str:
+    """A status in its colour."""
+    return f"[{_STATUS_STYLES[status]}]{status}[/]"
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people: decimal units, as phones and stores count."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.{1 if count < 100 * factor else 0}f} {unit}"
+    return f"{count:.0f} B"
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[OnStage]:
+    """A bar a stage on a terminal, nothing elsewhere; yields the callback that moves them.
+
+    Args:
+        quiet: Show nothing in any case.
+    """
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    bars = Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal)
+    tasks: dict[str, TaskID] = {}
+
+    def on_stage(stage: str, share: float) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=1.0)
+        bars.update(tasks[stage], completed=share)
+
+    with bars:
+        yield on_stage

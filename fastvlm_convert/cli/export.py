@@ -1,0 +1,71 @@
+"""`fastvlm-convert export`: make a bundle."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
+from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
+from fastvlm_convert.errors import TargetError
+from fastvlm_convert.manifest import Target
+from fastvlm_convert.recipe import load_recipe
+
+
+def command(
+    checkpoint: CheckpointArgument,
+    target: Annotated[list[str], typer.Option(help="Format to export; may be repeated.", show_default=False)],
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="A shipped recipe or a YAML file.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.", show_default=False)
+    ],
+    adapter: AdapterOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Convert a checkpoint to a bundle that an app can ship."""
+    from fastvlm_convert.pipeline import TARGETS, ExportResult, export
+
+    targets: list[Target] = []
+    for name in dict.fromkeys(target):
+        known = [t for t in TARGETS if t == name]
+        if not known:
+            raise TargetError(f"unknown target '{name}'", hint=f"targets: {', '.join(TARGETS)}")
+        targets += known
+    settings = load_recipe(recipe)
+    with progress(quiet=as_json) as on_stage:
+        result: ExportResult = export(
+            checkpoint,
+            settings,
+            targets,
+            output,
+            adapter=adapter,
+            overwrite=overwrite,
+            on_progress=on_stage,
+        )
+    files = {name: entry.size for name, entry in result.manifest.files.items()}
+    if as_json:
+        print_json(
+            "export",
+            "passed",
+            bundle=str(result.bundle),
+            files=files,
+            total_bytes=sum(files.values()),
+            warnings=list(result.warnings),
+        )
+        return
+    print_warnings(result.warnings)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("file")
+    table.add_column("size", justify="right")
+    for name, size in files.items():
+        table.add_row(escape(name), size_text(size))
+    table.add_row("[bold]total[/]", f"[bold]{size_text(sum(files.values()))}[/]")
+    out.print(table)
+    err.print(f"\nverify: fastvlm-convert verify {result.bundle} --reference {checkpoint}", soft_wrap=True)
+    err.print(f"bench:  fastvlm-convert bench {result.bundle} --reference {checkpoint}", soft_wrap=True)

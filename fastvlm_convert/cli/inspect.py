@@ -1,0 +1,123 @@
+"""`fastvlm-convert inspect`: what a checkpoint is; reads headers only."""
+
+from collections import Counter
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from fastvlm_convert.checkpoint.files import item_size
+from fastvlm_convert.cli.console import out, print_json, size_text
+from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
+
+_COMPONENTS = {"vision": "vision.", "projector": "projector.", "decoder": "decoder."}
+
+
+def command(
+    checkpoint: CheckpointArgument,
+    adapter: AdapterOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what a checkpoint is: dimensions, sizes, tokenizer, what is unused or contradicts itself."""
+    opened = open_checkpoint(checkpoint, adapter)
+    facts = describe(opened)
+    if as_json:
+        print_json("inspect", "passed", **facts)
+    else:
+        _print(opened, facts)
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything `inspect` knows, as plain data."""
+    config, decoder = checkpoint.config, checkpoint.config.decoder
+    dtypes: Counter[str] = Counter()
+    for weight in checkpoint.stored.values():
+        dtypes[weight.dtype] += weight.size * item_size(weight.dtype)
+    return {
+        "checkpoint": str(checkpoint.path),
+        "layout": checkpoint.layout,
+        "parameters": {
+            name: sum(w.size for n, w in checkpoint.weights.items() if n.startswith(prefix))
+            for name, prefix in _COMPONENTS.items()
+        },
+        "stored_bytes": dict(sorted(dtypes.items())),
+        "vision": {
+            "image_size": config.vision.image_size,
+            "image_mode": checkpoint.image_mode,
+            "num_image_tokens": config.vision.num_image_tokens,
+            "stages": [
+                {"mixer": s.mixer, "width": s.width, "depth": s.depth, "ffn_width": s.ffn_width}
+                for s in config.vision.stages
+            ],
+            "output_width": config.vision.output_width,
+        },
+        "projector_width": config.projector_width,
+        "decoder": {**vars(decoder), "kv_cache_bytes_per_token_float16": _cache_bytes(checkpoint)},
+        "tokenizer": {
+            "files": [path.name for path in checkpoint.tokenizer.files],
+            "num_tokens": checkpoint.tokenizer.num_tokens,
+            "image_token_id": checkpoint.tokenizer.image_token_id,
+            "eos_token_ids": list(checkpoint.eos_token_ids),
+        },
+        "licence": None if checkpoint.licence is None else checkpoint.licence.name,
+        "unused_tensors": list(checkpoint.unused),
+        "disagreements": [vars(d) for d in checkpoint.disagreements],
+    }
+
+
+def _cache_bytes(checkpoint: Checkpoint) -> int:
+    decoder = checkpoint.config.decoder
+    return 2 * 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim
+
+
+def _print(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
+    vision, decoder = checkpoint.config.vision, checkpoint.config.decoder
+    parameters = facts["parameters"]
+    stored = ", ".join(f"{size_text(n)} {dtype}" for dtype, n in facts["stored_bytes"].items())
+    widths = " ".join(f"{s.width}" for s in vision.stages)
+    depths = " ".join(f"{s.depth}" for s in vision.stages)
+    attention = sum(s.mixer == "attention" for s in vision.stages)
+    tied = "tied to the embedding" if decoder.tied else "untied"
+    rows = [
+        ("layout", f"{checkpoint.layout}, {stored}"),
+        (
+            "vision",
+            f"{parameters['vision'] / 1e6:.2f} M parameters; widths {widths}, depths {depths} "
+            f"(last {attention} attention); features {vision.output_width}",
+        ),
+        ("image", f"{vision.image_size} pixels, {checkpoint.image_mode}; {vision.num_image_tokens} tokens an image"),
+        ("projector", f"{parameters['projector'] / 1e6:.2f} M parameters; hidden {checkpoint.config.projector_width}"),
+        (
+            "decoder",
+            f"{parameters['decoder'] / 1e6:.2f} M parameters; {decoder.num_layers} layers, {decoder.hidden_size} wide, "
+            f"{decoder.num_heads} query and {decoder.num_kv_heads} KV heads of {decoder.head_dim}, "
+            f"MLP {decoder.intermediate_size}",
+        ),
+        ("vocabulary", f"{decoder.vocab_size} rows, head {tied}; tokenizer has {facts['tokenizer']['num_tokens']} ids"),
+        ("KV cache", f"{size_text(_cache_bytes(checkpoint))} a token in float16"),
+        ("tokenizer", ", ".join(facts["tokenizer"]["files"])),
+        ("ends at", ", ".join(str(i) for i in checkpoint.eos_token_ids)),
+        ("licence", facts["licence"] or "[yellow]not found[/]"),
+    ]  # fmt: skip
+    table = Table(
+        title=escape(str(checkpoint.path)),
+        title_justify="left",
+        show_header=False,
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for name, value in rows:
+        table.add_row(f"[bold]{name}[/]", value)
+    if checkpoint.unused:
+        shown = ", ".join(name.rpartition("model.")[2] for name in checkpoint.unused[:3])
+        more = (
+            f" and {len(checkpoint.unused) - 3} more (--json lists them)"
+            if len(checkpoint.unused) > 3
+            else ""
+        )
+        table.add_row("[bold]unused[/]", escape(f"{len(checkpoint.unused)} tensors: {shown}{more}"))
+    for d in checkpoint.disagreements:
+        table.add_row("[yellow]config[/]", escape(f"{d.key} is {d.config}, the tensors say {d.tensors}"))
+    out.print(table)

@@ -1,0 +1,1 @@
+"""Staged parity of a bundle against the reference, and the gates it must pass."""

@@ -1,0 +1,78 @@
+"""Results of checks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["passed", "failed", "not_run"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A figure that informs and gates nothing.
+
+    Attributes:
+        target: Format of the artifact.
+        stage: What was compared.
+        metric: Name with unit.
+        value: The figure, or None where the two are equal and the metric has no finite value.
+        exact: Whether the two are equal.
+    """
+
+    target: str
+    stage: str
+    metric: str
+    value: float | None
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Check(Measurement):
+    """A figure against its threshold.
+
+    Attributes:
+        threshold: What the value must reach; None where it must be exact.
+        status: Passed, failed, or not run.
+        reason: Why it failed or was not run, else None.
+        executed_by: What executed the artifact, else None.
+    """
+
+    threshold: float | None
+    status: Status
+    reason: str | None
+    executed_by: str | None
+
+
+def at_least(
+    target: str, stage: str, metric: str, value: float | None, threshold: float, executed_by: str
+) -> Check:
+    """A check that `value` reaches `threshold`; None stands for equality, which passes. NaN fails."""
+    passed = value is None or value >= threshold
+    reason = None if passed else f"{value:.1f} is below {threshold:g}"
+    return Check(target, stage, metric, value, value is None, threshold, _status(passed), reason, executed_by)
+
+
+def equal(
+    target: str, stage: str, metric: str, differences: int, reason: str, executed_by: str | None
+) -> Check:
+    """A check that nothing differs; `reason` says what does."""
+    passed = differences == 0
+    return Check(
+        target=target,
+        stage=stage,
+        metric=metric,
+        value=None if passed else float(differences),
+        exact=passed,
+        threshold=None,
+        status=_status(passed),
+        reason=None if passed else reason,
+        executed_by=executed_by,
+    )
+
+
+def not_run(target: str, stage: str, metric: str, reason: str) -> Check:
+    """A check that could not be made."""
+    return Check(target, stage, metric, None, False, None, "not_run", reason, None)
+
+
+def _status(passed: bool) -> Status:
+    return "passed" if passed else "failed"

@@ -1,0 +1,155 @@
+"""Compare a candidate with the reference, stage by stage, on pictures with questions.
+
+Every numeric stage gets the reference's own input, so that a difference belongs to the stage that shows
+it; only the greedy text runs end to end.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from fastvlm_convert import metrics
+from fastvlm_convert.decode import embed_prompt, generate, teacher_forced
+from fastvlm_convert.recipe import Gates
+from fastvlm_convert.runtime.loaded import LoadedModel
+from fastvlm_convert.verify.check import Check, Measurement, at_least, equal
+
+OnProgress = Callable[[float], None]
+
+_LOGIT_STAGES = ("prefill_logits", "decode_logits")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A picture with a question about it."""
+
+    image: Image.Image
+    text: str
+
+
+@dataclass
+class _Stage:
+    """Pairs of one stage, collected over all pictures."""
+
+    reference: list[np.ndarray] = field(default_factory=list)
+    candidate: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
+        self.reference.append(reference)
+        self.candidate.append(candidate)
+
+    def worst(self, metric: Callable[[np.ndarray, np.ndarray], float | None]) -> float | None:
+        """The metric of the picture where it is least; None where all are equal. NaN is the worst of all."""
+        values = [
+            v for r, c in zip(self.reference, self.candidate, strict=True) if (v := metric(r, c)) is not None
+        ]
+        return float(np.min(values)) if values else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything `compare` found."""
+
+    checks: tuple[Check, ...]
+    measurements: tuple[Measurement, ...]
+
+
+def compare(
+    target: str,
+    candidate: LoadedModel,
+    reference: LoadedModel,
+    questions: Sequence[Question],
+    gates: Gates,
+    on_progress: OnProgress = lambda share: None,
+) -> Comparison:
+    """Run both models on the same questions.
+
+    Args:
+        target: Format of the candidate, for the report.
+        candidate: The exported model.
+        reference: The torch reference at the candidate's image size and mode.
+        questions: At least one.
+        gates: What the candidate must reach.
+        on_progress: Called with the share of the questions done, 0..1.
+    """
+    stages = {name: _Stage() for name in ("preprocessing", "image_features", "inputs_embeds", *_LOGIT_STAGES)}
+    ids_differ: list[int] = []
+    text_differs: list[int] = []
+    for number, question in enumerate(questions):
+        ids_equal, text_equal = _run_both(candidate, reference, question, gates.max_new_tokens, stages)
+        if not ids_equal:
+            ids_differ.append(number)
+        if not text_equal:
+            text_differs.append(number)
+        on_progress((number + 1) / len(questions))
+
+    runs = candidate.session.executed_by
+    checks = [
+        equal(target, "preprocessing", "token_ids", len(ids_differ), f"prompts differ: {ids_differ}", None)
+    ]
+    measurements: list[Measurement] = []
+    for name, stage in stages.items():
+        value = stage.worst(metrics.sqnr_db)
+        checks.append(at_least(target, name, "sqnr_db", value, gates.min_sqnr_db, runs))
+        measurements += _measure(target, name, stage)
+    differing = f"{len(text_differs)} of {len(questions)} answers differ: {text_differs}"
+    if gates.identical_text:
+        checks.append(equal(target, "greedy_text", "token_ids", len(text_differs), differing, runs))
+    else:
+        share = 1 - len(text_differs) / len(questions)
+        measurements.append(Measurement(target, "greedy_text", "identical_share", share, not text_differs))
+    return Comparison(tuple(checks), tuple(measurements))
+
+
+def _run_both(
+    candidate: LoadedModel,
+    reference: LoadedModel,
+    question: Question,
+    max_new_tokens: int,
+    stages: dict[str, _Stage],
+) -> tuple[bool, bool]:
+    """One question through both; returns whether prompts and greedy answers are equal."""
+    theirs = reference.prompt(question.text, [question.image])
+    ours = candidate.prompt(question.text, [question.image])
+    stages["preprocessing"].add(theirs.images[0], ours.images[0])
+    ids_equal = all(np.array_equal(a, b) for a, b in zip(theirs.segments, ours.segments, strict=True))
+
+    features = [reference.session.encode_image(image) for image in theirs.images]
+    for image, expected in zip(theirs.images, features, strict=True):
+        stages["image_features"].add(expected, candidate.session.encode_image(image))
+    embeds = embed_prompt(reference.session, theirs, features)
+    stages["inputs_embeds"].add(embeds, embed_prompt(candidate.session, theirs, features))
+
+    answer = generate(reference.session, theirs, reference.eos_token_ids, max_new_tokens)
+    forced = [*answer.token_ids, *reference.eos_token_ids[:1]]
+    expected_logits = teacher_forced(reference.session, embeds, forced)
+    logits = teacher_forced(candidate.session, embeds, forced)
+    stages["prefill_logits"].add(expected_logits[:1], logits[:1])
+    if len(forced) > 1:
+        stages["decode_logits"].add(expected_logits[1:], logits[1:])
+
+    said = generate(candidate.session, ours, candidate.eos_token_ids, max_new_tokens)
+    return ids_equal, said.token_ids == answer.token_ids
+
+
+def _measure(target: str, name: str, stage: _Stage) -> list[Measurement]:
+    if not stage.reference:
+        return []
+    pairs = list(zip(stage.reference, stage.candidate, strict=True))
+    is_exact = all(np.array_equal(r, c) for r, c in pairs)
+    figures: dict[str, float | None] = {
+        "psnr_db": stage.worst(metrics.psnr_db),
+        "max_abs_error": max(metrics.max_abs_error(r, c) for r, c in pairs),
+        "cosine_similarity": stage.worst(metrics.cosine_similarity),
+    }
+    if name in _LOGIT_STAGES:
+        divergence = np.concatenate([metrics.kl_divergence(r, c) for r, c in pairs])
+        rows = [np.concatenate(side) for side in zip(*pairs, strict=True)]
+        figures |= {
+            "kl_mean_nats": float(divergence.mean()),
+            "kl_p99_nats": float(np.quantile(divergence, 0.99)),
+            "top1_agreement": metrics.top1_agreement(*rows),
+        }
+    return [Measurement(target, name, metric, value, is_exact) for metric, value in figures.items()]
