@@ -29,7 +29,8 @@ CHAT_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    f"{{% if part['type'] == 'image' %}}{{{{ '{IMAGE_TOKEN}\\n' }}}}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
+    f"{{% if part['type'] == 'image' %}}{{{{ '{IMAGE_TOKEN}\\n' }}}}"
+    "{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}"
     "{{ '<|im_end|>\\n' }}"
     "{% endfor %}"
@@ -263,8 +264,8 @@ def _notice(licence: Path, recipe: Recipe) -> str:
     )
     return (
         f"{attribution}This bundle is a derivative of a FastVLM model; its licence is in {licence.name}.\n\n"
-        "Modifications: BatchNorm and LayerScale of the image encoder were folded into the weights beside them, "
-        "the model was converted to the formats in this bundle, and its weights are stored as "
+        "Modifications: BatchNorm and LayerScale of the image encoder were folded into the weights beside "
+        "them, the model was converted to the formats in this bundle, and its weights are stored as "
         f"{recipe.vision.storage} (image encoder, projector), {recipe.embed.storage} (embedding) and "
         f"{recipe.decoder.storage} (decoder), by fastvlm-convert with the recipe '{recipe.name}'.\n"
     )

@@ -121,8 +121,8 @@ def _resolve_image(checkpoint: Checkpoint, recipe: Recipe) -> tuple[int, ImageMo
 def _check_context(contract: Contract) -> None:
     if contract.num_image_tokens >= contract.context_length:
         raise TargetError(
-            f"one image of {contract.image_size} pixels takes {contract.num_image_tokens} tokens, the context has "
-            f"{contract.context_length}",
+            f"one image of {contract.image_size} pixels takes {contract.num_image_tokens} tokens, "
+            f"the context has {contract.context_length}",
             hint="raise common.max_context_length or lower common.image_size in the recipe",
         )
 

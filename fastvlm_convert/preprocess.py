@@ -57,7 +57,12 @@ def load_image(path: Path) -> Image.Image:
         raise ImageError("not an image, or of a format that is not supported", where=path) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image is absurdly large: {error}", where=path) from error
-    except (OSError, ValueError, SyntaxError) as error:  # PIL's decoders raise these for damaged files
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        SyntaxError,
+    ) as error:  # PIL's decoders raise these for damaged files
         raise ImageError(f"the image cannot be decoded: {error}", where=path) from error
 
 
@@ -80,7 +85,7 @@ def square(image: Image.Image, size: int, mode: ImageMode) -> Image.Image:
     width, height = size * width // short, size * height // short
     if width * height > MAX_IMAGE_EDGE**2:
         raise ImageError(
-            f"an image of {image.width} x {image.height} pixels is too narrow to be cropped to {size} x {size}"
+            f"an image of {image.width} x {image.height} pixels is too narrow to crop {size} x {size} from it"
         )
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2

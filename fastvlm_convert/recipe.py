@@ -224,8 +224,9 @@ def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
     plain = [k for k in kinds if typing.get_origin(k) is not Literal]
     if given in literals and isinstance(given, str):
         return given
-    for kind in plain:
-        if type(given) is kind or (kind is float and type(given) is int):
-            return kind(given)
+    if type(given) in plain:
+        return given
+    if type(given) is int and float in plain:
+        return float(given)
     allowed = [repr(v) for v in literals] + [f"a {k.__name__}" for k in plain]
     raise RecipeError(f"{place} is {given!r}, expected {' or '.join(allowed)}")

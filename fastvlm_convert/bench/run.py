@@ -106,8 +106,8 @@ def bench(
         loaded = [w.load(image_size, context_length) for w in workers]
         rounds: list[list[dict[str, Any]]] = [[] for _ in workers]
         for number in range(trials + 1):
-            for worker, results in zip(workers, rounds, strict=True):
-                results.append(worker.trial(new_tokens))
+            for worker, measured in zip(workers, rounds, strict=True):
+                measured.append(worker.trial(new_tokens))
             on_progress((number + 1) / (trials + 1))
     results = [
         _result(contender, load, measured[1:])  # the first round warms up

@@ -35,8 +35,8 @@ def trial(model: LoadedModel, question: str, new_tokens: int) -> dict[str, float
     """Answer once, ignoring end tokens so that every trial does the same work.
 
     Returns:
-        Milliseconds of the image encoder, of the prefill (embedding included) and up to the first token; tokens
-        per second of prefill and decode.
+        Milliseconds of the image encoder, of the prefill (embedding included) and up to the first token;
+        tokens per second of prefill and decode.
     """
     session = model.session
     picture = Image.effect_mandelbrot((640, 480), (-2, -1.5, 1, 1.5), 20).convert("RGB")

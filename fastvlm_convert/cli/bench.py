@@ -73,8 +73,9 @@ def command(
         return
     _print(results)
     err.print(
-        f"{trials} trials of {new_tokens} tokens on {machine['system']} {machine['machine']}, {machine['cpu_count']} "
-        "CPUs: this is the host, not a phone. Median (p90; x: median over the reference's).",
+        f"{trials} trials of {new_tokens} tokens on {machine['system']} {machine['machine']}, "
+        f"{machine['cpu_count']} CPUs: this is the host, not a phone. "
+        "Median (p90; x: median over the reference's).",
         soft_wrap=True,
     )
 

@@ -87,20 +87,29 @@ def _print(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
             f"{parameters['vision'] / 1e6:.2f} M parameters; widths {widths}, depths {depths} "
             f"(last {attention} attention); features {vision.output_width}",
         ),
-        ("image", f"{vision.image_size} pixels, {checkpoint.image_mode}; {vision.num_image_tokens} tokens an image"),
-        ("projector", f"{parameters['projector'] / 1e6:.2f} M parameters; hidden {checkpoint.config.projector_width}"),
+        (
+            "image",
+            f"{vision.image_size} pixels, {checkpoint.image_mode}; {vision.num_image_tokens} tokens an image",
+        ),
+        (
+            "projector",
+            f"{parameters['projector'] / 1e6:.2f} M parameters; hidden {facts['projector_width']}",
+        ),
         (
             "decoder",
-            f"{parameters['decoder'] / 1e6:.2f} M parameters; {decoder.num_layers} layers, {decoder.hidden_size} wide, "
-            f"{decoder.num_heads} query and {decoder.num_kv_heads} KV heads of {decoder.head_dim}, "
-            f"MLP {decoder.intermediate_size}",
+            f"{parameters['decoder'] / 1e6:.2f} M parameters; {decoder.num_layers} layers, "
+            f"{decoder.hidden_size} wide, {decoder.num_heads} query and {decoder.num_kv_heads} KV heads "
+            f"of {decoder.head_dim}, MLP {decoder.intermediate_size}",
         ),
-        ("vocabulary", f"{decoder.vocab_size} rows, head {tied}; tokenizer has {facts['tokenizer']['num_tokens']} ids"),
+        (
+            "vocabulary",
+            f"{decoder.vocab_size} rows, head {tied}; tokenizer has {checkpoint.tokenizer.num_tokens} ids",
+        ),
         ("KV cache", f"{size_text(_cache_bytes(checkpoint))} a token in float16"),
         ("tokenizer", ", ".join(facts["tokenizer"]["files"])),
         ("ends at", ", ".join(str(i) for i in checkpoint.eos_token_ids)),
         ("licence", facts["licence"] or "[yellow]not found[/]"),
-    ]  # fmt: skip
+    ]
     table = Table(
         title=escape(str(checkpoint.path)),
         title_justify="left",

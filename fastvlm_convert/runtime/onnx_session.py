@@ -86,9 +86,9 @@ class OnnxSession:
         return np.asarray(binding.get_outputs()[0].numpy()[0, -1])
 
     def _buffer(self, shape: tuple[int | str, ...], dtype: str) -> onnxruntime.OrtValue:
-        heads, head_dim = shape[1], shape[3]
+        heads, head_dim = int(shape[1]), int(shape[3])
         return onnxruntime.OrtValue.ortvalue_from_numpy(
-            np.zeros((1, heads, self.context_length, head_dim), dtype)  # type: ignore[arg-type]
+            np.zeros((1, heads, self.context_length, head_dim), dtype)
         )
 
 

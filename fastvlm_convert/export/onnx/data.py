@@ -39,7 +39,7 @@ class ExternalData:
         self._file.write(bytes(-offset % ALIGNMENT))
         offset = self._file.tell()
         for chunk in chunks:
-            self._file.write(memoryview(np.ascontiguousarray(chunk)).cast("B"))
+            self._file.write(np.ascontiguousarray(chunk).data)
         return Region(self._name, offset, self._file.tell() - offset)
 
     def __enter__(self) -> Self:

@@ -33,6 +33,11 @@ class _Context:
     cos: str
     sin: str
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """In the order in which attention reads them."""
+        return self.past_length, self.total_length, self.cos, self.sin
+
 
 def build_decoder(
     graph: Graph, config: DecoderConfig, weights: WeightSource, context_length: int, head: Region
@@ -72,14 +77,14 @@ def build_decoder(
 
 def _declare(graph: Graph, config: DecoderConfig) -> None:
     graph.input(ATTENTION_MASK, "int64", [BATCH, TOTAL_SEQUENCE])
-    shape = [BATCH, config.num_kv_heads, PAST_SEQUENCE, config.head_dim]
+    shape: list[int | str] = [BATCH, config.num_kv_heads, PAST_SEQUENCE, config.head_dim]
     for i in range(config.num_layers):
         graph.input(past_key(i), graph.compute, shape)
         graph.input(past_value(i), graph.compute, shape)
 
 
 def _declare_present(graph: Graph, config: DecoderConfig) -> None:
-    shape = [BATCH, config.num_kv_heads, TOTAL_SEQUENCE, config.head_dim]
+    shape: list[int | str] = [BATCH, config.num_kv_heads, TOTAL_SEQUENCE, config.head_dim]
     for i in range(config.num_layers):
         graph.output(present_key(i), graph.compute, shape)
         graph.output(present_value(i), graph.compute, shape)
@@ -121,7 +126,7 @@ def _layer(
     packed = graph.op("Add", [packed, bias], f"{op('qkv')}_biased")
     attended = graph.fused(
         "GroupQueryAttention",
-        [packed, "", "", past_key(i), past_value(i), context.past_length, context.total_length, context.cos, context.sin],
+        [packed, "", "", past_key(i), past_value(i), *context.inputs],
         op("attn"),
         outputs=[op("attn"), present_key(i), present_value(i)],
         num_heads=config.num_heads,
@@ -142,7 +147,7 @@ def _layer(
 
 
 def _linear(graph: Graph, name: str, x: str, weights: list[Weight]) -> str:
-    """x W^T with the weights as the checkpoint stores them, [out, in]: nothing is transposed on the way."""
+    """Multiply by W^T, with W as the checkpoint stores it, [out, in]: nothing is transposed on the way."""
     return graph.fused("FusedMatMul", [x, graph.weight(f"{name}_weight", *weights)], name, transB=1)
 
 

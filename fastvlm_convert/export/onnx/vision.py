@@ -132,8 +132,14 @@ class _Builder:
             self.graph.weight(f"{name}_bias", self.weights[f"{weight}.bias"]),
         ]
         return self.graph.op(
-            "Conv", inputs, name, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4, group=groups
-        )  # fmt: skip
+            "Conv",
+            inputs,
+            name,
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            pads=[kernel // 2] * 4,
+            group=groups,
+        )
 
     def linear(self, x: str, weight: str, name: str) -> str:
         matrix = self.graph.weight(f"{name}_weight", self.weights[f"{weight}.weight"])

@@ -29,8 +29,8 @@ def check_target(config: ModelConfig) -> None:
     """
     if config.decoder.head_dim % _HEAD_DIM_STEP:
         raise TargetError(
-            f"the decoder's head size is {config.decoder.head_dim}; ONNX Runtime's GroupQueryAttention with rotary "
-            f"positions needs a multiple of {_HEAD_DIM_STEP}",
+            f"the decoder's head size is {config.decoder.head_dim}; ONNX Runtime's GroupQueryAttention "
+            f"with rotary positions needs a multiple of {_HEAD_DIM_STEP}",
             hint="this model cannot be run by ONNX Runtime; `run` answers from the checkpoint itself",
         )
 
