@@ -167,7 +167,7 @@ def generate(
     tokens: list[int] = []
     first_token_at = prefilled
     finished = False
-    for token in _tokens(session, logits, max_new_tokens, choose):
+    for token in stream_tokens(session, logits, max_new_tokens, choose):
         if not tokens:
             first_token_at = time.perf_counter()
         finished = token in eos_token_ids
@@ -187,7 +187,10 @@ def generate(
     return Answer(tuple(tokens[:-1] if finished else tokens), finished, timings)
 
 
-def _tokens(session: Session, logits: np.ndarray, limit: int, choose: Sampler) -> Iterator[int]:
+def stream_tokens(
+    session: Session, logits: np.ndarray, limit: int, choose: Sampler = greedy
+) -> Iterator[int]:
+    """Tokens that follow a prefill, one decode step each; ends after `limit`, not at an end token."""
     for step in range(limit):
         token = choose(logits)
         yield token

@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.decode import check_fits, embed_prompt, greedy
+from fastvlm_convert.decode import check_fits, embed_prompt, stream_tokens
 from fastvlm_convert.errors import ConversionError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
@@ -46,10 +45,11 @@ def trial(model: LoadedModel, question: str, new_tokens: int) -> dict[str, float
     features = [session.encode_image(image) for image in prompt.images]
     encoded = time.perf_counter()
     embeds = embed_prompt(session, prompt, features)
-    token = greedy(session.prefill(embeds))
+    tokens = stream_tokens(session, session.prefill(embeds), new_tokens)
+    next(tokens)
     first = time.perf_counter()
-    for _ in range(new_tokens - 1):
-        token = greedy(session.decode(session.embed(np.asarray([token], np.int64))))
+    for _ in tokens:
+        pass
     end = time.perf_counter()
     return {
         "vision_ms": 1e3 * (encoded - start),

@@ -126,7 +126,7 @@ def _print(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
             if len(checkpoint.unused) > 3
             else ""
         )
-        table.add_row("[bold]unused[/]", escape(f"{len(checkpoint.unused)} tensors: {shown}{more}"))
+        table.add_row("[bold]unused[/]", escape(f"{len(checkpoint.unused)} tensor{"s" * (len(checkpoint.unused) > 1)}: {shown}{more}"))
     for d in checkpoint.disagreements:
         table.add_row("[yellow]config[/]", escape(f"{d.key} is {d.config}, the tensors say {d.tensors}"))
     out.print(table)

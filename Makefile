@@ -1,0 +1,58 @@
+# make demo and make test each set everything up first. Variables you may set:
+#   PYTHON    interpreter of at least 3.11 that makes the environment
+#   PIP_ARGS  more arguments for pip, for example another index for CPU-only torch (see README.md)
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := checkpoints/fastvlm-demo
+OUT := out/demo
+
+.PHONY: setup demo test test-all lint format bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (some minutes: PyTorch is large)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@rm -rf $(OUT)
+	$(BIN)/fastvlm-convert inspect $(DEMO)
+	@echo
+	$(BIN)/fastvlm-convert run $(DEMO) $(DEMO)/check_images/00.png "Describe the image."
+	@echo
+	$(BIN)/fastvlm-convert export $(DEMO) --target onnx --recipe fp16 -o $(OUT)/fp16
+	@echo
+	$(BIN)/fastvlm-convert run $(OUT)/fp16 $(DEMO)/check_images/00.png "Describe the image."
+	@echo
+	$(BIN)/fastvlm-convert verify $(OUT)/fp16 --reference $(DEMO)
+	@echo
+	$(BIN)/fastvlm-convert bench $(OUT)/fp16 --reference $(DEMO)
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-all: setup
+	$(BIN)/python -m pytest -q -m ''
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/demo_accuracy.py
+	$(BIN)/python benchmarks/export_cost.py 0.5b
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,49 @@
+"""Accuracy of the demo checkpoint on held-out pictures: the reference, and its fp32 and fp16 ONNX bundles.
+
+    python benchmarks/demo_accuracy.py [CHECKPOINT] [--pictures 500]
+
+Limit: at least 95 % of all answers exactly right, and bundles as good as the reference.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
+from fastvlm_convert.demo.samples import held_out
+from fastvlm_convert.pipeline import export
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.runtime.loaded import load_bundle, load_reference
+from fastvlm_convert.verify.accuracy import Score, accuracy
+
+DEMO = Path(__file__).parent.parent / "checkpoints" / "fastvlm-demo"
+
+
+def scores(checkpoint: Path, pictures: int) -> dict[str, dict[str, Score]]:
+    """Scores per contender and kind of question."""
+    samples = held_out(pictures)
+    found = {"reference": accuracy(load_reference(open_checkpoint(checkpoint)), samples)}
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in ("fp32", "fp16"):
+            result = export(checkpoint, load_recipe(recipe), ["onnx"], Path(folder) / recipe)
+            found[f"{recipe} onnx"] = accuracy(load_bundle(result.bundle, result.manifest, "onnx"), samples)
+    return found
+
+
+def main() -> None:
+    """Print one row a kind of question."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO)
+    parser.add_argument("--pictures", type=int, default=500)
+    arguments = parser.parse_args()
+    found = scores(arguments.checkpoint, arguments.pictures)
+    print(f"| kind | questions | {' | '.join(found)} |")
+    print("|---|---|" + "---|" * len(found))
+    reference = found["reference"]
+    for kind in sorted(reference, key=lambda k: (k == "all", k)):
+        cells = " | ".join(f"{100 * score[kind].share:.1f} %" for score in found.values())
+        print(f"| {kind} | {reference[kind].total} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()
