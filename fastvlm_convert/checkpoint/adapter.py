@@ -4,6 +4,7 @@ PEFT saves `adapter_config.json` and `adapter_model.safetensors` (or `.bin`); LL
 `non_lora_trainables.bin` with tensors that were trained whole, the projector above all.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from fastvlm_convert.weights.lora import LowRank, merge_low_rank
 from fastvlm_convert.weights.source import Weight, WeightSource
 
 _LOW_RANK = re.compile(r"^(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.weight)?$")
+_PEFT_ALPHA = 8  # PEFT's default for lora_alpha
 _WRAPPERS = ("base_model.model.", "base_model.")
-_UNSUPPORTED = ("use_dora", "fan_in_fan_out", "use_qalora", "lora_bias")
+_UNSUPPORTED = ("use_dora", "fan_in_fan_out", "use_qalora", "lora_bias", "alora_invocation_tokens")
+# Initialisations that change the base weights too: the adapter belongs to those, not to the checkpoint.
+_OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,13 @@ def read_adapter(path: Path) -> Adapter:
                 where=path / "adapter_config.json",
                 hint="merge it with PEFT's merge_and_unload() and convert the merged checkpoint",
             )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_OTHER_BASE):
+        raise CheckpointError(
+            f"init_lora_weights is {start!r}, which also changes the weights that are adapted",
+            where=path / "adapter_config.json",
+            hint="save it as plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
+        )
     tensors = _read_tensors(path)
     halves: dict[str, dict[str, Weight]] = {}
     replaced: dict[str, Weight] = {}
@@ -88,11 +99,12 @@ def merge_adapter(weights: WeightSource, adapter: Adapter, canonical: Mapping[st
         merged[name] = weight
     for stored, low_rank in adapter.low_rank.items():
         name = _target(stored, canonical, merged, adapter.path)
-        out, width = merged[name].shape[:2] if len(merged[name].shape) > 1 else (0, 0)
-        expected = (width, out) if low_rank.transposed else (out, width)
+        shape = merged[name].shape
         update = (low_rank.b.shape[0], low_rank.a.shape[1])
-        if update != expected:
-            raise _shape_error(stored, update, merged[name].shape, adapter.path)
+        if low_rank.transposed:
+            update = update[::-1]
+        if update != shape[:2] or math.prod(shape[2:]) != 1:
+            raise _shape_error(stored, update, shape, adapter.path)
         merged[name] = merge_low_rank(merged[name], low_rank)
     return merged
 
@@ -112,7 +124,7 @@ def _read_tensors(path: Path) -> dict[str, Weight]:
 def _unwrapped(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
-    return name
+    return name.replace(".base_layer.", ".")  # the adapted layer's own bias or table, trained with it
 
 
 def _low_rank(
@@ -123,9 +135,10 @@ def _low_rank(
     rank = sides["A"].shape[0]
     if sides["B"].shape[1] != rank or not rank:
         raise CheckpointError(f"the two halves of the adapter of '{target}' have different ranks", where=path)
-    alpha = _by_pattern(config.get("alpha_pattern"), target, config.get("lora_alpha", rank))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise CheckpointError(f"lora_alpha is {alpha!r}, expected a number", where=path / "adapter_config.json")
+    where = path / "adapter_config.json"
+    alpha = _by_pattern(config.get("alpha_pattern"), target, config.get("lora_alpha", _PEFT_ALPHA), where)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e9:
+        raise CheckpointError(f"lora_alpha is {alpha!r}, expected a number", where=where)
     return LowRank(
         a=sides["A"],
         b=sides["B"],
@@ -134,12 +147,15 @@ def _low_rank(
     )
 
 
-def _by_pattern(patterns: object, target: str, default: object) -> object:
-    """PEFT's per-module override: the key is the end of the module's name."""
+def _by_pattern(patterns: object, target: str, default: object, where: Path) -> object:
+    """PEFT's override per module: a key is a regular expression for the end of the module's name."""
     module = target.removesuffix(".weight")
-    for key, value in (patterns.items() if isinstance(patterns, dict) else ()):
-        if module == key or module.endswith(f".{key}"):
-            return value
+    for key, value in patterns.items() if isinstance(patterns, dict) else ():
+        try:
+            if re.fullmatch(rf"(.*\.)?({key})", module):
+                return value
+        except re.error as error:
+            raise CheckpointError(f"alpha_pattern has the malformed pattern {key!r}", where=where) from error
     return default
 
 

@@ -100,6 +100,7 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
     check_shapes(weights, expected, path)
     weights = {name: reshaped(weights[name], shape) for name, shape in expected.items()}
     tokenizer = read_tokenizer(path)
+    _check_embeds(tokenizer, config, path)
     generation = _optional_json(path / "generation_config.json")
     extra = ("preprocessor_config.json", "generation_config.json")
     licence = next((path / n for n in _LICENCE_NAMES if (path / n).is_file()), None)
@@ -169,11 +170,24 @@ def _read_shards(
         if name not in shards[file]:
             raise CheckpointError(f"tensor '{name}' is not in '{file}', where the index has it", where=index)
     tensors = {name: weight for shard in shards.values() for name, weight in shard.items()}
+    tensors |= {name: shards[file][name] for name, file in weight_map.items()}  # it decides between two
     return tensors, [index, *(path / file for file in shards)]
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
+
+
+def _check_embeds(tokenizer: TextTokenizer, config: ModelConfig, path: Path) -> None:
+    """Every id that the tokenizer or the model itself can produce needs a row to be embedded with."""
+    rows, largest = config.decoder.embed_rows, tokenizer.largest_text_id
+    if largest >= rows or config.decoder.vocab_size > rows:
+        raise CheckpointError(
+            f"the embedding table has {rows} rows, but token ids go up to {largest} and the head has "
+            f"{config.decoder.vocab_size} rows",
+            where=path,
+            hint="do tokenizer and weights belong to the same model?",
+        )
 
 
 def _eos_token_ids(

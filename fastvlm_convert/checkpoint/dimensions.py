@@ -2,11 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fastvlm_convert.checkpoint.files import FLOAT_DTYPES
 from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.contract import PATCH_SIZE, VISION_HEAD_DIM
 from fastvlm_convert.errors import CheckpointError
@@ -14,6 +16,7 @@ from fastvlm_convert.weights.config import DecoderConfig, ModelConfig, StageConf
 from fastvlm_convert.weights.source import WeightSource, same_content
 
 _FEW = 8  # names listed in a message before the rest is counted
+_NUM_STAGES = 5  # the stem halves the image twice, each stage after the first once: 64 pixels a token
 
 
 @dataclass(frozen=True)
@@ -47,35 +50,15 @@ def infer_config(
         CheckpointError: A tensor that decides a dimension is missing, or dimensions do not fit together.
     """
     shapes = {name: weight.shape for name, weight in weights.items()}
-    text = raw.get("text_config", raw) if layout == "fast_vlm" else raw
 
     def dim(name: str, axis: int) -> int:
         if name not in shapes:
             raise CheckpointError(f"tensor '{name}' is missing", where=path)
-        if len(shapes[name]) <= axis:
+        if len(shapes[name]) <= axis or shapes[name][axis] < 1:
             raise CheckpointError(f"tensor '{name}' has shape {list(shapes[name])}", where=path)
         return shapes[name][axis]
 
-    stages = []
-    for s in range(count_indexed(shapes, "vision.stages")):
-        block = f"vision.stages.{s}.blocks.0"
-        is_attention = f"{block}.attention.qkv.weight" in shapes
-        stages.append(
-            StageConfig(
-                mixer="attention" if is_attention else "conv",
-                width=dim(f"{block}.ffn.fc2.weight", 0),
-                depth=count_indexed(shapes, f"vision.stages.{s}.blocks"),
-                ffn_width=dim(f"{block}.ffn.fc1.weight", 0),
-                has_position=any(n.startswith(f"vision.stages.{s}.position.") for n in shapes),
-            )
-        )
-        if is_attention and stages[-1].width % VISION_HEAD_DIM:
-            raise CheckpointError(
-                f"encoder stage {s} is {stages[-1].width} wide, no multiple of its head size {VISION_HEAD_DIM}",
-                where=path,
-            )
-    if not stages:
-        raise CheckpointError("it has no vision encoder: no tensor of FastViTHD was found", where=path)
+    stages = _stages(shapes, dim, path)
     vision = VisionConfig(
         image_size=image_size,
         stem_width=stages[0].width,
@@ -83,7 +66,41 @@ def infer_config(
         squeeze_width=dim("vision.final.se.reduce.weight", 0),
         output_width=dim("vision.final.se.expand.weight", 0),
     )
+    widths = [stage.width for stage in stages] + [vision.output_width]
+    for before, after in pairwise(widths):  # each is reached by a convolution with `before` groups
+        if after % before:
+            raise CheckpointError(
+                f"an encoder width of {after} is no multiple of the {before} before it", where=path
+            )
+    text = _text_config(raw, layout)
     return ModelConfig(vision, dim("projector.fc1.weight", 0), _decoder(weights, dim, text, path))
+
+
+def _stages(shapes: Mapping[str, Any], dim: Callable[[str, int], int], path: Path) -> list[StageConfig]:
+    count = count_indexed(shapes, "vision.stages", path)
+    if not count:
+        raise CheckpointError("it has no vision encoder: no tensor of FastViTHD was found", where=path)
+    if count != _NUM_STAGES:
+        raise CheckpointError(f"its encoder has {count} stages, FastViTHD has {_NUM_STAGES}", where=path)
+    stages = []
+    for s in range(count):
+        block = f"vision.stages.{s}.blocks.0"
+        is_attention = f"{block}.attention.qkv.weight" in shapes
+        stages.append(
+            StageConfig(
+                mixer="attention" if is_attention else "conv",
+                width=dim(f"{block}.ffn.fc2.weight", 0),
+                depth=count_indexed(shapes, f"vision.stages.{s}.blocks", path),
+                ffn_width=dim(f"{block}.ffn.fc1.weight", 0),
+                has_position=any(n.startswith(f"vision.stages.{s}.position.") for n in shapes),
+            )
+        )
+        if is_attention and stages[-1].width % VISION_HEAD_DIM:
+            raise CheckpointError(
+                f"encoder stage {s} is {stages[-1].width} wide, no multiple of a head's {VISION_HEAD_DIM}",
+                where=path,
+            )
+    return stages
 
 
 def _decoder(
@@ -93,56 +110,70 @@ def _decoder(
     attention = "decoder.layers.0.self_attn"
     heads = _positive(text, "num_attention_heads", path)
     query, key = dim(f"{attention}.q_proj.weight", 0), dim(f"{attention}.k_proj.weight", 0)
-    if query % heads or key % (query // heads) or heads % (key // (query // heads)):
+    head_dim, rest = divmod(query, heads)
+    if rest or key % head_dim or heads % (key // head_dim) or head_dim % 2:
         raise CheckpointError(
-            f"num_attention_heads {heads} does not divide the projections of {query} and {key} rows",
+            f"num_attention_heads {heads} does not fit projections of {query} and {key} rows",
             where=path / "config.json",
         )
-    head_dim = query // heads
+    hidden, rows = dim(embed, 1), dim(embed, 0)
     head = weights.get("decoder.lm_head.weight")
-    tied = head is None or same_content(head, weights[embed])
     return DecoderConfig(
-        hidden_size=dim(embed, 1),
-        num_layers=count_indexed(weights, "decoder.layers"),
+        hidden_size=hidden,
+        num_layers=count_indexed(weights, "decoder.layers", path),
         num_heads=heads,
         num_kv_heads=key // head_dim,
         head_dim=head_dim,
         intermediate_size=dim("decoder.layers.0.mlp.gate_proj.weight", 0),
         vocab_size=dim(embed if head is None else "decoder.lm_head.weight", 0),
-        embed_rows=dim(embed, 0),
-        tied=tied,
+        embed_rows=rows,
+        tied=head is None or same_content(head, weights[embed]),
         rms_norm_eps=_number(text, "rms_norm_eps", 1e-6, path),
         rope_theta=_rope_theta(text, path),
         max_position_embeddings=_positive(text, "max_position_embeddings", path, 32768),
     )
 
 
-def count_indexed(names: Mapping[str, Any], prefix: str) -> int:
-    """One more than the largest N in names of the form `prefix.N.*`; 0 if there is none."""
-    pattern = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.")
-    return max((int(m[1]) + 1 for n in names if (m := pattern.match(n))), default=0)
-
-
-def check_shapes(
-    weights: WeightSource, expected: Mapping[str, tuple[int, ...]], path: Path
-) -> None:
-    """Every expected weight must be there with the expected number of elements per row.
+def count_indexed(names: Iterable[str], prefix: str, path: Path) -> int:
+    """How many N there are in names of the form `prefix.N.*`; they must count from 0.
 
     Raises:
-        CheckpointError: Names the tensors that are missing or have another shape.
+        CheckpointError: A number is left out.
+    """
+    pattern = re.compile(rf"^{re.escape(prefix)}\.(\d{{1,6}})\.")
+    found = {int(match[1]) for name in names if (match := pattern.match(name))}
+    gaps = sorted(set(range(len(found))) - found)
+    if gaps:
+        raise CheckpointError(f"all tensors of '{prefix}.{gaps[0]}' are missing", where=path)
+    return len(found)
+
+
+def check_shapes(weights: WeightSource, expected: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Every expected weight must be there, as numbers, with the expected number of elements per row.
+
+    Raises:
+        CheckpointError: Names the tensors that are missing, or one of another shape or dtype.
     """
     missing = [name for name in expected if name not in weights]
     if missing:
-        listed = ", ".join(missing[:_FEW]) + (f" and {len(missing) - _FEW} more" if len(missing) > _FEW else "")
+        more = f" and {len(missing) - _FEW} more" if len(missing) > _FEW else ""
         raise CheckpointError(
-            f"{len(missing)} tensors are missing: {listed}",
+            f"{len(missing)} tensors are missing: {', '.join(missing[:_FEW])}{more}",
             where=path,
             hint="is a shard missing, or is it a checkpoint of the language model alone?",
         )
     for name, shape in expected.items():
-        if weights[name].shape != shape and _without_ones(weights[name].shape) != _without_ones(shape):
+        stored, dtype = weights[name].shape, weights[name].dtype
+        # Dimensions of 1 may be left out or added, but rows must stay rows.
+        if stored[:1] != shape[:1] or _without_ones(stored) != _without_ones(shape):
             raise CheckpointError(
-                f"tensor '{name}' has shape {list(weights[name].shape)}, expected {list(shape)}", where=path
+                f"tensor '{name}' has shape {list(stored)}, expected {list(shape)}", where=path
+            )
+        if dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"tensor '{name}' is stored as {dtype}; weights must be one of {', '.join(FLOAT_DTYPES)}",
+                where=path,
+                hint="give the unquantized checkpoint",
             )
 
 
@@ -154,7 +185,7 @@ def find_disagreements(
     config: ModelConfig, raw: Mapping[str, Any], layout: Layout
 ) -> tuple[Disagreement, ...]:
     """What config.json says and the tensors contradict."""
-    text = raw.get("text_config", raw) if layout == "fast_vlm" else raw
+    text = _text_config(raw, layout)
     decoder, vision = config.decoder, config.vision
     claims: list[tuple[str, Any, Any]] = [
         (key, text.get(key), getattr(decoder, ours))
@@ -169,12 +200,13 @@ def find_disagreements(
     if layout == "llava_qwen2":
         claims.append(("mm_hidden_size", raw.get("mm_hidden_size"), vision.output_width))
     else:
-        described = raw.get("vision_config") or {}
-        arguments = described.get("model_args") or {}
+        described = _object(raw.get("vision_config"))
+        arguments = _object(described.get("model_args"))
+        depths, widths = [s.depth for s in vision.stages], [s.width for s in vision.stages]
         claims += [
             ("vision_config.hidden_size", described.get("hidden_size"), vision.output_width),
-            ("vision_config.model_args.layers", arguments.get("layers"), [s.depth for s in vision.stages]),
-            ("vision_config.model_args.embed_dims", arguments.get("embed_dims"), [s.width for s in vision.stages]),
+            ("vision_config.model_args.layers", arguments.get("layers"), depths),
+            ("vision_config.model_args.embed_dims", arguments.get("embed_dims"), widths),
             ("image_seq_length", raw.get("image_seq_length"), vision.num_image_tokens),
         ]
     return tuple(
@@ -219,8 +251,8 @@ def check_supported(raw: Mapping[str, Any], layout: Layout, path: Path) -> None:
     Raises:
         CheckpointError: Names the key, its value and the values that are supported.
     """
-    text = raw.get("text_config", raw) if layout == "fast_vlm" else raw
-    rope = text.get("rope_scaling") or {}
+    text = _text_config(raw, layout)
+    rope = _object(text.get("rope_scaling")) or _object(text.get("rope_parameters"))
     rules: list[tuple[str, Any, tuple[Any, ...]]] = [
         ("hidden_act", text.get("hidden_act", "silu"), ("silu",)),
         ("use_sliding_window", text.get("use_sliding_window", False), (False, None)),
@@ -239,11 +271,18 @@ def check_supported(raw: Mapping[str, Any], layout: Layout, path: Path) -> None:
             )
 
 
+def _text_config(raw: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:
+    """Where the decoder's settings stand."""
+    return _object(raw.get("text_config")) or raw if layout == "fast_vlm" else raw
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _rope_theta(text: Mapping[str, Any], path: Path) -> float:
-    parameters = text.get("rope_parameters")
-    if isinstance(parameters, dict) and "rope_theta" in parameters:
-        return _number(parameters, "rope_theta", 1e6, path)
-    return _number(text, "rope_theta", 1e6, path)
+    parameters = _object(text.get("rope_parameters"))
+    return _number(parameters if "rope_theta" in parameters else text, "rope_theta", 1e6, path)
 
 
 def _positive(values: Mapping[str, Any], key: str, path: Path, default: int | None = None) -> int:

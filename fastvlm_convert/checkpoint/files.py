@@ -1,20 +1,21 @@
 """Tensors in checkpoint files: where each lies, and reading its rows without mapping or copying the file."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.errors import CheckpointError, ConversionError
 from fastvlm_convert.weights.source import Weight
 
 # Stored dtypes of which weights are made. bfloat16 is read as raw bits: numpy has no such type.
 FLOAT_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "float64": "<f8"}
 OTHER_DTYPES = {"int64": "<i8", "int32": "<i4", "int16": "<i2", "int8": "<i1", "uint8": "<u1", "bool": "<u1"}
 
-MAX_TENSOR_ELEMENTS = 1 << 34  # far above any FastVLM; a header that claims more is damaged or hostile
+# Far above any FastVLM; a header that claims more is damaged or hostile.
+MAX_TENSOR_ELEMENTS = 1 << 34
+MAX_TENSOR_AXES = 8
 
 
 def item_size(dtype: str) -> int:
@@ -69,7 +70,7 @@ def _to_float32(stored: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _read_exactly(path: Path, into: np.ndarray, offset: int) -> None:
-    view = memoryview(into).cast("B")
+    view = into.data.cast("B")
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
@@ -83,10 +84,26 @@ def _read_exactly(path: Path, into: np.ndarray, offset: int) -> None:
         raise CheckpointError(f"cannot read: {error.strerror}", where=path) from error
 
 
+def read_bytes(path: Path, offset: int, count: int) -> bytes:
+    """Up to `count` bytes of a file from `offset` on; fewer where the file ends.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(count)
+    except OSError as error:
+        raise CheckpointError(f"cannot read: {error.strerror}", where=path) from error
+
+
 def check_shape(shape: object, name: str, path: Path) -> tuple[int, ...]:
     """Validate a tensor shape that a file claims."""
-    if not isinstance(shape, list | tuple) or not all(
-        type(n) is int and 0 <= n <= MAX_TENSOR_ELEMENTS for n in shape
+    if (
+        not isinstance(shape, list | tuple)
+        or len(shape) > MAX_TENSOR_AXES
+        or not all(type(n) is int and 0 <= n <= MAX_TENSOR_ELEMENTS for n in shape)
     ):
         raise CheckpointError(f"tensor '{name}' has an impossible shape {shape!r}", where=path)
     elements = 1
@@ -97,11 +114,15 @@ def check_shape(shape: object, name: str, path: Path) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def read_json(path: Path, kind: type[CheckpointError] = CheckpointError) -> dict[str, Any]:
+def read_json(path: Path, kind: type[ConversionError] = CheckpointError) -> dict[str, Any]:
     """Read a JSON object from a file of a checkpoint.
 
+    Args:
+        path: The file.
+        kind: The error to raise.
+
     Raises:
-        CheckpointError: The file is missing, unreadable, not JSON, or not an object.
+        ConversionError: The file is missing, unreadable, not JSON, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -109,7 +130,7 @@ def read_json(path: Path, kind: type[CheckpointError] = CheckpointError) -> dict
         raise kind(f"'{path.name}' is missing", where=path.parent) from error
     except OSError as error:
         raise kind(f"cannot read: {error.strerror}", where=path) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5000 digits
         raise kind(f"not valid JSON: {error}", where=path) from error
     if not isinstance(value, dict):
         raise kind(f"expected a JSON object, found {type(value).__name__}", where=path)
@@ -122,6 +143,9 @@ def file_size(path: Path) -> int:
     Raises:
         CheckpointError: There is no such regular file.
     """
-    if not path.is_file():
-        raise CheckpointError(f"'{path.name}' is missing", where=path.parent)
-    return os.path.getsize(path)
+    try:
+        if path.is_file():
+            return path.stat().st_size
+    except OSError as error:  # for example a name that the file system cannot have
+        raise CheckpointError(f"cannot read: {error.strerror}", where=path) from error
+    raise CheckpointError(f"'{path.name}' is missing", where=path.parent)

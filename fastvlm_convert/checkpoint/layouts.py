@@ -101,18 +101,21 @@ def _timm_place(name: str) -> str | None:
 
 def _apple_place(names: list[str]) -> Callable[[str], str | None]:
     """Apple numbers blocks, downsamplings and position encodings in one list, `network`."""
-    entry = re.compile(rf"^{re.escape(_APPLE_VISION)}network\.(\d+)\.(?:(proj)\.|\d+\.)?")
+    entry = re.compile(rf"^{re.escape(_APPLE_VISION)}network\.(\d{{1,6}})\.(?:(proj)\.|\d+\.)?")
     downsamplings = sorted({int(m[1]) for n in names if (m := entry.match(n)) and m[2]})
 
     def place(name: str) -> str | None:
         rest = name.removeprefix(_APPLE_VISION)
         if rest == name:
             return None
-        for pattern, ours in ((r"patch_embed\.(\d+)\.", r"vision.stem.\1."), (r"conv_exp\.", "vision.final.")):
+        for pattern, ours in (
+            (r"patch_embed\.(\d+)\.", r"vision.stem.\1."),
+            (r"conv_exp\.", "vision.final."),
+        ):
             placed, count = re.subn(f"^{pattern}", ours, rest)
             if count:
                 return _rename_modules(placed)
-        match = re.match(r"network\.(\d+)\.(.+)$", rest)
+        match = re.match(r"network\.(\d{1,6})\.(.+)$", rest)
         if match is None:
             return None
         stage = sum(d <= int(match[1]) for d in downsamplings)

@@ -8,7 +8,13 @@ which counts against the memory budget and has no bfloat16 for numpy; the header
 import json
 from pathlib import Path
 
-from fastvlm_convert.checkpoint.files import check_shape, file_size, file_weight, item_size
+from fastvlm_convert.checkpoint.files import (
+    check_shape,
+    file_size,
+    file_weight,
+    item_size,
+    read_bytes,
+)
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.weights.source import Weight
 
@@ -27,12 +33,11 @@ def read_safetensors(path: Path) -> dict[str, Weight]:
         CheckpointError: The file is no safetensors file, is truncated, or its header is inconsistent.
     """
     size = file_size(path)
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > MAX_HEADER_BYTES or length < 2:
-            raise CheckpointError("not a safetensors file", where=path)
-        raw = file.read(length)
+    prefix = read_bytes(path, 0, 8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
+        raise CheckpointError("not a safetensors file", where=path)
+    raw = read_bytes(path, 8, length)
     if len(raw) < length:
         raise CheckpointError("the safetensors header is truncated", where=path)
     header = _parse_header(raw, path)
@@ -46,7 +51,7 @@ def read_safetensors(path: Path) -> dict[str, Weight]:
             expected *= n
         if begin < 0 or end - begin != expected:
             raise CheckpointError(
-                f"tensor '{name}' claims {end - begin} bytes, its shape {list(shape)} and dtype {dtype} need {expected}",
+                f"tensor '{name}' claims {end - begin} bytes, but {list(shape)} of {dtype} need {expected}",
                 where=path,
             )
         if start + end > size:
@@ -62,7 +67,7 @@ def read_safetensors(path: Path) -> dict[str, Weight]:
 def _parse_header(raw: bytes, path: Path) -> dict[str, object]:
     try:
         header = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError("not a safetensors file: its header is no JSON", where=path) from error
     if not isinstance(header, dict):
         raise CheckpointError("not a safetensors file: its header is no JSON object", where=path)
@@ -74,8 +79,6 @@ def _parse_entry(name: str, entry: object, path: Path) -> tuple[str, tuple[int, 
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
             if code not in _DTYPES:
                 known = ", ".join(_DTYPES)
-                raise CheckpointError(
-                    f"tensor '{name}' has dtype {code}; supported are {known}", where=path
-                )
+                raise CheckpointError(f"tensor '{name}' has dtype {code}; supported are {known}", where=path)
             return _DTYPES[code], check_shape(shape, name, path), begin, end
     raise CheckpointError(f"malformed header entry of tensor '{name}'", where=path)

@@ -1,6 +1,7 @@
 """The tokenizer a checkpoint brings, as one `tokenizers.Tokenizer` whatever files it comes in."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ _QWEN2_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _END_OF_TURN, _END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
+_MAX_ID = 1 << 24
 _APPLE_FILES = ("vocab.json", "merges.txt")
 _OPTIONAL_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 
@@ -49,10 +51,22 @@ class TextTokenizer:
     def _vocabulary(self) -> set[str]:
         return set(self.backend.get_vocab())
 
+    @cached_property
+    def _added(self) -> re.Pattern[str]:
+        """Tokens that are taken whole, before text is split into bytes."""
+        added = (token.content for token in self.backend.get_added_tokens_decoder().values())
+        return re.compile("|".join(map(re.escape, added)))
+
     @property
     def num_tokens(self) -> int:
         """Ids in use, `<image>` included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def largest_text_id(self) -> int:
+        """The largest id that text is encoded with, the placeholder `<image>` aside."""
+        ids = self.backend.get_vocab(with_added_tokens=True).values()
+        return max(i for i in ids if i != self.image_token_id)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; nothing is added before or after.
@@ -60,7 +74,10 @@ class TextTokenizer:
         Raises:
             TokenizerError: The vocabulary lacks a byte of the text (byte-pair encoding would drop it).
         """
-        for char in dict.fromkeys(text):
+        plain = self._added.sub("", text)
+        if self.backend.normalizer is not None:
+            plain = self.backend.normalizer.normalize_str(plain)
+        for char in dict.fromkeys(plain):
             symbols = "".join(s for s, _ in self._byte_level.pre_tokenize_str(char))
             if not set(symbols) <= self._vocabulary:
                 raise TokenizerError(
@@ -76,7 +93,10 @@ class TextTokenizer:
 
 
 def read_tokenizer(path: Path) -> TextTokenizer:
-    """Read the tokenizer of a checkpoint or a bundle: `tokenizer.json`, or Apple's `vocab.json` + `merges.txt`.
+    """Read the tokenizer of a checkpoint or a bundle.
+
+    Args:
+        path: Folder with `tokenizer.json`, or with Apple's `vocab.json` and `merges.txt`.
 
     Raises:
         TokenizerError: Files are missing or damaged, or a token of the prompt format is absent.
@@ -108,11 +128,14 @@ def _required(backend: Tokenizer, token: str, path: Path) -> int:
 
 def _from_tokenizer_json(path: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TokenizerError(f"cannot read: {error.strerror}", where=path) from error
-    except Exception as error:  # noqa: BLE001  the library raises bare Exception for a malformed file
+    except Exception as error:  # the library raises bare Exception for a malformed file
         raise TokenizerError(f"not a tokenizer.json: {error}", where=path) from error
+    backend.no_truncation()  # settings of somebody's training batches, not of the model
+    backend.no_padding()
+    return backend
 
 
 def _from_vocab_and_merges(path: Path) -> Tokenizer:
@@ -123,9 +146,7 @@ def _from_vocab_and_merges(path: Path) -> Tokenizer:
                 where=path,
                 hint="a checkpoint needs tokenizer.json, or vocab.json and merges.txt",
             )
-    vocab = read_json(path / "vocab.json", TokenizerError)
-    if not all(type(i) is int and i >= 0 for i in vocab.values()):
-        raise TokenizerError("vocab.json must map tokens to ids", where=path / "vocab.json")
+    vocab = _ids(read_json(path / "vocab.json", TokenizerError), path / "vocab.json")
     merges = _read_merges(path / "merges.txt", vocab)
     backend = Tokenizer(BPE(vocab=vocab, merges=merges, byte_fallback=False))
     backend.normalizer = normalizers.NFC()
@@ -137,16 +158,30 @@ def _from_vocab_and_merges(path: Path) -> Tokenizer:
     )
     backend.decoder = decoders.ByteLevel()
     for token_id, token in sorted(_added_tokens(path).items()):
-        if backend.token_to_id(token.content) is None:
-            backend.add_special_tokens([token])
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
         if backend.token_to_id(token.content) != token_id:
             raise TokenizerError(
                 f"added token '{token.content}' should have id {token_id} but follows the vocabulary as "
                 f"{backend.token_to_id(token.content)}",
                 where=path,
             )
-        backend.add_special_tokens([token])
     return backend
+
+
+def _ids(values: dict[str, Any], path: Path) -> dict[str, int]:
+    """Check that a file maps tokens to ids.
+
+    Raises:
+        TokenizerError: A token is no text or its id no small number.
+    """
+    for token, token_id in values.items():
+        if type(token_id) is not int or not 0 <= token_id < _MAX_ID or not _is_text(token):
+            raise TokenizerError(f"it must map tokens to ids, but maps {token!r} to {token_id!r}", where=path)
+    return values
+
+
+def _is_text(token: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in token)  # JSON can hold half a character
 
 
 def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
@@ -169,9 +204,8 @@ def _added_tokens(path: Path) -> dict[int, AddedToken]:
     """Tokens beyond the vocabulary: `added_tokens_decoder` says more than `added_tokens.json`, so it wins."""
     tokens: dict[int, AddedToken] = {}
     if (path / "added_tokens.json").is_file():
-        for content, token_id in read_json(path / "added_tokens.json", TokenizerError).items():
-            if type(token_id) is not int:
-                raise TokenizerError("it must map tokens to ids", where=path / "added_tokens.json")
+        added = read_json(path / "added_tokens.json", TokenizerError)
+        for content, token_id in _ids(added, path / "added_tokens.json").items():
             tokens[token_id] = AddedToken(content, special=True, normalized=False)
     config_path = path / "tokenizer_config.json"
     if config_path.is_file():

@@ -10,13 +10,18 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from fastvlm_convert.checkpoint.files import check_shape, file_size, file_weight, item_size
+from fastvlm_convert.checkpoint.files import (
+    check_shape,
+    file_size,
+    file_weight,
+    item_size,
+    read_bytes,
+)
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.weights.source import Weight
 
@@ -29,15 +34,16 @@ _STORAGES = {
 MAX_PICKLE_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class _Storage:
+# Named tuples, because a pickle could change the fields of an ordinary object after it was checked.
+
+
+class _Storage(NamedTuple):
     dtype: str
     key: str
     elements: int
 
 
-@dataclass(frozen=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     storage: _Storage
     first: int
     shape: tuple[int, ...]
@@ -64,8 +70,11 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles descriptions of tensors and nothing else."""
+class _TensorUnpickler(pickle._Unpickler):
+    """Unpickles descriptions of tensors and nothing else.
+
+    It derives from the unpickler in Python: the one in C allocates whatever memo size a damaged file names.
+    """
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
         if (module, name) not in _ALLOWED:
@@ -93,19 +102,14 @@ def read_torch_zip(path: Path) -> dict[str, Weight]:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
             root, pickled = _read_pickle(archive, members, path)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"damaged archive: {error}", where=path) from error
     tensors = _unpickle(pickled, path)
-    return {
-        name: _to_weight(name, tensor, members, root, path)
-        for name, tensor in tensors.items()
-    }
+    return {name: _to_weight(name, tensor, members, root, path) for name, tensor in tensors.items()}
 
 
 def _refuse_other_format(path: Path) -> NoReturn:
-    with path.open("rb") as file:
-        head = file.read(2)
-    if head[:1] == b"\x80":  # a bare pickle: torch.save before 1.6
+    if read_bytes(path, 0, 1) == b"\x80":  # a bare pickle: torch.save before 1.6
         raise CheckpointError(
             "this is torch's legacy format, which cannot be read without running code from it",
             where=path,
@@ -120,8 +124,9 @@ def _read_pickle(
     names = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(names) != 1:
         raise CheckpointError("not a torch checkpoint: the archive has no data.pkl", where=path)
-    if members[names[0]].file_size > MAX_PICKLE_BYTES:
-        raise CheckpointError("its data.pkl is absurdly large", where=path)
+    info = members[names[0]]
+    if info.file_size > MAX_PICKLE_BYTES or info.compress_type != zipfile.ZIP_STORED:
+        raise CheckpointError("its data.pkl is absurdly large, or compressed", where=path)
     return names[0].removesuffix("data.pkl"), archive.read(names[0])
 
 
@@ -155,16 +160,15 @@ def _to_weight(
     size = item_size(tensor.storage.dtype)
     if info is None or info.compress_type != zipfile.ZIP_STORED:
         raise CheckpointError(f"tensor '{name}' has no (uncompressed) bytes in the archive", where=path)
-    strides_valid = all(type(n) is int and n >= 0 for n in tensor.strides)
-    last = sum((n - 1) * step for n, step in zip(shape, tensor.strides, strict=True) if n)
-    if tensor.first < 0 or not strides_valid or (tensor.first + last + 1) * size > info.file_size:
+    if not all(type(n) is int and n >= 0 for n in (tensor.first, *tensor.strides)):
+        raise CheckpointError(f"tensor '{name}' has impossible strides", where=path)
+    last = sum((n - 1) * step for n, step in zip(shape, tensor.strides, strict=True))
+    if 0 not in shape and (tensor.first + last + 1) * size > info.file_size:
         raise CheckpointError(f"tensor '{name}' reaches outside its storage", where=path)
     start = _data_offset(path, info)
-    if tensor.strides == _contiguous(shape):
+    if 0 in shape or tensor.strides == _contiguous(shape):
         return file_weight(path, start + tensor.first * size, shape, tensor.storage.dtype, name)
-    flat = file_weight(
-        path, start + tensor.first * size, (last + 1,), tensor.storage.dtype, name
-    )
+    flat = file_weight(path, start + tensor.first * size, (last + 1,), tensor.storage.dtype, name)
     steps = tuple(4 * step for step in tensor.strides)
 
     def read(first: int, stop: int) -> np.ndarray:
@@ -184,10 +188,9 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
     """Offset of a member's bytes: its local header repeats name and extra field, of lengths of its own."""
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        header = file.read(30)
+    offset = int(info.header_offset)
+    header = read_bytes(path, offset, 30) if 0 <= offset < file_size(path) else b""
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
         raise CheckpointError("damaged archive: a local header is missing", where=path)
     name_length, extra_length = struct.unpack("<HH", header[26:30])
-    return info.header_offset + 30 + name_length + extra_length
+    return offset + 30 + int(name_length) + int(extra_length)

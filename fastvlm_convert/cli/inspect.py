@@ -11,6 +11,7 @@ from fastvlm_convert.checkpoint.files import item_size
 from fastvlm_convert.cli.console import out, print_json, size_text
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 
+_FEW = 3  # unused tensors named in the table
 _COMPONENTS = {"vision": "vision.", "projector": "projector.", "decoder": "decoder."}
 
 
@@ -120,13 +121,11 @@ def _print(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     for name, value in rows:
         table.add_row(f"[bold]{name}[/]", value)
     if checkpoint.unused:
-        shown = ", ".join(name.rpartition("model.")[2] for name in checkpoint.unused[:3])
-        more = (
-            f" and {len(checkpoint.unused) - 3} more (--json lists them)"
-            if len(checkpoint.unused) > 3
-            else ""
+        shown = ", ".join(name.rpartition("model.")[2] for name in checkpoint.unused[:_FEW])
+        more = len(checkpoint.unused) - _FEW
+        table.add_row(
+            "[bold]unused[/]", escape(shown) + (f" and {more} more (--json lists them)" if more > 0 else "")
         )
-        table.add_row("[bold]unused[/]", escape(f"{len(checkpoint.unused)} tensor{"s" * (len(checkpoint.unused) > 1)}: {shown}{more}"))
     for d in checkpoint.disagreements:
         table.add_row("[yellow]config[/]", escape(f"{d.key} is {d.config}, the tensors say {d.tensors}"))
     out.print(table)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastvlm_convert.contract import VISION_NORM_EPS
+from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.weights.source import Weight, WeightSource, computed
 
 
@@ -27,20 +28,29 @@ def fold(weights: WeightSource) -> dict[str, Weight]:
     return folded
 
 
+BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
+
+
 def batch_norm_affine(
-    weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray
+    name: str, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BatchNorm at inference as `scale * x + shift`, both [channels], float64."""
+    """BatchNorm at inference as `scale * x + shift`, both [channels], float64.
+
+    Raises:
+        CheckpointError: The running variance of the BatchNorm `name` is negative.
+    """
+    if (var < 0).any():
+        raise CheckpointError(f"'{name}.running_var' is negative; the checkpoint is damaged")
     scale = weight.astype(np.float64) / np.sqrt(var.astype(np.float64) + VISION_NORM_EPS)
     return scale, bias - mean * scale
 
 
 def _fold_batch_norm(weights: dict[str, Weight], ffn: str) -> None:
-    parts = [weights.pop(f"{ffn}.bn.{p}") for p in ("weight", "bias", "running_mean", "running_var")]
+    parts = [weights.pop(f"{ffn}.bn.{part}") for part in BATCH_NORM_PARTS]
     conv = weights[f"{ffn}.conv.weight"]
 
     def affine() -> tuple[np.ndarray, np.ndarray]:
-        return batch_norm_affine(*(part.array() for part in parts))
+        return batch_norm_affine(f"{ffn}.bn", *(part.array() for part in parts))
 
     weights[f"{ffn}.conv.weight"] = _scaled_rows(conv, lambda: affine()[0])
     weights[f"{ffn}.conv.bias"] = computed(conv.shape[:1], parts[1].dtype, lambda: affine()[1])
@@ -54,8 +64,9 @@ def _fold_scale(weights: dict[str, Weight], scale_name: str, layer: str) -> None
 
 def _scaled_rows(weight: Weight, scale: Callable[[], np.ndarray]) -> Weight:
     def read(start: int, stop: int) -> np.ndarray:
-        rows = weight.read(start, stop).astype(np.float64)
-        factors = scale()[start:stop].reshape(-1, *[1] * (rows.ndim - 1))
-        return (rows * factors).astype(np.float32)
+        rows = weight.read(start, stop)
+        factors = scale()[start:stop].astype(np.float64)
+        scaled: np.ndarray = rows * factors.reshape(-1, *[1] * (rows.ndim - 1))
+        return scaled.astype(np.float32)
 
     return Weight(weight.shape, weight.dtype, read)

@@ -33,6 +33,7 @@ def merge_low_rank(weight: Weight, adapter: LowRank) -> Weight:
             update = adapter.a.array()[:, start:stop].T @ adapter.b.array().T
         else:
             update = adapter.b.read(start, stop) @ adapter.a.array()
-        return rows + np.float32(adapter.scale) * update.reshape(rows.shape)
+        merged: np.ndarray = rows + np.float32(adapter.scale) * update.reshape(rows.shape)
+        return merged
 
     return Weight(weight.shape, weight.dtype, read)

@@ -1,6 +1,6 @@
 """The one interface through which the reference, the exporters and the quantizer read weights.
 
-A `WeightSource` maps canonical names to `Weight`s. Nothing is read until `rows` is called, so that a
+A `WeightSource` maps canonical names to `Weight`s. Nothing is read until `Weight.read` is called, so that a
 model larger than memory can be converted. Views (re-parameterised, merged, folded) are plain functions
 from one source to another.
 """
@@ -50,9 +50,7 @@ class Weight:
 WeightSource = Mapping[str, Weight]
 
 
-def computed(
-    shape: tuple[int, ...], dtype: str, compute: Callable[[], np.ndarray]
-) -> Weight:
+def computed(shape: tuple[int, ...], dtype: str, compute: Callable[[], np.ndarray]) -> Weight:
     """A weight that is computed whole when it is read; for tensors that are small.
 
     Args:
