@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from fastvlm_convert.bench.run import METRICS, Contender, ContenderResult, bench
@@ -50,7 +51,7 @@ def command(
         for target in manifest.targets:
             files = {f for a in manifest.artifacts if a.target == target for f in a.files}
             size = sum(manifest.files[f].size for f in files)
-            contenders.append(Contender(f"{bundle.name} {target}", bundle, target, size))
+            contenders.append(Contender(f"{bundle.resolve().name} {target}", bundle, target, size))
     with progress(quiet=as_json) as on_stage:
         results = bench(
             contenders,
@@ -84,7 +85,7 @@ def _print(results: list[ContenderResult]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     for result in results:
-        table.add_column(result.name, justify="right")
+        table.add_column(escape(result.name), justify="right")
     for metric in METRICS:
         cells = []
         for result in results:

@@ -18,8 +18,9 @@ OnStage = Callable[[str, float], None]
 
 _FILE_WIDTH: Final = 120  # a pipe or a log has no width; Rich would take 80
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
-err = Console(stderr=True, highlight=False)
+# No emoji: a path may well hold ":x:".
+out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 _STATUS_STYLES = {"passed": "green", "failed": "bold red", "not_run": "yellow"}
 
@@ -27,8 +28,8 @@ _STATUS_STYLES = {"passed": "green", "failed": "bold red", "not_run": "yellow"}
 def print_json(command: str, status: str, **fields: Any) -> None:  # noqa: ANN401
     """Print the one JSON document of a command."""
     document = {"schema_version": JSON_SCHEMA_VERSION, "command": command, "status": status, **fields}
-    # Not through Rich, which wraps at the width of the terminal.
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    # Not through Rich, which wraps at the width of the terminal; in ASCII, which every terminal can show.
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def print_error(error: ConversionError) -> None:

@@ -1,5 +1,6 @@
 """`fastvlm-convert export`: make a bundle."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
-from fastvlm_convert.errors import TargetError
+from fastvlm_convert.errors import MissingDependencyError, TargetError
 from fastvlm_convert.manifest import Target
 from fastvlm_convert.recipe import load_recipe
 
@@ -29,7 +30,10 @@ def command(
     verbose: VerboseOption = False,
 ) -> None:
     """Convert a checkpoint to a bundle that an app can ship."""
-    from fastvlm_convert.pipeline import TARGETS, ExportResult, export
+    try:
+        from fastvlm_convert.pipeline import TARGETS, ExportResult, export
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "exports") from error
 
     targets: list[Target] = []
     for name in dict.fromkeys(target):
@@ -67,5 +71,7 @@ def command(
         table.add_row(escape(name), size_text(size))
     table.add_row("[bold]total[/]", f"[bold]{size_text(sum(files.values()))}[/]")
     out.print(table)
-    err.print(f"\nverify: fastvlm-convert verify {result.bundle} --reference {checkpoint}", soft_wrap=True)
-    err.print(f"bench:  fastvlm-convert bench {result.bundle} --reference {checkpoint}", soft_wrap=True)
+    paths = f"{shlex.quote(str(result.bundle))} --reference {shlex.quote(str(checkpoint))}"
+    merged = "" if adapter is None else f" --adapter {shlex.quote(str(adapter))}"
+    err.print(escape(f"\nverify: fastvlm-convert verify {paths}{merged}"), soft_wrap=True)
+    err.print(escape(f"bench:  fastvlm-convert bench {paths}"), soft_wrap=True)

@@ -55,7 +55,7 @@ def command(
 ) -> None:
     """Answer a question about images, from the PyTorch reference of a checkpoint or from a bundle."""
     *image_files, question = inputs
-    if Path(question).is_file():
+    if _is_file(question):
         raise PromptError(f"the last argument is a file, not a question: {question}", hint='add "QUESTION"')
     images = [load_image(Path(file)) for file in image_files]
     with progress(quiet=as_json) as on_stage:
@@ -78,7 +78,7 @@ def command(
     if as_json:
         _print_document(loaded, answer, text)
         return
-    sys.stdout.write("\n" if streamer is not None else f"{text}\n")
+    sys.stdout.write(f"{text if streamer is None else text[streamer.written :]}\n")
     if not answer.finished:
         err.print(f"[yellow]warning:[/] the answer was cut at {max_new_tokens} tokens (--max-new-tokens)")
 
@@ -114,22 +114,29 @@ def _known(target: str, targets: tuple[Target, ...], path: Path) -> Target:
     raise BundleError(f"the bundle has no target '{target}'", where=path, hint=f"it has {', '.join(targets)}")
 
 
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a file name
+        return False
+
+
 class _Streamer:
-    """Writes an answer to the terminal as it comes."""
+    """Writes an answer to the terminal as it comes; `written` characters of it are there."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._tokenizer = loaded.tokenizer
         self._ids: list[int] = []
-        self._written = 0
+        self.written = 0
 
     def add(self, token: int) -> None:
         """Write what the new token adds; half a character waits for its other half."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         if not text.endswith("\ufffd"):
-            sys.stdout.write(text[self._written :])
+            sys.stdout.write(text[self.written :])
             sys.stdout.flush()
-            self._written = len(text)
+            self.written = len(text)
 
 
 def _print_document(loaded: LoadedModel, answer: Answer, text: str) -> None:

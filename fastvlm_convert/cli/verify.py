@@ -74,7 +74,7 @@ def _print(result: VerifyResult, num_questions: int) -> None:
         figures.add_column(name)
     grouped: dict[tuple[str, str], list[str]] = {}
     for m in result.measurements:
-        shown = "equal" if m.value is None else f"{m.value:.3g}"
+        shown = f"{m.value:.3g}" if m.value is not None else "equal" if m.exact else "not a number"
         grouped.setdefault((m.target, m.stage), []).append(f"{m.metric} {shown}")
     for (target, stage), values in grouped.items():
         figures.add_row(target, stage, ", ".join(values))
@@ -85,4 +85,4 @@ def _print(result: VerifyResult, num_questions: int) -> None:
             err.print(f"{status_text(check.status)} {check.target} {check.stage}: {escape(check.reason)}")
     runs = sorted({c.executed_by for c in result.checks if c.executed_by})
     by = f", executed by {', '.join(runs)}" if runs else ""
-    out.print(f"\n{status_text(result.status)} on {num_questions} pictures{by}", soft_wrap=True)
+    out.print(f"\n{status_text(result.status)} on {num_questions} picture{'' if num_questions == 1 else 's'}{by}", soft_wrap=True)

@@ -1,0 +1,35 @@
+"""The wheel works outside the checkout: recipes inside, console script there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", tmp_path / "dist", ROOT], check=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", site, wheel], check=True)
+    code = (
+        "import fastvlm_convert, sys; from fastvlm_convert.recipe import load_recipe, shipped_recipes;"
+        "print(fastvlm_convert.__file__); [load_recipe(n) for n in shipped_recipes()]; print(len(shipped_recipes()))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    location, count = done.stdout.split()
+    assert Path(location).is_relative_to(site)
+    assert int(count) == len(list((ROOT / "configs").glob("*.yaml")))
+    help_text = subprocess.run(
+        [sys.executable, "-m", "fastvlm_convert", "--help"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "export" in help_text
