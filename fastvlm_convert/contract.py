@@ -31,6 +31,18 @@ INPUTS_EMBEDS: Final = "inputs_embeds"  # float32 [batch_size, sequence_length, 
 ATTENTION_MASK: Final = "attention_mask"  # int64 [batch_size, total_sequence_length]
 LOGITS: Final = "logits"  # float32 [batch_size, 1, vocab], the last position only
 
+# Inputs and states that only the Core ML programs have. There, floats have the decoder's compute dtype.
+IMAGE: Final = "image"  # the vision encoder's input where it is an image
+POSITION: Final = "position"  # int32 [1], tokens already in the cache
+LAST_INDEX: Final = "last_index"  # int32 [1], row of a padded chunk that the logits come from
+KEY_CACHE: Final = "k_cache"  # state, float16 [layers, num_kv_heads, context, head_dim]
+VALUE_CACHE: Final = "v_cache"
+KEY_CACHE_OUT: Final = "k_cache_out"  # where the cache is no state but goes in and out
+VALUE_CACHE_OUT: Final = "v_cache_out"
+DECODE: Final = "decode"  # functions of the decoder package
+PREFILL: Final = "prefill"
+EMBED: Final = "embed"
+
 # Symbolic dimensions. transformers.js builds its empty cache from them: `batch_size` becomes 1, every
 # other symbol 0.
 BATCH: Final = "batch_size"

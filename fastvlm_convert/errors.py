@@ -19,9 +19,11 @@ class ConversionError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        """The message as one line, with the place it is about."""
+        """The message as one printable line, with the place it is about."""
         what = super().__str__()
-        return what if self.where is None else f"{what} ({self.where})"
+        line = what if self.where is None else f"{what} ({self.where})"
+        # Names in a damaged or hostile file can hold anything, a terminal's control codes too.
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 class CheckpointError(ConversionError):
@@ -58,3 +60,9 @@ class PromptError(ConversionError):
 
 class MissingDependencyError(ConversionError):
     """A package that this command needs is not installed."""
+
+    @classmethod
+    def of(cls, error: ModuleNotFoundError, what: str) -> "MissingDependencyError":
+        """The error for a failed import; `what` needs the package."""
+        name = (error.name or "a package").partition(".")[0]
+        return cls(f"{what} need {name}, which is not installed", hint=f"pip install {name}")

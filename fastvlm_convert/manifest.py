@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from fastvlm_convert.contract import COMPONENTS, Component, FloatName, TensorSpec
+from fastvlm_convert.contract import Component, FloatName, TensorSpec, num_image_tokens
 from fastvlm_convert.errors import BundleError, RecipeError
 from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.recipe import Recipe, recipe_from_dict
+from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH, Recipe, from_plain
 
 FILE_NAME: Final = "manifest.json"
 SCHEMA: Final = "fastvlm-convert/bundle"
@@ -32,6 +32,7 @@ class Artifact:
         files: Files relative to the bundle; the first is the one a runtime opens.
         inputs: What the graph reads.
         outputs: What it gives.
+        function: Which of a Core ML package's functions it is.
     """
 
     target: Target
@@ -41,6 +42,7 @@ class Artifact:
     files: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    function: str = "main"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ class Contract:
     prompt: str
     eos_token_ids: tuple[int, ...]
     context_length: int
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1 or self.num_image_tokens != num_image_tokens(self.image_size):
+            raise BundleError(f"{self.num_image_tokens} image tokens do not fit {self.image_size} pixels")
+        if not 0 < self.context_length <= MAX_CONTEXT_LENGTH:
+            raise BundleError(f"context_length is {self.context_length}, expected 1 to {MAX_CONTEXT_LENGTH}")
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class Manifest:
     files: dict[str, FileEntry]
 
     def artifact(self, target: Target, component: Component) -> Artifact:
-        """The artifact of one part.
+        """The artifact of one part; the first where it has several functions.
 
         Raises:
             BundleError: The bundle has none.
@@ -139,13 +147,22 @@ class Manifest:
 
 def file_entries(bundle: Path) -> dict[str, FileEntry]:
     """Size and hash of every file below a folder, by its path relative to it, in sorted order."""
-
-    def entry(path: Path) -> FileEntry:
-        with path.open("rb") as file:
-            return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
     paths = {p.relative_to(bundle).as_posix(): p for p in bundle.rglob("*") if p.is_file()}
-    return {name: entry(paths[name]) for name in sorted(paths)}
+    return {name: _file_entry(paths[name]) for name in sorted(paths)}
+
+
+def _file_entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder holds a manifest of this tool, of whatever version and however damaged the rest."""
+    try:
+        value = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("schema") == SCHEMA
 
 
 def load_manifest(bundle: Path) -> Manifest:
@@ -163,20 +180,21 @@ def load_manifest(bundle: Path) -> Manifest:
         ) from error
     except OSError as error:
         raise BundleError(f"cannot read: {error.strerror}", where=path) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"not valid JSON: {error}", where=path) from error
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+    if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
         raise BundleError("not a manifest of fastvlm-convert", where=path)
-    if value.get("schema_version") != SCHEMA_VERSION:
+    version = value.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
         raise BundleError(
-            f"manifest version {value.get('schema_version')!r}; this tool reads {SCHEMA_VERSION}",
+            f"manifest version {version!r}; this tool reads {SCHEMA_VERSION}",
             where=path,
             hint="export the bundle again, or use the version of the tool that wrote it",
         )
     try:
-        manifest = _from_dict(value)
-    except (KeyError, TypeError, ValueError, AttributeError, RecipeError) as error:
-        raise BundleError(f"malformed manifest: {error}", where=path) from error
+        manifest = from_plain(Manifest, value)
+    except (BundleError, RecipeError) as error:
+        raise BundleError(f"malformed manifest: {error}", where=path, hint=error.hint) from error
     for problem in _problems(bundle, manifest):
         raise BundleError(problem, where=bundle, hint="copy the bundle again, or export it again")
     return manifest
@@ -184,8 +202,8 @@ def load_manifest(bundle: Path) -> Manifest:
 
 def _problems(bundle: Path, manifest: Manifest) -> Iterator[str]:
     for artifact in manifest.artifacts:
-        if artifact.component not in COMPONENTS or not artifact.files:
-            yield f"malformed artifact {artifact.target} {artifact.component}"
+        if not artifact.files:
+            yield f"artifact {artifact.target} {artifact.component} has no files"
         for file in artifact.files:
             if file not in manifest.files:
                 yield f"artifact file '{file}' is not among the manifest's files"
@@ -201,27 +219,4 @@ def _problems(bundle: Path, manifest: Manifest) -> Iterator[str]:
 
 def changed_files(bundle: Path, manifest: Manifest) -> list[str]:
     """Files whose content is not what the manifest says."""
-    actual = file_entries(bundle)
-    return [name for name, entry in manifest.files.items() if actual.get(name) != entry]
-
-
-def _from_dict(value: dict[str, Any]) -> Manifest:
-    contract = value["contract"]
-    return Manifest(
-        tool=str(value["tool"]),
-        libraries=dict(value["libraries"]),
-        source=Source(**value["source"]),
-        recipe=recipe_from_dict(value["recipe"]),
-        artifacts=tuple(_artifact(entry) for entry in value["artifacts"]),
-        contract=Contract(**{**contract, "eos_token_ids": tuple(contract["eos_token_ids"])}),
-        fp16_range=str(value["fp16_range"]),
-        files={name: FileEntry(**entry) for name, entry in value["files"].items()},
-    )
-
-
-def _artifact(entry: dict[str, Any]) -> Artifact:
-    specs = {
-        side: tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in entry[side])
-        for side in ("inputs", "outputs")
-    }
-    return Artifact(**{**entry, "files": tuple(entry["files"]), **specs})
+    return [name for name, entry in manifest.files.items() if _file_entry(bundle / name) != entry]

@@ -1,7 +1,7 @@
 """The stages in order; the only module that knows them all."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def export(
     """
     protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
     checkpoint = open_checkpoint(checkpoint_path, adapter)
-    image_size, image_mode = _resolve_image(checkpoint, recipe)
+    recipe, image_size, image_mode = _resolve(checkpoint, recipe)
     config = at_image_size(checkpoint.config, image_size)
     for target in targets:
         _CHECKS[target](config)
@@ -85,7 +85,7 @@ def export(
             config,
             weights,
             recipe,
-            checkpoint.tokenizer.num_tokens,
+            checkpoint.tokenizer.image_token_id + 1,
             folder,
             lambda share: on_progress("onnx", share),
         )
@@ -110,12 +110,12 @@ _CHECKS: dict[Target, Callable[[ModelConfig], None]] = {"onnx": check_target}
 TARGETS: tuple[Target, ...] = tuple(_CHECKS)
 
 
-def _resolve_image(checkpoint: Checkpoint, recipe: Recipe) -> tuple[int, ImageMode]:
+def _resolve(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, int, ImageMode]:
+    """The recipe with values where it says `checkpoint`; image size and mode."""
     size, mode = recipe.common.image_size, recipe.common.image_mode
-    return (
-        checkpoint.config.vision.image_size if size == "checkpoint" else size,
-        checkpoint.image_mode if mode == "checkpoint" else mode,
-    )
+    size = checkpoint.config.vision.image_size if size == "checkpoint" else size
+    mode = checkpoint.image_mode if mode == "checkpoint" else mode
+    return replace(recipe, common=replace(recipe.common, image_size=size, image_mode=mode)), size, mode
 
 
 def _check_context(contract: Contract) -> None:

@@ -1,9 +1,11 @@
 """Recipes: how to convert. Frozen, typed settings and their strict YAML loader."""
 
 import dataclasses
+import reprlib
 import types
 import typing
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -11,7 +13,7 @@ from typing import Any, Final, Literal, TypeVar
 import yaml
 
 from fastvlm_convert.contract import PATCH_SIZE, FloatName
-from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.errors import ConversionError, RecipeError
 from fastvlm_convert.preprocess import ImageMode
 
 FromCheckpoint = Literal["checkpoint"]
@@ -20,6 +22,7 @@ MIN_IMAGE_SIZE: Final = 256
 MAX_IMAGE_SIZE: Final = 1536
 MIN_CONTEXT_LENGTH: Final = 64
 MAX_CONTEXT_LENGTH: Final = 131072
+MAX_SQNR_DB: Final = 200.0
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,11 @@ class CommonSettings:
 
     def __post_init__(self) -> None:
         size = self.image_size
-        if size != "checkpoint" and (size % PATCH_SIZE or not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE):
-            raise RecipeError(
-                f"common.image_size is {size}, expected a multiple of {PATCH_SIZE} "
-                f"from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}, or 'checkpoint'"
-            )
+        if size != "checkpoint" and (size % PATCH_SIZE or size < PATCH_SIZE):
+            raise RecipeError(f"image_size is {size}, no multiple of {PATCH_SIZE}")
         if not MIN_CONTEXT_LENGTH <= self.max_context_length <= MAX_CONTEXT_LENGTH:
             raise RecipeError(
-                f"common.max_context_length is {self.max_context_length}, "
+                f"max_context_length is {self.max_context_length}, "
                 f"expected {MIN_CONTEXT_LENGTH} to {MAX_CONTEXT_LENGTH}"
             )
 
@@ -56,15 +56,21 @@ class FloatSettings:
 
     Attributes:
         storage: Dtype of the weights in the file.
-        compute: Dtype of its arithmetic; the decoder's KV cache has it too.
+        compute: Dtype of its arithmetic. In ONNX the decoder's KV cache has it too, in Core ML it is float16.
+        float32_ops: Operations that compute in float32 all the same, by name; `*` stands for any text.
     """
 
     storage: FloatName
     compute: FloatName
+    float32_ops: tuple[str, ...] = ()
+
+    def computes_in(self, op: str) -> FloatName:
+        """Dtype in which the operation of a name computes."""
+        return "float32" if any(fnmatchcase(op, p) for p in self.float32_ops) else self.compute
 
     def __post_init__(self) -> None:
         if self.compute == "float16" and self.storage == "float32":
-            raise RecipeError("compute: float16 needs storage: float16; the file would hold unused bits")
+            raise RecipeError("compute is 'float16', which needs storage 'float16' too")
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,30 @@ class OnnxSettings:
 
 
 @dataclass(frozen=True)
+class CoreMLSettings:
+    """What only the Core ML target has.
+
+    Attributes:
+        image_input: `image` takes a picture and scales it inside, `tensor` takes pixel_values in 0..1.
+        sequence_lengths: `fixed` makes a prefill function of `prefill_chunk` tokens and a decode function of
+            one; `range` and `enumerated` make one function for 1 to `prefill_chunk` tokens, or for either.
+        prefill_chunk: Tokens a prefill call takes; the context length must be a multiple of it.
+        kv_cache: `state` keeps the cache inside Core ML; `tensors` passes it in and out, for tests.
+        drop_in: Whether to add the vision package that Apple's own app loads.
+    """
+
+    image_input: Literal["image", "tensor"] = "image"
+    sequence_lengths: Literal["fixed", "range", "enumerated"] = "fixed"
+    prefill_chunk: int = 64
+    kv_cache: Literal["state", "tensors"] = "state"
+    drop_in: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.prefill_chunk <= 1024:
+            raise RecipeError(f"prefill_chunk is {self.prefill_chunk}, expected 1 to 1024")
+
+
+@dataclass(frozen=True)
 class Gates:
     """What `verify` demands.
 
@@ -105,8 +135,10 @@ class Gates:
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
+        if not 0 <= self.min_sqnr_db <= MAX_SQNR_DB:
+            raise RecipeError(f"min_sqnr_db is {self.min_sqnr_db:g}, expected 0 to {MAX_SQNR_DB:g}")
         if not 1 <= self.max_new_tokens <= 1024:
-            raise RecipeError(f"gates.max_new_tokens is {self.max_new_tokens}, expected 1 to 1024")
+            raise RecipeError(f"max_new_tokens is {self.max_new_tokens}, expected 1 to 1024")
 
 
 @dataclass(frozen=True)
@@ -122,6 +154,7 @@ class Recipe:
         gates: What the result must pass.
         common: What every target shares.
         onnx: ONNX only.
+        coreml: Core ML only.
     """
 
     name: str
@@ -132,8 +165,14 @@ class Recipe:
     gates: Gates
     common: CommonSettings = CommonSettings()
     onnx: OnnxSettings = OnnxSettings()
+    coreml: CoreMLSettings = CoreMLSettings()
 
     def __post_init__(self) -> None:
+        if self.common.max_context_length % self.coreml.prefill_chunk:
+            raise RecipeError(
+                f"common.max_context_length {self.common.max_context_length} is no multiple of "
+                f"coreml.prefill_chunk {self.coreml.prefill_chunk}"
+            )
         if self.onnx.shared_table and self.embed.storage != self.decoder.storage:
             raise RecipeError(
                 "onnx.shared_table needs one storage for head and embedding, got "
@@ -176,27 +215,39 @@ def load_recipe(name_or_path: str) -> Recipe:
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"not valid YAML: {' '.join(str(error).split())}", where=path) from error
     try:
-        return recipe_from_dict(value)
+        recipe = from_plain(Recipe, value)
+        _check_image_size(recipe.common.image_size)
     except RecipeError as error:
         raise RecipeError(error.args[0], where=path, hint=error.hint) from error
+    return recipe
 
 
-def recipe_from_dict(value: object) -> Recipe:
-    """Build a recipe from plain data, as YAML or a manifest holds it.
-
-    Raises:
-        RecipeError: A setting is unknown, missing, of the wrong type or impossible.
-    """
-    return _build(Recipe, value, "")
+def _check_image_size(size: int | FromCheckpoint) -> None:
+    """A checkpoint may have been trained at any size; those that can be chosen are fewer."""
+    if size != "checkpoint" and not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE:
+        raise RecipeError(
+            f"common.image_size is {size}, expected a multiple of {PATCH_SIZE} "
+            f"from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}, or 'checkpoint'"
+        )
 
 
 _T = TypeVar("_T")
 
 
-def _build(kind: type[_T], value: object, prefix: str) -> _T:
-    place = prefix.rstrip(".") or "the recipe"
+def from_plain(kind: type[_T], value: object, prefix: str = "") -> _T:
+    """Build a dataclass from plain data, as YAML and JSON hold it.
+
+    Args:
+        kind: The dataclass; its fields may be dataclasses, tuples, dictionaries, literals and plain types.
+        value: The data.
+        prefix: Where it stands, for messages.
+
+    Raises:
+        RecipeError: A setting is unknown, missing, of the wrong type or impossible.
+    """
+    place = prefix.rstrip(".") or f"the {kind.__name__.lower()}"
     if not isinstance(value, dict):
-        raise RecipeError(f"{place} is {value!r}, expected settings")
+        raise RecipeError(f"{place} is {_shown(value)}, expected settings")
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = [str(key) for key in value if key not in fields]
     if unknown:
@@ -212,13 +263,27 @@ def _build(kind: type[_T], value: object, prefix: str) -> _T:
         )
     hints = typing.get_type_hints(kind)
     built = {name: _value(hints[name], given, f"{prefix}{name}") for name, given in value.items()}
-    return kind(**built)
+    try:
+        return kind(**built)
+    except ConversionError as error:  # the settings are legal one by one, but not together
+        raise type(error)(f"{prefix}{error.args[0]}", hint=error.hint) from error
+
+
+_KINDS = {
+    int: "an integer", float: "a number", bool: "true or false", str: "a text",
+    tuple: "a list", dict: "a mapping",
+}  # fmt: skip
 
 
 def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
     if dataclasses.is_dataclass(hint):
-        return _build(hint, given, f"{place}.")  # type: ignore[arg-type]
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        return from_plain(hint, given, f"{place}.")  # type: ignore[arg-type]
+    origin = typing.get_origin(hint)
+    if origin is tuple and isinstance(given, list | tuple):
+        return tuple(_value(typing.get_args(hint)[0], v, f"{place}[{i}]") for i, v in enumerate(given))
+    if origin is dict and isinstance(given, dict):
+        return {key: _value(typing.get_args(hint)[1], v, f"{place}.{key}") for key, v in given.items()}
+    is_union = origin in (typing.Union, types.UnionType)
     kinds = typing.get_args(hint) if is_union else (hint,)
     literals = [v for k in kinds if typing.get_origin(k) is Literal for v in typing.get_args(k)]
     plain = [k for k in kinds if typing.get_origin(k) is not Literal]
@@ -228,5 +293,9 @@ def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
         return given
     if type(given) is int and float in plain:
         return float(given)
-    allowed = [repr(v) for v in literals] + [f"a {k.__name__}" for k in plain]
-    raise RecipeError(f"{place} is {given!r}, expected {' or '.join(allowed)}")
+    allowed = [repr(v) for v in literals] + [_KINDS[typing.get_origin(k) or k] for k in plain]
+    raise RecipeError(f"{place} is {_shown(given)}, expected {' or '.join(allowed)}")
+
+
+def _shown(value: object) -> str:
+    return reprlib.repr(value)  # whatever the file holds, a message stays short

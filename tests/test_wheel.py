@@ -23,7 +23,12 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     location, count = done.stdout.split()
     assert Path(location).is_relative_to(site)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -124,11 +125,13 @@ class _Worker:
 
     def __init__(self, contender: Contender) -> None:
         self._contender = contender
+        # A file, because a pipe that nobody reads fills up. Closed in __exit__.
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fastvlm_convert.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._stderr,
             text=True,
         )
 
@@ -157,7 +160,7 @@ class _Worker:
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line:
+        if not line.endswith("\n"):
             raise ConversionError(
                 f"the process that ran it ended: {self._last_words()}",
                 where=self._contender.path,
@@ -169,10 +172,10 @@ class _Worker:
         return answer
 
     def _last_words(self) -> str:
-        self._process.kill()
-        assert self._process.stderr is not None
-        lines = self._process.stderr.read().strip().splitlines()
-        return lines[-1] if lines else f"exit code {self._process.wait()}"
+        code = self._process.wait()  # its output has ended, so it has or soon will
+        self._stderr.seek(0)
+        lines = self._stderr.read().strip().splitlines()
+        return lines[-1] if lines else f"exit code {code}"
 
     def __enter__(self) -> Self:
         return self
@@ -182,6 +185,7 @@ class _Worker:
     ) -> None:
         self._process.kill()
         self._process.communicate()
+        self._stderr.close()
 
 
 def _result(contender: Contender, load: dict[str, Any], measured: list[dict[str, Any]]) -> ContenderResult:

@@ -19,6 +19,7 @@ from fastvlm_convert.weights.lora import LowRank, merge_low_rank
 from fastvlm_convert.weights.source import Weight, WeightSource
 
 _LOW_RANK = re.compile(r"^(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.weight)?$")
+_EMBED, _HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
 _PEFT_ALPHA = 8  # PEFT's default for lora_alpha
 _WRAPPERS = ("base_model.model.", "base_model.")
 _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "use_qalora", "lora_bias", "alora_invocation_tokens")
@@ -92,6 +93,10 @@ def merge_adapter(weights: WeightSource, adapter: Adapter, canonical: Mapping[st
         CheckpointError: A target is not in the checkpoint or has another shape.
     """
     merged = dict(weights)
+    adapted = {canonical.get(name) for name in adapter.low_rank}
+    replaced = {canonical.get(name) for name in adapter.replaced}
+    if _HEAD not in weights and _EMBED in weights and (_EMBED in adapted or _HEAD in adapted | replaced):
+        merged[_HEAD] = weights[_EMBED]  # of a tied table only one of its two uses was adapted
     for stored, weight in adapter.replaced.items():
         name = _target(stored, canonical, merged, adapter.path)
         if weight.shape != merged[name].shape:

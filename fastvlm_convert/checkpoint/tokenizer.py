@@ -127,10 +127,13 @@ def _required(backend: Tokenizer, token: str, path: Path) -> int:
 
 
 def _from_tokenizer_json(path: Path) -> Tokenizer:
+    raw = read_json(path, TokenizerError)
+    model = raw.get("model")
+    # A prefix of subwords is WordPiece's; the library may panic on one.
+    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("continuing_subword_prefix"):
+        raise TokenizerError("not a tokenizer.json of byte-pair encoding", where=path)
     try:
-        backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TokenizerError(f"cannot read: {error.strerror}", where=path) from error
+        backend = Tokenizer.from_str(json.dumps(raw))
     except Exception as error:  # the library raises bare Exception for a malformed file
         raise TokenizerError(f"not a tokenizer.json: {error}", where=path) from error
     backend.no_truncation()  # settings of somebody's training batches, not of the model

@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         app(args=arguments)
     except SystemExit as exit_:
+        if isinstance(exit_.__context__, BrokenPipeError):  # Typer and Rich exit with 1, our "gate failed"
+            return EXIT_COULD_NOT_RUN
         return exit_.code if isinstance(exit_.code, int) else EXIT_COULD_NOT_RUN
     except ConversionError as error:
         _report(error, arguments)
@@ -75,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         err.print(
             "[bold red]error:[/] this is a bug in fastvlm-convert; please report it with the lines above"
         )
-        if "--json" in arguments:
-            print_json(arguments[0], "error", error={"message": f"internal error: {error!r}"})
+        _print_error_document(arguments, message=f"internal error: {error!r}")
         return EXIT_COULD_NOT_RUN
     return 0
 
@@ -85,9 +87,13 @@ def _report(error: ConversionError, arguments: list[str]) -> None:
     if "--verbose" in arguments or "-v" in arguments:
         traceback.print_exc()
     print_error(error)
+    _print_error_document(arguments, message=str(error), where=error.where, hint=error.hint)
+
+
+def _print_error_document(arguments: list[str], **fields: str | None) -> None:
     if "--json" in arguments:
-        fields = {"message": str(error), "where": error.where, "hint": error.hint}
-        print_json(arguments[0], "error", error=fields)
+        with suppress(OSError):  # standard output itself may be what fails
+            print_json(arguments[0], "error", error=fields)
 
 
 def _escape_what_the_terminal_cannot_show(stream: Any) -> None:  # noqa: ANN401

@@ -85,4 +85,5 @@ def _print(result: VerifyResult, num_questions: int) -> None:
             err.print(f"{status_text(check.status)} {check.target} {check.stage}: {escape(check.reason)}")
     runs = sorted({c.executed_by for c in result.checks if c.executed_by})
     by = f", executed by {', '.join(runs)}" if runs else ""
-    out.print(f"\n{status_text(result.status)} on {num_questions} picture{'' if num_questions == 1 else 's'}{by}", soft_wrap=True)
+    pictures = f"{num_questions} picture{'' if num_questions == 1 else 's'}"
+    out.print(f"\n{status_text(result.status)} on {pictures}{by}", soft_wrap=True)

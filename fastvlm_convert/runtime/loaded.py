@@ -70,7 +70,7 @@ def load_reference(
         from fastvlm_convert.model.fastvlm import load_model
         from fastvlm_convert.runtime.torch_session import TorchSession
     except ModuleNotFoundError as error:
-        raise _missing(error, "the reference model") from error
+        raise MissingDependencyError.of(error, "checkpoints") from error
 
     size = image_size or checkpoint.config.vision.image_size
     config = at_image_size(checkpoint.config, size)
@@ -96,7 +96,7 @@ def load_bundle(bundle: Path, manifest: Manifest, target: Target) -> LoadedModel
     try:
         from fastvlm_convert.runtime.onnx_session import OnnxSession
     except ModuleNotFoundError as error:
-        raise _missing(error, "ONNX bundles") from error
+        raise MissingDependencyError.of(error, "ONNX bundles") from error
 
     return LoadedModel(
         session=OnnxSession(bundle, manifest),
@@ -105,8 +105,3 @@ def load_bundle(bundle: Path, manifest: Manifest, target: Target) -> LoadedModel
         image_size=manifest.contract.image_size,
         image_mode=manifest.contract.image_mode,
     )
-
-
-def _missing(error: ModuleNotFoundError, what: str) -> MissingDependencyError:
-    name = (error.name or "a package").partition(".")[0]
-    return MissingDependencyError(f"{what} need {name}, which is not installed", hint=f"pip install {name}")

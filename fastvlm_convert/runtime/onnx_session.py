@@ -1,17 +1,12 @@
 """An ONNX bundle as a session, executed by ONNX Runtime."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi.onnxruntime_pybind11_state import (
-    Fail,
-    InvalidGraph,
-    InvalidProtobuf,
-    NoSuchFile,
-    NotImplemented,
-    RuntimeException,
-)
+from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from fastvlm_convert.contract import (
     ATTENTION_MASK,
@@ -25,7 +20,8 @@ from fastvlm_convert.contract import (
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.manifest import Manifest
 
-_LOAD_ERRORS = (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented, RuntimeException)
+# ONNX Runtime's errors have no common base.
+_ERRORS = tuple(e for e in vars(_native).values() if isinstance(e, type) and issubclass(e, Exception))
 _ERROR_SEVERITY = 3  # ONNX Runtime's logger: nothing below an error
 
 
@@ -36,7 +32,7 @@ class OnnxSession:
     in place and nothing is copied between steps.
 
     Raises:
-        BundleError: ONNX Runtime refuses a graph.
+        BundleError: ONNX Runtime refuses a graph, here or when it is run.
     """
 
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
@@ -57,11 +53,13 @@ class OnnxSession:
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
-        return np.asarray(self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixel_values})[0])
+        with _refusals("vision"):
+            return np.asarray(self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixel_values})[0])
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """int64 [n] -> float32 [n, hidden]."""
-        return np.asarray(self._embed.run([INPUTS_EMBEDS], {INPUT_IDS: token_ids[None]})[0][0])
+        with _refusals("embed"):
+            return np.asarray(self._embed.run([INPUTS_EMBEDS], {INPUT_IDS: token_ids[None]})[0][0])
 
     def prefill(self, inputs_embeds: np.ndarray) -> np.ndarray:
         """Start a new sequence; logits of the last position, float32 [vocab]."""
@@ -73,16 +71,18 @@ class OnnxSession:
         return self._append(inputs_embeds)
 
     def _append(self, inputs_embeds: np.ndarray) -> np.ndarray:
-        self._length += len(inputs_embeds)
+        length = self._length + len(inputs_embeds)
         binding = self._decoder.io_binding()
         binding.bind_cpu_input(INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds[None]))
         # As long as the sequence really is, not as the buffer: its sum and length tell the positions.
-        binding.bind_cpu_input(ATTENTION_MASK, np.ones((1, self._length), np.int64))
+        binding.bind_cpu_input(ATTENTION_MASK, np.ones((1, length), np.int64))
         binding.bind_output(LOGITS)
         for past, present, buffer in self._cache:
             binding.bind_ortvalue_input(past, buffer)
             binding.bind_ortvalue_output(present, buffer)
-        self._decoder.run_with_iobinding(binding)
+        with _refusals("decoder"):
+            self._decoder.run_with_iobinding(binding)
+        self._length = length
         return np.asarray(binding.get_outputs()[0].numpy()[0, -1])
 
     def _buffer(self, shape: tuple[int | str, ...], dtype: str) -> onnxruntime.OrtValue:
@@ -96,11 +96,17 @@ def _load(bundle: Path, manifest: Manifest, component: Component) -> onnxruntime
     path = bundle / manifest.artifact("onnx", component).files[0]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERROR_SEVERITY
-    try:
+    with _refusals(path):
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except _LOAD_ERRORS as error:
+
+
+@contextmanager
+def _refusals(where: object) -> Iterator[None]:
+    try:
+        yield
+    except _ERRORS as error:
         raise BundleError(
             f"ONNX Runtime refuses the graph: {' '.join(str(error).split())}",
-            where=path,
+            where=where,
             hint="`fastvlm-convert verify` tells whether files were changed; or export the bundle again",
         ) from error

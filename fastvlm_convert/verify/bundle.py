@@ -9,7 +9,7 @@ from pathlib import Path
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash
 from fastvlm_convert.contract import STAGES
 from fastvlm_convert.demo.samples import check_samples
-from fastvlm_convert.errors import ImageError, MissingDependencyError
+from fastvlm_convert.errors import BundleError, ImageError, MissingDependencyError, TokenizerError
 from fastvlm_convert.manifest import Manifest, changed_files
 from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.runtime.loaded import load_bundle, load_reference
@@ -54,7 +54,7 @@ def folder_questions(folder: Path) -> list[Question]:
     if listing.is_file():
         try:
             entries = [(str(e["image"]), str(e["question"])) for e in json.loads(listing.read_text("utf-8"))]
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ImageError(
                 "expected a list of objects with 'image' and 'question'", where=listing
             ) from error
@@ -83,7 +83,9 @@ def verify(
         on_progress: Called with what is being done and the share of it that is done, 0..1.
     """
     contract = manifest.contract
+    on_progress("files", 0.0)
     changed = changed_files(bundle, manifest)
+    on_progress("files", 1.0)
     checks = [equal("bundle", "files", "sha256", len(changed), f"changed: {', '.join(changed)}", None)]
     measurements: list[Measurement] = []
     reference = load_reference(
@@ -95,24 +97,29 @@ def verify(
     )
     for target in manifest.targets:
         try:
-            candidate = load_bundle(bundle, manifest, target)
-        except MissingDependencyError as error:
-            checks += [not_run(target, stage, "sqnr_db", str(error)) for stage in STAGES]
+            found = compare(
+                target,
+                load_bundle(bundle, manifest, target),
+                reference,
+                questions,
+                manifest.recipe.gates,
+                lambda share, target=target: on_progress(target, share),  # type: ignore[misc]
+            )
+        except (BundleError, TokenizerError, MissingDependencyError) as error:
+            checks += [not_run(target, s, _metric(s), str(error)) for s in STAGES]
             continue
-        found = compare(
-            target,
-            candidate,
-            reference,
-            questions,
-            manifest.recipe.gates,
-            lambda share, target=target: on_progress(target, share),  # type: ignore[misc]
-        )
         checks += found.checks
         measurements += found.measurements
     warnings = []
+    on_progress("checkpoint", 0.0)
     if content_hash(checkpoint.files) != manifest.source.sha256:
         warnings.append("the bundle was made from other files than this reference (their hashes differ)")
+    on_progress("checkpoint", 1.0)
     return VerifyResult(tuple(checks), tuple(measurements), tuple(warnings))
+
+
+def _metric(stage: str) -> str:
+    return "token_ids" if stage == "greedy_text" else "sqnr_db"
 
 
 def to_dict(result: Check | Measurement) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Results of checks."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ class Measurement:
         target: Format of the artifact.
         stage: What was compared.
         metric: Name with unit.
-        value: The figure, or None where the two are equal and the metric has no finite value.
+        value: The figure, or None where it is not finite: the two are equal, or one holds NaN or infinity.
         exact: Whether the two are equal.
     """
 
@@ -46,9 +47,12 @@ def at_least(
     target: str, stage: str, metric: str, value: float | None, threshold: float, executed_by: str
 ) -> Check:
     """A check that `value` reaches `threshold`; None stands for equality, which passes. NaN fails."""
+    if value is not None and not math.isfinite(value):
+        reason = "the outputs hold NaN or infinity"
+        return Check(target, stage, metric, None, False, threshold, "failed", reason, executed_by)
     passed = value is None or value >= threshold
-    reason = None if passed else f"{value:.1f} is below {threshold:g}"
-    return Check(target, stage, metric, value, value is None, threshold, _status(passed), reason, executed_by)
+    why = None if passed else f"{value:.1f} is below {threshold:g}"
+    return Check(target, stage, metric, value, value is None, threshold, _status(passed), why, executed_by)
 
 
 def equal(

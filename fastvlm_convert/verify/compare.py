@@ -122,7 +122,9 @@ def _run_both(
     embeds = embed_prompt(reference.session, theirs, features)
     stages["inputs_embeds"].add(embeds, embed_prompt(candidate.session, theirs, features))
 
-    answer = generate(reference.session, theirs, reference.eos_token_ids, max_new_tokens)
+    left = reference.session.context_length - theirs.length(reference.session.num_image_tokens)
+    limit = max(1, min(max_new_tokens, left))
+    answer = generate(reference.session, theirs, reference.eos_token_ids, limit)
     forced = [*answer.token_ids, *reference.eos_token_ids[:1]]
     expected_logits = teacher_forced(reference.session, embeds, forced)
     logits = teacher_forced(candidate.session, embeds, forced)
@@ -130,7 +132,7 @@ def _run_both(
     if len(forced) > 1:
         stages["decode_logits"].add(expected_logits[1:], logits[1:])
 
-    said = generate(candidate.session, ours, candidate.eos_token_ids, max_new_tokens)
+    said = generate(candidate.session, ours, candidate.eos_token_ids, limit)
     return ids_equal, said.token_ids == answer.token_ids
 
 
@@ -141,7 +143,7 @@ def _measure(target: str, name: str, stage: _Stage) -> list[Measurement]:
     is_exact = all(np.array_equal(r, c) for r, c in pairs)
     figures: dict[str, float | None] = {
         "psnr_db": stage.worst(metrics.psnr_db),
-        "max_abs_error": max(metrics.max_abs_error(r, c) for r, c in pairs),
+        "max_abs_error": float(np.max([metrics.max_abs_error(r, c) for r, c in pairs])),
         "cosine_similarity": stage.worst(metrics.cosine_similarity),
     }
     if name in _LOGIT_STAGES:
@@ -152,4 +154,5 @@ def _measure(target: str, name: str, stage: _Stage) -> list[Measurement]:
             "kl_p99_nats": float(np.quantile(divergence, 0.99)),
             "top1_agreement": metrics.top1_agreement(*rows),
         }
-    return [Measurement(target, name, metric, value, is_exact) for metric, value in figures.items()]
+    finite = {metric: v if v is not None and np.isfinite(v) else None for metric, v in figures.items()}
+    return [Measurement(target, name, metric, value, is_exact) for metric, value in finite.items()]

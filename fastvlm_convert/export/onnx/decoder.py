@@ -21,7 +21,7 @@ from fastvlm_convert.contract import (
 from fastvlm_convert.export.onnx.data import Region
 from fastvlm_convert.export.onnx.graph import Graph
 from fastvlm_convert.weights.config import DecoderConfig
-from fastvlm_convert.weights.source import Weight, WeightSource, computed
+from fastvlm_convert.weights.source import Weight, WeightSource
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def _context(graph: Graph, config: DecoderConfig, context_length: int) -> _Conte
 
 
 def _table(graph: Graph, name: str, values: np.ndarray) -> str:
-    return graph.weight(name, computed(values.shape, "float64", lambda: values))
+    """A table that is no weight of the model, so it is stored as precisely as it is used."""
+    region = graph.data.append([values.astype(graph.compute)])
+    return graph.external(name, region, graph.compute, values.shape)
 
 
 def _layer(

@@ -1,0 +1,1 @@
+"""Lower to Core ML: a vision package and a stateful decoder package, built with coremltools' MIL builder."""

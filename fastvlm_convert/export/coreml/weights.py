@@ -1,0 +1,141 @@
+"""Weights of a program under construction: shapes now, bytes when the blob is written."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from coremltools.converters.mil import Builder as mb  # noqa: N813  coremltools' own convention
+from coremltools.converters.mil.mil import Var
+
+from fastvlm_convert.contract import FloatName
+from fastvlm_convert.errors import TargetError
+from fastvlm_convert.weights.source import Weight
+
+OnBytes = Callable[[int], None]
+
+_SMALL = (
+    1024  # elements; coremltools puts the smallest constants into the program itself, without `flatten()`
+)
+
+
+class LazyArray(np.ndarray):
+    """An array of the right shape and dtype that holds no data.
+
+    coremltools' blob writer calls `flatten()` once per blob: only then the weight is read. Anything else, a
+    graph pass above all, sees zeros; so no passes run, and `Weights.check_all_written` counts the reads.
+    """
+
+    _load: Callable[[], np.ndarray]
+    num_reads: int
+
+    def __new__(cls, shape: tuple[int, ...], dtype: type, load: Callable[[], np.ndarray]) -> "LazyArray":
+        array = np.broadcast_to(np.zeros((), dtype), shape).view(cls)
+        array._load = load
+        array.num_reads = 0
+        return array
+
+    def __array_finalize__(self, parent: Any) -> None:  # noqa: ANN401
+        self._load = getattr(parent, "_load", lambda: np.zeros(0))
+        self.num_reads = 0
+
+    def flatten(self, order: Any = "C") -> np.ndarray:  # noqa: ANN401
+        """Read the weight; called by the blob writer."""
+        self.num_reads += 1
+        values = self._load()
+        assert values.shape == self.shape
+        return values.reshape(-1)
+
+
+class Weights:
+    """Constants of a program by key; a key used in several functions is one blob.
+
+    Args:
+        on_bytes: Called with the number of bytes of each weight written, counted as float32.
+    """
+
+    def __init__(self, on_bytes: OnBytes) -> None:
+        self._on_bytes = on_bytes
+        self._values: dict[str, np.ndarray] = {}
+        self._vars: dict[str, Var] = {}
+
+    def start_function(self) -> None:
+        """Call first in each function: a Var belongs to one function."""
+        self._vars = {}
+
+    def weight(
+        self,
+        key: str,
+        storage: FloatName,
+        compute: FloatName,
+        *weights: Weight,
+        shape: tuple[int, ...] | None = None,
+    ) -> Var:
+        """A float weight in the compute dtype.
+
+        Args:
+            key: Name of the constant, unique in the package; an identifier.
+            storage: Dtype in the file.
+            compute: Dtype it is used in; a compile-time cast stands between where the two differ.
+            *weights: The weight, or several that are stacked along their first axis.
+            shape: Shape in the program where it is another than the stacked weights'.
+        """
+        if shape is None:
+            shape = (sum(w.shape[0] for w in weights), *weights[0].shape[1:])
+
+        def load() -> np.ndarray:
+            return _read(key, storage, weights, shape, self._on_bytes)
+
+        is_small = np.prod(shape, dtype=np.int64) <= _SMALL
+        make = load if is_small else lambda: LazyArray(shape, _dtype(storage), load)
+        return self._shared(key, storage, compute, make)
+
+    def constant(self, key: str, storage: FloatName, compute: FloatName, values: np.ndarray) -> Var:
+        """A small array that is no weight of the checkpoint, shared by key like a weight."""
+        return self._shared(key, storage, compute, lambda: np.ascontiguousarray(values, _dtype(storage)))
+
+    def check_all_written(self) -> None:
+        """Every weight must have been read exactly once: never zeros in the file, never the work twice."""
+        for key, value in self._values.items():
+            if isinstance(value, LazyArray) and value.num_reads != 1:
+                raise AssertionError(f"weight '{key}' was written {value.num_reads} times")
+
+    def _shared(
+        self, key: str, storage: FloatName, compute: FloatName, make: Callable[[], np.ndarray]
+    ) -> Var:
+        if key in self._vars:
+            return self._vars[key]
+        if key not in self._values:
+            self._values[key] = make()
+        value = self._values[key]
+        if storage == compute:
+            var = mb.const(val=value, name=key)
+            var.op.weight_id = key
+        else:
+            stored = mb.const(val=value, name=f"{key}_{storage}")
+            stored.op.weight_id = key
+            var = mb.cast(x=stored, dtype="fp32" if compute == "float32" else "fp16", name=key)
+        self._vars[key] = var
+        return var
+
+
+def _dtype(name: FloatName) -> type:
+    return np.float16 if name == "float16" else np.float32
+
+
+def _read(
+    key: str, storage: FloatName, weights: tuple[Weight, ...], shape: tuple[int, ...], on_bytes: OnBytes
+) -> np.ndarray:
+    values: np.ndarray = np.empty((sum(w.shape[0] for w in weights), *weights[0].shape[1:]), _dtype(storage))
+    row = 0
+    for weight in weights:
+        for chunk in weight.chunks():
+            with np.errstate(over="ignore"):
+                values[row : row + len(chunk)] = chunk
+            if storage == "float16" and not np.isfinite(values[row : row + len(chunk)]).all():
+                raise TargetError(
+                    f"weight '{key}' reaches {float(np.abs(chunk).max()):.4g}, beyond float16's 65504",
+                    hint="store that component as float32 in the recipe",
+                )
+            row += len(chunk)
+            on_bytes(4 * chunk.size)
+    return values.reshape(shape)

@@ -1,0 +1,241 @@
+"""Write the packages of a bundle."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import coremltools
+from coremltools.converters.mil.mil import Function
+from coremltools.proto import FeatureTypes_pb2, Model_pb2
+
+from fastvlm_convert import contract as names
+from fastvlm_convert.contract import Component, TensorSpec
+from fastvlm_convert.errors import TargetError
+from fastvlm_convert.export.coreml.decoder import TARGET as DECODER_TARGET
+from fastvlm_convert.export.coreml.decoder import DecoderBuilder
+from fastvlm_convert.export.coreml.package import FILES, Metadata, write_package
+from fastvlm_convert.export.coreml.vision import APPLE_INPUT, VisionBuilder
+from fastvlm_convert.export.coreml.weights import Weights
+from fastvlm_convert.manifest import Artifact, Contract
+from fastvlm_convert.recipe import FloatSettings, Recipe
+from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.source import WeightSource
+
+FOLDER = "coreml"
+VISION_PACKAGE = f"{FOLDER}/vision.mlpackage"
+DECODER_PACKAGE = f"{FOLDER}/decoder.mlpackage"
+
+APPLE_FOLDER = "apple-app"
+APPLE_PACKAGE = f"{APPLE_FOLDER}/fastvithd.mlpackage"
+_APPLE_IMAGE_SIZE, _APPLE_WIDTH = 1024, 3072  # Apple's app aborts on any other shape
+_APPLE_TARGET = coremltools.target.iOS16
+
+_MAIN = "main"
+
+OnProgress = Callable[[float], None]
+
+_FEATURES = {
+    names.IMAGE: "RGB picture, made square as image_mode says; scaled to 0..1 inside",
+    names.PIXEL_VALUES: "RGB in 0..1, channels first",
+    names.IMAGE_FEATURES: "projected image tokens; they take the place of <image> in the prompt's embeddings",
+    names.INPUT_IDS: "token ids",
+    names.INPUTS_EMBEDS: "embeddings of the tokens, image features spliced in; pad a chunk at its end",
+    names.POSITION: "tokens already in the cache; a multiple of the chunk for prefill",
+    names.LAST_INDEX: "row of the chunk whose logits are wanted: its last real token",
+    names.KEY_CACHE: "keys of all layers; zeros for a new conversation",
+    names.VALUE_CACHE: "values of all layers; zeros for a new conversation",
+    names.KEY_CACHE_OUT: "k_cache for the next call",
+    names.VALUE_CACHE_OUT: "v_cache for the next call",
+    names.LOGITS: "logits of the next token",
+    APPLE_INPUT: "RGB in 0..1, channels first",
+}
+
+
+def check_target(config: ModelConfig, recipe: Recipe) -> None:
+    """Refuse dimensions that Core ML, or Apple's app, cannot take; reads no weight.
+
+    Raises:
+        TargetError: Names the dimension and what is allowed.
+    """
+    vision = config.vision
+    fits_app = (vision.image_size, vision.output_width) == (_APPLE_IMAGE_SIZE, _APPLE_WIDTH)
+    if recipe.coreml.drop_in and not fits_app:
+        raise TargetError(
+            f"Apple's app takes {_APPLE_IMAGE_SIZE} pixels and features of {_APPLE_WIDTH}; this model has "
+            f"{vision.image_size} pixels and features of {vision.output_width}",
+            hint="set coreml.drop_in to false, or image_size to 1024 for a model of full width",
+        )
+
+
+def export_coreml(
+    config: ModelConfig,
+    weights: WeightSource,
+    recipe: Recipe,
+    contract: Contract,
+    licence: str,
+    folder: Path,
+    on_progress: OnProgress,
+) -> list[Artifact]:
+    """Write vision and decoder packages, and the one for Apple's app if the recipe asks for it.
+
+    Args:
+        config: Dimensions, with the image size to export.
+        weights: Canonical names, folded.
+        recipe: Precisions and settings.
+        contract: What the packages tell their users.
+        licence: Name of the model's licence, for the packages' metadata.
+        folder: The bundle under construction.
+        on_progress: Called with the share of the work done, 0..1.
+
+    Returns:
+        One artifact a function.
+
+    Raises:
+        TargetError: A weight does not fit its storage dtype, or the model does not fit Apple's app.
+        CheckpointError: A weight cannot be read.
+    """
+    check_target(config, recipe)
+    writer = _Writer(config, weights, recipe, contract, licence, folder, on_progress)
+    artifacts = [*writer.vision(), *writer.decoder()]
+    return [*artifacts, *writer.apple_vision()] if recipe.coreml.drop_in else artifacts
+
+
+class _Writer:
+    """The arguments of `export_coreml`, and how many bytes of weights were written so far."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: WeightSource,
+        recipe: Recipe,
+        contract: Contract,
+        licence: str,
+        folder: Path,
+        on_progress: OnProgress,
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.recipe = recipe
+        self.contract = contract
+        self.licence = licence
+        self.folder = folder
+        self._on_progress = on_progress
+        self._total = 4 * sum(weight.size for weight in weights.values())
+        self._done = 0
+
+    def vision(self) -> list[Artifact]:
+        settings, recipe = self.recipe.vision, self.recipe
+        weights = Weights(self._on_bytes)
+        builder = VisionBuilder(self.config, self.weights, settings, weights, DECODER_TARGET)
+        function = builder.function(recipe.coreml.image_input, recipe.decoder.compute)
+        text = "FastVLM image encoder and projector: a picture to image tokens."
+        return self._write(VISION_PACKAGE, {_MAIN: function}, {_MAIN: "vision"}, settings, weights, text)
+
+    def decoder(self) -> list[Artifact]:
+        settings, recipe = self.recipe.decoder, self.recipe
+        weights = Weights(self._on_bytes)
+        builder = DecoderBuilder(
+            self.config.decoder,
+            self.weights,
+            settings,
+            recipe.coreml,
+            recipe.common.max_context_length,
+            weights,
+        )
+        functions = builder.functions()
+        components: dict[str, Component] = {f: "embed" if f == names.EMBED else "decoder" for f in functions}
+        text = "FastVLM language model: embeddings to the next token's logits, with a KV cache."
+        return self._write(DECODER_PACKAGE, functions, components, settings, weights, text)
+
+    def apple_vision(self) -> list[Artifact]:
+        """The encoder alone, in the form that Apple's app loads."""
+        settings = FloatSettings("float32", "float32")
+        weights = Weights(lambda count: None)
+        function = VisionBuilder(self.config, self.weights, settings, weights, _APPLE_TARGET).apple_function()
+        text = "FastVLM image encoder without projector, for Apple's FastVLM app."
+        return self._write(
+            APPLE_PACKAGE, {_MAIN: function}, {_MAIN: "vision"}, settings, weights, text, _APPLE_TARGET
+        )
+
+    def _write(
+        self,
+        package: str,
+        functions: Mapping[str, Function],
+        components: Mapping[str, Component],
+        settings: FloatSettings,
+        weights: Weights,
+        description: str,
+        target: coremltools.target = DECODER_TARGET,
+    ) -> list[Artifact]:
+        default = next(iter(functions))
+        metadata = self._metadata(description)
+        model = write_package(self.folder / package, functions, default, target, weights, metadata)
+        described = {f.name: f for f in model.description.functions} or {default: model.description}
+        return [
+            Artifact(
+                target="coreml",
+                component=components[name],
+                storage=settings.storage,
+                compute=settings.compute,
+                files=tuple(f"{package}/{file}" for file in FILES),
+                inputs=_specs(described[name].input) + _specs(described[name].state),
+                outputs=_specs(described[name].output),
+                function=name,
+            )
+            for name in functions
+        ]
+
+    def _metadata(self, description: str) -> Metadata:
+        contract = self.contract
+        return Metadata(
+            description=description,
+            author="FastVLM by Apple, converted by fastvlm-convert",
+            licence=self.licence,
+            details={
+                "prompt": contract.prompt,
+                "image_mode": contract.image_mode,
+                "image_size": str(contract.image_size),
+                "num_image_tokens": str(contract.num_image_tokens),
+                "context_length": str(contract.context_length),
+                "prefill_chunk": str(self.recipe.coreml.prefill_chunk),
+                "eos_token_ids": ", ".join(str(i) for i in contract.eos_token_ids),
+                "recipe": self.recipe.name,
+            },
+            features=_FEATURES,
+        )
+
+    def _on_bytes(self, count: int) -> None:
+        self._done += count
+        self._on_progress(min(1.0, self._done / self._total))
+
+
+_ARRAY_TYPES = FeatureTypes_pb2.ArrayFeatureType
+_DTYPES = {
+    _ARRAY_TYPES.FLOAT16: "float16",
+    _ARRAY_TYPES.FLOAT32: "float32",
+    _ARRAY_TYPES.INT32: "int32",
+}
+
+
+def _specs(features: list[Model_pb2.FeatureDescription]) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(feature) for feature in features)
+
+
+def _spec(feature: Model_pb2.FeatureDescription) -> TensorSpec:
+    kind = feature.type.WhichOneof("Type")
+    if kind == "imageType":
+        image = feature.type.imageType
+        return TensorSpec(feature.name, "rgb_image", (int(image.height), int(image.width)))
+    array = feature.type.stateType.arrayType if kind == "stateType" else feature.type.multiArrayType
+    dtype = f"{_DTYPES[array.dataType]}_state" if kind == "stateType" else _DTYPES[array.dataType]
+    flexible = array.shapeRange.sizeRanges or [None] * len(array.shape)
+    options = [s.shape for s in array.enumeratedShapes.shapes]
+    shape: list[int | str] = []
+    for axis, (size, allowed) in enumerate(zip(array.shape, flexible, strict=True)):
+        if options:
+            sizes = sorted({int(o[axis]) for o in options})
+            shape.append(sizes[0] if len(sizes) == 1 else "|".join(str(s) for s in sizes))
+        elif allowed is not None and allowed.lowerBound != allowed.upperBound:
+            shape.append(f"{allowed.lowerBound}..{allowed.upperBound}")
+        else:
+            shape.append(int(size))
+    return TensorSpec(feature.name, dtype, tuple(shape))

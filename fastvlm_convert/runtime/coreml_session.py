@@ -1,0 +1,147 @@
+"""A Core ML bundle as a session: executed by Core ML on a Mac, by our interpreter anywhere."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from fastvlm_convert.contract import (
+    DECODE,
+    EMBED,
+    IMAGE,
+    IMAGE_FEATURES,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    KEY_CACHE,
+    KEY_CACHE_OUT,
+    LAST_INDEX,
+    LOGITS,
+    POSITION,
+    PREFILL,
+    VALUE_CACHE,
+    VALUE_CACHE_OUT,
+)
+from fastvlm_convert.manifest import Artifact, Manifest
+from fastvlm_convert.runtime.mil.interpreter import Interpreter, State
+
+Precision = Literal["exact", "device"]
+
+
+class Runner(Protocol):
+    """Runs the functions of one package."""
+
+    executed_by: str
+
+    def run(self, function: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Run a function; states persist until `reset`."""
+        ...
+
+    def reset(self) -> None:
+        """Set all states to zero."""
+        ...
+
+
+class InterpretedPackage:
+    """A package run by the interpreter. It proves program and weights, not Apple's kernels.
+
+    Args:
+        path: The package.
+        precision: `exact` computes in float32, `device` rounds to what the program declares after every step.
+    """
+
+    def __init__(self, path: Path, precision: Precision) -> None:
+        self.executed_by = f"interpreter ({precision})"
+        self.interpreter = Interpreter(path, precision)
+        self._state: State | None = None
+
+    def run(self, function: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Run a function; states persist until `reset`."""
+        has_state = bool(self.interpreter.functions[function].states)
+        if has_state and self._state is None:
+            self._state = self.interpreter.make_state(function)
+        return self.interpreter.run(dict(inputs), function, self._state if has_state else None)
+
+    def reset(self) -> None:
+        """Set all states to zero."""
+        if self._state is not None:
+            self._state.reset()
+
+
+class CoreMLSession:
+    """Runs the vision and decoder packages of a bundle; implements `decode.Session`."""
+
+    def __init__(self, manifest: Manifest, vision: Runner, decoder: Runner) -> None:
+        self.executed_by = decoder.executed_by
+        self.context_length = manifest.contract.context_length
+        self.num_image_tokens = manifest.contract.num_image_tokens
+        self._vision = vision
+        self._decoder = decoder
+        self._functions = {
+            a.function: a for a in manifest.artifacts if a.target == "coreml" and a.component != "vision"
+        }
+        self._vision_artifact = manifest.artifact("coreml", "vision")
+        self._chunk = manifest.recipe.coreml.prefill_chunk
+        self._pads = manifest.recipe.coreml.sequence_lengths != "range"
+        self._length = 0
+        self._caches: dict[str, np.ndarray] = {}
+
+    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
+        """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
+        name = self._vision_artifact.inputs[0].name
+        value: Any = _picture(pixel_values) if name == IMAGE else pixel_values
+        outputs = self._vision.run(self._vision_artifact.function, {name: value})
+        return outputs[IMAGE_FEATURES][0].astype(np.float32)
+
+    def embed(self, token_ids: np.ndarray) -> np.ndarray:
+        """int64 [n] -> float32 [n, hidden]."""
+        ids = token_ids.astype(np.int32)[None]
+        parts = [
+            self._decoder.run(EMBED, {INPUT_IDS: ids[:, start : start + self._chunk]})[INPUTS_EMBEDS][0]
+            for start in range(0, ids.shape[1], self._chunk)
+        ]
+        return np.concatenate(parts).astype(np.float32)
+
+    def prefill(self, inputs_embeds: np.ndarray) -> np.ndarray:
+        """Start a new sequence; logits of the last position, float32 [vocab]."""
+        self._length = 0
+        self._decoder.reset()
+        self._caches = self._empty_caches()
+        function = self._functions.get(PREFILL, self._functions[DECODE])
+        logits = np.zeros(0, np.float32)
+        for start in range(0, len(inputs_embeds), self._chunk):
+            logits = self._step(function, inputs_embeds[start : start + self._chunk])
+        return logits
+
+    def decode(self, inputs_embeds: np.ndarray) -> np.ndarray:
+        """Append one token; its logits, float32 [vocab]."""
+        return self._step(self._functions[DECODE], inputs_embeds)
+
+    def _step(self, function: Artifact, embeds: np.ndarray) -> np.ndarray:
+        count = len(embeds)
+        inputs: dict[str, Any] = {POSITION: np.array([self._length], np.int32), **self._caches}
+        if LAST_INDEX in [spec.name for spec in function.inputs]:
+            inputs[LAST_INDEX] = np.array([count - 1], np.int32)
+            if self._pads and count > 1:  # rows after the last real one are ignored and overwritten later
+                embeds = np.pad(embeds, ((0, self._chunk - count), (0, 0)))
+        inputs[INPUTS_EMBEDS] = embeds[None]
+        outputs = self._decoder.run(function.function, inputs)
+        if self._caches:
+            self._caches = {KEY_CACHE: outputs[KEY_CACHE_OUT], VALUE_CACHE: outputs[VALUE_CACHE_OUT]}
+        self._length += count
+        return outputs[LOGITS][0, 0].astype(np.float32)
+
+    def _empty_caches(self) -> dict[str, np.ndarray]:
+        """The cache where it is passed in and out; nothing where it is state."""
+        return {
+            spec.name: np.zeros([int(n) for n in spec.shape], spec.dtype)
+            for spec in self._functions[DECODE].inputs
+            if spec.name in (KEY_CACHE, VALUE_CACHE) and not spec.dtype.endswith("_state")
+        }
+
+
+def _picture(pixel_values: np.ndarray) -> Image.Image:
+    """The 8-bit picture that pixel values in 0..1 came from; exact, because they are multiples of 1/255."""
+    scaled = np.rint(pixel_values[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+    return Image.fromarray(scaled, "RGB")

@@ -1,0 +1,29 @@
+"""All operations, one module a family; importing this fills `table.OPS` and `table.CONSTEXPRS`."""
+
+from fastvlm_convert.runtime.mil.ops import (
+    activation,
+    attention,
+    constexpr,
+    conv,
+    elementwise,
+    gather,
+    image,
+    lists,
+    norm,
+    pool,
+    product,
+    quantize,
+    random,
+    recurrent,
+    reduction,
+    resize,
+    select,
+    shape,
+    slices,
+    state,
+)
+
+__all__ = [
+    "activation", "attention", "constexpr", "conv", "elementwise", "gather", "image", "lists", "norm", "pool",
+    "product", "quantize", "random", "recurrent", "reduction", "resize", "select", "shape", "slices", "state",
+]  # fmt: skip

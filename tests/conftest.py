@@ -1,0 +1,46 @@
+"""Fixtures of the whole suite."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.bundles import FP16, FP32, export_bundle, recipe
+from tests.checkpoints import GOLDEN, HF, LLAVA, SHARDED, copy_checkpoint
+
+# The models are tiny: a second thread saves nothing, and on a busy machine waiting for it costs seconds.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
+
+@pytest.fixture
+def llava(tmp_path: Path) -> Path:
+    """A writable checkpoint in Apple's layout: float32, tied, one safetensors file."""
+    return copy_checkpoint(LLAVA, tmp_path)
+
+
+@pytest.fixture
+def hf(tmp_path: Path) -> Path:
+    """A writable checkpoint in transformers' layout: float32, tied, padded vocabulary."""
+    return copy_checkpoint(HF, tmp_path)
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A writable checkpoint in Apple's layout: bfloat16, untied, three shards with an index."""
+    return copy_checkpoint(SHARDED, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def fp32_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float32 bundle of the golden checkpoint in Apple's layout; copy it before changing it."""
+    output = tmp_path_factory.mktemp("bundles") / FP32
+    return export_bundle(GOLDEN / LLAVA / "checkpoint", output, recipe(FP32))
+
+
+@pytest.fixture(scope="session")
+def fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float16 bundle of the same checkpoint; copy it before changing it."""
+    output = tmp_path_factory.mktemp("bundles") / FP16
+    return export_bundle(GOLDEN / LLAVA / "checkpoint", output, recipe(FP16))
