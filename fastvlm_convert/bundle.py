@@ -116,12 +116,8 @@ def write_side_files(
     contract: Contract,
     artifacts: list[Artifact],
     recipe: Recipe,
-) -> str:
-    """Write tokenizer, preprocessing, generation and model config, and the licence, as clients read them.
-
-    Returns:
-        File name of the licence's copy, or `not_found`.
-    """
+) -> None:
+    """Write tokenizer, preprocessing, generation and model config, and the licence, as clients read them."""
     tokenizer = checkpoint.tokenizer
     (folder / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, contract))
@@ -129,11 +125,9 @@ def write_side_files(
     _write_json(folder / "generation_config.json", _generation_config(contract, tokenizer))
     _write_json(folder / "preprocessor_config.json", _preprocessor_config(contract))
     _write_json(folder / "processor_config.json", _PROCESSOR_CONFIG)
-    if checkpoint.licence is None:
-        return NO_LICENCE
-    shutil.copyfile(checkpoint.licence, folder / checkpoint.licence.name)
-    (folder / "NOTICE").write_text(_notice(checkpoint.licence, recipe), encoding="utf-8")
-    return checkpoint.licence.name
+    if checkpoint.licence is not None:
+        shutil.copyfile(checkpoint.licence, folder / checkpoint.licence.name)
+        (folder / "NOTICE").write_text(_notice(checkpoint.licence, recipe), encoding="utf-8")
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ float32 in every precision, because clients mix files of different precisions; o
 be float16.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -12,6 +13,8 @@ Component = Literal["vision", "embed", "decoder"]
 COMPONENTS: Final[tuple[Component, ...]] = ("vision", "embed", "decoder")
 
 FloatName = Literal["float32", "float16"]
+# How the interpreter computes: in float32 on the stored weights, or rounding as the program declares.
+Precision = Literal["exact", "device"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,11 @@ STAGES: Final = (
 def decoder_op(layer: int, part: str) -> str:
     """Name of an operation in decoder layer `layer`, for example `l3_gate`."""
     return f"l{layer}_{part}"
+
+
+def op_component(name: str) -> Component:
+    """The component that an operation is part of."""
+    return "decoder" if re.match(r"l\d+_|final_norm$|logits$", name) else "vision"
 
 
 def vision_op(stage: int, block: int, part: str) -> str:

@@ -65,4 +65,4 @@ class MissingDependencyError(ConversionError):
     def of(cls, error: ModuleNotFoundError, what: str) -> "MissingDependencyError":
         """The error for a failed import; `what` needs the package."""
         name = (error.name or "a package").partition(".")[0]
-        return cls(f"{what} need {name}, which is not installed", hint=f"pip install {name}")
+        return cls(f"{what} needs {name}, which is not installed", hint=f"pip install {name}")

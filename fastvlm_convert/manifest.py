@@ -18,6 +18,7 @@ SCHEMA: Final = "fastvlm-convert/bundle"
 SCHEMA_VERSION: Final = 1
 
 Target = Literal["onnx", "coreml"]
+Status = Literal["passed", "failed", "not_run"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ class Contract:
 
     def __post_init__(self) -> None:
         if self.image_size < 1 or self.num_image_tokens != num_image_tokens(self.image_size):
-            raise BundleError(f"{self.num_image_tokens} image tokens do not fit {self.image_size} pixels")
+            raise BundleError(
+                f"num_image_tokens {self.num_image_tokens} does not fit image_size {self.image_size}"
+            )
         if not 0 < self.context_length <= MAX_CONTEXT_LENGTH:
             raise BundleError(f"context_length is {self.context_length}, expected 1 to {MAX_CONTEXT_LENGTH}")
 
@@ -120,7 +123,7 @@ class Manifest:
     recipe: Recipe
     artifacts: tuple[Artifact, ...]
     contract: Contract
-    fp16_range: str
+    fp16_range: Status
     files: dict[str, FileEntry]
 
     def artifact(self, target: Target, component: Component) -> Artifact:

@@ -2,16 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
+from functools import partial
+from importlib import import_module, metadata
 from pathlib import Path
+from types import ModuleType
 
 from fastvlm_convert import __version__
 from fastvlm_convert.bundle import NO_LICENCE, PROMPT_FORMAT, new_folder, write_side_files
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint
-from fastvlm_convert.contract import IMAGE_TOKEN
-from fastvlm_convert.errors import TargetError
+from fastvlm_convert.contract import IMAGE_TOKEN, op_component
+from fastvlm_convert.errors import MissingDependencyError, TargetError
+from fastvlm_convert.export.job import ExportJob
 from fastvlm_convert.export.onnx.write import check_target, export_onnx
-from fastvlm_convert.manifest import FILE_NAME, Contract, Manifest, Source, Target, file_entries
+from fastvlm_convert.fp16_range import MIN_HEADROOM, RangeReport, load_report
+from fastvlm_convert.manifest import (
+    FILE_NAME,
+    Artifact,
+    Contract,
+    Manifest,
+    Source,
+    Status,
+    Target,
+    file_entries,
+)
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.loaded import at_image_size
@@ -19,8 +32,6 @@ from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.fold import fold
 
 OnProgress = Callable[[str, float], None]
-
-RANGE_NOT_RUN = "not_run"
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def export(
     recipe, image_size, image_mode = _resolve(checkpoint, recipe)
     config = at_image_size(checkpoint.config, image_size)
     for target in targets:
-        _CHECKS[target](config)
+        _EXPORTERS[target].check(config, recipe)
     contract = Contract(
         image_size=image_size,
         image_mode=image_mode,
@@ -80,34 +91,62 @@ def export(
     )
     _check_context(contract)
     with new_folder(output, overwrite, protected) as folder:
-        weights = fold(checkpoint.weights)
-        artifacts = export_onnx(
-            config,
-            weights,
-            recipe,
-            checkpoint.tokenizer.image_token_id + 1,
-            folder,
-            lambda share: on_progress("onnx", share),
+        licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
+        job = ExportJob(
+            config, fold(checkpoint.weights), recipe, contract, licence, folder, lambda share: None
         )
-        licence = write_side_files(folder, checkpoint, config, contract, artifacts, recipe)
+        artifacts: list[Artifact] = []
+        for target in targets:
+            artifacts += _EXPORTERS[target].export(replace(job, on_progress=partial(on_progress, target)))
+        write_side_files(folder, checkpoint, config, contract, artifacts, recipe)
         on_progress("hashes", 0.0)
+        sha256 = content_hash(checkpoint.files)
+        scan = load_report(sha256)
         manifest = Manifest(
             tool=__version__,
-            libraries={name: metadata.version(name) for name in ("numpy", "onnx", "tokenizers")},
-            source=Source(checkpoint.layout, content_hash(checkpoint.files), licence),
+            libraries=_library_versions(targets),
+            source=Source(checkpoint.layout, sha256, licence),
             recipe=recipe,
             artifacts=tuple(artifacts),
             contract=contract,
-            fp16_range=RANGE_NOT_RUN,
+            fp16_range=_range_status(scan),
             files=file_entries(folder),
         )
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
         on_progress("hashes", 1.0)
-    return ExportResult(output, manifest, tuple(_warnings(checkpoint, manifest)))
+    return ExportResult(output, manifest, tuple(_warnings(checkpoint, manifest, scan)))
 
 
-_CHECKS: dict[Target, Callable[[ModelConfig], None]] = {"onnx": check_target}
-TARGETS: tuple[Target, ...] = tuple(_CHECKS)
+@dataclass(frozen=True)
+class _Exporter:
+    """A target's exporter and the packages whose versions shape its bytes."""
+
+    check: Callable[[ModelConfig, Recipe], None]
+    export: Callable[[ExportJob], list[Artifact]]
+    libraries: tuple[str, ...]
+
+
+def _check_coreml(config: ModelConfig, recipe: Recipe) -> None:
+    _coreml().check_target(config, recipe)
+
+
+def _export_coreml(job: ExportJob) -> list[Artifact]:
+    return _coreml().export_coreml(job)
+
+
+def _coreml() -> ModuleType:
+    """The Core ML exporter, imported late: coremltools takes seconds and, where it finds it, loads torch."""
+    try:
+        return import_module("fastvlm_convert.export.coreml.write")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "Core ML bundles") from error
+
+
+_EXPORTERS: dict[Target, _Exporter] = {
+    "onnx": _Exporter(check_target, export_onnx, ("onnx",)),
+    "coreml": _Exporter(_check_coreml, _export_coreml, ("coremltools",)),
+}
+TARGETS: tuple[Target, ...] = tuple(_EXPORTERS)
 
 
 def _resolve(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, int, ImageMode]:
@@ -116,6 +155,18 @@ def _resolve(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, int, Image
     size = checkpoint.config.vision.image_size if size == "checkpoint" else size
     mode = checkpoint.image_mode if mode == "checkpoint" else mode
     return replace(recipe, common=replace(recipe.common, image_size=size, image_mode=mode)), size, mode
+
+
+def _library_versions(targets: Sequence[Target]) -> dict[str, str]:
+    used = {name for target in targets for name in _EXPORTERS[target].libraries}
+    return {name: metadata.version(name) for name in sorted({"numpy", "tokenizers", *used})}
+
+
+def _range_status(scan: RangeReport | None) -> Status:
+    """What a scan of this very checkpoint, if there was one, says of float16's range."""
+    if scan is None:
+        return "not_run"
+    return "failed" if scan.risky() else "passed"
 
 
 def _check_context(contract: Contract) -> None:
@@ -127,11 +178,19 @@ def _check_context(contract: Contract) -> None:
         )
 
 
-def _warnings(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
+def _warnings(checkpoint: Checkpoint, manifest: Manifest, scan: RangeReport | None) -> list[str]:
     warnings = [
         f"config.json says {d.key} is {d.config}, the tensors say {d.tensors}; the tensors were followed"
         for d in checkpoint.disagreements
     ]
+    precision = {"vision": manifest.recipe.vision, "decoder": manifest.recipe.decoder}
+    risky = [op.op for op in scan.risky()] if scan else []
+    in_float16 = [op for op in risky if precision[op_component(op)].computes_in(op) == "float16"]
+    if in_float16:
+        warnings.append(
+            f"the range scan found less than {MIN_HEADROOM:.0f}x headroom to float16's limit at "
+            f"{', '.join(in_float16)}; keep them in float32 (float32_ops in the recipe)"
+        )
     if manifest.source.licence == NO_LICENCE:
         warnings.append("the checkpoint has no licence file; see that you may pass the bundle on")
     if manifest.contract.context_length > checkpoint.config.decoder.max_position_embeddings:

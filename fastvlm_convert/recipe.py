@@ -127,11 +127,16 @@ class Gates:
     Attributes:
         min_sqnr_db: Least signal to noise of every numeric stage against the reference.
         identical_text: Whether the greedy answers must be the reference's, token by token.
+        fp16_cache_min_sqnr_db: The same for the logits of a Core ML decoder whose arithmetic is float32 but
+            whose cache, being state, is float16.
+        device_min_sqnr_db: The same where Core ML itself runs, or the interpreter rounds as a device may.
         max_new_tokens: Length of the answers that are compared.
     """
 
     min_sqnr_db: float
     identical_text: bool
+    fp16_cache_min_sqnr_db: float = 60
+    device_min_sqnr_db: float = 40
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:

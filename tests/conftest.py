@@ -14,6 +14,12 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the user's cache holds must not change what tests see."""
+    os.environ["FASTVLM_CONVERT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def llava(tmp_path: Path) -> Path:
     """A writable checkpoint in Apple's layout: float32, tied, one safetensors file."""

@@ -96,8 +96,9 @@ def read_torch_zip(path: Path) -> dict[str, Weight]:
             pickle refers to anything but tensors.
     """
     file_size(path)
-    if not zipfile.is_zipfile(path):
-        _refuse_other_format(path)
+    head = read_bytes(path, 0, 2)
+    if head != b"PK":
+        _refuse_other_format(head, path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -108,8 +109,8 @@ def read_torch_zip(path: Path) -> dict[str, Weight]:
     return {name: _to_weight(name, tensor, members, root, path) for name, tensor in tensors.items()}
 
 
-def _refuse_other_format(path: Path) -> NoReturn:
-    if read_bytes(path, 0, 1) == b"\x80":  # a bare pickle: torch.save before 1.6
+def _refuse_other_format(head: bytes, path: Path) -> NoReturn:
+    if head[:1] == b"\x80":  # a bare pickle: torch.save before 1.6
         raise CheckpointError(
             "this is torch's legacy format, which cannot be read without running code from it",
             where=path,

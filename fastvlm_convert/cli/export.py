@@ -33,7 +33,7 @@ def command(
     try:
         from fastvlm_convert.pipeline import TARGETS, ExportResult, export
     except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "exports") from error
+        raise MissingDependencyError.of(error, "export") from error
 
     targets: list[Target] = []
     for name in dict.fromkeys(target):

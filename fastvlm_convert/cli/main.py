@@ -3,6 +3,7 @@
 0: done, gates passed. 1: a gate failed. 2: could not run. 130: interrupted.
 """
 
+import logging
 import signal
 import sys
 import traceback
@@ -15,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fastvlm_convert import __version__
-from fastvlm_convert.cli import bench, export, inspect, run, verify
+from fastvlm_convert.cli import bench, export, inspect, run, scan, verify
 from fastvlm_convert.cli.console import err, print_error, print_json
 from fastvlm_convert.errors import ConversionError
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 for _name, _module in (
     ("inspect", inspect), ("run", run), ("export", export), ("verify", verify), ("bench", bench),
+    ("scan", scan),
 ):  # fmt: skip
     app.command(_name)(_module.command)
 
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.simplefilter("ignore")  # libraries' warnings mean nothing to the user
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # nor that there is no Core ML on Linux
     for stream in (sys.stdout, sys.stderr):
         _escape_what_the_terminal_cannot_show(stream)
     signal.signal(signal.SIGTERM, _terminate)  # so that unfinished output is removed

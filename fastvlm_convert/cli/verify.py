@@ -11,7 +11,8 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, status_text
 from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.verify.bundle import VerifyResult, folder_questions, standard_questions, to_dict, verify
+from fastvlm_convert.verify.bundle import VerifyResult, to_dict, verify
+from fastvlm_convert.verify.questions import folder_questions, standard_questions
 
 _EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 
@@ -30,6 +31,9 @@ def command(
             show_default=False,
         ),
     ] = None,
+    interpret: Annotated[
+        bool, typer.Option("--interpret", help="On a Mac, also interpret Core ML packages.")
+    ] = False,
     adapter: AdapterOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -39,7 +43,7 @@ def command(
     checkpoint = open_checkpoint(reference, adapter)
     questions = standard_questions() if images is None else folder_questions(images)
     with progress(quiet=as_json) as on_stage:
-        result = verify(bundle, manifest, checkpoint, questions, on_stage)
+        result = verify(bundle, manifest, checkpoint, questions, on_stage, interpret=interpret)
     if as_json:
         print_json(
             "verify",

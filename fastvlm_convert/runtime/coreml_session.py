@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,11 +22,10 @@ from fastvlm_convert.contract import (
     PREFILL,
     VALUE_CACHE,
     VALUE_CACHE_OUT,
+    Precision,
 )
 from fastvlm_convert.manifest import Artifact, Manifest
 from fastvlm_convert.runtime.mil.interpreter import Interpreter, State
-
-Precision = Literal["exact", "device"]
 
 
 class Runner(Protocol):

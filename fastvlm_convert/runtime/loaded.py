@@ -1,18 +1,25 @@
 """A model ready to answer, wherever it comes from: a checkpoint or a bundle."""
 
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
+from fastvlm_convert.contract import Precision
 from fastvlm_convert.decode import Session
 from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.manifest import Manifest, Target
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
 from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.fold import fold
+
+if TYPE_CHECKING:  # the reference needs torch, which only those who run it load
+    from fastvlm_convert.model.fastvlm import FastVLM
 
 REFERENCE_CONTEXT = 2048
 
@@ -70,7 +77,7 @@ def load_reference(
         from fastvlm_convert.model.fastvlm import load_model
         from fastvlm_convert.runtime.torch_session import TorchSession
     except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "checkpoints") from error
+        raise MissingDependencyError.of(error, "running a checkpoint") from error
 
     size = image_size or checkpoint.config.vision.image_size
     config = at_image_size(checkpoint.config, size)
@@ -84,8 +91,40 @@ def load_reference(
     )
 
 
-def load_bundle(bundle: Path, manifest: Manifest, target: Target) -> LoadedModel:
+def load_folded_reference(
+    checkpoint: Checkpoint, on_progress: OnProgress | None = None
+) -> tuple[LoadedModel, "FastVLM"]:
+    """The reference with the weights that programs compute with, and the module itself for hooks."""
+    from fastvlm_convert.model.fastvlm import load_model
+    from fastvlm_convert.runtime.torch_session import TorchSession
+
+    model = load_model(checkpoint.config, fold(checkpoint.weights), folded=True, on_progress=on_progress)
+    loaded = LoadedModel(
+        session=TorchSession(model, REFERENCE_CONTEXT),
+        tokenizer=checkpoint.tokenizer,
+        eos_token_ids=checkpoint.eos_token_ids,
+        image_size=checkpoint.config.vision.image_size,
+        image_mode=checkpoint.image_mode,
+    )
+    return loaded, model
+
+
+def has_core_ml() -> bool:
+    """Whether this machine can run Core ML packages."""
+    return platform.system() == "Darwin"
+
+
+def load_bundle(
+    bundle: Path, manifest: Manifest, target: Target, interpret: Precision | None = None
+) -> LoadedModel:
     """One target of a bundle.
+
+    Args:
+        bundle: Its folder.
+        manifest: Its manifest.
+        target: The target.
+        interpret: Precision in which the interpreter runs Core ML packages; None leaves them to Core ML where
+            there is one, and else means `exact`.
 
     Raises:
         BundleError: The target is not in the bundle, or its runtime refuses it.
@@ -93,15 +132,44 @@ def load_bundle(bundle: Path, manifest: Manifest, target: Target) -> LoadedModel
     """
     if target not in manifest.targets:
         raise BundleError(f"the bundle has no {target}; it has {', '.join(manifest.targets)}", where=bundle)
-    try:
-        from fastvlm_convert.runtime.onnx_session import OnnxSession
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "ONNX bundles") from error
-
     return LoadedModel(
-        session=OnnxSession(bundle, manifest),
+        session=_SESSIONS[target](bundle, manifest, interpret),
         tokenizer=read_tokenizer(bundle),
         eos_token_ids=manifest.contract.eos_token_ids,
         image_size=manifest.contract.image_size,
         image_mode=manifest.contract.image_mode,
     )
+
+
+def _onnx_session(bundle: Path, manifest: Manifest, _interpret: Precision | None) -> Session:
+    try:
+        from fastvlm_convert.runtime.onnx_session import OnnxSession
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "running an ONNX bundle") from error
+
+    return OnnxSession(bundle, manifest)
+
+
+def _coreml_session(bundle: Path, manifest: Manifest, interpret: Precision | None) -> Session:
+    try:
+        from fastvlm_convert.runtime.coreml_session import CoreMLSession, InterpretedPackage
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "running a Core ML bundle") from error
+
+    vision, decoder = (
+        (bundle / manifest.artifact("coreml", part).files[0]).parent for part in ("vision", "decoder")
+    )
+    if interpret is None and has_core_ml():
+        from fastvlm_convert.runtime.coreml_package import CoreMLPackage
+
+        return CoreMLSession(manifest, CoreMLPackage(vision), CoreMLPackage(decoder))
+    precision = interpret or "exact"
+    return CoreMLSession(
+        manifest, InterpretedPackage(vision, precision), InterpretedPackage(decoder, precision)
+    )
+
+
+_SESSIONS: dict[Target, Callable[[Path, Manifest, Precision | None], Session]] = {
+    "onnx": _onnx_session,
+    "coreml": _coreml_session,
+}

@@ -22,7 +22,7 @@ from fastvlm_convert.manifest import Manifest
 
 # ONNX Runtime's errors have no common base.
 _ERRORS = tuple(e for e in vars(_native).values() if isinstance(e, type) and issubclass(e, Exception))
-_ERROR_SEVERITY = 3  # ONNX Runtime's logger: nothing below an error
+_SEVERITY = 4  # ONNX Runtime logs nothing but fatal errors; it raises the others, which is enough
 
 
 class OnnxSession:
@@ -95,7 +95,7 @@ class OnnxSession:
 def _load(bundle: Path, manifest: Manifest, component: Component) -> onnxruntime.InferenceSession:
     path = bundle / manifest.artifact("onnx", component).files[0]
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERROR_SEVERITY
+    options.log_severity_level = _SEVERITY
     with _refusals(path):
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

@@ -1,25 +1,21 @@
 """Verify a whole bundle: its files first, then every target in it."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash
 from fastvlm_convert.contract import STAGES
-from fastvlm_convert.demo.samples import check_samples
-from fastvlm_convert.errors import BundleError, ImageError, MissingDependencyError, TokenizerError
+from fastvlm_convert.errors import BundleError, MissingDependencyError, TokenizerError
 from fastvlm_convert.manifest import Manifest, changed_files
-from fastvlm_convert.preprocess import load_image
-from fastvlm_convert.runtime.loaded import load_bundle, load_reference
+from fastvlm_convert.runtime.loaded import load_reference
 from fastvlm_convert.verify.check import Check, Measurement, equal, not_run
-from fastvlm_convert.verify.compare import Question, compare
+from fastvlm_convert.verify.compare import compare
+from fastvlm_convert.verify.executions import executions
+from fastvlm_convert.verify.questions import Question
 
 OnProgress = Callable[[str, float], None]
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-DEFAULT_QUESTION = "Describe the image."
 
 
 @dataclass(frozen=True)
@@ -37,41 +33,14 @@ class VerifyResult:
         return next((s for s in ("failed", "not_run") if s in found), "passed")
 
 
-def standard_questions() -> list[Question]:
-    """The standard check pictures of the demo generator, one question each."""
-    return [Question(image, question.question) for image, question in check_samples()]
-
-
-def folder_questions(folder: Path) -> list[Question]:
-    """The pictures of a folder, with the questions of its `questions.json` or one default question each.
-
-    Raises:
-        ImageError: There is no such folder, it has no pictures, or one cannot be read.
-    """
-    if not folder.is_dir():
-        raise ImageError("there is no such folder of images", where=folder)
-    listing = folder / "questions.json"
-    if listing.is_file():
-        try:
-            entries = [(str(e["image"]), str(e["question"])) for e in json.loads(listing.read_text("utf-8"))]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ImageError(
-                "expected a list of objects with 'image' and 'question'", where=listing
-            ) from error
-    else:
-        names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        entries = [(name, DEFAULT_QUESTION) for name in names]
-    if not entries:
-        raise ImageError(f"no images here ({', '.join(IMAGE_SUFFIXES)})", where=folder)
-    return [Question(load_image(folder / name), text) for name, text in entries]
-
-
 def verify(
     bundle: Path,
     manifest: Manifest,
     checkpoint: Checkpoint,
     questions: Sequence[Question],
     on_progress: OnProgress = lambda stage, share: None,
+    *,
+    interpret: bool = False,
 ) -> VerifyResult:
     """Check a bundle against the checkpoint it was made from.
 
@@ -81,6 +50,7 @@ def verify(
         checkpoint: The reference.
         questions: Pictures and questions.
         on_progress: Called with what is being done and the share of it that is done, 0..1.
+        interpret: On a Mac, interpret Core ML packages beside running them.
     """
     contract = manifest.contract
     on_progress("files", 0.0)
@@ -96,20 +66,21 @@ def verify(
         lambda share: on_progress("reference", share),
     )
     for target in manifest.targets:
-        try:
-            found = compare(
-                target,
-                load_bundle(bundle, manifest, target),
-                reference,
-                questions,
-                manifest.recipe.gates,
-                lambda share, target=target: on_progress(target, share),  # type: ignore[misc]
-            )
-        except (BundleError, TokenizerError, MissingDependencyError) as error:
-            checks += [not_run(target, s, _metric(s), str(error)) for s in STAGES]
-            continue
-        checks += found.checks
-        measurements += found.measurements
+        for execution in executions(manifest, target, interpret):
+            try:
+                found = compare(
+                    target,
+                    execution.load(bundle, manifest),
+                    reference,
+                    questions,
+                    execution.gates,
+                    lambda share, name=execution.name: on_progress(name, share),  # type: ignore[misc]
+                )
+            except (BundleError, TokenizerError, MissingDependencyError) as error:
+                checks += [not_run(target, s, _metric(s), str(error)) for s in STAGES]
+                continue
+            checks += found.checks
+            measurements += found.measurements
     warnings = []
     on_progress("checkpoint", 0.0)
     if content_hash(checkpoint.files) != manifest.source.sha256:

@@ -2,9 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-Status = Literal["passed", "failed", "not_run"]
+from fastvlm_convert.manifest import Status
 
 
 @dataclass(frozen=True)
@@ -17,6 +16,7 @@ class Measurement:
         metric: Name with unit.
         value: The figure, or None where it is not finite: the two are equal, or one holds NaN or infinity.
         exact: Whether the two are equal.
+        executed_by: What executed the artifact; None where nothing had to.
     """
 
     target: str
@@ -24,6 +24,7 @@ class Measurement:
     metric: str
     value: float | None
     exact: bool
+    executed_by: str | None
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,11 @@ class Check(Measurement):
         threshold: What the value must reach; None where it must be exact.
         status: Passed, failed, or not run.
         reason: Why it failed or was not run, else None.
-        executed_by: What executed the artifact, else None.
     """
 
     threshold: float | None
     status: Status
     reason: str | None
-    executed_by: str | None
 
 
 def at_least(
@@ -49,10 +48,10 @@ def at_least(
     """A check that `value` reaches `threshold`; None stands for equality, which passes. NaN fails."""
     if value is not None and not math.isfinite(value):
         reason = "the outputs hold NaN or infinity"
-        return Check(target, stage, metric, None, False, threshold, "failed", reason, executed_by)
+        return Check(target, stage, metric, None, False, executed_by, threshold, "failed", reason)
     passed = value is None or value >= threshold
     why = None if passed else f"{value:.1f} is below {threshold:g}"
-    return Check(target, stage, metric, value, value is None, threshold, _status(passed), why, executed_by)
+    return Check(target, stage, metric, value, value is None, executed_by, threshold, _status(passed), why)
 
 
 def equal(
@@ -66,16 +65,16 @@ def equal(
         metric=metric,
         value=None if passed else float(differences),
         exact=passed,
+        executed_by=executed_by,
         threshold=None,
         status=_status(passed),
         reason=None if passed else reason,
-        executed_by=executed_by,
     )
 
 
 def not_run(target: str, stage: str, metric: str, reason: str) -> Check:
     """A check that could not be made."""
-    return Check(target, stage, metric, None, False, None, "not_run", reason, None)
+    return Check(target, stage, metric, None, False, None, None, "not_run", reason)
 
 
 def _status(passed: bool) -> Status:

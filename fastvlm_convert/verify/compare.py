@@ -4,29 +4,21 @@ Every numeric stage gets the reference's own input, so that a difference belongs
 it; only the greedy text runs end to end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 
 from fastvlm_convert import metrics
 from fastvlm_convert.decode import embed_prompt, generate, teacher_forced
-from fastvlm_convert.recipe import Gates
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verify.check import Check, Measurement, at_least, equal
+from fastvlm_convert.verify.questions import Question
 
 OnProgress = Callable[[float], None]
 
 _LOGIT_STAGES = ("prefill_logits", "decode_logits")
-
-
-@dataclass(frozen=True)
-class Question:
-    """A picture with a question about it."""
-
-    image: Image.Image
-    text: str
+NUMERIC_STAGES = ("preprocessing", "image_features", "inputs_embeds", *_LOGIT_STAGES)
 
 
 @dataclass
@@ -49,6 +41,21 @@ class _Stage:
 
 
 @dataclass(frozen=True)
+class StageGates:
+    """What one execution of a target must reach.
+
+    Attributes:
+        min_sqnr_db: Least signal to noise a stage.
+        identical_text: Whether the greedy answers must be the reference's.
+        max_new_tokens: Length of the answers that are compared.
+    """
+
+    min_sqnr_db: Mapping[str, float]
+    identical_text: bool
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Everything `compare` found."""
 
@@ -61,7 +68,7 @@ def compare(
     candidate: LoadedModel,
     reference: LoadedModel,
     questions: Sequence[Question],
-    gates: Gates,
+    gates: StageGates,
     on_progress: OnProgress = lambda share: None,
 ) -> Comparison:
     """Run both models on the same questions.
@@ -74,7 +81,7 @@ def compare(
         gates: What the candidate must reach.
         on_progress: Called with the share of the questions done, 0..1.
     """
-    stages = {name: _Stage() for name in ("preprocessing", "image_features", "inputs_embeds", *_LOGIT_STAGES)}
+    stages = {name: _Stage() for name in NUMERIC_STAGES}
     ids_differ: list[int] = []
     text_differs: list[int] = []
     for number, question in enumerate(questions):
@@ -92,14 +99,16 @@ def compare(
     measurements: list[Measurement] = []
     for name, stage in stages.items():
         value = stage.worst(metrics.sqnr_db)
-        checks.append(at_least(target, name, "sqnr_db", value, gates.min_sqnr_db, runs))
-        measurements += _measure(target, name, stage)
+        checks.append(at_least(target, name, "sqnr_db", value, gates.min_sqnr_db[name], runs))
+        measurements += _measure(target, name, stage, runs)
     differing = f"{len(text_differs)} of {len(questions)} answers differ: {text_differs}"
     if gates.identical_text:
         checks.append(equal(target, "greedy_text", "token_ids", len(text_differs), differing, runs))
     else:
         share = 1 - len(text_differs) / len(questions)
-        measurements.append(Measurement(target, "greedy_text", "identical_share", share, not text_differs))
+        measurements.append(
+            Measurement(target, "greedy_text", "identical_share", share, not text_differs, runs)
+        )
     return Comparison(tuple(checks), tuple(measurements))
 
 
@@ -136,7 +145,7 @@ def _run_both(
     return ids_equal, said.token_ids == answer.token_ids
 
 
-def _measure(target: str, name: str, stage: _Stage) -> list[Measurement]:
+def _measure(target: str, name: str, stage: _Stage, executed_by: str) -> list[Measurement]:
     if not stage.reference:
         return []
     pairs = list(zip(stage.reference, stage.candidate, strict=True))
@@ -155,4 +164,6 @@ def _measure(target: str, name: str, stage: _Stage) -> list[Measurement]:
             "top1_agreement": metrics.top1_agreement(*rows),
         }
     finite = {metric: v if v is not None and np.isfinite(v) else None for metric, v in figures.items()}
-    return [Measurement(target, name, metric, value, is_exact) for metric, value in finite.items()]
+    return [
+        Measurement(target, name, metric, value, is_exact, executed_by) for metric, value in finite.items()
+    ]

@@ -189,8 +189,27 @@ def test_a_truncated_archive_is_refused(tmp_path):
     whole = path.read_bytes()
     for size in (3, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match="damaged archive"):
             read_torch_zip(path)
+
+
+def test_an_archive_that_claims_to_span_disks_is_refused(tmp_path):
+    path = save(tmp_path / "a.bin", {"w": torch.ones(10)})
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"PK\x06\x07") + 16] = 2
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="damaged archive: zipfiles that span multiple disks"):
+        read_torch_zip(path)
+
+
+def test_a_local_header_out_of_place_is_refused(tmp_path):
+    path = save(tmp_path / "a.bin", {"w": torch.ones(10)})
+    raw = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        offset = next(i.header_offset for i in archive.infolist() if i.filename.endswith("data/0"))
+    path.write_bytes(raw[:offset] + b"XX" + raw[offset + 2 :])
+    with pytest.raises(CheckpointError, match="a local header is missing"):
+        read_torch_zip(path)
 
 
 def test_a_storage_that_is_too_short_or_missing_is_noticed(tmp_path):

@@ -1,5 +1,6 @@
 """The operations both packages are made of, each in the precision its name asks for."""
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,12 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813  coremltools'
 from coremltools.converters.mil.mil import Var, types
 
 from fastvlm_convert.contract import FloatName
+from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.export.coreml.weights import Weights
 from fastvlm_convert.recipe import FloatSettings
 from fastvlm_convert.weights.source import Weight
+
+_FEW = 6  # names that an error message gives as examples
 
 _MIL_NAMES: dict[FloatName, str] = {"float32": "fp32", "float16": "fp16"}
 _MIL_TYPES = {"float32": types.fp32, "float16": types.fp16}
@@ -41,6 +45,7 @@ class Ops:
         self.weights = weights
         self.precision = precision
         self._casts: dict[tuple[str, FloatName], Var] = {}
+        self._names: set[str] = set()
 
     def start_function(self) -> None:
         """Call first in each function."""
@@ -51,7 +56,22 @@ class Ops:
 
     def dtype(self, name: str) -> FloatName:
         """Dtype in which the operation of a name computes."""
+        self._names.add(name)
         return self.precision.computes_in(name)
+
+    def check_patterns(self, component: str) -> None:
+        """See that every pattern of `float32_ops` matched an operation.
+
+        Raises:
+            RecipeError: Names the pattern that matched none.
+        """
+        for pattern in self.precision.float32_ops:
+            if not any(fnmatchcase(name, pattern) for name in self._names):
+                known = ", ".join(sorted(self._names)[:_FEW])
+                raise RecipeError(
+                    f"{component}.float32_ops: '{pattern}' matches no operation",
+                    hint=f"operations are called {known}, ...; `fastvlm-convert scan` lists them",
+                )
 
     def cast(self, x: Var, dtype: FloatName) -> Var:
         """The value in another dtype; anything but floats is left alone."""

@@ -1,7 +1,6 @@
 """Write the packages of a bundle."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import coremltools
 from coremltools.converters.mil.mil import Function
@@ -15,10 +14,10 @@ from fastvlm_convert.export.coreml.decoder import DecoderBuilder
 from fastvlm_convert.export.coreml.package import FILES, Metadata, write_package
 from fastvlm_convert.export.coreml.vision import APPLE_INPUT, VisionBuilder
 from fastvlm_convert.export.coreml.weights import Weights
-from fastvlm_convert.manifest import Artifact, Contract
+from fastvlm_convert.export.job import ByteCounter, ExportJob
+from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.recipe import FloatSettings, Recipe
 from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.source import WeightSource
 
 FOLDER = "coreml"
 VISION_PACKAGE = f"{FOLDER}/vision.mlpackage"
@@ -30,8 +29,6 @@ _APPLE_IMAGE_SIZE, _APPLE_WIDTH = 1024, 3072  # Apple's app aborts on any other 
 _APPLE_TARGET = coremltools.target.iOS16
 
 _MAIN = "main"
-
-OnProgress = Callable[[float], None]
 
 _FEATURES = {
     names.IMAGE: "RGB picture, made square as image_mode says; scaled to 0..1 inside",
@@ -66,25 +63,8 @@ def check_target(config: ModelConfig, recipe: Recipe) -> None:
         )
 
 
-def export_coreml(
-    config: ModelConfig,
-    weights: WeightSource,
-    recipe: Recipe,
-    contract: Contract,
-    licence: str,
-    folder: Path,
-    on_progress: OnProgress,
-) -> list[Artifact]:
-    """Write vision and decoder packages, and the one for Apple's app if the recipe asks for it.
-
-    Args:
-        config: Dimensions, with the image size to export.
-        weights: Canonical names, folded.
-        recipe: Precisions and settings.
-        contract: What the packages tell their users.
-        licence: Name of the model's licence, for the packages' metadata.
-        folder: The bundle under construction.
-        on_progress: Called with the share of the work done, 0..1.
+def export_coreml(job: ExportJob) -> list[Artifact]:
+    """Write vision and decoder packages under `coreml/`, and one for Apple's app if the recipe asks for it.
 
     Returns:
         One artifact a function.
@@ -92,41 +72,32 @@ def export_coreml(
     Raises:
         TargetError: A weight does not fit its storage dtype, or the model does not fit Apple's app.
         CheckpointError: A weight cannot be read.
+        RecipeError: A pattern of float32_ops matches no operation.
     """
-    check_target(config, recipe)
-    writer = _Writer(config, weights, recipe, contract, licence, folder, on_progress)
+    check_target(job.config, job.recipe)
+    writer = _Writer(job)
     artifacts = [*writer.vision(), *writer.decoder()]
-    return [*artifacts, *writer.apple_vision()] if recipe.coreml.drop_in else artifacts
+    return [*artifacts, *writer.apple_vision()] if job.recipe.coreml.drop_in else artifacts
 
 
 class _Writer:
-    """The arguments of `export_coreml`, and how many bytes of weights were written so far."""
+    """Writes the packages of one job."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        weights: WeightSource,
-        recipe: Recipe,
-        contract: Contract,
-        licence: str,
-        folder: Path,
-        on_progress: OnProgress,
-    ) -> None:
-        self.config = config
-        self.weights = weights
-        self.recipe = recipe
-        self.contract = contract
-        self.licence = licence
-        self.folder = folder
-        self._on_progress = on_progress
-        self._total = 4 * sum(weight.size for weight in weights.values())
-        self._done = 0
+    def __init__(self, job: ExportJob) -> None:
+        self.config = job.config
+        self.weights = job.weights
+        self.recipe = job.recipe
+        self.contract = job.contract
+        self.licence = job.licence
+        self.folder = job.folder
+        self._on_bytes = ByteCounter(job).add
 
     def vision(self) -> list[Artifact]:
         settings, recipe = self.recipe.vision, self.recipe
         weights = Weights(self._on_bytes)
         builder = VisionBuilder(self.config, self.weights, settings, weights, DECODER_TARGET)
         function = builder.function(recipe.coreml.image_input, recipe.decoder.compute)
+        builder.ops.check_patterns("vision")
         text = "FastVLM image encoder and projector: a picture to image tokens."
         return self._write(VISION_PACKAGE, {_MAIN: function}, {_MAIN: "vision"}, settings, weights, text)
 
@@ -142,6 +113,7 @@ class _Writer:
             weights,
         )
         functions = builder.functions()
+        builder.ops.check_patterns("decoder")
         components: dict[str, Component] = {f: "embed" if f == names.EMBED else "decoder" for f in functions}
         text = "FastVLM language model: embeddings to the next token's logits, with a KV cache."
         return self._write(DECODER_PACKAGE, functions, components, settings, weights, text)
@@ -202,10 +174,6 @@ class _Writer:
             },
             features=_FEATURES,
         )
-
-    def _on_bytes(self, count: int) -> None:
-        self._done += count
-        self._on_progress(min(1.0, self._done / self._total))
 
 
 _ARRAY_TYPES = FeatureTypes_pb2.ArrayFeatureType

@@ -1,10 +1,8 @@
 """Write the three graphs of a bundle."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 from fastvlm_convert.contract import Component, onnx_data_name, onnx_file_name
 from fastvlm_convert.errors import TargetError
+from fastvlm_convert.export.job import ByteCounter, ExportJob
 from fastvlm_convert.export.onnx.data import ExternalData, Region
 from fastvlm_convert.export.onnx.decoder import build_decoder
 from fastvlm_convert.export.onnx.embed import build_embed, store_table
@@ -13,19 +11,16 @@ from fastvlm_convert.export.onnx.vision import build_vision
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.recipe import FloatSettings, Recipe
 from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.source import WeightSource
 
 FOLDER = "onnx"
 _HEAD_DIM_STEP = 16  # GroupQueryAttention with rotary positions inside
 
-OnProgress = Callable[[float], None]
 
-
-def check_target(config: ModelConfig) -> None:
+def check_target(config: ModelConfig, recipe: Recipe) -> None:
     """Refuse dimensions that ONNX Runtime cannot execute; reads no weight.
 
     Raises:
-        TargetError: Names the dimension and what is allowed.
+        TargetError: Names the dimension or setting and what is allowed.
     """
     if config.decoder.head_dim % _HEAD_DIM_STEP:
         raise TargetError(
@@ -33,25 +28,16 @@ def check_target(config: ModelConfig) -> None:
             f"with rotary positions needs a multiple of {_HEAD_DIM_STEP}",
             hint="this model cannot be run by ONNX Runtime; `run` answers from the checkpoint itself",
         )
+    for component in ("vision", "decoder"):
+        if getattr(recipe, component).float32_ops:
+            raise TargetError(
+                f"{component}.float32_ops is set, which only Core ML packages can follow",
+                hint=f"set {component}.compute to float32 for ONNX",
+            )
 
 
-def export_onnx(
-    config: ModelConfig,
-    weights: WeightSource,
-    recipe: Recipe,
-    embed_rows: int,
-    folder: Path,
-    on_progress: OnProgress,
-) -> list[Artifact]:
-    """Write vision encoder, embedding and decoder under `folder`/onnx.
-
-    Args:
-        config: Dimensions, with the image size to export.
-        weights: Canonical names, folded.
-        recipe: Precisions and settings.
-        embed_rows: Least rows of the embedding table (every id a client looks up needs one).
-        folder: The bundle under construction.
-        on_progress: Called with the share of the work done, 0..1.
+def export_onnx(job: ExportJob) -> list[Artifact]:
+    """Write vision encoder, embedding and decoder under `onnx/`.
 
     Returns:
         One artifact a graph.
@@ -60,32 +46,23 @@ def export_onnx(
         TargetError: ONNX Runtime cannot execute the model, or a weight does not fit its storage dtype.
         CheckpointError: A weight cannot be read.
     """
-    check_target(config)
-    (folder / FOLDER).mkdir()
-    writer = _Writer(config, weights, recipe, max(embed_rows, config.decoder.embed_rows), folder, on_progress)
+    check_target(job.config, job.recipe)
+    (job.folder / FOLDER).mkdir()
+    writer = _Writer(job)
     return [writer.vision(), *writer.decoder_and_embed()]
 
 
 class _Writer:
-    """The arguments of `export_onnx`, and how many bytes of weights were written so far."""
+    """Writes the graphs of one job."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        weights: WeightSource,
-        recipe: Recipe,
-        embed_rows: int,
-        folder: Path,
-        on_progress: OnProgress,
-    ) -> None:
-        self.config = config
-        self.weights = weights
-        self.recipe = recipe
-        self.embed_rows = embed_rows
-        self.folder = folder / FOLDER
-        self._on_progress = on_progress
-        self._total = 4 * sum(weight.size for weight in weights.values())
-        self._done = 0
+    def __init__(self, job: ExportJob) -> None:
+        self.config = job.config
+        self.weights = job.weights
+        self.recipe = job.recipe
+        # Clients look every id up, `<image>` too, which may lie beyond the checkpoint's table.
+        self.embed_rows = max(job.contract.image_token_id + 1, job.config.decoder.embed_rows)
+        self.folder = job.folder / FOLDER
+        self._on_bytes = ByteCounter(job).add
 
     def vision(self) -> Artifact:
         settings = self.recipe.vision
@@ -127,10 +104,6 @@ class _Writer:
 
     def _data(self, file: str) -> ExternalData:
         return ExternalData(self.folder / onnx_data_name(file))
-
-    def _on_bytes(self, count: int) -> None:
-        self._done += count
-        self._on_progress(min(1.0, self._done / self._total))
 
 
 def _artifact(component: Component, settings: FloatSettings, graph: Graph, *files: str) -> Artifact:

@@ -14,10 +14,10 @@ from fastvlm_convert.runtime.mil.ops import (
     product,
     quantize,
     random,
+    ranking,
     recurrent,
     reduction,
     resize,
-    select,
     shape,
     slices,
     state,
@@ -25,5 +25,5 @@ from fastvlm_convert.runtime.mil.ops import (
 
 __all__ = [
     "activation", "attention", "constexpr", "conv", "elementwise", "gather", "image", "lists", "norm", "pool",
-    "product", "quantize", "random", "recurrent", "reduction", "resize", "select", "shape", "slices", "state",
+    "product", "quantize", "random", "ranking", "recurrent", "reduction", "resize", "shape", "slices", "state",
 ]  # fmt: skip

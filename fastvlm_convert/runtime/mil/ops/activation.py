@@ -3,8 +3,7 @@
 import torch
 from torch.nn import functional as F  # noqa: N812  its usual name
 
-from fastvlm_convert.runtime.mil.ops.elementwise import check_broadcast
-from fastvlm_convert.runtime.mil.ops.table import Limit, Rounding, Tensor, axis_of, op
+from fastvlm_convert.runtime.mil.ops.table import Rounding, Tensor, axis_of, op
 
 
 @op("relu")
@@ -82,14 +81,14 @@ def silu(x: Tensor) -> Tensor:
 @op("softplus")
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x))."""
-    return F.softplus(x, threshold=1e9)
+    return F.softplus(x)
 
 
 @op("softplus_parametric")
 def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """Alpha * log(1 + exp(beta * x)), with one alpha and beta a channel (axis 1)."""
     per_channel = (-1, *[1] * (x.ndim - 2))
-    return alpha.view(per_channel) * F.softplus(beta.view(per_channel) * x, threshold=1e9)
+    return alpha.view(per_channel) * F.softplus(beta.view(per_channel) * x)
 
 
 @op("softsign")
@@ -122,12 +121,3 @@ def softmax(x: Tensor, axis: int = -1, rounded: Rounding = None) -> Tensor:
         return torch.softmax(x, axis)
     powers = rounded(torch.exp(rounded(x - torch.amax(x, axis, keepdim=True))))
     return powers / rounded(powers.sum(axis, keepdim=True))
-
-
-@op("select")
-def select(cond: Tensor, a: Tensor, b: Tensor, limit: Limit) -> Tensor:
-    """A where cond holds, else b."""
-    check_broadcast(a, b, limit)
-    check_broadcast(cond, a, limit)
-    check_broadcast(cond, b, limit)
-    return torch.where(cond != 0, a, b)

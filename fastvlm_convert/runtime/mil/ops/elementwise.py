@@ -6,6 +6,9 @@ import torch
 
 from fastvlm_convert.runtime.mil.ops.table import Limit, Rounding, Target, Tensor, add, op
 
+# A result this small needs no look; most are not even close.
+_SMALL = 1 << 28
+
 Unary = Callable[[Tensor], Tensor]
 Binary = Callable[[Tensor, Tensor], Tensor]
 
@@ -73,7 +76,7 @@ def check_broadcast(x: Tensor, y: Tensor, limit: Limit) -> None:
     Raises:
         ValueError: The result has more elements than it may.
     """
-    if x.numel() * y.numel() > limit.elements and x.shape != y.shape:
+    if x.numel() * y.numel() > _SMALL and x.shape != y.shape:
         limit.check(torch.broadcast_shapes(x.shape, y.shape))
 
 
@@ -184,3 +187,12 @@ def wrap(x: Tensor, target: Target) -> Tensor:
         return x
     low = x & ((1 << target.bits) - 1)
     return low if not target.is_signed else low - ((low >> (target.bits - 1)) << target.bits)
+
+
+@op("select")
+def select(cond: Tensor, a: Tensor, b: Tensor, limit: Limit) -> Tensor:
+    """A where cond holds, else b."""
+    check_broadcast(a, b, limit)
+    check_broadcast(cond, a, limit)
+    check_broadcast(cond, b, limit)
+    return torch.where(cond != 0, a, b)

@@ -1,0 +1,53 @@
+"""What every exporter is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastvlm_convert.manifest import Contract
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.source import WeightSource
+
+OnProgress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """A model to lower, and how.
+
+    Attributes:
+        config: Dimensions, with the image size to export.
+        weights: Canonical names, folded.
+        recipe: Precisions and settings.
+        contract: What the bundle promises its users.
+        licence: File name of the model's licence, or `not_found`.
+        folder: The bundle under construction.
+        on_progress: Called with the share of the weights written, 0..1.
+    """
+
+    config: ModelConfig
+    weights: WeightSource
+    recipe: Recipe
+    contract: Contract
+    licence: str
+    folder: Path
+    on_progress: OnProgress
+
+
+class ByteCounter:
+    """Turns bytes of weights written into progress.
+
+    Args:
+        job: Whose weights are written.
+    """
+
+    def __init__(self, job: ExportJob) -> None:
+        self._on_progress = job.on_progress
+        self._total = 4 * sum(weight.size for weight in job.weights.values())
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        """Count bytes, as float32."""
+        self._done += count
+        self._on_progress(min(1.0, self._done / self._total))

@@ -1,0 +1,54 @@
+import sys
+
+import numpy as np
+import pytest
+
+from fastvlm_convert.errors import BundleError, MissingDependencyError, TokenizerError
+from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.preprocess import load_image
+from fastvlm_convert.runtime.loaded import load_bundle, load_reference
+from tests.bundles import copy_bundle, open_bundle
+from tests.checkpoints import GOLDEN, LLAVA, golden_checkpoint
+
+
+def test_a_bundle_is_loaded_with_all_that_its_manifest_says(fp32_bundle):
+    loaded = open_bundle(fp32_bundle)
+    assert loaded.eos_token_ids == (431, 429)
+    assert (loaded.image_size, loaded.image_mode) == (256, "pad")
+    assert loaded.tokenizer.image_token_id == 432
+
+
+def test_bundle_and_reference_make_the_same_prompt(fp32_bundle):
+    image = load_image(GOLDEN / LLAVA / "image1.png")
+    models = (open_bundle(fp32_bundle), load_reference(golden_checkpoint(LLAVA)))
+    ours, theirs = (m.prompt("Describe <image>!", [image]) for m in models)
+    for a, b in zip([*ours.segments, *ours.images], [*theirs.segments, *theirs.images], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_reference_takes_another_image_size_and_mode():
+    loaded = load_reference(golden_checkpoint(LLAVA), 320, "crop", context_length=77)
+    assert (loaded.image_size, loaded.image_mode) == (320, "crop")
+    assert (loaded.session.num_image_tokens, loaded.session.context_length) == (25, 77)
+    assert golden_checkpoint(LLAVA).config.vision.image_size == 256  # untouched
+
+
+def test_a_target_that_is_not_there(fp32_bundle):
+    with pytest.raises(BundleError, match="the bundle has no coreml; it has onnx"):
+        load_bundle(fp32_bundle, load_manifest(fp32_bundle), "coreml")
+
+
+def test_a_runtime_that_is_not_installed(fp32_bundle, monkeypatch):
+    monkeypatch.delitem(sys.modules, "fastvlm_convert.runtime.onnx_session", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match="running an ONNX bundle needs onnxruntime") as caught:
+        load_bundle(fp32_bundle, load_manifest(fp32_bundle), "onnx")
+    assert caught.value.hint == "pip install onnxruntime"
+
+
+def test_a_bundle_without_tokenizer(fp32_bundle, tmp_path):
+    bundle = copy_bundle(fp32_bundle, tmp_path)
+    manifest = load_manifest(bundle)
+    (bundle / "tokenizer.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        load_bundle(bundle, manifest, "onnx")
