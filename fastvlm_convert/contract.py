@@ -105,6 +105,8 @@ def onnx_data_name(graph_file: str) -> str:
     return f"{graph_file}_data"
 
 
+APPLE_FOLDER: Final = "apple-app"  # of a bundle: what Apple's own app loads
+
 # Check identifiers: what `verify` compares, in the order the data flows.
 STAGES: Final = (
     "preprocessing",

@@ -8,9 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 from fastvlm_convert import __version__
-from fastvlm_convert.bundle import NO_LICENCE, PROMPT_FORMAT, new_folder, write_side_files
+from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, write_apple_files, write_client_files
+from fastvlm_convert.bundle.folder import new_folder
+from fastvlm_convert.bundle.licence import NO_LICENCE, write_licence
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint
-from fastvlm_convert.contract import IMAGE_TOKEN, op_component
+from fastvlm_convert.contract import APPLE_FOLDER, IMAGE_TOKEN, op_component
 from fastvlm_convert.errors import MissingDependencyError, TargetError
 from fastvlm_convert.export.job import ExportJob
 from fastvlm_convert.export.onnx.write import check_target, export_onnx
@@ -98,7 +100,11 @@ def export(
         artifacts: list[Artifact] = []
         for target in targets:
             artifacts += _EXPORTERS[target].export(replace(job, on_progress=partial(on_progress, target)))
-        write_side_files(folder, checkpoint, config, contract, artifacts, recipe)
+        write_client_files(folder, checkpoint.tokenizer, config, contract, artifacts)
+        if (folder / APPLE_FOLDER).is_dir():
+            write_apple_files(folder / APPLE_FOLDER, checkpoint.tokenizer, config, contract)
+        if checkpoint.licence is not None:
+            write_licence(folder, checkpoint.licence, recipe)
         on_progress("hashes", 0.0)
         sha256 = content_hash(checkpoint.files)
         scan = load_report(sha256)

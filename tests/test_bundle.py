@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from fastvlm_convert.bundle import PROMPT_FORMAT, new_folder
+from fastvlm_convert.bundle.client_files import PROMPT_FORMAT
+from fastvlm_convert.bundle.folder import new_folder
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export

@@ -93,7 +93,7 @@ MALFORMED = {
     "unknown_mode": (lambda m: m["contract"].update(image_mode="warp"), "expected 'pad' or 'crop'"),
     "tokens_do_not_fit": (
         lambda m: m["contract"].update(num_image_tokens=17),
-        "contract.num_image_tokens is 17, which does not fit image_size 256",
+        "num_image_tokens 17 does not fit image_size 256",
     ),
     "absurd_context": (lambda m: m["contract"].update(context_length=1 << 40), "contract.context_length"),
     "negative_context": (lambda m: m["contract"].update(context_length=-1), "contract.context_length"),

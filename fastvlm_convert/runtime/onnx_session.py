@@ -20,8 +20,9 @@ from fastvlm_convert.contract import (
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.manifest import Manifest
 
-# ONNX Runtime's errors have no common base.
-_ERRORS = tuple(e for e in vars(_native).values() if isinstance(e, type) and issubclass(e, Exception))
+# ONNX Runtime's errors have no common base, and a run with bound buffers raises Python's own.
+_NATIVE = [e for e in vars(_native).values() if isinstance(e, type) and issubclass(e, Exception)]
+_ERRORS: tuple[type[Exception], ...] = (RuntimeError, *_NATIVE)
 _SEVERITY = 4  # ONNX Runtime logs nothing but fatal errors; it raises the others, which is enough
 
 

@@ -141,7 +141,7 @@ class TestContext:
         session = short.session
         session.prefill(embeds_of(63))
         last = session.decode(embeds_of(1))
-        with pytest.raises(BundleError, match="total_sequence_length|shape"):
+        with pytest.raises(BundleError, match="total_sequence_length"):
             session.decode(embeds_of(1))
         session.prefill(embeds_of(63))
         np.testing.assert_array_equal(session.decode(embeds_of(1)), last)

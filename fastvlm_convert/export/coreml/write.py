@@ -23,8 +23,7 @@ FOLDER = "coreml"
 VISION_PACKAGE = f"{FOLDER}/vision.mlpackage"
 DECODER_PACKAGE = f"{FOLDER}/decoder.mlpackage"
 
-APPLE_FOLDER = "apple-app"
-APPLE_PACKAGE = f"{APPLE_FOLDER}/fastvithd.mlpackage"
+APPLE_PACKAGE = f"{names.APPLE_FOLDER}/fastvithd.mlpackage"
 _APPLE_IMAGE_SIZE, _APPLE_WIDTH = 1024, 3072  # Apple's app aborts on any other shape
 _APPLE_TARGET = coremltools.target.iOS16
 

@@ -99,7 +99,11 @@ def constant_of(package: Package, value: Any, what: str) -> Constant:  # noqa: A
 
 
 def computed(
-    function: Callable[..., Any], arguments: Mapping[str, Constant], output: int, what: str, element: ElementType
+    function: Callable[..., Any],
+    arguments: Mapping[str, Constant],
+    output: int,
+    what: str,
+    element: ElementType,
 ) -> Constant:
     """The constant that a `constexpr` operation makes of others.
 

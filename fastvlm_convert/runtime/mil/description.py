@@ -38,7 +38,8 @@ class Flexibility:
         if self.shapes:
             return tuple(shape) in self.shapes
         return len(shape) == len(self.ranges) and all(
-            low <= n and (high is None or n <= high) for n, (low, high) in zip(shape, self.ranges, strict=True)
+            low <= n and (high is None or n <= high)
+            for n, (low, high) in zip(shape, self.ranges, strict=True)
         )
 
     def __str__(self) -> str:
@@ -129,7 +130,9 @@ def default_function(package: Package) -> str:
     name: str = package.spec.description.defaultFunctionName or DEFAULT_FUNCTION
     if name not in package.spec.mlProgram.functions:
         have = ", ".join(sorted(package.spec.mlProgram.functions)) or "none"
-        raise BundleError(f"the program has no function '{name[:80]}'; it has {have[:200]}", where=package.path)
+        raise BundleError(
+            f"the program has no function '{name[:80]}'; it has {have[:200]}", where=package.path
+        )
     return name
 
 

@@ -46,7 +46,9 @@ def plan_memory(function: Block, half_states: frozenset[str]) -> frozenset[int]:
     """
     steps = function.steps
     groups = _Groups()
-    last_use = {slot: i for i, step in enumerate(steps) for slot in (*step.reads, *(o.slot for o in step.outputs))}
+    last_use = {
+        slot: i for i, step in enumerate(steps) for slot in (*step.reads, *(o.slot for o in step.outputs))
+    }
     last_use |= {slot: len(steps) for slot in function.outputs if isinstance(slot, int)}
     stored: set[int] = set()  # slots whose values are rounded as their state is
     for slot in function.inputs:
@@ -109,7 +111,12 @@ def _plan_update(
     group = groups.of(x)
     unread = all(last_use.get(m, i) <= i for m in group if isinstance(m, int))
     names = {m for m in group if isinstance(m, str)}
-    if not unread or "update" not in slots or slots["update"] in group or not _is_written(names, out, i, steps):
+    if (
+        not unread
+        or "update" not in slots
+        or slots["update"] in group
+        or not _is_written(names, out, i, steps)
+    ):
         return
     step.fixed["in_place"] = InPlace.YES
     groups.join(x, out)

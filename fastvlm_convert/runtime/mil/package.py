@@ -111,7 +111,9 @@ def _inside(package: Path, folder: Path, relative: str, what: str) -> Path:
         inside = file.is_relative_to(package.resolve())
         exists = inside and file.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a loop of links
-        raise BundleError(f"the path of the {what} is impossible: {relative[:80]!r}", where=package) from error
+        raise BundleError(
+            f"the path of the {what} is impossible: {relative[:80]!r}", where=package
+        ) from error
     if not inside:
         raise BundleError(f"the path of the {what} leaves the package: {relative[:80]!r}", where=package)
     if not exists:

@@ -100,9 +100,7 @@ class Block:
 
     def results(self, frame: Frame) -> list[Any]:
         """The values of the outputs."""
-        return [
-            frame.weights.tensor(o) if isinstance(o, Constant) else frame.values[o] for o in self.outputs
-        ]
+        return [frame.weights.tensor(o) if isinstance(o, Constant) else frame.values[o] for o in self.outputs]
 
 
 @dataclass
@@ -213,15 +211,9 @@ class WriteStep:
     def run(self, frame: Frame) -> None:
         """Replace the state's tensor."""
         before = frame.states[self.state]
-        data = (
-            frame.weights.tensor(self.data)
-            if isinstance(self.data, Constant)
-            else frame.values[self.data]
-        )
+        data = frame.weights.tensor(self.data) if isinstance(self.data, Constant) else frame.values[self.data]
         if data.shape != before.shape or data.dtype != before.dtype:
-            raise refusal(
-                self, f"the state has shape {list(before.shape)}, the new value {list(data.shape)}"
-            )
+            raise refusal(self, f"the state has shape {list(before.shape)}, the new value {list(data.shape)}")
         if self.rounds:
             data = round_half(data)
         elif self.copies and data is not before:

@@ -83,7 +83,9 @@ def _spelled(x: Tensor, indices: Tensor, first_axis: int) -> list[Tensor]:
 
 def _batch_grid(x: Tensor, indices: Tensor, batch_dims: int) -> list[Tensor]:
     rank = indices.ndim - 1
-    return [torch.arange(x.shape[a]).view([-1 if b == a else 1 for b in range(rank)]) for a in range(batch_dims)]
+    return [
+        torch.arange(x.shape[a]).view([-1 if b == a else 1 for b in range(rank)]) for a in range(batch_dims)
+    ]
 
 
 @op("scatter")

@@ -57,9 +57,7 @@ def crop_resize(
         return _crops(x, corners, flat[:, 0].long(), size, sampling_mode, pad_value)[:, None]
     images = range(x.shape[0])
     limit.check([len(flat), x.shape[0], x.shape[1], *size])
-    each = [
-        _crops(x, corners, torch.full((len(flat),), i), size, sampling_mode, pad_value) for i in images
-    ]
+    each = [_crops(x, corners, torch.full((len(flat),), i), size, sampling_mode, pad_value) for i in images]
     return torch.stack(each, 1)
 
 
@@ -83,13 +81,13 @@ def _crops(
     x: Tensor, corners: Tensor, which: Tensor, size: tuple[int, int], mode: str, outside: float
 ) -> Tensor:
     images, _, height, width = x.shape
-    if which.shape != corners.shape[:1] or (which.numel() and not 0 <= int(which.min()) <= int(which.max()) < images):
+    if which.shape != corners.shape[:1] or (
+        which.numel() and not 0 <= int(which.min()) <= int(which.max()) < images
+    ):
         raise IndexError(f"boxes in images {which.tolist()[:8]} of {images}")
     rows = sample_points(corners[:, 0], corners[:, 2], size[0], mode)
     columns = sample_points(corners[:, 1], corners[:, 3], size[1], mode)
-    made = [
-        _bilinear(x[i], r, c, outside) for i, r, c in zip(which.tolist(), rows, columns, strict=True)
-    ]
+    made = [_bilinear(x[i], r, c, outside) for i, r, c in zip(which.tolist(), rows, columns, strict=True)]
     return torch.stack(made) if made else x.new_zeros(0, x.shape[1], *size)
 
 

@@ -37,8 +37,6 @@ def random_normal(
 
 
 @op("random_uniform")
-def random_uniform(
-    shape: Ints, limit: Limit, low: float = 0.0, high: float = 1.0, seed: int = -1
-) -> Tensor:
+def random_uniform(shape: Ints, limit: Limit, low: float = 0.0, high: float = 1.0, seed: int = -1) -> Tensor:
     """Numbers between low and high, all equally likely."""
     return torch.rand(tuple(limit.check(shape)), generator=_generator(seed)) * (high - low) + low

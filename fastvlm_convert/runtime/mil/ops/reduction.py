@@ -85,18 +85,14 @@ for _name, _reduce in _REDUCTIONS.items():
 
 
 @op("reduce_argmax")
-def reduce_argmax(
-    x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
-) -> Tensor:
+def reduce_argmax(x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> Tensor:
     """Position of the first largest element along an axis."""
     del output_dtype  # all integers are held as int32
     return torch.argmax(x, axis_of(axis, x.ndim), keepdim=keep_dims).int()
 
 
 @op("reduce_argmin")
-def reduce_argmin(
-    x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
-) -> Tensor:
+def reduce_argmin(x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> Tensor:
     """Position of the first smallest element along an axis."""
     del output_dtype
     return torch.argmin(x, axis_of(axis, x.ndim), keepdim=keep_dims).int()

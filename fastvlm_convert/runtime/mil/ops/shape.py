@@ -197,9 +197,7 @@ def depth_to_space(x: Tensor, block_size: int) -> Tensor:
     n, channels, height, width = x.shape
     block, _ = positive((block_size, 1), "block_size")
     blocks = x.reshape(n, block, block, channels // block**2, height, width)
-    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(
-        n, channels // block**2, height * block, width * block
-    )
+    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, channels // block**2, height * block, width * block)
 
 
 @op("space_to_depth", moves=True)
@@ -208,9 +206,7 @@ def space_to_depth(x: Tensor, block_size: int) -> Tensor:
     n, channels, height, width = x.shape
     block, _ = positive((block_size, 1), "block_size")
     blocks = x.reshape(n, channels, height // block, block, width // block, block)
-    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(
-        n, channels * block**2, height // block, width // block
-    )
+    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, channels * block**2, height // block, width // block)
 
 
 @op("pixel_shuffle", moves=True)

@@ -64,7 +64,9 @@ class Limit:
             ValueError: A size is negative, or a tensor of that shape has too many elements.
         """
         if any(n < 0 for n in shape) or math.prod(shape) > self.elements:
-            raise ValueError(f"a result of shape {shape_text(tuple(shape))} exceeds what the program declares")
+            raise ValueError(
+                f"a result of shape {shape_text(tuple(shape))} exceeds what the program declares"
+            )
         return shape
 
 

@@ -1,0 +1,33 @@
+"""What a model's licence asks of those who pass a derivative on."""
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+from fastvlm_convert.recipe import Recipe
+
+NO_LICENCE: Final = "not_found"
+
+
+def write_licence(folder: Path, licence: Path, recipe: Recipe) -> None:
+    """Write a copy of the licence, and a notice of what was changed."""
+    shutil.copyfile(licence, folder / licence.name)
+    (folder / "NOTICE").write_text(_notice(licence, recipe), encoding="utf-8")
+
+
+def _notice(licence: Path, recipe: Recipe) -> str:
+    """What a licence asks of those who pass a derivative on: say what it is and what was changed."""
+    text = licence.read_text(encoding="utf-8", errors="replace")
+    attribution = (
+        "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model "
+        "License Agreement.\n\n"
+        if "Apple Machine Learning Research Model" in text
+        else ""
+    )
+    return (
+        f"{attribution}This bundle is a derivative of a FastVLM model; its licence is in {licence.name}.\n\n"
+        "Modifications: BatchNorm and LayerScale of the image encoder were folded into the weights beside "
+        "them, the model was converted to the formats in this bundle, and its weights are stored as "
+        f"{recipe.vision.storage} (image encoder, projector), {recipe.embed.storage} (embedding) and "
+        f"{recipe.decoder.storage} (decoder), by fastvlm-convert with the recipe '{recipe.name}'.\n"
+    )
