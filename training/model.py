@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from data import Batch
 from evaluate import embed_row
 from network import Decoder, NetworkConfig, Projector, Vision
-from symbols import DenseHeads, SymbolEncoder
+from symbols import DenseHeads, FactHeads, SymbolEncoder
 from text import IGNORE, Packer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class DemoModel(nn.Module):
         self.decoder = Decoder(config)
         self.heads = DenseHeads(config.feature_size)
         self.symbols = SymbolEncoder(tokenizer, config.vocab_size, config.hidden)
+        self.facts = FactHeads(tokenizer, config.vocab_size, config.hidden)
         self._system_length = len(Packer(tokenizer).system)
 
     def symbol_tokens(self, batch: Batch) -> Tensor:
@@ -38,16 +39,22 @@ class DemoModel(nn.Module):
         """Image tokens (B, N, D) as the network sees the pictures."""
         return self.projector(self.vision(batch.pixels))
 
-    def text_loss(self, batch: Batch, image_tokens: Tensor) -> Losses:
-        """Cross-entropy of the answers."""
+    def text_loss(self, batch: Batch, image_tokens: Tensor, facts: float = 0.0) -> Losses:
+        """Cross-entropy of the answers, plus `facts` times the loss of the fact heads."""
         embeds = embed_row(self.decoder, batch, image_tokens, self._system_length)
-        hidden = self.decoder(embeds, batch.positions, batch.mask)
+        streams = self.decoder.residuals(embeds, batch.positions, batch.mask)
+        hidden = self.decoder.norm(streams[-1])
         asked = batch.targets != IGNORE
         logits = self.decoder.logits(hidden[asked])
         targets = batch.targets[asked]
         loss = F.cross_entropy(logits, targets)
         right = (logits.detach().argmax(-1) == targets).float().mean().item()
-        return loss, {"text": loss.item(), "token": right}
+        metrics = {"text": loss.item(), "token": right}
+        if facts:
+            fact_loss, known = self.facts(streams[len(streams) // 2 - 1], batch.ids, batch.labels)
+            loss = loss + facts * fact_loss
+            metrics["facts"] = known.item()
+        return loss, metrics
 
     def vision_loss(self, batch: Batch) -> Losses:
         """Dense labels only."""
@@ -57,7 +64,7 @@ class DemoModel(nn.Module):
     def decoder_loss(self, batch: Batch) -> Losses:
         """Answers from symbols."""
         tokens = self.symbol_tokens(batch)
-        return self.text_loss(batch, tokens + _SYMBOL_NOISE * torch.randn_like(tokens))
+        return self.text_loss(batch, tokens + _SYMBOL_NOISE * torch.randn_like(tokens), facts=0.3)
 
     def projector_loss(self, batch: Batch) -> Losses:
         """Distance of the projected features from the symbols; nothing else learns."""
@@ -70,7 +77,7 @@ class DemoModel(nn.Module):
         """Answers from pictures, with the training aids weighted by `aids`."""
         features = self.vision(batch.pixels)
         tokens = self.projector(features)
-        text, metrics = self.text_loss(batch, tokens)
+        text, metrics = self.text_loss(batch, tokens, facts=0.3 * aids)
         losses, right = self.heads.losses(features, batch.labels)
         distance = _distance(tokens, self.symbol_tokens(batch).detach())
         metrics |= {"distance": distance.item()} | _dense_metrics(losses, right)

@@ -304,7 +304,6 @@ class SelfAttention(nn.Module):
         """Build the four projections."""
         super().__init__()
         self.head_dim = config.head_dim
-        self.q_per_k = config.heads // config.kv_heads
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden, queries)
         self.k_proj = nn.Linear(config.hidden, keys)
@@ -321,14 +320,6 @@ class SelfAttention(nn.Module):
         q, k = _rotate(q, *rope), _rotate(k, *rope)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
-
-    @torch.no_grad()
-    def match_keys_to_queries(self) -> None:
-        """Start with tokens looking at tokens like themselves: look-ups by content begin sooner."""
-        self.q_proj.weight.mul_(1.5)
-        width = self.q_proj.in_features
-        groups = self.q_proj.weight.view(-1, self.q_per_k, self.head_dim, width)
-        self.k_proj.weight.copy_(groups[:, 0].reshape(-1, width))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -380,18 +371,23 @@ class Decoder(nn.Module):
         self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
         nn.init.normal_(self.embed_tokens.weight, std=config.hidden**-0.5)
         for layer in self.layers:
-            layer.self_attn.match_keys_to_queries()
             for last in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 last.weight.data.mul_((2 * config.layers) ** -0.5)
 
     def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """Map embeddings (B, S, D) to normalized hidden states (B, S, D)."""
+        return self.norm(self.residuals(embeds, positions, mask)[-1])
+
+    def residuals(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> list[Tensor]:
+        """The residual stream (B, S, D) after every layer."""
         steps = torch.arange(0, self.head_dim, 2, device=embeds.device) / self.head_dim
         angles = positions[:, None, :, None] * self.rope_theta**-steps
         rope = angles.cos().to(embeds.dtype), angles.sin().to(embeds.dtype)
+        streams = []
         for layer in self.layers:
             embeds = layer(embeds, rope, mask)
-        return self.norm(embeds)
+            streams.append(embeds)
+        return streams
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary for hidden states (..., D)."""

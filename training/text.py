@@ -16,26 +16,17 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from fastvlm_convert.demo.draw import Draw
 from fastvlm_convert.demo.questions import KINDS, Question, ask
-from fastvlm_convert.demo.scene import PLACES, SHAPES, Scene, make_scene
+from fastvlm_convert.demo.scene import Scene, make_scene
 
 END_OF_TEXT, START, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SYSTEM = "You are a helpful assistant."
 NUM_IMAGE_TOKENS = 16
 ROW_LENGTH = 160
 IGNORE = -1
-# The fact follows the name at once: without it, finding a shape and reporting on it would have to
-# be learned in one step, and neither begins.
-RECALL = "recall"
-RECALL_SHARE = 0.5
 REPEAT = "repeat"  # trains the embedding of characters and fragments that no answer needs
 
 # Looking a shape up by its name is the skill that begins last: ask for it more often.
-_SHARES = {"color": 4, "position": 4, "exists": 2, "relation": 2, "comparison": 2}
-_RECALLS = (
-    ("What color", lambda shape, place: shape.color),
-    ("Where", lambda shape, place: place),
-    ("Which", lambda shape, place: shape.size),
-)
+_SHARES = {"color": 3, "position": 3, "exists": 2, "relation": 3, "comparison": 2, "description": 2}
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -162,22 +153,9 @@ class QuestionSource:
             if question is not None:
                 questions[question.question] = question
         listed = list(questions.values())
-        if scene.shapes and draw.chance(RECALL_SHARE):
-            listed.insert(0, self._recall(scene, draw))
         if draw.chance(0.15):
             listed.insert(0, self._repeat(draw))
         return listed
-
-    def _recall(self, scene: Scene, draw: Draw) -> Question:
-        facts = dict.fromkeys(SHAPES, " no")
-        start, fact = draw.pick(_RECALLS)
-        facts |= {s.name: " " + fact(s, PLACES[place]) for place, s in scene.shapes.items()}
-        names = [shape.name for shape in scene.shapes.values()]
-        # Of absent shapes there is only one fact.
-        others = [name for name in SHAPES if name not in names]
-        names = draw.sample(names + draw.sample(others, 2), len(names) + 2)
-        answer = " ".join(f"The {name}{facts[name]}." for name in names)
-        return Question(RECALL, f"{start}: {', '.join(names)}", answer)
 
     def _repeat(self, draw: Draw) -> Question:
         pieces = [draw.pick(self._pieces) for _ in range(1 + draw.index(4))]

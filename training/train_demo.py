@@ -49,8 +49,8 @@ DEFAULT_MINUTES = {"vision": 35.0, "decoder": 30.0, "projector": 2.0, "joint": 7
 PHASE_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "vision": {},
     "decoder": {},
-    "projector": {"vision": ("vision", "heads"), "decoder": ("decoder", "symbols")},
-    "joint": {"projector": ("vision", "heads", "projector", "decoder", "symbols")},
+    "projector": {"vision": ("vision", "heads"), "decoder": ("decoder", "symbols", "facts")},
+    "joint": {"projector": ("vision", "heads", "projector", "decoder", "symbols", "facts")},
 }
 
 _SAVE_SECONDS = 120
@@ -168,7 +168,7 @@ class Trainer:
 def make_phase(model: DemoModel, name: str, minutes: float) -> Phase:
     """One of the four phases."""
     sight = (model.vision, model.heads)
-    language = (model.decoder, model.symbols)
+    language = (model.decoder, model.symbols, model.facts)
 
     def vision(batch: Batch, _: float) -> Losses:
         return model.vision_loss(batch)
@@ -185,7 +185,7 @@ def make_phase(model: DemoModel, name: str, minutes: float) -> Phase:
     everything = (*sight, model.projector, *language)
     phases = (
         Phase("vision", minutes, 2e-3, 0.2, 16, True, sight, vision),
-        Phase("decoder", minutes, 1.5e-3, 0.2, 16, False, language, decoder),
+        Phase("decoder", minutes, 1e-3, 0.2, 16, False, language, decoder),
         Phase("projector", minutes, 2e-3, 0.05, 16, True, (model.projector,), projector),
         Phase("joint", minutes, 1e-3, 0.0, 16, True, everything, joint),
     )

@@ -72,7 +72,7 @@ def _text_name(name: str, layout: Layout) -> str | None:
         return f"decoder.{name}"
     rest = name.removeprefix(text)
     if rest != name and re.match(r"(embed_tokens|norm|layers\.\d+)\.", rest):
-        return None if "rotary_emb" in rest else f"decoder.{rest}"
+        return f"decoder.{rest}"
     return None
 
 

@@ -15,11 +15,11 @@ from fastvlm_convert.errors import CheckpointError
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
-def rewrite(path: Path, changes: dict[str, bytes | None], compression: int = zipfile.ZIP_STORED) -> None:
+def rewrite(path: Path, changes: dict[str, bytes | None]) -> None:
     """Replace members of an archive, by the end of their name; None removes one."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", compression) as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             new = next((v for k, v in changes.items() if name.endswith(k)), content)
             if new is not None:
@@ -223,10 +223,18 @@ def test_a_storage_that_is_too_short_or_missing_is_noticed(tmp_path):
         read_torch_zip(path)
 
 
-def test_a_compressed_archive_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("member", "message"), [("data.pkl", r"its data\.pkl is .* compressed"), ("data/0", "tensor 'w' has no")]
+)
+def test_a_compressed_member_is_refused(member, message, tmp_path):
     path = save(tmp_path / "a.bin", {"w": torch.ones(100)})
-    rewrite(path, {}, zipfile.ZIP_DEFLATED)
-    with pytest.raises(CheckpointError, match="compressed"):
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            compression = zipfile.ZIP_DEFLATED if name.endswith(member) else zipfile.ZIP_STORED
+            archive.writestr(name, content, compression)
+    with pytest.raises(CheckpointError, match=message):
         read_torch_zip(path)
 
 
@@ -300,3 +308,16 @@ def test_a_tensor_of_the_same_kind_that_does_not_lie_is_read(tmp_path):
 def test_a_pickle_without_a_dictionary_is_refused(value, tmp_path):
     with pytest.raises(CheckpointError, match="no dictionary of tensors"):
         read_torch_zip(save(tmp_path / "a.bin", value))
+
+
+def test_a_member_at_an_absurd_place_is_refused(tmp_path):
+    path = tmp_path / "a.bin"
+    torch.save({"w": torch.ones(100)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        archive.getinfo(next(n for n in members if n.endswith("data/0"))).header_offset = (1 << 64) - 1000
+    with pytest.raises(CheckpointError, match="a local header is missing"):
+        read_torch_zip(path)

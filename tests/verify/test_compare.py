@@ -128,6 +128,7 @@ def test_a_fault_is_seen_by_its_own_stage(candidate, reference, gates, method, s
     assert stages_of(compare("onnx", faulty, reference, QUESTIONS[:1], gates)) == stages
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
     ("method", "stage"),

@@ -1,7 +1,7 @@
 """Weight files: a header, then 64-byte records that each point at the bytes of one tensor; memory-mapped.
 
-A record is `<IIQQ`: the sentinel 0xDEADBEEF, the type, the bytes and the offset of the data. Types below a byte
-are packed without gaps, lowest bits first.
+A record is `<IIQQ`: the sentinel 0xDEADBEEF, the type, the bytes and the offset of the data. Types below a
+byte are packed without gaps, lowest bits first.
 """
 
 import math
@@ -20,7 +20,8 @@ _RECORD_BYTES: Final = 64
 _SENTINEL: Final = 0xDEADBEEF
 # Bits of each type number that a record may hold; bool is stored as uint8.
 _RECORD_BITS: Final = {
-    1: 16, 2: 32, 3: 8, 4: 8, 5: 16, 6: 16, 7: 16, 8: 4, 9: 1, 10: 2, 11: 4, 12: 3, 13: 6, 14: 32, 15: 32, 16: 8, 17: 8,
+    1: 16, 2: 32, 3: 8, 4: 8, 5: 16, 6: 16, 7: 16, 8: 4, 9: 1, 10: 2, 11: 4, 12: 3, 13: 6, 14: 32, 15: 32,
+    16: 8, 17: 8,
 }  # fmt: skip
 _UNPACK_ELEMENTS: Final = 1 << 20  # a multiple of 8, so that each piece starts at a whole byte
 
@@ -100,7 +101,7 @@ class WeightFile:
             what: The tensor, for messages.
 
         Returns:
-            An array of `element.numpy`: a view of the mapping, or a copy where elements are smaller than a byte.
+            An array of `element.numpy`: a view of the mapping, or a copy where elements are below a byte.
 
         Raises:
             BundleError: Record or data lie outside the file or disagree with the declaration.

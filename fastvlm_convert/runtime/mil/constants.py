@@ -10,7 +10,7 @@ import torch
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.runtime.mil.blob import WeightFile
 from fastvlm_convert.runtime.mil.package import Package
-from fastvlm_convert.runtime.mil.types import FLOAT16, ElementType, tensor_type
+from fastvlm_convert.runtime.mil.types import FLOAT16, ElementType, Message, tensor_type
 from fastvlm_convert.runtime.mil.values import Stored, decode_immediate
 
 _WIDEN_ELEMENTS: Final = 1 << 22
@@ -62,7 +62,7 @@ class Constant:
         return value
 
 
-def constant_of(package: Package, value: Any, what: str) -> Constant:  # noqa: ANN401  a protobuf Value
+def constant_of(package: Package, value: Message, what: str) -> Constant:
     """The constant that a value of the protobuf describes.
 
     Args:

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.runtime.mil.package import Package
 from fastvlm_convert.runtime.mil.proto import feature_types
-from fastvlm_convert.runtime.mil.types import TensorType, shape_text, tensor_type
+from fastvlm_convert.runtime.mil.types import Message, TensorType, shape_text, tensor_type
 
 ColorLayout = Literal["RGB", "BGR", "grayscale"]
 
@@ -136,7 +136,7 @@ def default_function(package: Package) -> str:
     return name
 
 
-def function_block(package: Package, name: str) -> Any:  # noqa: ANN401  a protobuf Block
+def function_block(package: Package, name: str) -> Message:
     """The operations of a function: the block of its opset.
 
     Raises:
@@ -185,7 +185,8 @@ def _describe(package: Package, name: str) -> FunctionSpec:
         kind: {f.name: f for f in getattr(described, kind)} if described is not None else {}
         for kind in ("input", "output", "state")
     }
-    inputs, states = [], []
+    inputs: list[ValueSpec] = []
+    states: list[ValueSpec] = []
     for value in package.spec.mlProgram.functions[name].inputs:
         is_state = value.type.WhichOneof("type") == "stateType"
         what = f"{'state' if is_state else 'input'} '{value.name[:80]}' of function '{name[:80]}'"
@@ -207,7 +208,7 @@ def _describe(package: Package, name: str) -> FunctionSpec:
     return FunctionSpec(name, tuple(inputs), tuple(outputs), tuple(states))
 
 
-def _spec(name: str, declared: TensorType, feature: Any) -> ValueSpec:  # noqa: ANN401
+def _spec(name: str, declared: TensorType, feature: Message) -> ValueSpec:
     if feature is None:
         return ValueSpec(name, declared)
     kind = feature.type.WhichOneof("Type")
@@ -230,7 +231,7 @@ def _spec(name: str, declared: TensorType, feature: Any) -> ValueSpec:  # noqa: 
     return ValueSpec(name, declared, feature.shortDescription)
 
 
-def _flexibility(array: Any) -> Flexibility | None:  # noqa: ANN401
+def _flexibility(array: Message) -> Flexibility | None:
     kind = array.WhichOneof("ShapeFlexibility")
     if kind == "enumeratedShapes" and array.enumeratedShapes.shapes:
         return Flexibility(shapes=tuple(tuple(s.shape) for s in array.enumeratedShapes.shapes))
@@ -239,7 +240,7 @@ def _flexibility(array: Any) -> Flexibility | None:  # noqa: ANN401
     return None
 
 
-def _image_flexibility(image: Any, declared: TensorType) -> Flexibility | None:  # noqa: ANN401
+def _image_flexibility(image: Message, declared: TensorType) -> Flexibility | None:
     kind = image.WhichOneof("SizeFlexibility")
     leading = tuple(1 if n is None else n for n in declared.shape[:-2])
     if kind == "enumeratedSizes" and image.enumeratedSizes.sizes:
@@ -255,5 +256,5 @@ def _with_size(declared: TensorType, size: tuple[int, int]) -> tuple[int, ...]:
     return (*(1 if n is None else n for n in declared.shape[:-2]), *size)
 
 
-def _range(sizes: Any) -> tuple[int, int | None]:  # noqa: ANN401
+def _range(sizes: Message) -> tuple[int, int | None]:
     return sizes.lowerBound, None if sizes.upperBound < 0 else sizes.upperBound

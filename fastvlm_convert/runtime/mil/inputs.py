@@ -24,12 +24,12 @@ def prepare_inputs(function: FunctionSpec, given: Mapping[str, Any], rounded: bo
 
     Args:
         function: What it takes.
-        given: Arrays by name; for image inputs also pictures (`PIL.Image`) and uint8 [height, width, 3] or
-            [height, width] arrays. Their values stay 0 to 255: scale and bias are part of the program.
+        given: Arrays by name; for image inputs also pictures (`PIL.Image`) and uint8 arrays
+            [height, width, 3] or [height, width]. Values stay 0 to 255: scale and bias are in the program.
         rounded: Whether inputs declared as float16 are rounded to it.
 
     Returns:
-        float32, int32 or bool tensors; they share memory with the arrays where these are of that type already.
+        float32, int32 or bool tensors; they share memory with arrays that are of that type already.
 
     Raises:
         InputError: An input is missing, unknown, or of another shape or type.
@@ -84,5 +84,5 @@ def _image(spec: ValueSpec, value: Any) -> np.ndarray:  # noqa: ANN401
         return array[None, None]
     raise InputError(
         f"input '{spec.name}' has shape {shape_text(array.shape)}, expected {spec}",
-        hint="give a picture, a uint8 array [height, width, 3] (grayscale: [height, width]), or the program's layout",
+        hint="give a picture, uint8 [height, width, 3] (grayscale: [height, width]), or the program's layout",
     )

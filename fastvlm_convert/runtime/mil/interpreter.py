@@ -15,7 +15,6 @@ import torch
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.runtime.mil.constants import Constant, Weights
 from fastvlm_convert.runtime.mil.description import (
-    FunctionSpec,
     ValueSpec,
     default_function,
     describe_functions,
@@ -101,10 +100,10 @@ class Interpreter:
     Args:
         package: The `.mlpackage` folder.
         precision: `exact` computes in float32 on the stored weights; only states are rounded to the float16
-            they are stored in. `device` rounds every result, and every intermediate result of attention, softmax,
-            norms and reductions, to float16 where the program declares float16, so that overflow and rounding
-            show as on a phone that accumulates in float16. Products of matrices and convolutions accumulate in
-            float32 in both.
+            they are stored in. `device` rounds every result, and every intermediate result of attention,
+            softmax, norms and reductions, to float16 where the program declares float16, so that overflow and
+            rounding show as on a phone that accumulates in float16. Products of matrices and convolutions
+            accumulate in float32 in both.
         check_finite: Look for NaN and infinity in what operations make, see `nonfinite`.
 
     Attributes:
@@ -160,8 +159,8 @@ class Interpreter:
             on_op: Called with what each operation gave.
 
         Returns:
-            Outputs by name. Floats are float32 in `exact`, and of their declared type in `device`; integers are of
-            their declared type.
+            Outputs by name. Floats are float32 in `exact`, and of their declared type in `device`; integers
+            are of their declared type.
 
         Raises:
             InputError: There is no such function, or it takes other inputs or another state.

@@ -1,8 +1,8 @@
 """When values may be overwritten: a cache of gigabytes must not be copied for every token.
 
 Operations that move values may share memory with their inputs. So values fall into groups that may share
-memory, together with the states they were read from and with what is not ours: inputs and constants. A slice
-may be updated in place if nobody reads anything of its group afterwards, and if a state in the group is written
+memory, together with the states they were read from and with what is not ours: inputs and constants.
+A slice may be updated in place if nobody reads anything of its group afterwards, and if a state in the group is written
 with the result before it is read again.
 """
 
@@ -35,7 +35,7 @@ class _Groups:
 
 
 def plan_memory(function: Block, half_states: frozenset[str]) -> frozenset[int]:
-    """Decide for each update of a slice whether it is made in place, and for each state what writing it needs.
+    """Decide which updates of slices are made in place, and what writing each state needs.
 
     Args:
         function: The function; its steps are changed.

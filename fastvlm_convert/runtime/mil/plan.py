@@ -1,4 +1,4 @@
-"""A function of a package as a list of steps: names become slots, constants and operations are looked up once.
+"""A function of a package as a list of steps: names become slots, operations are looked up once.
 
 Everything that can be wrong with a program is found here, before anything runs: operations that nobody knows,
 inputs that an operation does not have, values that nobody makes.
@@ -39,11 +39,11 @@ from fastvlm_convert.runtime.mil.steps import (
     WriteStep,
     round_half,
 )
-from fastvlm_convert.runtime.mil.types import FLOAT16, FLOAT32, ElementType, TensorType, tensor_type
+from fastvlm_convert.runtime.mil.types import FLOAT16, FLOAT32, Message, TensorType, tensor_type
 
 Precision = Literal["exact", "device"]
 
-# Operations that are no functions of their inputs alone; the others are in `table.OPS` and `table.CONSTEXPRS`.
+# Operations that are no functions of their inputs alone; the others are in the table.
 CONTROL: Final = frozenset({"const", "read_state", "write_state", "cond", "while_loop"})
 
 # A result whose shape is known only when it runs may have at most this many elements (1 GiB in float32).
@@ -117,7 +117,7 @@ class _Planner:
         self.num_slots += 1
         return self.num_slots - 1
 
-    def block(self, message: Any, scope: dict[str, Ref], inputs: tuple[int, ...], depth: int) -> Block:  # noqa: ANN401
+    def block(self, message: Message, scope: dict[str, Ref], inputs: tuple[int, ...], depth: int) -> Block:
         """Plan the operations of a block; `scope` holds what they may read and takes what they make."""
         if depth > _MAX_DEPTH:
             raise self._error("branches and loops are nested too deep")
@@ -134,7 +134,7 @@ class _Planner:
         _free(steps, {o for o in outputs if isinstance(o, int)}, first)
         return Block(inputs, steps, outputs)
 
-    def _operation(self, operation: Any, scope: dict[str, Ref], depth: int) -> Step | None:  # noqa: ANN401
+    def _operation(self, operation: Message, scope: dict[str, Ref], depth: int) -> Step | None:
         kind = operation.type
         name = operation.outputs[0].name if operation.outputs else _named(operation)
         what = f"operation '{name[:80]}' ({kind[:40]})"
@@ -160,7 +160,7 @@ class _Planner:
             return self._state(operation, arguments, scope, name, what)
         return self._control(operation, arguments, scope, name, depth)
 
-    def _const(self, operation: Any, scope: dict[str, Ref], what: str) -> None:  # noqa: ANN401
+    def _const(self, operation: Message, scope: dict[str, Ref], what: str) -> None:
         if len(operation.outputs) != 1 or "val" not in operation.attributes:
             raise self._error(f"{what} has no value")
         name = operation.outputs[0].name
@@ -170,7 +170,7 @@ class _Planner:
 
     def _constexpr(
         self,
-        operation: Any,  # noqa: ANN401
+        operation: Message,
         arguments: dict[str, list[Ref]],
         scope: dict[str, Ref],
         what: str,
@@ -195,7 +195,7 @@ class _Planner:
     def _call(
         self,
         op: Op,
-        operation: Any,  # noqa: ANN401
+        operation: Message,
         arguments: dict[str, list[Ref]],
         scope: dict[str, Ref],
         name: str,
@@ -270,7 +270,7 @@ class _Planner:
 
     def _state(
         self,
-        operation: Any,  # noqa: ANN401
+        operation: Message,
         arguments: dict[str, list[Ref]],
         scope: dict[str, Ref],
         name: str,
@@ -293,7 +293,7 @@ class _Planner:
 
     def _control(
         self,
-        operation: Any,  # noqa: ANN401
+        operation: Message,
         arguments: dict[str, list[Ref]],
         scope: dict[str, Ref],
         name: str,
@@ -330,11 +330,11 @@ class _Planner:
 
     def _output(
         self,
-        message: Any,
+        message: Message,
         declared: TensorType | None,
         scope: dict[str, Ref],
         what: str,
-        moves: bool,  # noqa: ANN401
+        moves: bool,
     ) -> Output:
         slot = self.define(scope, message.name, what)
         if declared is None:
@@ -342,7 +342,7 @@ class _Planner:
         rounds = self._rounds and declared.element is FLOAT16 and not moves
         return Output(slot, message.name, declared.fixed_shape, rounds)
 
-    def _argument(self, binding: Any, scope: dict[str, Ref], what: str) -> Ref:  # noqa: ANN401
+    def _argument(self, binding: Message, scope: dict[str, Ref], what: str) -> Ref:
         if binding.WhichOneof("binding") == "value":
             return constant_of(self._package, binding.value, what)
         return self._look_up(binding.name, scope, what)
@@ -369,9 +369,9 @@ class _Planner:
         return BundleError(f"{what}, in function '{self._function[:80]}'", where=self._package.path)
 
 
-def _named(operation: Any) -> str:  # noqa: ANN401
+def _named(operation: Message) -> str:
     """Name of an operation without results: its attribute."""
-    value = operation.attributes["name"] if "name" in operation.attributes else None
+    value = operation.attributes.get("name")
     texts = list(value.immediateValue.tensor.strings.values) if value is not None else []
     return texts[0] if texts else "without a name"
 

@@ -9,6 +9,8 @@ import numpy as np
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.runtime.mil.proto import mil
 
+Message = Any  # a protobuf message; the generated classes have no types
+
 MAX_AXES: Final = 16
 # Far above any tensor on a phone; a file that claims more is damaged or hostile.
 MAX_ELEMENTS: Final = 1 << 31
@@ -129,7 +131,7 @@ def element_named(name: str, where: str) -> ElementType:
     return BY_NAME[full]
 
 
-def tensor_type(message: Any, where: str) -> TensorType | None:  # noqa: ANN401  a protobuf ValueType
+def tensor_type(message: Message, where: str) -> TensorType | None:
     """The type of a tensor, or None if the value is no tensor.
 
     Args:

@@ -1,20 +1,19 @@
 """Values written into the program itself, as numpy arrays and Python strings."""
 
 import math
-from typing import Any
 
 import numpy as np
 
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.runtime.mil.blob import unpack
-from fastvlm_convert.runtime.mil.types import STRING, TensorType, tensor_type
+from fastvlm_convert.runtime.mil.types import STRING, Message, TensorType, tensor_type
 
 Stored = np.ndarray | str | list[str]
 
 _RANGED = ("ints", "longInts")
 
 
-def decode_immediate(value: Any, where: str) -> Stored:  # noqa: ANN401  a protobuf Value
+def decode_immediate(value: Message, where: str) -> Stored:
     """An immediate value.
 
     Args:
@@ -25,7 +24,7 @@ def decode_immediate(value: Any, where: str) -> Stored:  # noqa: ANN401  a proto
         An array of the declared type and shape, a string, or a list of strings.
 
     Raises:
-        BundleError: It has another number of elements than its type says, or is of a kind that no operation takes.
+        BundleError: It has another number of elements than its type says, or no operation takes its kind.
     """
     immediate = value.immediateValue
     kind = immediate.WhichOneof("value")
@@ -38,7 +37,7 @@ def decode_immediate(value: Any, where: str) -> Stored:  # noqa: ANN401  a proto
     return _decode_tensor(immediate.tensor, declared, declared.fixed_shape, where)
 
 
-def _decode_tensor(tensor: Any, declared: TensorType, shape: tuple[int, ...], where: str) -> Stored:  # noqa: ANN401
+def _decode_tensor(tensor: Message, declared: TensorType, shape: tuple[int, ...], where: str) -> Stored:
     element = declared.element
     count = math.prod(shape)
     kind = tensor.WhichOneof("value")

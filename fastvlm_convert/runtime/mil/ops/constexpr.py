@@ -1,7 +1,7 @@
 """Decoding compressed weights: numpy arrays as they are stored in, float32 (or the integers asked for) out.
 
-Arithmetic is `float32(q - zero_point) * float32(scale)`, which is exact for integers of up to 8 bits and scales
-of float16. Work is done in pieces, so that beside the result little memory is needed.
+Arithmetic is `float32(q - zero_point) * float32(scale)`, which is exact for integers of up to 8 bits and
+scales of float16. Work is done in pieces, so that beside the result little memory is needed.
 """
 
 import math
@@ -116,7 +116,8 @@ def lut_to_dense(
         return _looked_up(lut.reshape(-1), which, indices, blocks)
     where = _spread(which, blocks) + indices
     table = lut.reshape(-1, width)
-    axis = int(vector_axis)  # type: ignore[arg-type]  not None, see above
+    assert vector_axis is not None
+    axis = int(vector_axis)
     if not -indices.ndim <= axis < indices.ndim:
         raise ValueError(f"vector_axis {axis} of {indices.ndim}")
     axis %= indices.ndim

@@ -38,7 +38,7 @@ def conv(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> Tensor:
-    """Convolution over 1 to 3 spatial axes: [n, in, *size], [out, in / groups, *kernel] -> [n, out, *size]."""
+    """Convolution over 1 to 3 spatial axes: [n, in, *size], [out, in / groups, *kernel] -> [n, out, ...]."""
     axes = spatial_axes(x)
     kernel = _kernel(weight, axes)
     steps = per_axis(strides, axes, "strides")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastvlm_convert.runtime.mil.ops.table import Limit, Rounding, Target, Tensor, add, op
+from fastvlm_convert.runtime.mil.ops.table import Limit, Rounding, Target, Tensor, add, broadcast, op
 
 # A result this small needs no look; most are not even close.
 _SMALL = 1 << 28
@@ -77,7 +77,7 @@ def check_broadcast(x: Tensor, y: Tensor, limit: Limit) -> None:
         ValueError: The result has more elements than it may.
     """
     if x.numel() * y.numel() > _SMALL and x.shape != y.shape:
-        limit.check(torch.broadcast_shapes(x.shape, y.shape))
+        limit.check(broadcast(x.shape, y.shape))
 
 
 for _name, _function in _UNARY.items():

@@ -4,10 +4,9 @@ from typing import Final
 
 import torch
 
-from fastvlm_convert.runtime.mil.ops.table import Limit, Tensor, axis_of, op
+from fastvlm_convert.runtime.mil.ops.table import Limit, Tensor, axis_of, broadcast, op
 
-
-# How an update meets what is there. Only the first four are exact whatever the order of equal indices.
+# How an update meets what is there; the order of equal indices does not matter.
 _MODES: Final[dict[str, str]] = {"add": "sum", "mul": "prod", "min": "amin", "max": "amax"}
 
 
@@ -55,7 +54,7 @@ def gather_along_axis(
     del validate_indices
     axis = axis_of(axis, x.ndim)
     places = _positions(indices, x.shape[axis])
-    shape = list(torch.broadcast_shapes(*(_without(v.shape, axis) for v in (x, places))))
+    shape = list(broadcast(*(_without(v.shape, axis) for v in (x, places))))
     limit.check([*shape[:axis], places.shape[axis], *shape[axis + 1 :]])
     return torch.take_along_dim(x, places, axis)
 
@@ -128,7 +127,10 @@ def scatter_along_axis(
 def scatter_nd(
     data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:
-    """Data with the slices that the last axis of `indices` spells out replaced by, or combined with, updates."""
+    """Data with slices replaced by, or combined with, updates.
+
+    The last axis of `indices` spells a position out.
+    """
     del validate_indices
     depth = indices.shape[-1]
     if depth > data.ndim:

@@ -30,7 +30,7 @@ def crop_resize(
         x: float32 [images, channels, height, width].
         limit: Bounds the result.
         boxes: [n, 4], since iOS 17.
-        roi: [n, 1, 4, 1, 1] for each box in all images, or [n, 1, 5, 1, 1] with the image first; up to iOS 16.
+        roi: Up to iOS 16: [n, 1, 4, 1, 1], each box in all images, or [n, 1, 5, 1, 1] with the image first.
         box_indices: [n]: the image of each box; box i is in image i by default.
         target_height: Height of each result.
         target_width: Width of each result.
@@ -80,7 +80,7 @@ def _corners(boxes: Tensor, x: Tensor, normalized: bool, scale: float, mode: str
 def _crops(
     x: Tensor, corners: Tensor, which: Tensor, size: tuple[int, int], mode: str, outside: float
 ) -> Tensor:
-    images, _, height, width = x.shape
+    images = len(x)
     if which.shape != corners.shape[:1] or (
         which.numel() and not 0 <= int(which.min()) <= int(which.max()) < images
     ):

@@ -16,7 +16,7 @@ def layer_norm(
     epsilon: float = 1e-5,
     rounded: Rounding = None,
 ) -> Tensor:
-    """(x - mean) / sqrt(variance + epsilon) over `axes`, then * gamma + beta, which have the shape of these axes."""
+    """(x - mean) / sqrt(variance + epsilon) over `axes`, then * gamma + beta of the shape of these axes."""
     normed = axes_of(axes, x.ndim)
     shape = [x.shape[a] for a in normed]
     last = normed == tuple(range(x.ndim - len(normed), x.ndim))

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F  # noqa: N812  its usual name
 
-from fastvlm_convert.runtime.mil.ops.table import Limit, Tensor, Tensors, op
+from fastvlm_convert.runtime.mil.ops.table import Limit, Tensor, Tensors, broadcast, op
 
 
 @op("linear")
@@ -17,12 +17,12 @@ def linear(x: Tensor, weight: Tensor, limit: Limit, bias: Tensor | None = None) 
 def matmul(
     x: Tensor, y: Tensor, limit: Limit, transpose_x: bool = False, transpose_y: bool = False
 ) -> Tensor:
-    """X @ y over the last two axes, the others broadcast; a vector is a row on the left, a column on the right."""
+    """X @ y over the last two axes, the others broadcast; a vector is a row, or as y a column."""
     a = x.mT if transpose_x and x.ndim > 1 else x
     b = y.mT if transpose_y and y.ndim > 1 else y
     rows = a.shape[-2:-1]
     columns = b.shape[-1:] if b.ndim > 1 else ()
-    limit.check([*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *rows, *columns])
+    limit.check([*broadcast(a.shape[:-2], b.shape[:-2]), *rows, *columns])
     if a.is_floating_point():
         return torch.matmul(a, b)
     return torch.matmul(a.long(), b.long()).int()

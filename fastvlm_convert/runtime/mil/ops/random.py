@@ -1,4 +1,4 @@
-"""Random numbers. They are drawn anew in each run, from the seed that the program gives: equal runs are equal."""
+"""Random numbers, drawn in each run from the seed that the program gives: equal runs are equal."""
 
 import torch
 

@@ -11,7 +11,7 @@ _MAX_BOXES = 1 << 16
 @op("argsort")
 def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
     """Positions of the elements in order; equal ones keep theirs."""
-    return torch.argsort(x, axis_of(axis, x.ndim), descending=not ascending, stable=True).int()
+    return torch.argsort(x, dim=axis_of(axis, x.ndim), descending=not ascending, stable=True).int()
 
 
 @op("topk", moves=True)
@@ -24,12 +24,12 @@ def topk(
     return_indices: bool = True,
     output_indices_dtype: str = "int32",
 ) -> tuple[Tensor, ...]:
-    """The k largest elements, or the smallest, and their positions; in order, also when that is not asked for."""
+    """The k largest elements, or the smallest, and their positions; always in order."""
     del sort, output_indices_dtype
     axis = axis_of(axis, x.ndim)
     if k == -1:
         k = x.shape[axis]
-    order = torch.argsort(x, axis, descending=not ascending, stable=True).narrow(axis, 0, k)
+    order = torch.argsort(x, dim=axis, descending=not ascending, stable=True).narrow(axis, 0, k)
     values = torch.take_along_dim(x, order, axis)
     return (values, order.int()) if return_indices else (values,)
 
@@ -74,7 +74,7 @@ def non_maximum_suppression(
     Args:
         boxes: float32 [n, boxes, 4]: centre x, centre y, width, height.
         scores: float32 [n, boxes, classes].
-        iou_threshold: Boxes whose intersection over union with a chosen one is above it are dropped.
+        iou_threshold: Boxes that overlap a chosen one (intersection over union) more are dropped.
         max_boxes: Most boxes to choose; results are padded to it with zeros, indices with -1.
         limit: Bounds the results.
         score_threshold: Boxes whose best score is not above it are not considered.

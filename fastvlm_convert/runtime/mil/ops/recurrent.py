@@ -28,7 +28,7 @@ def _activation(name: str) -> Callable[[Tensor], Tensor]:
 def _scan(
     x: Tensor, first: tuple[Tensor, ...], step: _Step, backward: bool, sequence: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run over x [steps, ...]; the first value of each step's state, of all steps or the last, and the last state."""
+    """Run over x [steps, ...]; the first value of the state in all steps or the last, and the last state."""
     values = first
     seen = []
     for t in reversed(range(len(x))) if backward else range(len(x)):
@@ -86,12 +86,12 @@ def gru(
     inputs = x @ weight_ih.T + (0 if input_bias is None else input_bias)
     hidden = initial_h.shape[-1]
     recurrent = torch.zeros(3 * hidden) if bias is None else bias
-    reset_w, update_w, new_w = weight_hh.split(hidden)
-    reset_b, update_b, new_b = recurrent.split(hidden)
+    reset_w, update_w, new_w = torch.split(weight_hh, hidden)
+    reset_b, update_b, new_b = torch.split(recurrent, hidden)
 
     def step(given: Tensor, before: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         (h,) = before
-        reset_in, update_in, new_in = given.split(hidden, -1)
+        reset_in, update_in, new_in = torch.split(given, hidden, -1)
         reset = gate(reset_in + h @ reset_w.T + reset_b)
         update = gate(update_in + h @ update_w.T + update_b)
         if reset_after:
@@ -153,12 +153,12 @@ def _lstm_step(
     gate, cell, act = (_activation(name) for name in names)
     hidden = weight.shape[1]
     peek_in, peek_forget, peek_out = (
-        (0, 0, 0) if peephole is None else peephole.split(hidden)
+        (0, 0, 0) if peephole is None else torch.split(peephole, hidden)
     )  # fmt: skip
 
     def step(given: Tensor, before: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         h, c = before
-        z_in, z_forget, z_out, z_cell = (given + h @ weight.T).split(hidden, -1)
+        z_in, z_forget, z_out, z_cell = torch.split(given + h @ weight.T, hidden, -1)
         kept = gate(z_forget + peek_forget * c) * c
         c = kept + gate(z_in + peek_in * c) * cell(z_cell)
         if clip is not None:

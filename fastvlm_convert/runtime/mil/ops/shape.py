@@ -96,7 +96,7 @@ def split(
     """Pieces along an axis, equal or of given sizes."""
     axis = axis_of(axis, x.ndim)
     if split_sizes is not None:
-        return torch.split(x, split_sizes, axis)
+        return torch.split(x, list(split_sizes), axis)
     if not num_splits or num_splits < 1 or x.shape[axis] % num_splits:
         raise ValueError(f"{x.shape[axis]} elements in {num_splits} equal pieces")
     return torch.split(x, x.shape[axis] // num_splits, axis)
@@ -144,11 +144,8 @@ def pad(x: Tensor, pad: Ints, limit: Limit, mode: str = "constant", constant_val
         if before or after:  # one axis after the other: torch takes at most three at once
             n = x.shape[axis]
             place = torch.arange(-before, n + after)
-            if mode == "replicate":
-                place = place.clamp(0, n - 1)
-            else:
-                place = (n - 1) - ((n - 1) - place.abs()).abs()
-            x = x.index_select(axis, place)
+            mirrored = (n - 1) - ((n - 1) - place.abs()).abs()
+            x = x.index_select(axis, place.clamp(0, n - 1) if mode == "replicate" else mirrored)
     return x
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, TypeVar
 
+import numpy as np
 import torch
 
 from fastvlm_convert.runtime.mil.types import ElementType, shape_text
@@ -191,6 +192,15 @@ def _kind(hint: Any) -> Kind:  # noqa: ANN401
     plain = [a for a in typing.get_args(hint) if a is not type(None)]  # an optional input: `Tensor | None`
     assert len(plain) == 1, hint
     return _KINDS[repr(plain[0])]
+
+
+def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """The shape that tensors of these shapes have together.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+    return np.broadcast_shapes(*(tuple(s) for s in shapes))
 
 
 def axis_of(axis: int, rank: int) -> int:
