@@ -145,7 +145,7 @@ def _coreml() -> ModuleType:
     try:
         return import_module("fastvlm_convert.export.coreml.write")
     except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "Core ML bundles") from error
+        raise MissingDependencyError.of(error, "the Core ML target") from error
 
 
 _EXPORTERS: dict[Target, _Exporter] = {

@@ -57,12 +57,7 @@ def load_image(path: Path) -> Image.Image:
         raise ImageError("not an image, or of a format that is not supported", where=path) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image is absurdly large: {error}", where=path) from error
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        SyntaxError,
-    ) as error:  # PIL's decoders raise these for damaged files
+    except (OSError, RuntimeError, ValueError, SyntaxError) as error:  # PIL's, for damaged files
         raise ImageError(f"the image cannot be decoded: {error}", where=path) from error
 
 

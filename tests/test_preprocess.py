@@ -139,7 +139,7 @@ def test_a_rotation_tag_is_ignored_as_the_reference_does(tmp_path):
     assert load_image(tmp_path / "a.jpg").size == (20, 10)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "ppm"])
 def test_a_truncated_image_is_an_error(suffix, tmp_path):
     path = tmp_path / f"a.{suffix}"
     picture(60, 40).save(path)
@@ -161,6 +161,16 @@ def test_what_is_no_image_is_refused(tmp_path):
     ):
         with pytest.raises(ImageError, match=message):
             load_image(path)
+
+
+def test_a_variant_that_pil_does_not_implement_is_an_error(tmp_path):
+    path = tmp_path / "a.dds"
+    picture(8, 8).save(path)
+    raw = bytearray(path.read_bytes())
+    raw[80:84] = bytes(4)  # the pixel format's flags
+    path.write_bytes(raw)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load_image(path)
 
 
 def png(width, height):

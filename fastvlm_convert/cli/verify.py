@@ -61,33 +61,62 @@ def command(
     raise typer.Exit(_EXIT_CODES[result.status])
 
 
+_METRICS = {
+    "psnr_db": "PSNR dB",
+    "max_abs_error": "max abs",
+    "cosine_similarity": "cosine",
+    "kl_mean_nats": "KL mean",
+    "kl_p99_nats": "KL p99",
+    "top1_agreement": "top-1",
+    "identical_share": "same text",
+}
+
+
 def _print(result: VerifyResult, num_questions: int) -> None:
+    out.print(_check_table(result))
+    out.print()
+    out.print(_measurement_table(result))
+    for check in result.checks:
+        if check.reason:
+            by = f" ({check.executed_by})" if check.executed_by else ""
+            err.print(
+                f"{status_text(check.status)} {check.target} {check.stage}{by}: {escape(check.reason)}",
+                soft_wrap=True,
+            )
+    pictures = f"{num_questions} picture{'' if num_questions == 1 else 's'}"
+    out.print(f"\n{status_text(result.status)} on {pictures}", soft_wrap=True)
+    if any((check.executed_by or "").startswith("interpreter") for check in result.checks):
+        err.print("the interpreter proves the program and its weights, not Apple's kernels", soft_wrap=True)
+
+
+def _check_table(result: VerifyResult) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("target", "stage", "metric"):
         table.add_column(name)
-    table.add_column("value", justify="right")
-    table.add_column("gate", justify="right")
+    for name in ("value", "gate"):
+        table.add_column(name, justify="right")
     table.add_column("status")
+    table.add_column("executed by")
     for check in result.checks:
         gate = "equal" if check.threshold is None else f">= {check.threshold:g}"
         value = "equal" if check.exact else "-" if check.value is None else f"{check.value:.1f}"
-        table.add_row(check.target, check.stage, check.metric, value, gate, status_text(check.status))
-    out.print(table)
-    figures = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("target", "stage", "measured"):
-        figures.add_column(name)
-    grouped: dict[tuple[str, str], list[str]] = {}
+        by = check.executed_by or ""
+        table.add_row(check.target, check.stage, check.metric, value, gate, status_text(check.status), by)
+    return table
+
+
+def _measurement_table(result: VerifyResult) -> Table:
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for m in result.measurements:
-        shown = f"{m.value:.3g}" if m.value is not None else "equal" if m.exact else "not a number"
-        grouped.setdefault((m.target, m.stage), []).append(f"{m.metric} {shown}")
-    for (target, stage), values in grouped.items():
-        figures.add_row(target, stage, ", ".join(values))
-    out.print()
-    out.print(figures)
-    for check in result.checks:
-        if check.reason:
-            err.print(f"{status_text(check.status)} {check.target} {check.stage}: {escape(check.reason)}")
-    runs = sorted({c.executed_by for c in result.checks if c.executed_by})
-    by = f", executed by {', '.join(runs)}" if runs else ""
-    pictures = f"{num_questions} picture{'' if num_questions == 1 else 's'}"
-    out.print(f"\n{status_text(result.status)} on {pictures}{by}", soft_wrap=True)
+        shown = f"{m.value:.3g}" if m.value is not None else "equal" if m.exact else "not finite"
+        rows.setdefault((m.target, m.stage, m.executed_by or ""), {})[m.metric] = shown
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("target", "stage"):
+        table.add_column(name)
+    used = [metric for metric in _METRICS if any(metric in row for row in rows.values())]
+    for metric in used:
+        table.add_column(_METRICS[metric], justify="right")
+    table.add_column("executed by")
+    for (target, stage, by), row in rows.items():
+        table.add_row(target, stage, *(row.get(metric, "") for metric in used), by)
+    return table

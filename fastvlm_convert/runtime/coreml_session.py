@@ -29,9 +29,15 @@ from fastvlm_convert.runtime.mil.interpreter import Interpreter, State
 
 
 class Runner(Protocol):
-    """Runs the functions of one package."""
+    """Runs the functions of one package.
+
+    Attributes:
+        executed_by: What executes it.
+        trouble: The operation that first gave NaN or infinity, in words, or None.
+    """
 
     executed_by: str
+    trouble: str | None
 
     def run(self, function: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Run a function; states persist until `reset`."""
@@ -53,6 +59,7 @@ class InterpretedPackage:
     def __init__(self, path: Path, precision: Precision) -> None:
         self.executed_by = f"interpreter ({precision})"
         self.interpreter = Interpreter(path, precision)
+        self.trouble: str | None = None
         self._state: State | None = None
 
     def run(self, function: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -60,7 +67,12 @@ class InterpretedPackage:
         has_state = bool(self.interpreter.functions[function].states)
         if has_state and self._state is None:
             self._state = self.interpreter.make_state(function)
-        return self.interpreter.run(dict(inputs), function, self._state if has_state else None)
+        outputs = self.interpreter.run(dict(inputs), function, self._state if has_state else None)
+        for found in self.interpreter.nonfinite:
+            self.trouble = (
+                self.trouble or f"{found.kind} first at '{found.name}' ({found.type}) of {function}"
+            )
+        return outputs
 
     def reset(self) -> None:
         """Set all states to zero."""
@@ -85,6 +97,11 @@ class CoreMLSession:
         self._pads = manifest.recipe.coreml.sequence_lengths != "range"
         self._length = 0
         self._caches: dict[str, np.ndarray] = {}
+
+    @property
+    def trouble(self) -> str | None:
+        """The operation that first gave NaN or infinity, in words, or None."""
+        return self._vision.trouble or self._decoder.trouble
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
@@ -122,7 +139,9 @@ class CoreMLSession:
         inputs: dict[str, Any] = {POSITION: np.array([self._length], np.int32), **self._caches}
         if LAST_INDEX in [spec.name for spec in function.inputs]:
             inputs[LAST_INDEX] = np.array([count - 1], np.int32)
-            if self._pads and count > 1:  # rows after the last real one are ignored and overwritten later
+            takes_one = function.function == DECODE  # an enumerated decode takes one token or a chunk
+            if self._pads and not (takes_one and count == 1):
+                # Rows after the last real one are ignored here and overwritten in the cache later.
                 embeds = np.pad(embeds, ((0, self._chunk - count), (0, 0)))
         inputs[INPUTS_EMBEDS] = embeds[None]
         outputs = self._decoder.run(function.function, inputs)

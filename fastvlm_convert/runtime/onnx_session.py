@@ -36,6 +36,8 @@ class OnnxSession:
         BundleError: ONNX Runtime refuses a graph, here or when it is run.
     """
 
+    trouble = None  # ONNX Runtime does not say where a value came from
+
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
         self.executed_by = f"onnxruntime {onnxruntime.__version__}"
         self.context_length = manifest.contract.context_length

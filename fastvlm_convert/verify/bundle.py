@@ -58,6 +58,7 @@ def verify(
     on_progress("files", 1.0)
     checks = [equal("bundle", "files", "sha256", len(changed), f"changed: {', '.join(changed)}", None)]
     measurements: list[Measurement] = []
+    warnings: list[str] = []
     reference = load_reference(
         checkpoint,
         contract.image_size,
@@ -68,9 +69,10 @@ def verify(
     for target in manifest.targets:
         for execution in executions(manifest, target, interpret):
             try:
+                loaded = execution.load(bundle, manifest)
                 found = compare(
                     target,
-                    execution.load(bundle, manifest),
+                    loaded,
                     reference,
                     questions,
                     execution.gates,
@@ -81,7 +83,8 @@ def verify(
                 continue
             checks += found.checks
             measurements += found.measurements
-    warnings = []
+            if loaded.session.trouble:
+                warnings.append(f"{target}, {loaded.session.executed_by}: {loaded.session.trouble}")
     on_progress("checkpoint", 0.0)
     if content_hash(checkpoint.files) != manifest.source.sha256:
         warnings.append("the bundle was made from other files than this reference (their hashes differ)")

@@ -1,0 +1,43 @@
+"""The flags are frozen: each new one is a decision, made here as well."""
+
+import pytest
+import typer
+
+from fastvlm_convert.cli.main import app
+
+COMMON = {"--json", "--verbose", "-v"}
+FLAGS = {
+    "inspect": {"CHECKPOINT", "--adapter", *COMMON},
+    "run": {
+        "MODEL", "[IMAGE]... QUESTION", "--max-new-tokens", "--temperature", "--top-p", "--seed", "--target",
+        "--adapter", *COMMON,
+    },
+    "export": {
+        "CHECKPOINT", "--target", "--recipe", "--output", "-o", "--adapter", "--overwrite", *COMMON,
+    },
+    "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--adapter", *COMMON},
+    "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
+    "scan": {"CHECKPOINT", "--images", "--max-new-tokens", "--adapter", *COMMON},
+}  # fmt: skip
+COMMANDS = typer.main.get_command(app).commands
+
+
+def test_commands():
+    assert list(COMMANDS) == list(FLAGS)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags(name):
+    found = set()
+    for parameter in COMMANDS[name].params:
+        is_option = parameter.param_type_name == "option"
+        found |= {*parameter.opts, *parameter.secondary_opts} if is_option else {parameter.metavar}
+    assert found - {"--help", "-h"} == FLAGS[name]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_each_is_explained(name):
+    assert COMMANDS[name].help
+    for parameter in COMMANDS[name].params:
+        assert parameter.help, parameter.name
+        assert parameter.help.endswith("."), parameter.name
