@@ -20,13 +20,16 @@ class Session(Protocol):
         executed_by: What executes it, for reports: `torch 2.13.0`, `onnxruntime 1.32.0`.
         context_length: Tokens the cache holds, prompt and answer together.
         num_image_tokens: Tokens one image becomes.
-        trouble: The operation that first gave NaN or infinity, in words, where the runtime can tell.
     """
 
     executed_by: str
-    trouble: str | None
     context_length: int
     num_image_tokens: int
+
+    @property
+    def trouble(self) -> str | None:
+        """The operation that first gave NaN or infinity, in words, where the runtime can tell."""
+        ...
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S] -> projected image tokens, float32 [num_image_tokens, hidden]."""

@@ -5,6 +5,14 @@ fails is no error but a result (exit code 1).
 """
 
 
+def printable(text: str) -> str:
+    """Text with what cannot be printed escaped.
+
+    Names in a damaged or hostile file can hold anything, a terminal's control codes too.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class ConversionError(Exception):
     """Base of all errors that are meant for the user.
 
@@ -22,8 +30,7 @@ class ConversionError(Exception):
         """The message as one printable line, with the place it is about."""
         what = super().__str__()
         line = what if self.where is None else f"{what} ({self.where})"
-        # Names in a damaged or hostile file can hold anything, a terminal's control codes too.
-        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+        return printable(line)
 
 
 class CheckpointError(ConversionError):

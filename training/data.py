@@ -76,19 +76,22 @@ def make_batch(scenes: list[Scene], rows: list[Row], with_pixels: bool) -> Batch
 class TrainingStream:
     """Batches of fresh scenes; `position` says where to go on after an interruption."""
 
-    def __init__(self, packer: Packer, source: QuestionSource, seed: int, position: int = 0) -> None:
-        """Start at scene number `position` of the run with this seed."""
+    def __init__(
+        self, packer: Packer, source: QuestionSource, seed: int, worker: int = 0, num_workers: int = 1
+    ) -> None:
+        """Start at the first scene of one worker of the run with this seed."""
         if not 0 <= seed < HELD_OUT_SEED // SEEDS_PER_RUN:
             raise ValueError(f"seed must be below {HELD_OUT_SEED // SEEDS_PER_RUN}, got {seed}")
         self._packer, self._source = packer, source
-        self._first = seed * SEEDS_PER_RUN
-        self.position = position
+        self._first = seed * SEEDS_PER_RUN + worker
+        self._stride = num_workers
+        self.position = 0
 
     def next_batch(self, size: int, with_pixels: bool) -> Batch:
-        """The next `size` scenes."""
+        """The next `size` scenes; workers take turns."""
         scenes, rows = [], []
         for _ in range(size):
-            draw = Draw(self._first + self.position)
+            draw = Draw(self._first + self.position * self._stride)
             self.position += 1
             scene = make_scene(draw)
             scenes.append(scene)

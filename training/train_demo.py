@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from network import NetworkConfig, fold
 from report import PhaseRecord, write_readme
 from text import Packer, QuestionSource, train_tokenizer
 from torch import nn
+from workers import Worker, run_workers
 
 from fastvlm_convert.demo import write_check_images
 
@@ -98,15 +100,17 @@ def make_optimizer(modules: tuple[nn.Module, ...]) -> torch.optim.AdamW:
 class Trainer:
     """Runs phases of one model and keeps their state in a folder."""
 
-    def __init__(self, model: DemoModel, packer: Packer, source: QuestionSource, work: Path) -> None:
+    def __init__(self, model: DemoModel, packer: Packer, work: Path, worker: Worker) -> None:
         """Take what does not depend on the phase."""
-        self.model, self.packer, self.source, self.work = model, packer, source, work
+        self.model, self.packer, self.work, self.worker = model, packer, work, worker
+        self._source = QuestionSource(packer.tokenizer)
         self._held_out = held_out_rows(packer, 100)
 
     def run(self, phase: Phase, seed: int) -> None:
         """Train one phase to its end, going on from a saved state if there is one."""
         optimizer = make_optimizer(phase.trained)
-        stream = TrainingStream(self.packer, self.source, seed)
+        parameters = [p for module in phase.trained for p in module.parameters()]
+        stream = TrainingStream(self.packer, self._source, seed, self.worker.rank, self.worker.count)
         path = self.work / f"{phase.name}.pt"
         step, elapsed = 0, 0.0
         if path.exists():
@@ -117,6 +121,9 @@ class Trainer:
         log.info("%s: at %.1f of %.1f minutes", phase.name, elapsed / 60, phase.minutes)
 
         def save() -> None:
+            self.worker.average_buffers(self.model)
+            if not self.worker.is_first:
+                return
             state = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"step": step, "elapsed": elapsed, "position": stream.position}
             _save_whole(state, path)
@@ -129,15 +136,17 @@ class Trainer:
             progress = elapsed / (60 * phase.minutes)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(phase, progress, step)
-            batch = stream.next_batch(phase.batch_size, phase.with_pixels)
+            batch = stream.next_batch(phase.batch_size // self.worker.count, phase.with_pixels)
             loss, metrics = phase.loss(batch, progress)
             loss.backward()
+            self.worker.average(p.grad for p in parameters if p.grad is not None)
             for module in phase.trained:
                 nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             self.model.zero_grad(set_to_none=True)
             step += 1
-            seconds = time.monotonic() - start
+            # All workers must agree on the time, or one would end before the others.
+            seconds = self.worker.average_value(time.monotonic() - start)
             elapsed += seconds
             for name, value in (metrics | {"seconds": seconds}).items():
                 totals[name] = totals.get(name, 0.0) + value / _LOG_STEPS
@@ -148,15 +157,17 @@ class Trainer:
             if elapsed - last_save > _SAVE_SECONDS:
                 save()
                 last_save = elapsed
-            if phase.evaluated and elapsed - last_evaluation > _EVALUATE_SECONDS:
+            if elapsed - last_evaluation > _EVALUATE_SECONDS:
                 self.evaluate(phase)
                 last_evaluation = elapsed
         save()
-        if phase.evaluated:
-            self.evaluate(phase)
+        self.evaluate(phase)
 
     def evaluate(self, phase: Phase) -> None:
-        """Log the accuracy on some held-out pictures."""
+        """Log the accuracy on some held-out pictures, if the phase learns to answer."""
+        self.worker.average_buffers(self.model)
+        if not (phase.evaluated and self.worker.is_first):
+            return
         self.model.eval()
         tokens = self.model.image_tokens if phase.with_pixels else self.model.symbol_tokens
         system_length = len(self.packer.system)
@@ -231,14 +242,14 @@ def export(model: DemoModel, config: NetworkConfig, packer: Packer, work: Path, 
         len(packer.system),
     )
     log.info("exported: %s", summary(result))
-    partial = output.with_name(output.name + ".partial")
-    write_checkpoint(partial, folded, config, packer.tokenizer)
+    staging = output.with_name(output.name + ".partial")
+    write_checkpoint(staging, folded, config, packer.tokenizer)
     readme = write_readme(
         config, count_parameters(folded), result, NUM_HELD_OUT, history(work), "python training/train_demo.py"
     )
-    (partial / "README.md").write_text(readme, encoding="utf-8")
-    write_check_images(partial / "check_images")
-    replace_files(partial, output)
+    (staging / "README.md").write_text(readme, encoding="utf-8")
+    write_check_images(staging / "check_images")
+    replace_files(staging, output)
     return overall(result)
 
 
@@ -253,37 +264,49 @@ def replace_files(source: Path, target: Path) -> None:
 
 
 def _save_whole(state: dict, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    staging = path.with_suffix(".partial")
+    torch.save(state, staging)
+    staging.replace(path)
+
+
+def train(args: argparse.Namespace, worker: Worker) -> None:
+    """What every worker does."""
+    level = logging.INFO if worker.is_first else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    tokenizer = train_tokenizer()
+    config = NetworkConfig(vocab_size=tokenizer.get_vocab_size())
+    packer = Packer(tokenizer)
+    model = DemoModel(config, tokenizer)
+    # From here on workers differ in their noise.
+    torch.manual_seed(1000 * args.seed + worker.rank)
+    trainer = Trainer(model, packer, args.work, worker)
+    if args.source is not None:
+        fold(model)
+        load_apple_names(model, read_weights(args.source))
+        trainer.run(continue_phase(model, args.minutes or 15.0, args.seed), args.seed)
+    for name in chosen_phases(args):
+        load_parts(model, args.work, PHASE_PARTS[name])
+        minutes = args.minutes or DEFAULT_MINUTES[name]
+        # Every phase draws other pictures.
+        trainer.run(make_phase(model, name, minutes), args.seed + list(PHASE_PARTS).index(name))
+    if worker.is_first and (args.source is not None or "joint" in chosen_phases(args)):
+        export(model, config, packer, args.work, args.output)
+
+
+def chosen_phases(args: argparse.Namespace) -> list[str]:
+    """The phases that the command line asks for."""
+    if args.source is not None:
+        return []
+    return [args.phase] if args.phase else list(PHASE_PARTS)
 
 
 def main() -> None:
     """Parse the command line and train."""
     args = _parse()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer()
-    config = NetworkConfig(vocab_size=tokenizer.get_vocab_size())
-    packer = Packer(tokenizer)
-    model = DemoModel(config, tokenizer)
-    trainer = Trainer(model, packer, QuestionSource(tokenizer), args.work)
-
-    if args.source is not None:
-        fold(model)
-        load_apple_names(model, read_weights(args.source))
-        trainer.run(continue_phase(model, args.minutes or 15.0, args.seed), args.seed)
-        export(model, config, packer, args.work, args.output)
-        return
-    for name in [args.phase] if args.phase else PHASE_PARTS:
-        load_parts(model, args.work, PHASE_PARTS[name])
-        minutes = args.minutes or DEFAULT_MINUTES[name]
-        # Every phase draws other pictures.
-        trainer.run(make_phase(model, name, minutes), args.seed + list(PHASE_PARTS).index(name))
-    if args.phase in (None, "joint"):
-        export(model, config, packer, args.work, args.output)
+    run_workers(args.workers, partial(train, args))
 
 
 def _parse() -> argparse.Namespace:
@@ -292,7 +315,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="length of each phase")
     parser.add_argument("--from", dest="source", type=Path, help="go on from this checkpoint")
     parser.add_argument("--seed", type=int, default=1, help="below 90; other seed, other pictures")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     folder = Path(tempfile.gettempdir()) / "fastvlm-demo"
     parser.add_argument("--work", type=Path, default=folder, help="where training state is kept")
     repository = Path(__file__).parent.parent

@@ -3,16 +3,22 @@
 from collections import Counter
 from typing import Any
 
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_convert.checkpoint.files import item_size
 from fastvlm_convert.cli.console import out, print_json, size_text
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
+from fastvlm_convert.errors import printable
 
 _FEW = 3  # unused tensors named in the table
 _COMPONENTS = {"vision": "vision.", "projector": "projector.", "decoder": "decoder."}
+
+
+def escape(text: str) -> str:
+    """Text from a file, safe to print."""
+    return escape_markup(printable(text))
 
 
 def command(

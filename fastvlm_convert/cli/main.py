@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.simplefilter("ignore")  # libraries' warnings mean nothing to the user
-    logging.getLogger("coremltools").setLevel(logging.ERROR)  # nor that there is no Core ML on Linux
+    for library in ("coremltools", "PIL"):  # nor that there is no Core ML on Linux, or a TIFF tag is odd
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):
         _escape_what_the_terminal_cannot_show(stream)
     signal.signal(signal.SIGTERM, _terminate)  # so that unfinished output is removed

@@ -21,7 +21,7 @@ class CoreMLPackage:
     """
 
     executed_by = "Core ML"
-    trouble = None  # Core ML does not say where a value came from
+    trouble: str | None = None  # Core ML does not say where a value came from
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -36,7 +36,7 @@ class OnnxSession:
         BundleError: ONNX Runtime refuses a graph, here or when it is run.
     """
 
-    trouble = None  # ONNX Runtime does not say where a value came from
+    trouble: str | None = None  # ONNX Runtime does not say where a value came from
 
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
         self.executed_by = f"onnxruntime {onnxruntime.__version__}"

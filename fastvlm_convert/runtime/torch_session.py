@@ -9,7 +9,7 @@ from fastvlm_convert.model.fastvlm import FastVLM
 class TorchSession:
     """Runs the torch reference in float32; implements `decode.Session`."""
 
-    trouble = None  # not watched
+    trouble: str | None = None  # not watched
 
     def __init__(self, model: FastVLM, context_length: int) -> None:
         self.executed_by = f"torch {torch.__version__.partition('+')[0]}"

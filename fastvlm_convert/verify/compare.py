@@ -11,6 +11,7 @@ import numpy as np
 
 from fastvlm_convert import metrics
 from fastvlm_convert.decode import embed_prompt, generate, teacher_forced
+from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verify.check import Check, Measurement, at_least, equal
 from fastvlm_convert.verify.questions import Question
@@ -29,6 +30,11 @@ class _Stage:
     candidate: list[np.ndarray] = field(default_factory=list)
 
     def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
+        if reference.shape != candidate.shape:
+            raise CheckpointError(
+                f"the reference gives {list(reference.shape)} where the bundle gives {list(candidate.shape)}",
+                hint="give the checkpoint that the bundle was made from",
+            )
         self.reference.append(reference)
         self.candidate.append(candidate)
 

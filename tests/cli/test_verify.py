@@ -28,7 +28,8 @@ def test_passed_is_exit_code_0(cli, fp32_bundle, pictures):
     assert (result.code, result.err) == (0, "")
     assert "greedy_text" in result.out
     assert "failed" not in result.out
-    assert result.out.splitlines()[-1].startswith("passed on 2 pictures, executed by onnxruntime ")
+    assert result.out.splitlines()[-1] == "passed on 2 pictures"
+    assert result.out.count("onnxruntime ") >= 6
 
 
 def test_document(cli, fp32_bundle, pictures):
@@ -56,8 +57,8 @@ def test_a_failed_gate_is_exit_code_1(cli, bundle, pictures):
     result = verify(cli, bundle, pictures)
     assert result.code == 1
     assert "failed bundle files: changed: onnx/vision_encoder.onnx_data" in result.err
-    assert "failed onnx image_features: " in result.err
-    assert result.out.splitlines()[-1].startswith("failed on 2 pictures")
+    assert "failed onnx image_features (onnxruntime " in result.err
+    assert result.out.splitlines()[-1] == "failed on 2 pictures"
     document = verify(cli, bundle, pictures, "--json").document
     assert document["status"] == "failed"
     reasons = {c["stage"]: c["reason"] for c in document["checks"] if c["status"] == "failed"}
@@ -94,7 +95,7 @@ def test_nan_is_reported_as_a_failure_and_not_as_a_bug(cli, fp32_bundle, picture
     assert check["reason"] == "the outputs hold NaN or infinity"
     shown = verify(cli, fp32_bundle, pictures)
     assert shown.code == 1
-    assert "not a number" in shown.out
+    assert "not finite" in shown.out
 
 
 def test_sixteen_standard_pictures_are_the_default(cli, fp32_bundle, monkeypatch):

@@ -122,14 +122,16 @@ class FunctionSpec:
 
 
 def default_function(package: Package) -> str:
-    """The function that is meant when none is named.
+    """The function that is meant when none is named; the only one, if there is one only.
 
     Raises:
         BundleError: The program has no such function.
     """
-    name: str = package.spec.description.defaultFunctionName or DEFAULT_FUNCTION
-    if name not in package.spec.mlProgram.functions:
-        have = ", ".join(sorted(package.spec.mlProgram.functions)) or "none"
+    functions = package.spec.mlProgram.functions
+    named: str = package.spec.description.defaultFunctionName
+    name = named or (next(iter(functions)) if len(functions) == 1 else DEFAULT_FUNCTION)
+    if name not in functions:
+        have = ", ".join(sorted(functions)) or "none"
         raise BundleError(
             f"the program has no function '{name[:80]}'; it has {have[:200]}", where=package.path
         )

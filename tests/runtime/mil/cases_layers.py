@@ -468,23 +468,18 @@ IMAGES = [
     Case(
         "non_maximum_suppression",
         lambda b, s: mb.non_maximum_suppression(
-            boxes=b, scores=s, iou_threshold=0.5, score_threshold=0.25, max_boxes=3, per_class_suppression=True
+            boxes=b, scores=s, iou_threshold=0.5, max_boxes=3, per_class_suppression=True
         ),
-        (NEAR, SCORES),
-        lambda b, s: (b[:, [0, 1, 2]], s[:, [0, 1, 2]], np.array([[0, 1, 2]]), np.array([3])),
+        (NEAR.transpose(0, 2, 1).copy(), SCORES.transpose(0, 2, 1).copy()),
+        lambda b, s: (b[..., [0, 1, 2]], s[..., [0, 1, 2]], np.array([[0, 1, 2]])),
     ),
     Case(
         "non_maximum_suppression",
         lambda b, s: mb.non_maximum_suppression(
-            boxes=b, scores=s, iou_threshold=0.5, score_threshold=0.25, max_boxes=3
+            boxes=b, scores=s, iou_threshold=0.5, max_boxes=3
         ),
-        (NEAR, SCORES),
-        lambda b, s: (
-            F.pad(b[:, [0, 2]], (0, 0, 0, 1)),
-            F.pad(s[:, [0, 2]], (0, 0, 0, 1)),
-            np.array([[0, 2, -1]]),
-            np.array([2]),
-        ),
+        (NEAR.transpose(0, 2, 1).copy(), SCORES.transpose(0, 2, 1).copy()),
+        lambda b, s: (F.pad(b[..., [0, 2]], (0, 1)), F.pad(s[..., [0, 2]], (0, 1)), np.array([[0, 2, -1]])),
         label="all-classes",
     ),
 ]
@@ -543,6 +538,56 @@ def _listed_expected(x):
 LISTS = [
     Case(op, _listed, (normal(4),), _listed_expected)
     for op in ("make_list", "list_write", "list_read", "list_length", "list_scatter", "list_gather")
+]
+
+# what iOS 17 changed
+OLD_CASES = [
+    Case(
+        "crop_resize",
+        lambda x, b: mb.crop_resize(
+            x=x,
+            roi=mb.reshape(x=b, shape=[1, 1, 5, 1, 1]),
+            target_height=3,
+            target_width=4,
+            normalized_coordinates=True,
+            box_coordinate_mode="CORNERS_WIDTH_FIRST",
+            sampling_mode="STRICT_ALIGN_CORNERS",
+        ),
+        (IMAGE[:1], np.array([[0, 0.2, 0.125, 0.8, 0.75]], np.float32)),
+        lambda x, b: _cropped(x, torch.tensor([[0.5, 1, 3, 4]]))[:, None],
+        label="roi-5",
+    ),
+    Case(
+        "crop_resize",
+        lambda x, b: mb.crop_resize(
+            x=x,
+            roi=mb.reshape(x=b, shape=[1, 1, 4, 1, 1]),
+            target_height=3,
+            target_width=4,
+            box_coordinate_mode="CENTER_SIZE_HEIGHT_FIRST",
+            sampling_mode="STRICT_ALIGN_CORNERS",
+        ),
+        (IMAGE, np.array([[2, 3, 2, 4]], np.float32)),
+        lambda x, b: _cropped(x, torch.tensor([[1.0, 1, 3, 5]] * 2))[None],
+        label="roi-4",
+    ),
+    Case(
+        "non_maximum_suppression",
+        lambda b, s: mb.non_maximum_suppression(
+            boxes=b, scores=s, iou_threshold=0.95, score_threshold=0.7, max_boxes=3
+        ),
+        (NEAR, SCORES),
+        lambda b, s: (
+            F.pad(b[:, [0, 1]], (0, 0, 0, 1)),
+            F.pad(s[:, [0, 1]], (0, 0, 0, 1)),
+            np.array([[0, 1, -1]]),
+            np.array([2]),
+        ),
+        label="score-threshold",
+    ),
+    Case("topk", lambda x: mb.topk(x=x, k=2, axis=-1), (X,), lambda x: tuple(x.topk(2, -1))),
+    Case("squeeze", lambda x: mb.squeeze(x=x), (X[:, :1],), lambda x: x.squeeze()),
+    Case("conv", _conv(KERNEL1, groups=2), (SIGNAL,), lambda x: F.conv1d(x, t(KERNEL1), t(BIAS), groups=2)),
 ]
 
 CASES = [*CONVS, *POOLS, *NORMS, *PRODUCTS, *QUANTIZED, *RECURRENT, *IMAGES, *LOOPS, *LISTS]

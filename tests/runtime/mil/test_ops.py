@@ -14,6 +14,9 @@ from tests.runtime.mil.programs import Case, write_cases
 CASES: list[Case] = [*cases_basic.CASES, *cases_shape.CASES, *cases_layers.CASES]
 
 
+OLD_CASES = cases_layers.OLD_CASES
+
+
 @pytest.fixture(scope="module")
 def interpreter(tmp_path_factory):
     path = tmp_path_factory.mktemp("ops") / "ops.mlpackage"
@@ -21,11 +24,28 @@ def interpreter(tmp_path_factory):
     return Interpreter(path)
 
 
+@pytest.fixture(scope="module", params=["iOS15", "iOS16"])
+def old_package(request, tmp_path_factory):
+    """One function a package: several are new in iOS 18."""
+    folder = tmp_path_factory.mktemp(request.param)
+    for number, case in enumerate(OLD_CASES):
+        write_cases([case], folder / f"{number}.mlpackage", ct.target[request.param])
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(OLD_CASES)), ids=[case.id for case in OLD_CASES])
+def test_operation_of_older_systems(old_package, number):
+    compare(Interpreter(old_package / f"{number}.mlpackage"), OLD_CASES[number], None)
+
+
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[case.id for case in CASES])
 def test_operation(interpreter, number):
-    case = CASES[number]
+    compare(interpreter, CASES[number], f"f{number}")
+
+
+def compare(interpreter, case, function):
     inputs = [x.astype(np.int32) if x.dtype == np.bool_ else x for x in case.inputs]
-    found = interpreter.run(dict(zip(case.arguments, inputs, strict=True)), f"f{number}")
+    found = interpreter.run(dict(zip(case.arguments, inputs, strict=True)), function)
     wanted = case.wanted()
     assert len(found) == len(wanted)
     for value, want in zip(found.values(), wanted, strict=True):

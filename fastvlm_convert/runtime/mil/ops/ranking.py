@@ -66,24 +66,28 @@ def non_maximum_suppression(
     iou_threshold: float,
     max_boxes: int,
     limit: Limit,
-    score_threshold: float = -torch.inf,
+    score_threshold: float | None = None,
     per_class_suppression: bool = False,
 ) -> tuple[Tensor, ...]:
     """Boxes in the order of their best score, without those that overlap an earlier one too much.
 
     Args:
-        boxes: float32 [n, boxes, 4]: centre x, centre y, width, height.
-        scores: float32 [n, boxes, classes].
+        boxes: float32 [n, boxes, 4]: centre x, centre y, width, height; [n, 4, boxes] since iOS 17.
+        scores: float32 [n, boxes, classes]; [n, classes, boxes] since iOS 17.
         iou_threshold: Boxes that overlap a chosen one (intersection over union) more are dropped.
         max_boxes: Most boxes to choose; results are padded to it with zeros, indices with -1.
         limit: Bounds the results.
-        score_threshold: Boxes whose best score is not above it are not considered.
+        score_threshold: Boxes whose best score is not above it are not considered; None since iOS 17.
         per_class_suppression: A box only drops boxes of its own best class.
 
     Returns:
-        Chosen boxes [n, max_boxes, 4], their scores [n, max_boxes, classes], their indices [n, max_boxes], and
-        how many there are [n].
+        Chosen boxes [n, max_boxes, 4] and their scores [n, max_boxes, classes], since iOS 17 transposed as the
+        inputs are; their indices [n, max_boxes], and how many there are [n].
     """
+    since_17 = score_threshold is None
+    if since_17:
+        boxes, scores = boxes.mT, scores.mT
+    floor = -torch.inf if score_threshold is None else score_threshold
     n, count, classes = scores.shape
     if boxes.shape != (n, count, 4) or count > _MAX_BOXES:
         raise ValueError(f"boxes of shape {list(boxes.shape)} with scores of {list(scores.shape)}")
@@ -95,12 +99,14 @@ def non_maximum_suppression(
     for i in range(n):
         best, kind = scores[i].max(-1)
         chosen = _suppress(
-            boxes[i], best, kind if per_class_suppression else None, iou_threshold, max_boxes, score_threshold
+            boxes[i], best, kind if per_class_suppression else None, iou_threshold, max_boxes, floor
         )
         numbers[i] = len(chosen)
         kept[i, : len(chosen)] = torch.tensor(chosen, dtype=torch.int32)
         kept_boxes[i, : len(chosen)] = boxes[i, chosen]
         kept_scores[i, : len(chosen)] = scores[i, chosen]
+    if since_17:
+        kept_boxes, kept_scores = kept_boxes.mT, kept_scores.mT
     return kept_boxes, kept_scores, kept, numbers
 
 
