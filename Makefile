@@ -26,9 +26,11 @@ demo: setup
 	@echo
 	$(BIN)/fastvlm-convert run $(DEMO) $(DEMO)/check_images/00.png "Describe the image."
 	@echo
-	$(BIN)/fastvlm-convert export $(DEMO) --target onnx --recipe fp16 -o $(OUT)/fp16
+	$(BIN)/fastvlm-convert export $(DEMO) --target onnx --target coreml --recipe fp16 -o $(OUT)/fp16
 	@echo
-	$(BIN)/fastvlm-convert run $(OUT)/fp16 $(DEMO)/check_images/00.png "Describe the image."
+	$(BIN)/fastvlm-convert run $(OUT)/fp16 --target onnx $(DEMO)/check_images/00.png "Describe the image."
+	@echo
+	$(BIN)/fastvlm-convert run $(OUT)/fp16 --target coreml $(DEMO)/check_images/00.png "Describe the image."
 	@echo
 	$(BIN)/fastvlm-convert verify $(OUT)/fp16 --reference $(DEMO)
 	@echo
