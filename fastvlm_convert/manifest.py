@@ -184,7 +184,7 @@ def load_manifest(bundle: Path) -> Manifest:
     except OSError as error:
         raise BundleError(f"cannot read: {error.strerror}", where=path) from error
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"not valid JSON: {error}", where=path) from error
+        raise BundleError(f"not valid JSON: {error}", where=path, hint="export the bundle again") from error
     if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
         raise BundleError("not a manifest of fastvlm-convert", where=path)
     version = value.pop("schema_version", None)

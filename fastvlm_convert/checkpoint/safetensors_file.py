@@ -36,7 +36,9 @@ def read_safetensors(path: Path) -> dict[str, Weight]:
     prefix = read_bytes(path, 0, 8)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
-        raise CheckpointError("not a safetensors file", where=path)
+        raise CheckpointError(
+            "not a safetensors file", where=path, hint="download it again (after a git clone: git lfs pull)"
+        )
     raw = read_bytes(path, 8, length)
     if len(raw) < length:
         raise CheckpointError("the safetensors header is truncated", where=path)

@@ -53,6 +53,7 @@ def command(
             size = sum(manifest.files[f].size for f in files)
             contenders.append(Contender(f"{bundle.resolve().name} {target}", bundle, target, size))
     with progress(quiet=as_json) as on_stage:
+        on_stage("bench", 0.0)
         results = bench(
             contenders,
             image_size=contract.image_size,

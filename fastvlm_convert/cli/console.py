@@ -81,3 +81,18 @@ def progress(quiet: bool) -> Iterator[OnStage]:
 
     with bars:
         yield on_stage
+
+
+@contextmanager
+def waiting(text: str, quiet: bool) -> Iterator[Callable[[], None]]:
+    """A spinner on a terminal, nothing elsewhere; yields what ends it before the block does.
+
+    Args:
+        text: What the user waits for.
+        quiet: Show nothing in any case.
+    """
+    if quiet or not err.is_terminal:
+        yield lambda: None
+        return
+    with err.status(text) as status:
+        yield status.stop

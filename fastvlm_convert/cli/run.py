@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import err, print_json, progress
+from fastvlm_convert.cli.console import err, print_json, progress, waiting
 from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
 from fastvlm_convert.decode import Answer, generate, greedy, sampler
 from fastvlm_convert.errors import BundleError, PromptError
@@ -66,14 +66,21 @@ def command(
         left = session.context_length - prompt.length(session.num_image_tokens)
         max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, left))
     streamer = _Streamer(loaded) if sys.stdout.isatty() and not as_json else None
-    answer = generate(
-        session,
-        prompt,
-        loaded.eos_token_ids,
-        max_new_tokens,
-        greedy if temperature == 0 else sampler(temperature, top_p, seed),
-        on_token=None if streamer is None else streamer.add,
-    )
+    with waiting("reading the prompt", quiet=as_json) as stop_waiting:
+
+        def on_token(token: int) -> None:
+            stop_waiting()
+            if streamer is not None:
+                streamer.add(token)
+
+        answer = generate(
+            session,
+            prompt,
+            loaded.eos_token_ids,
+            max_new_tokens,
+            greedy if temperature == 0 else sampler(temperature, top_p, seed),
+            on_token,
+        )
     text = loaded.tokenizer.decode(list(answer.token_ids))
     if as_json:
         _print_document(loaded, answer, text)

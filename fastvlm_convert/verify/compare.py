@@ -32,7 +32,8 @@ class _Stage:
     def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
         if reference.shape != candidate.shape:
             raise CheckpointError(
-                f"the reference gives {list(reference.shape)} where the bundle gives {list(candidate.shape)}",
+                f"the reference is another model: it gives {list(reference.shape)} where the bundle gives "
+                f"{list(candidate.shape)}",
                 hint="give the checkpoint that the bundle was made from",
             )
         self.reference.append(reference)

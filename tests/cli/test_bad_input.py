@@ -144,12 +144,15 @@ damaged(
     "lfs_pointer",
     "not a safetensors file",
     write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+    "git lfs pull",
 )
 damaged("weights_missing", "no weights: neither model.safetensors", remove("model.safetensors"))
 damaged(
-    "dtype_quantized", "is stored as int8; weights must be one of float32", tensor(lambda w: w.to(torch.int8)),
+    "dtype_quantized",
+    "is stored as int8; weights must be one of float32",
+    tensor(lambda w: w.to(torch.int8)),
     "give the unquantized checkpoint",
-)  # fmt: skip
+)
 damaged(
     "dtype_unknown",
     "has dtype F4; supported are F64",
@@ -185,7 +188,7 @@ damaged(
 )
 damaged(
     "layer_missing",
-    "all tensors of 'decoder.layers.0' are missing",
+    "tensor 'decoder.layers.0.self_attn.q_proj.weight' is missing",
     lambda c: edit_tensors(c, remove=[n for n in read_tensors(c) if ".layers.0." in n]),
 )
 
@@ -278,7 +281,7 @@ def truncated_bin(checkpoint: Path) -> None:
     cut("pytorch_model.bin", 0.5)(checkpoint)
 
 
-damaged("bin_truncated", "neither a zip archive nor a pickle", truncated_bin)
+damaged("bin_truncated", "damaged archive", truncated_bin)
 
 # config.json and generation_config.json.
 damaged("config_missing", "'config.json' is missing", remove("config.json"))
@@ -353,7 +356,7 @@ damaged("vocabulary_not_utf8", "not valid JSON", write("vocab.json", b'{"\xff": 
 damaged("vocabulary_of_texts", "it must map tokens to ids", write("vocab.json", '{"a": "b"}'))
 damaged(
     "added_token_out_of_place",
-    "added token '<|endoftext|>' should have id 440 but follows the vocabulary as 429",
+    "should have id 430 but follows the vocabulary as 429",
     lambda c: (
         edit_json(c / "added_tokens.json", {"<|endoftext|>": 440}),
         edit_json(c / "tokenizer_config.json", remove=["added_tokens_decoder"]),
@@ -563,7 +566,7 @@ def bundle_case(
     CASES[name] = (prepare, message, hint)
 
 
-bundle_case("manifest_corrupt", "not valid JSON", cut("manifest.json", 0.5))
+bundle_case("manifest_corrupt", "not valid JSON", cut("manifest.json", 0.5), "export the bundle again")
 bundle_case("manifest_of_another_tool", "not a manifest of fastvlm-convert", write("manifest.json", "{}"))
 bundle_case(
     "manifest_of_another_version", "manifest version 7; this tool reads 1",
@@ -592,7 +595,7 @@ bundle_case(
     "`fastvlm-convert verify` tells whether files were changed",
 )  # fmt: skip
 bundle_case(
-    "bundle_tokenizer_damaged", "not a tokenizer.json",
+    "bundle_tokenizer_damaged", "not valid JSON",
     lambda b: write("tokenizer.json", b" " * (b / "tokenizer.json").stat().st_size)(b),
 )  # fmt: skip
 bundle_case(
@@ -610,7 +613,10 @@ def reference_missing(place):
     return ("verify", place.fp32_bundle, "--reference", place.folder / "none")
 
 
-@case("the reference gives [16, 112] where the bundle gives [16, 64]", "the bundle was made from")
+@case(
+    "the reference is another model: it gives [16, 112] where the bundle gives [16, 64]",
+    "the bundle was made from",
+)
 def reference_of_another_model(place):
     return ("verify", place.fp32_bundle, "--reference", place.checkpoint(SHARDED), "--images", IMAGE.parent)
 

@@ -151,6 +151,11 @@ class Weights:
         self._rounded = rounded
         self._tensors: dict[Hashable, torch.Tensor] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all decoded constants."""
+        return sum(t.numel() * t.element_size() for t in self._tensors.values())
+
     def tensor(self, constant: Constant) -> torch.Tensor:
         """A constant as operations compute with it; floats are widened to float32.
 

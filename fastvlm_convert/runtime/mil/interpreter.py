@@ -133,6 +133,11 @@ class Interpreter:
         self._weights = Weights(precision == "device")
         self._plans = {name: plan_function(opened, spec, precision) for name, spec in self.functions.items()}
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Memory that the weights decoded so far take."""
+        return self._weights.nbytes
+
     def make_state(self, function: str | None = None) -> State:
         """A new state for a function, and for all others with the same states.
 

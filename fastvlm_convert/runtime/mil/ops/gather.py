@@ -38,12 +38,12 @@ def gather(
     places = _positions(indices, x.shape[axis])
     if batch_dims == 0:
         rows = x.index_select(axis, places.reshape(-1))
-        return rows.reshape(*x.shape[:axis], *picked, *x.shape[axis + 1 :])
+        return rows.reshape((*x.shape[:axis], *picked, *x.shape[axis + 1 :]))
     batch = x.shape[:batch_dims]
     flat = x.reshape(-1, *x.shape[batch_dims:])
     each = places.reshape(flat.shape[0], -1)
     rows = torch.stack([v.index_select(axis - batch_dims, i) for v, i in zip(flat, each, strict=True)])
-    return rows.reshape(*batch, *x.shape[batch_dims:axis], *picked, *x.shape[axis + 1 :])
+    return rows.reshape((*batch, *x.shape[batch_dims:axis], *picked, *x.shape[axis + 1 :]))
 
 
 @op("gather_along_axis", moves=True)
