@@ -15,7 +15,7 @@ Reader = Callable[[torch.Tensor], Any]
 # What torch, numpy and Python raise for inputs that an operation cannot take.
 _REFUSALS: Final = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError)
 # Far above any sequence; a loop that goes on is taken for endless.
-MAX_ITERATIONS: Final = 100_000
+MAX_ITERATIONS: Final = 20_000
 
 
 @dataclass(frozen=True)
