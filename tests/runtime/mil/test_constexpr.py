@@ -62,7 +62,9 @@ def joint(*made):
 MODERN = {
     "int4-block": blockwise(integers(-8, 8, (6, 8), np.int8).view(INT4), half(6, 2)),
     "uint4-zero-point": blockwise(
-        integers(0, 16, (6, 8), np.uint8).view(UINT4), half(6, 4), integers(0, 16, (6, 4), np.uint8).view(UINT4)
+        integers(0, 16, (6, 8), np.uint8).view(UINT4),
+        half(6, 4),
+        integers(0, 16, (6, 4), np.uint8).view(UINT4),
     ),
     "int8-channel": blockwise(integers(-128, 128, (6, 8), np.int8), half(6, 1)),
     "uint8-tensor": blockwise(

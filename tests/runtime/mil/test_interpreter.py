@@ -116,6 +116,16 @@ def test_states_are_rounded_to_float16_in_exact(stateful):
     assert found[0, 0, 0] == np.float32(2 / 3)
 
 
+def test_what_a_state_cannot_hold_is_reported(stateful):
+    interpreter = Interpreter(stateful)
+    for function, inputs in (("decode", {"index": np.array([0])}), ("add", {})):
+        state = interpreter.make_state(function)
+        interpreter.run({"x": np.full((1, 1, 3), 1e5), **inputs}, function, state)
+        assert [(n.type, n.kind, n.count) for n in interpreter.nonfinite] == [
+            ("slice_update", "inf", 3) if function == "decode" else ("write_state", "inf", 24)
+        ]
+
+
 def test_the_state_must_fit(stateful):
     interpreter = Interpreter(stateful)
     with pytest.raises(InputError, match="has states: state_c"):

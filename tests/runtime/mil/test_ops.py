@@ -24,7 +24,7 @@ def interpreter(tmp_path_factory):
     return Interpreter(path)
 
 
-@pytest.fixture(scope="module", params=["iOS15", "iOS16"])
+@pytest.fixture(scope="module", params=["iOS15"])
 def old_package(request, tmp_path_factory):
     """One function a package: several are new in iOS 18."""
     folder = tmp_path_factory.mktemp(request.param)

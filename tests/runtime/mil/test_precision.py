@@ -49,6 +49,7 @@ FUNCTIONS = {
         ),
         (np.zeros(3, F16),),
     ),
+    "cast_down": (lambda x: mb.cast(x=x, dtype="fp16", name="down"), (np.zeros(3, np.float32),)),
     "log_zero": (
         lambda x: mb.exp(x=mb.log(x=mb.relu(x=x), epsilon=F16(0), name="logged")),
         (np.zeros(3, F16),),
@@ -171,6 +172,13 @@ def test_layer_norm_overflows_where_its_squares_do(device, exact):
 def test_a_float32_island_stays_float32(device):
     assert run(device, "island", np.array([1000, 2000, 300])).tolist() == [F16(1e-3), F16(5e-4), F16(1 / 300)]
     assert not device.nonfinite
+
+
+def test_a_cast_overflows(device, exact):
+    x = np.array([70000, 1, -70000], np.float32)
+    assert run(device, "cast_down", x).tolist() == [math.inf, 1, -math.inf]
+    assert [(n.name, n.count) for n in device.nonfinite] == [("down", 2)]
+    assert run(exact, "cast_down", x).tolist() == x.tolist()
 
 
 def test_infinity_that_comes_in_is_not_blamed_on_anybody(device):
