@@ -49,7 +49,7 @@ LossFunction = Callable[[Batch, float], Losses]
 
 REPOSITORY = Path(__file__).parent.parent
 NUM_HELD_OUT = 500
-DEFAULT_MINUTES = {"vision": 35.0, "decoder": 30.0, "projector": 2.0, "joint": 70.0}
+DEFAULT_MINUTES = {"vision": 25.0, "decoder": 30.0, "projector": 2.0, "joint": 50.0}
 # Phase -> earlier phase -> the parts it takes from there.
 PHASE_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "vision": {},
