@@ -18,6 +18,7 @@ from fastvlm_convert.preprocess import ImageMode
 
 FromCheckpoint = Literal["checkpoint"]
 
+BLOCK_SIZES: Final = (16, 32, 64, 128)
 MIN_IMAGE_SIZE: Final = 256
 MAX_IMAGE_SIZE: Final = 1536
 MIN_CONTEXT_LENGTH: Final = 64
@@ -82,6 +83,36 @@ class TableSettings:
     """
 
     storage: FloatName
+
+
+@dataclass(frozen=True)
+class QuantizeRule:
+    """How some layers are quantized. The first rule whose pattern fits a layer decides.
+
+    Attributes:
+        layers: Pattern of layer names, `*` for any text: `decoder.layers.*`, `*.self_attn.v_proj`.
+        scheme: `float` keeps them; `int8` and `int4` store integers.
+        block_size: Weights along the input axis that share a scale, or `channel` for a whole output row.
+        symmetric: No zero points; the range is centred.
+        on_indivisible: What to do with a layer whose width the block size does not divide.
+    """
+
+    layers: str
+    scheme: Literal["float", "int8", "int4"]
+    block_size: int | Literal["channel"] = "channel"
+    symmetric: bool = True
+    on_indivisible: Literal["error", "float"] = "error"
+
+    def __post_init__(self) -> None:
+        if self.block_size != "channel" and self.block_size not in BLOCK_SIZES:
+            raise RecipeError(
+                f"block_size is {self.block_size}, expected 'channel' or one of "
+                f"{', '.join(str(size) for size in BLOCK_SIZES)}"
+            )
+
+    def fits(self, layer: str) -> bool:
+        """Whether the rule is for a layer."""
+        return fnmatchcase(layer, self.layers)
 
 
 @dataclass(frozen=True)
@@ -160,6 +191,7 @@ class Recipe:
         common: What every target shares.
         onnx: ONNX only.
         coreml: Core ML only.
+        quantize: Which layers are stored as integers, and how; none if empty.
     """
 
     name: str
@@ -171,6 +203,7 @@ class Recipe:
     common: CommonSettings = CommonSettings()
     onnx: OnnxSettings = OnnxSettings()
     coreml: CoreMLSettings = CoreMLSettings()
+    quantize: tuple[QuantizeRule, ...] = ()
 
     def __post_init__(self) -> None:
         if self.common.max_context_length % self.coreml.prefill_chunk:

@@ -1,5 +1,6 @@
 """What every exporter is given."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from fastvlm_convert.manifest import Contract
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.source import WeightSource
+from fastvlm_convert.weights.quantized import MixedSource
 
 OnProgress = Callable[[float], None]
 
@@ -18,7 +19,7 @@ class ExportJob:
 
     Attributes:
         config: Dimensions, with the image size to export.
-        weights: Canonical names, folded.
+        weights: Canonical names, folded, quantized where the recipe says so.
         recipe: Precisions and settings.
         contract: What the bundle promises its users.
         licence: File name of the model's licence, or `not_found`.
@@ -27,7 +28,7 @@ class ExportJob:
     """
 
     config: ModelConfig
-    weights: WeightSource
+    weights: MixedSource
     recipe: Recipe
     contract: Contract
     licence: str
@@ -44,7 +45,7 @@ class ByteCounter:
 
     def __init__(self, job: ExportJob) -> None:
         self._on_progress = job.on_progress
-        self._total = 4 * sum(weight.size for weight in job.weights.values())
+        self._total = 4 * sum(math.prod(weight.shape) for weight in job.weights.values())
         self._done = 0
 
     def add(self, count: int) -> None:

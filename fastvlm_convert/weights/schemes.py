@@ -10,8 +10,6 @@ from typing import Literal
 
 import numpy as np
 
-BLOCK_SIZES = (16, 32, 64, 128)
-
 
 @dataclass(frozen=True)
 class AffineScheme:

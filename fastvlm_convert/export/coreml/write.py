@@ -1,6 +1,6 @@
 """Write the packages of a bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import coremltools
 from coremltools.converters.mil.mil import Function
@@ -18,6 +18,7 @@ from fastvlm_convert.export.job import ByteCounter, ExportJob
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.recipe import FloatSettings, Recipe
 from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.plan import LayerPlan
 
 FOLDER = "coreml"
 VISION_PACKAGE = f"{FOLDER}/vision.mlpackage"
@@ -46,12 +47,13 @@ _FEATURES = {
 }
 
 
-def check_target(config: ModelConfig, recipe: Recipe) -> None:
+def check_target(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
     """Refuse dimensions that Core ML, or Apple's app, cannot take; reads no weight.
 
     Raises:
         TargetError: Names the dimension and what is allowed.
     """
+    del plans  # every affine scheme can be expressed
     vision = config.vision
     fits_app = (vision.image_size, vision.output_width) == (_APPLE_IMAGE_SIZE, _APPLE_WIDTH)
     if recipe.coreml.drop_in and not fits_app:
@@ -73,7 +75,6 @@ def export_coreml(job: ExportJob) -> list[Artifact]:
         CheckpointError: A weight cannot be read.
         RecipeError: A pattern of float32_ops matches no operation.
     """
-    check_target(job.config, job.recipe)
     writer = _Writer(job)
     artifacts = [*writer.vision(), *writer.decoder()]
     return [*artifacts, *writer.apple_vision()] if job.recipe.coreml.drop_in else artifacts

@@ -1,23 +1,26 @@
 """Write the three graphs of a bundle."""
 
+from collections.abc import Sequence
+
 from fastvlm_convert.contract import Component, onnx_data_name, onnx_file_name
 from fastvlm_convert.errors import TargetError
 from fastvlm_convert.export.job import ByteCounter, ExportJob
 from fastvlm_convert.export.onnx.data import ExternalData, Region
 from fastvlm_convert.export.onnx.decoder import build_decoder
-from fastvlm_convert.export.onnx.embed import build_embed, store_table
+from fastvlm_convert.export.onnx.embed import Table, build_embed, store_table
 from fastvlm_convert.export.onnx.graph import Graph
 from fastvlm_convert.export.onnx.vision import build_vision
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.recipe import FloatSettings, Recipe
 from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.plan import LayerPlan
 
 FOLDER = "onnx"
 _HEAD_DIM_STEP = 16  # GroupQueryAttention with rotary positions inside
 
 
-def check_target(config: ModelConfig, recipe: Recipe) -> None:
-    """Refuse dimensions that ONNX Runtime cannot execute; reads no weight.
+def check_target(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
+    """Refuse dimensions and schemes that ONNX Runtime cannot execute; reads no weight.
 
     Raises:
         TargetError: Names the dimension or setting and what is allowed.
@@ -28,6 +31,12 @@ def check_target(config: ModelConfig, recipe: Recipe) -> None:
             f"with rotary positions needs a multiple of {_HEAD_DIM_STEP}",
             hint="this model cannot be run by ONNX Runtime; `run` answers from the checkpoint itself",
         )
+    for plan in plans:
+        if plan.layer.startswith("decoder.") and plan.scheme and plan.scheme.block_size is None:
+            raise TargetError(
+                f"layer '{plan.layer}' is quantized per channel, but ONNX Runtime's MatMulNBits needs blocks",
+                hint="give its rule a block_size of 16, 32, 64 or 128",
+            )
     for component in ("vision", "decoder"):
         if getattr(recipe, component).float32_ops:
             raise TargetError(
@@ -46,7 +55,6 @@ def export_onnx(job: ExportJob) -> list[Artifact]:
         TargetError: ONNX Runtime cannot execute the model, or a weight does not fit its storage dtype.
         CheckpointError: A weight cannot be read.
     """
-    check_target(job.config, job.recipe)
     (job.folder / FOLDER).mkdir()
     writer = _Writer(job)
     return [writer.vision(), *writer.decoder_and_embed()]
@@ -91,7 +99,7 @@ class _Writer:
         with self._data(file) as data:
             return self._embed(data, None)
 
-    def _embed(self, data: ExternalData, table: Region | None) -> Artifact:
+    def _embed(self, data: ExternalData, table: Table | None) -> Artifact:
         """The embedding over a table that is there already, or over its own, written to `data`."""
         storage = self.recipe.embed.storage
         file = onnx_file_name("embed", storage)
