@@ -3,9 +3,9 @@
     python benchmarks/mil_speed.py VISION.mlpackage CHECKPOINT
     python benchmarks/mil_speed.py DECODER.mlpackage CHECKPOINT --steps 20
 
-Limits: vision 1.3x, a decoder's token 1.5x of our torch reference; peak memory of the interpreter alone at most the
-weights in float32 plus 1 GB. The checkpoint may be random (`random_checkpoint.py`). Both take turns, so that other
-work on the machine slows both; the ratio is that of the medians.
+Limits: vision 1.3x, a decoder's token 1.5x of our torch reference; peak memory of the interpreter alone at
+most the weights in float32 plus 1 GB. The checkpoint may be random (`random_checkpoint.py`). Both take turns,
+so that other work on the machine slows both; the ratio is that of the medians.
 """
 
 import argparse

@@ -148,6 +148,7 @@ def generate(
     max_new_tokens: int,
     choose: Sampler = greedy,
     on_token: Callable[[int], None] | None = None,
+    features: Sequence[np.ndarray] | None = None,
 ) -> Answer:
     """Answer a prompt.
 
@@ -158,6 +159,7 @@ def generate(
         max_new_tokens: Most tokens to generate, the end token included; at least 1.
         choose: Picks a token from logits.
         on_token: Called with each token of the answer as it comes, the end token excepted.
+        features: The prompt's images where they are encoded already.
 
     Raises:
         PromptError: Prompt and answer do not fit into the context.
@@ -165,7 +167,8 @@ def generate(
     prompt_tokens = prompt.length(session.num_image_tokens)
     check_fits(prompt_tokens, max_new_tokens, session.context_length)
     start = time.perf_counter()
-    features = [session.encode_image(image) for image in prompt.images]
+    if features is None:
+        features = [session.encode_image(image) for image in prompt.images]
     encoded = time.perf_counter()
     logits = session.prefill(embed_prompt(session, prompt, features))
     prefilled = time.perf_counter()

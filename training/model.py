@@ -51,9 +51,9 @@ class DemoModel(nn.Module):
         right = (logits.detach().argmax(-1) == targets).float().mean().item()
         metrics = {"text": loss.item(), "token": right}
         if facts:
-            fact_loss, known = self.facts(streams[len(streams) // 2 - 1], batch.ids, batch.labels)
+            fact_loss, fact_metrics = self.facts(streams, batch)
             loss = loss + facts * fact_loss
-            metrics["facts"] = known.item()
+            metrics |= fact_metrics
         return loss, metrics
 
     def vision_loss(self, batch: Batch) -> Losses:

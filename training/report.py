@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from network import NetworkConfig
 
 from fastvlm_convert.demo import make_sample
 from fastvlm_convert.demo.samples import HELD_OUT_SEED
+
+_FROM_NOTHING = """`vision` learns dense labels of every image token; `decoder` learns to answer from symbols that
+stand for image tokens (one core each, at the same time); `projector` maps one to the other; `joint`
+trains everything on the answers, with one cosine to zero and the aids fading."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,9 @@ def write_readme(
     result: dict[str, tuple[int, int]],
     num_pictures: int,
     history: list[PhaseRecord],
-    command: str,
+    source: Path | None,
 ) -> str:
-    """The README as Markdown."""
+    """The README as Markdown; `source` is the checkpoint that this one went on from, if any."""
     sample = make_sample(HELD_OUT_SEED)
     examples = {question.kind: question for question in sample.questions}
     accuracy = "\n".join(
@@ -72,14 +77,12 @@ On two CPU cores shared with other work, each picture drawn once and never seen 
 |---|---|---|---|
 {phases}
 
-`vision` learns dense labels of every image token; `decoder` learns to answer from symbols that
-stand for image tokens (one core each, at the same time); `projector` maps one to the other; `joint`
-trains everything on the answers, with one cosine to zero and the aids fading.
+{_FROM_NOTHING if source is None else f"It went on from the checkpoint `{source.name}`, on answers only."}
 
-To repeat it from nothing, or to go on from these weights with other pictures:
+To repeat the training from nothing, or to go on from a checkpoint with other pictures:
 
 ```
-{command}
+python training/train_demo.py
 python training/train_demo.py --from checkpoints/fastvlm-demo --seed 5 --minutes 15 --output DIR
 ```
 

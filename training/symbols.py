@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from data import Batch
 from labels import FIELD_OFFSETS, FIELDS, FIRST_TOKENS, NUM_LABELS
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -59,7 +60,8 @@ class FactHeads(nn.Module):
     """Read-outs of a shape's facts wherever the text names it; thrown away after training.
 
     Finding a shape and reporting on it are useless alone, so neither begins by itself. Asking for the
-    facts at the shape's own name, halfway through the decoder, teaches the first of the two.
+    facts at the shape's own name, halfway through the decoder, teaches the first of the two; asking one
+    layer later how it lies to the shape named before does the same for relations.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, hidden: int) -> None:
@@ -72,24 +74,49 @@ class FactHeads(nn.Module):
         self._sizes = (1 + len(COLORS), 1 + len(SIZES), 1 + len(PLACES))
         self.norm = nn.RMSNorm(hidden)
         self.linear = nn.Linear(hidden, sum(self._sizes))
+        self.relation_norm = nn.RMSNorm(hidden)
+        self.relation = nn.Linear(hidden, 9)
 
-    def forward(self, hidden: Tensor, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of color, size and place of all named shapes (0 where absent).
+    def forward(self, streams: list[Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Loss and accuracies, given the residual stream (B, S, D) after every layer."""
+        named = self.shape_of_token[batch.ids]
+        where = named.nonzero(as_tuple=True)
+        cells = batch.labels[:, FIRST_TOKENS]
+        # Shape index (0: no shape) -> its facts in every picture, 0 where it is absent.
+        found = cells[:, :, 0][:, None] == torch.arange(1 + len(SHAPES))[:, None]
+        found[:, 0] = False
+        place = (found * torch.arange(1, 1 + len(PLACES))).sum(2)
+        color, size = ((found * cells[:, None, :, field]).sum(2) for field in (1, 2))
 
-        Args:
-            hidden: Residual stream, (B, S, D).
-            ids: Token ids, (B, S).
-            labels: Dense labels, (B, 16, fields).
-        """
-        named = self.shape_of_token[ids]
-        picture, _ = where = named.nonzero(as_tuple=True)
-        cells = labels[:, FIRST_TOKENS][picture]
-        found = cells[:, :, 0] == named[where][:, None]
-        place = (found * torch.arange(1, 1 + len(PLACES))).sum(1)
-        color, size = ((found * cells[:, :, field]).sum(1) for field in (1, 2))
-        logits = self.linear(self.norm(hidden[where])).split(self._sizes, dim=-1)
-        loss, right = hidden.new_zeros(()), torch.ones_like(place, dtype=torch.bool)
-        for scores, target in zip(logits, (color, size, place), strict=True):
+        middle = len(streams) // 2
+        logits = self.linear(self.norm(streams[middle - 1][where])).split(self._sizes, dim=-1)
+        picture, shape = where[0], named[where]
+        loss, known = logits[0].new_zeros(()), torch.ones_like(shape, dtype=torch.bool)
+        for scores, facts in zip(logits, (color, size, place), strict=True):
+            target = facts[picture, shape]
             loss = loss + F.cross_entropy(scores, target)
-            right = right & (scores.argmax(-1) == target)
-        return loss, right.float().mean()
+            known = known & (scores.argmax(-1) == target)
+
+        before = _named_before(named, batch.segments)[where]
+        first, second = place[picture, before], place[picture, shape]
+        both = (first > 0) & (second > 0)
+        scores = self.relation(self.relation_norm(streams[middle][where][both]))
+        target = _relation(first[both] - 1, second[both] - 1)
+        # A batch may have no pair at all.
+        loss = loss + F.cross_entropy(scores, target, reduction="sum") / max(1, len(target))
+        right = (scores.argmax(-1) == target).float().mean()
+        return loss, {"facts": known.float().mean().item(), "relation": right.item()}
+
+
+def _named_before(named: Tensor, segments: Tensor) -> Tensor:
+    """The shape that the same question named before each position (B, S); 0 if none."""
+    indices = torch.arange(named.shape[1]).expand_as(named)
+    last = torch.where(named > 0, indices, 0).cummax(1).values.roll(1, dims=1)
+    same = segments.gather(1, last) == segments
+    return named.gather(1, last) * same
+
+
+def _relation(first: Tensor, second: Tensor) -> Tensor:
+    """Nine classes: left, same or right column times above, same or below."""
+    columns, rows = first % 2 - second % 2, first // 2 - second // 2
+    return 3 * (rows + 1) + columns + 1

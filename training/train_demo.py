@@ -14,6 +14,8 @@ import argparse
 import logging
 import math
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,7 +33,7 @@ from checkpoint import (
     write_checkpoint,
 )
 from data import Batch, TrainingStream, held_out_rows
-from evaluate import exact_match, overall, summary
+from evaluate import exact_match, summary
 from model import DemoModel, Losses
 from network import NetworkConfig, fold
 from report import PhaseRecord, write_readme
@@ -45,6 +47,7 @@ log = logging.getLogger("train_demo")
 
 LossFunction = Callable[[Batch, float], Losses]
 
+REPOSITORY = Path(__file__).parent.parent
 NUM_HELD_OUT = 500
 DEFAULT_MINUTES = {"vision": 35.0, "decoder": 30.0, "projector": 2.0, "joint": 70.0}
 # Phase -> earlier phase -> the parts it takes from there.
@@ -56,7 +59,7 @@ PHASE_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 _SAVE_SECONDS = 120
-_EVALUATE_SECONDS = 300
+_EVALUATE_SECONDS = 480
 _LOG_STEPS = 50
 
 
@@ -126,6 +129,7 @@ class Trainer:
                 return
             state = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"step": step, "elapsed": elapsed, "position": stream.position}
+            state["pictures"] = step * phase.batch_size
             _save_whole(state, path)
 
         last_save = last_evaluation = elapsed
@@ -228,12 +232,12 @@ def history(work: Path) -> list[PhaseRecord]:
     records = []
     for path in sorted(work.glob("*.pt"), key=lambda path: path.stat().st_mtime):
         state = torch.load(path, weights_only=True)
-        records.append(PhaseRecord(path.stem, state["elapsed"] / 60, state["step"], state["position"]))
+        records.append(PhaseRecord(path.stem, state["elapsed"] / 60, state["step"], state["pictures"]))
     return records
 
 
-def export(model: DemoModel, config: NetworkConfig, packer: Packer, work: Path, output: Path) -> float:
-    """Write the checkpoint, with its README and check pictures; its accuracy on 500 pictures."""
+def export(model: DemoModel, config: NetworkConfig, packer: Packer, args: argparse.Namespace) -> None:
+    """Write the checkpoint, with its accuracy on 500 pictures, check pictures and licence."""
     folded = round_to_half(FoldedModel(model.vision, model.projector, model.decoder)).eval()
     result = exact_match(
         folded.decoder,
@@ -242,15 +246,15 @@ def export(model: DemoModel, config: NetworkConfig, packer: Packer, work: Path, 
         len(packer.system),
     )
     log.info("exported: %s", summary(result))
-    staging = output.with_name(output.name + ".partial")
+    staging = args.output.with_name(args.output.name + ".partial")
     write_checkpoint(staging, folded, config, packer.tokenizer)
     readme = write_readme(
-        config, count_parameters(folded), result, NUM_HELD_OUT, history(work), "python training/train_demo.py"
+        config, count_parameters(folded), result, NUM_HELD_OUT, history(args.work), args.source
     )
     (staging / "README.md").write_text(readme, encoding="utf-8")
     write_check_images(staging / "check_images")
-    replace_files(staging, output)
-    return overall(result)
+    shutil.copy(REPOSITORY / "LICENSE", staging)
+    replace_files(staging, args.output)
 
 
 def replace_files(source: Path, target: Path) -> None:
@@ -292,7 +296,7 @@ def train(args: argparse.Namespace, worker: Worker) -> None:
         # Every phase draws other pictures.
         trainer.run(make_phase(model, name, minutes), args.seed + list(PHASE_PARTS).index(name))
     if worker.is_first and (args.source is not None or "joint" in chosen_phases(args)):
-        export(model, config, packer, args.work, args.output)
+        export(model, config, packer, args)
 
 
 def chosen_phases(args: argparse.Namespace) -> list[str]:
@@ -306,6 +310,8 @@ def main() -> None:
     """Parse the command line and train."""
     args = _parse()
     args.work.mkdir(parents=True, exist_ok=True)
+    # An orderly exit takes the workers along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     run_workers(args.workers, partial(train, args))
 
 
@@ -318,8 +324,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     folder = Path(tempfile.gettempdir()) / "fastvlm-demo"
     parser.add_argument("--work", type=Path, default=folder, help="where training state is kept")
-    repository = Path(__file__).parent.parent
-    output = repository / "checkpoints" / "fastvlm-demo"
+    output = REPOSITORY / "checkpoints" / "fastvlm-demo"
     parser.add_argument("--output", type=Path, default=output, help="where the checkpoint goes")
     return parser.parse_args()
 

@@ -57,7 +57,8 @@ def run_workers(count: int, function: Callable[[Worker], None]) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "rendezvous"
-        torch.multiprocessing.spawn(_start, (count, store.as_uri(), function), nprocs=count)
+        arguments = (count, store.as_uri(), function)
+        torch.multiprocessing.spawn(_start, arguments, nprocs=count, daemon=True)
 
 
 def _start(rank: int, count: int, store: str, function: Callable[[Worker], None]) -> None:

@@ -140,7 +140,7 @@ def _run_both(
 
     left = reference.session.context_length - theirs.length(reference.session.num_image_tokens)
     limit = max(1, min(max_new_tokens, left))
-    answer = generate(reference.session, theirs, reference.eos_token_ids, limit)
+    answer = generate(reference.session, theirs, reference.eos_token_ids, limit, features=features)
     end = reference.eos_token_ids[:1]
     forced = [*(answer.token_ids or end), *end]  # an empty answer gets one decode step all the same
     expected_logits = teacher_forced(reference.session, embeds, forced)

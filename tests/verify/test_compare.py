@@ -191,3 +191,19 @@ def test_text_is_measured_where_it_is_not_gated(candidate, reference, gates):
     assert stages_of(found) == {"decode_logits"}
     (share,) = (m for m in found.measurements if m.metric == "identical_share")
     assert (share.value, share.exact) == (0.0, False)
+
+
+def test_the_reference_encodes_a_picture_once(candidate, reference, gates):
+    """At 1024 pixels that takes it seconds."""
+    calls: list[str] = []
+
+    def count(name):
+        return lambda out: calls.append(name) or out
+
+    models = [
+        replace(m, session=Changed(m.session, encode_image=count(name)))
+        for m, name in ((candidate, "candidate"), (reference, "reference"))
+    ]
+    assert failed(compare("onnx", *models, QUESTIONS[:2], gates)) == {}
+    assert calls.count("reference") == 2
+    assert calls.count("candidate") == 4  # once on the reference's pixels, once end to end on its own

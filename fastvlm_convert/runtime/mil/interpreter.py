@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ from fastvlm_convert.runtime.mil.description import (
 from fastvlm_convert.runtime.mil.inputs import InputError, prepare_inputs
 from fastvlm_convert.runtime.mil.package import open_package
 from fastvlm_convert.runtime.mil.plan import Plan, Precision, plan_function
-from fastvlm_convert.runtime.mil.steps import Frame, Step
+from fastvlm_convert.runtime.mil.steps import CallStep, Frame, Step, round_half
 
-EXECUTED_BY = "interpreter"
+EXECUTED_BY: Final = "interpreter"
+# Operations that only move values, but may round them on the way.
+_ROUNDING_MOVES: Final = frozenset({"cast", "write_state"})
 
 
 @dataclass(frozen=True)
@@ -237,12 +239,16 @@ class _Watch:
             for result in results:
                 if result.dtype is torch.float32 and not math.isfinite(result.sum().item()):
                     self._look(step, given, result)
-        elif self._open and step.type == "slice_update":
-            self._look(step, {"x": given["x"]}, given["update"])
+        elif self._open and step.type in _ROUNDING_MOVES:
+            self._look(step, given, results[0])
+        elif self._open and isinstance(step, CallStep) and step.rounds_update:
+            self._look(step, {"update": given["update"]}, round_half(given["update"]))
         if self._on_op is not None:
             arrays = {
                 o.name: r.numpy()
-                for o, r in zip(step.outputs, results, strict=True)
+                for o, r in zip(
+                    step.outputs, results, strict=False
+                )  # writing a state has a result, but no name
                 if isinstance(r, torch.Tensor)
             }
             self._on_op(OpResult(self._function, step.name, step.type, arrays))
@@ -253,6 +259,8 @@ class _Watch:
             ("inf", torch.isinf),
             ("nan", torch.isnan),
         )
+        if not result.is_floating_point():
+            return
         for kind, test in tests:
             count = int(test(result).sum())
             if kind not in self._open or not count:

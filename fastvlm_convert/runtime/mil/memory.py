@@ -1,9 +1,9 @@
 """When values may be overwritten: a cache of gigabytes must not be copied for every token.
 
 Operations that move values may share memory with their inputs. So values fall into groups that may share
-memory, together with the states they were read from and with what is not ours: inputs and constants.
-A slice may be updated in place if nobody reads anything of its group afterwards, and if a state in the group is written
-with the result before it is read again.
+memory, together with the states they were read from and with what is not ours: inputs and constants. A slice
+may be updated in place if nobody reads anything of its group afterwards, and if a state in the group is
+written with the result before it is read again.
 """
 
 from typing import Final

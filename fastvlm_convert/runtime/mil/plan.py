@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import numpy as np
 import torch
 
 from fastvlm_convert.errors import BundleError
@@ -28,6 +27,7 @@ from fastvlm_convert.runtime.mil.ops.table import (
     Parameter,
 )
 from fastvlm_convert.runtime.mil.package import Package
+from fastvlm_convert.runtime.mil.readers import READERS, read_constant
 from fastvlm_convert.runtime.mil.steps import (
     Block,
     CallStep,
@@ -140,7 +140,8 @@ class _Planner:
         what = f"operation '{name[:80]}' ({kind[:40]})"
         if not knows(kind):
             raise BundleError(
-                f"operation '{name[:80]}' of function '{self._function[:80]}' is of the unknown type '{kind[:80]}'",
+                f"operation '{name[:80]}' of function '{self._function[:80]}' is of the unknown type "
+                f"'{kind[:80]}'",
                 where=self._package.path,
                 hint=f"known are {len(OPS) + len(CONSTEXPRS) + len(CONTROL)} types of iOS 15 to 18",
             )
@@ -225,15 +226,15 @@ class _Planner:
                 items = tuple(self._tensor_ref(r, place) for r in refs)
                 lists.append((key, items))
                 reads += [r for r in items if isinstance(r, int)]
-            elif len(refs) > 1 and parameter.kind in _READERS:
+            elif len(refs) > 1 and parameter.kind in READERS:
                 fixed[key] = tuple(self._plain(r, parameter, place) for r in refs)
             elif len(refs) == 1:
                 ref = self._tensor_ref(refs[0], place)
                 if isinstance(ref, int):
-                    dynamic.append((key, ref, _READERS.get(parameter.kind)))
+                    dynamic.append((key, ref, READERS.get(parameter.kind)))
                     reads.append(ref)
-                elif parameter.kind in _READERS or parameter.kind in (Kind.STR, Kind.STRINGS):
-                    fixed[key] = _read_constant(ref, parameter.kind, place)
+                elif parameter.kind in READERS or parameter.kind in (Kind.STR, Kind.STRINGS):
+                    fixed[key] = read_constant(ref, parameter.kind, place)
                 else:
                     pending.append((key, ref))
             elif refs:
@@ -360,7 +361,7 @@ class _Planner:
     def _plain(self, ref: Ref, parameter: Parameter, what: str) -> Any:  # noqa: ANN401
         if not isinstance(ref, Constant):
             raise self._error(f"{what} takes constants")
-        values = _read_constant(ref, parameter.kind, what)
+        values = read_constant(ref, parameter.kind, what)
         if not isinstance(values, tuple) or len(values) != 1:
             raise self._error(f"{what} takes single values")
         return values[0]
@@ -388,51 +389,3 @@ def _free(steps: list[Step], kept: set[int], first: int) -> None:
 def _elements(declared: TensorType | None) -> int:
     shape = None if declared is None else declared.fixed_shape
     return _MAX_FLEXIBLE_ELEMENTS if shape is None else max(math.prod(shape), 1)
-
-
-def _ints(x: torch.Tensor) -> tuple[int, ...]:
-    if x.is_floating_point():
-        raise TypeError("whole numbers are needed, not floats")
-    return tuple(int(v) for v in x.reshape(-1).tolist())
-
-
-def _one(x: torch.Tensor) -> Any:  # noqa: ANN401
-    if x.numel() != 1:
-        raise ValueError(f"one number is needed, not {list(x.shape)}")
-    return x.item()
-
-
-_READERS: Final[dict[Kind, Callable[[torch.Tensor], Any]]] = {
-    Kind.INTS: _ints,
-    Kind.FLOATS: lambda x: tuple(float(v) for v in x.reshape(-1).tolist()),
-    Kind.BOOLS: lambda x: tuple(bool(v) for v in x.reshape(-1).tolist()),
-    Kind.INT: lambda x: int(_one(x)),
-    Kind.FLOAT: lambda x: float(_one(x)),
-    Kind.BOOL: lambda x: bool(_one(x)),
-    Kind.SCALAR: _one,
-}
-
-
-def _read_constant(constant: Constant, kind: Kind, what: str) -> Any:  # noqa: ANN401
-    """A constant as a plain Python value."""
-    value = constant.load()
-    if kind in (Kind.STR, Kind.STRINGS):
-        texts = [value] if isinstance(value, str) else value
-        if isinstance(texts, np.ndarray) or (kind is Kind.STR and len(texts) != 1):
-            raise BundleError(f"{what} takes text")
-        return texts[0] if kind is Kind.STR else tuple(texts)
-    if not isinstance(value, np.ndarray):
-        raise BundleError(f"{what} takes numbers, not text")
-    flat = value.reshape(-1)
-    if kind is Kind.INTS:
-        if value.dtype.kind == "f":
-            raise BundleError(f"{what} takes whole numbers")
-        return tuple(int(v) for v in flat.tolist())
-    if kind is Kind.FLOATS:
-        return tuple(float(v) for v in flat.tolist())
-    if kind is Kind.BOOLS:
-        return tuple(bool(v) for v in flat.tolist())
-    if flat.size != 1 or (kind is Kind.INT and not math.isfinite(flat[0])):
-        raise BundleError(f"{what} takes one number, not {list(value.shape)}")
-    number = flat[0].item()
-    return {Kind.INT: int, Kind.FLOAT: float, Kind.BOOL: bool}.get(kind, lambda v: v)(number)

@@ -15,7 +15,7 @@ Reader = Callable[[torch.Tensor], Any]
 # What torch, numpy and Python raise for inputs that an operation cannot take.
 _REFUSALS: Final = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError)
 # Far above any sequence; a loop that goes on is taken for endless.
-MAX_ITERATIONS: Final = 100_000
+MAX_ITERATIONS: Final = 20_000
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,9 @@ class CallStep:
                     frame.weights.tensor(i) if isinstance(i, Constant) else values[i] for i in items
                 ]
             if self.rounds_update:
-                given["update"] = round_half(given["update"])
-            made = self.function(**given)
+                made = self.function(**{**given, "update": round_half(given["update"])})
+            else:
+                made = self.function(**given)
         except _REFUSALS as error:
             raise refusal(self, str(error)) from error
         results = made if isinstance(made, tuple) else (made,)
@@ -215,7 +216,9 @@ class WriteStep:
         if data.shape != before.shape or data.dtype != before.dtype:
             raise refusal(self, f"the state has shape {list(before.shape)}, the new value {list(data.shape)}")
         if self.rounds:
-            data = round_half(data)
+            given, data = data, round_half(data)
+            if frame.observe is not None:
+                frame.observe(self, {"x": given}, (data,))
         elif self.copies and data is not before:
             data = data.clone()
         frame.states[self.state] = data

@@ -78,10 +78,19 @@ CASES += [
     Case("cast", lambda x: mb.cast(x=x, dtype="int32"), (X * 9,), lambda x: x.int(), label="int32"),
     Case("cast", lambda x: mb.cast(x=x, dtype="bool"), (A,), lambda x: x.bool(), label="bool"),
     Case("cast", lambda x: mb.cast(x=x, dtype="fp32"), (A,), lambda x: x.float(), label="float32"),
-    Case("cast", lambda x: mb.cast(x=x, dtype="uint8"), (np.abs(A),), lambda x: x.to(torch.uint8), label="uint8"),
+    Case(
+        "cast",
+        lambda x: mb.cast(x=x, dtype="uint8"),
+        (np.abs(A),),
+        lambda x: x.to(torch.uint8),
+        label="uint8",
+    ),
     Case("cast", lambda x: mb.cast(x=x, dtype="int8"), (A,), lambda x: x.to(torch.int8), label="int8"),
     Case(
-        "select", lambda c, a, b: mb.select(cond=c, a=a, b=b), (BOOLS, X, X[:1]), lambda c, a, b: torch.where(c, a, b)
+        "select",
+        lambda c, a, b: mb.select(cond=c, a=a, b=b),
+        (BOOLS, X, X[:1]),
+        lambda c, a, b: torch.where(c, a, b),
     ),
     # activations with parameters
     Case("leaky_relu", lambda x: mb.leaky_relu(x=x, alpha=0.1), (X,), lambda x: F.leaky_relu(x, 0.1)),
@@ -132,7 +141,10 @@ CASES += [
         lambda x: 1.7 * torch.tanh(0.6 * x),
     ),
     Case(
-        "linear_activation", lambda x: mb.linear_activation(x=x, alpha=2.0, beta=-1.0), (X,), lambda x: 2 * x - 1
+        "linear_activation",
+        lambda x: mb.linear_activation(x=x, alpha=2.0, beta=-1.0),
+        (X,),
+        lambda x: 2 * x - 1,
     ),
     Case(
         "softplus_parametric",
@@ -184,7 +196,14 @@ def _reduced(function, axes, keep):
 
 
 CASES += [
-    Case(name, _reduction(name, axes, keep), (POSITIVE,), _reduced(f, axes, keep), label=f"{axes}-{keep}", tolerance=3e-5)
+    Case(
+        name,
+        _reduction(name, axes, keep),
+        (POSITIVE,),
+        _reduced(f, axes, keep),
+        label=f"{axes}-{keep}",
+        tolerance=3e-5,
+    )
     for name, f in REDUCTIONS.items()
     for axes, keep in (([0, 2], True), ([-1], False))
 ]

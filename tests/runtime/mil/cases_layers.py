@@ -1,4 +1,4 @@
-"""Cases of layers: convolution, pooling, normalisation, products, attention, recurrence, quantization, images."""
+"""Cases of layers: normalisation, products, attention, recurrence, quantization, images, loops, lists."""
 
 import numpy as np
 import torch
@@ -6,202 +6,8 @@ import torch.nn.functional as F  # noqa: N812
 from coremltools.converters.mil import Builder as mb  # noqa: N813
 
 from tests.runtime.mil.cases_basic import IMAGE, X, integers, normal, uniform
+from tests.runtime.mil.cases_conv import BIAS, CONVS, PICTURE, t
 from tests.runtime.mil.programs import Case
-
-# Sizes, kernels and strides that leave an odd number of pixels to pad.
-SIGNAL, PICTURE, VOLUME = normal(2, 4, 10), normal(2, 4, 9, 8), normal(1, 4, 5, 6, 7)
-KERNEL1, KERNEL2, KERNEL3 = normal(6, 2, 3), normal(6, 2, 4, 3), normal(6, 4, 2, 3, 3)
-DEPTHWISE = normal(4, 1, 3, 3)
-BIAS = normal(6)
-
-
-def _same(n: int, k: int, s: int, d: int, lower: bool) -> tuple[int, int]:
-    """TensorFlow's SAME: ceil(n / s) windows; an odd pixel goes to the end, or to the start for same_lower."""
-    total = max((int(np.ceil(n / s)) - 1) * s + (k - 1) * d + 1 - n, 0)
-    small = total // 2
-    return (total - small, small) if lower else (small, total - small)
-
-
-def same_padded(x, kernel, strides, dilations, lower, value=0.0):
-    pads = [_same(*v, lower) for v in zip(x.shape[2:], kernel, strides, dilations, strict=True)]
-    return F.pad(x, [n for pair in reversed(pads) for n in pair], value=value)
-
-
-def _conv(weight, **settings):
-    return lambda x: mb.conv(x=x, weight=weight, bias=BIAS[: len(weight)], **settings)
-
-
-def _conv_same(pad_type, strides, dilations=(1, 1)):
-    def expected(x):
-        wide = same_padded(x, KERNEL2.shape[2:], strides, dilations, pad_type == "same_lower")
-        return F.conv2d(wide, torch.from_numpy(KERNEL2), torch.from_numpy(BIAS), strides, 0, dilations, 2)
-
-    return Case(
-        "conv",
-        _conv(KERNEL2, pad_type=pad_type, strides=strides, dilations=dilations, groups=2),
-        (PICTURE,),
-        expected,
-        label=f"{pad_type}-{strides}-{dilations}",
-    )
-
-
-def t(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array)
-
-
-CONVS = [
-    Case("conv", _conv(KERNEL1, groups=2), (SIGNAL,), lambda x: F.conv1d(x, t(KERNEL1), t(BIAS), groups=2), label="1d"),
-    Case("conv", _conv(KERNEL3), (VOLUME,), lambda x: F.conv3d(x, t(KERNEL3), t(BIAS)), label="3d", tolerance=1e-4),
-    Case(
-        "conv",
-        lambda x: mb.conv(x=x, weight=DEPTHWISE, pad_type="custom", pad=[1, 1, 1, 1], strides=[2, 2], groups=4),
-        (PICTURE,),
-        lambda x: F.conv2d(x, t(DEPTHWISE), None, 2, 1, 1, 4),
-        label="depthwise",
-    ),
-    Case(
-        "conv",
-        _conv(KERNEL2, pad_type="custom", pad=[1, 2, 0, 3], groups=2),
-        (PICTURE,),
-        lambda x: F.conv2d(F.pad(x, (0, 3, 1, 2)), t(KERNEL2), t(BIAS), groups=2),
-        label="custom-uneven",
-    ),
-    *(_conv_same(kind, strides) for kind in ("same", "same_lower") for strides in ((1, 1), (2, 3))),
-    _conv_same("same", (1, 1), (2, 2)),
-]
-
-UP1, UP2, UP3 = normal(4, 3, 3), normal(4, 3, 4, 3), normal(4, 2, 2, 3, 2)
-
-
-def _up(weight, **settings):
-    return lambda x: mb.conv_transpose(x=x, weight=weight, **settings)
-
-
-CONVS += [
-    Case("conv_transpose", _up(UP1, strides=[2]), (SIGNAL,), lambda x: F.conv_transpose1d(x, t(UP1), stride=2), label="1d"),
-    Case(
-        "conv_transpose",
-        _up(UP3, strides=[2, 1, 2]),
-        (VOLUME,),
-        lambda x: F.conv_transpose3d(x, t(UP3), stride=(2, 1, 2)),
-        label="3d",
-    ),
-    Case(
-        "conv_transpose",
-        _up(UP2, strides=[2, 3], pad_type="custom", pad=[1, 1, 1, 1], groups=2, bias=BIAS),
-        (PICTURE,),
-        lambda x: F.conv_transpose2d(x, t(UP2), t(BIAS), (2, 3), 1, 0, 2),
-        label="custom",
-    ),
-    Case(
-        "conv_transpose",
-        _up(UP2, strides=[2, 2], dilations=[2, 1], pad_type="custom", pad=[2, 0, 1, 0]),
-        (PICTURE,),
-        lambda x: F.conv_transpose2d(x, t(UP2), None, 2, 0, 0, 1, (2, 1))[:, :, 2:, 1:],
-        label="custom-uneven",
-    ),
-    Case(
-        "conv_transpose",
-        _up(UP2, strides=[2, 2], pad_type="custom", pad=[1, 1, 1, 1], output_shape=[2, 3, 19, 16]),
-        (PICTURE,),
-        lambda x: F.conv_transpose2d(x, t(UP2), None, 2, 1, 1),
-        label="output_padding",
-    ),
-    # the gradient of a convolution with SAME padding, which is how TensorFlow defines it
-    Case(
-        "conv_transpose",
-        _up(UP2, strides=[2, 2], pad_type="same"),
-        (PICTURE,),
-        lambda x: F.conv_transpose2d(x, t(UP2), None, 2)[:, :, 1:19, :16],
-        label="same",
-    ),
-]
-
-
-def _pool(name, **settings):
-    return lambda x: getattr(mb, name)(x=x, **settings)
-
-
-def _pooled(kind, pad_type, strides):
-    """SAME pooling spelled out over windows."""
-
-    def expected(x):
-        lower = pad_type == "same_lower"
-        fill = -torch.inf if kind == "max" else 0.0
-        wide = same_padded(x, (3, 2), strides, (1, 1), lower, fill)
-        windows = wide.unfold(2, 3, strides[0]).unfold(3, 2, strides[1]).flatten(4)
-        if kind == "max":
-            return windows.amax(-1)
-        if kind == "l2":
-            return windows.square().sum(-1).sqrt()
-        if kind == "avg":
-            return windows.mean(-1)
-        ones = same_padded(torch.ones_like(x), (3, 2), strides, (1, 1), lower)
-        return windows.sum(-1) / ones.unfold(2, 3, strides[0]).unfold(3, 2, strides[1]).flatten(4).sum(-1)
-
-    name = "avg_pool" if kind.startswith("avg") else f"{kind}_pool"
-    settings = {"exclude_padding_from_average": True} if kind == "avg-own" else {}
-    build = _pool(name, kernel_sizes=[3, 2], strides=strides, pad_type=pad_type, **settings)
-    return Case(name, build, (PICTURE,), expected, label=f"{kind}-{pad_type}")
-
-
-POOLS = [
-    _pooled(kind, pad_type, (2, 3))
-    for kind in ("max", "avg", "avg-own", "l2")
-    for pad_type in ("valid", "same", "same_lower")
-    if pad_type != "valid"
-]
-POOLS += [
-    Case("max_pool", _pool("max_pool", kernel_sizes=[3], pad_type="valid"), (SIGNAL,), lambda x: F.max_pool1d(x, 3, 1), label="1d"),
-    Case(
-        "max_pool",
-        _pool("max_pool", kernel_sizes=[3, 3], strides=[2, 2], pad_type="custom", pad=[1, 1, 1, 1], ceil_mode=True),
-        (PICTURE,),
-        lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
-        label="ceil",
-    ),
-    Case(
-        "max_pool",
-        _pool("max_pool", kernel_sizes=[2, 2, 2], strides=[2, 2, 2], pad_type="valid"),
-        (VOLUME,),
-        lambda x: F.max_pool3d(x, 2),
-        label="3d",
-    ),
-    *(
-        Case(
-            "avg_pool",
-            _pool(
-                "avg_pool",
-                kernel_sizes=[3, 3],
-                strides=[2, 2],
-                pad_type="custom",
-                pad=[1, 1, 1, 1],
-                exclude_padding_from_average=own,
-                ceil_mode=ceil,
-            ),
-            (PICTURE,),
-            lambda x, own=own, ceil=ceil: F.avg_pool2d(x, 3, 2, 1, ceil_mode=ceil, count_include_pad=not own),
-            label=f"custom-own={own}-ceil={ceil}",
-        )
-        for own in (False, True)
-        for ceil in (False, True)
-    ),
-    Case("avg_pool", _pool("avg_pool", kernel_sizes=[4], strides=[2], pad_type="valid"), (SIGNAL,), lambda x: F.avg_pool1d(x, 4, 2), label="1d"),
-    Case(
-        "avg_pool",
-        _pool("avg_pool", kernel_sizes=[2, 2, 3], pad_type="valid"),
-        (VOLUME,),
-        lambda x: F.avg_pool3d(x, (2, 2, 3), 1),
-        label="3d",
-    ),
-    Case(
-        "l2_pool",
-        _pool("l2_pool", kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid"),
-        (PICTURE,),
-        lambda x: F.lp_pool2d(x.abs(), 2.0, 2),
-        label="valid",
-    ),
-]
 
 C = IMAGE.shape[1]
 MEAN, VARIANCE, GAMMA, BETA = normal(C), uniform(0.5, 2, C), normal(C), normal(C)
@@ -252,7 +58,12 @@ Q, K, V = normal(2, 3, 4, 8), normal(2, 3, 6, 8), normal(2, 3, 6, 8)
 MASK = normal(1, 1, 4, 6)
 
 PRODUCTS = [
-    Case("linear", lambda x: mb.linear(x=x, weight=MATRIX, bias=BIAS[:5]), (X,), lambda x: F.linear(x, t(MATRIX), t(BIAS[:5]))),
+    Case(
+        "linear",
+        lambda x: mb.linear(x=x, weight=MATRIX, bias=BIAS[:5]),
+        (X,),
+        lambda x: F.linear(x, t(MATRIX), t(BIAS[:5])),
+    ),
     Case("matmul", lambda x, y: mb.matmul(x=x, y=y), (X, normal(2, 4, 5)), torch.matmul),
     Case(
         "matmul",
@@ -261,7 +72,13 @@ PRODUCTS = [
         lambda x, y: x.mT @ y.mT,
         label="transposed",
     ),
-    Case("matmul", lambda x, y: mb.matmul(x=x, y=y), (integers(-9, 9, 2, 3), integers(-9, 9, 3, 2)), torch.matmul, label="int"),
+    Case(
+        "matmul",
+        lambda x, y: mb.matmul(x=x, y=y),
+        (integers(-9, 9, 2, 3), integers(-9, 9, 3, 2)),
+        torch.matmul,
+        label="int",
+    ),
     Case(
         "einsum",
         lambda x, y: mb.einsum(values=(x, y), equation="bnhc,bchw->bnhw"),
@@ -301,7 +118,9 @@ QUANTIZED = [
     ),
     Case(
         "quantize",
-        lambda x: mb.quantize(input=x, scale=np.float32(0.02), zero_point=np.uint8(100), output_dtype="uint8"),
+        lambda x: mb.quantize(
+            input=x, scale=np.float32(0.02), zero_point=np.uint8(100), output_dtype="uint8"
+        ),
         (X,),
         lambda x: torch.quantize_per_tensor(x, 0.02, 100, torch.quint8).int_repr(),
         label="uint8",
@@ -327,7 +146,11 @@ SEQUENCE, H0, H2, C2 = normal(5, 2, 4), normal(2, H), normal(2, 2 * H), normal(2
 
 def weights(layer, name, order, back=""):
     parts = getattr(layer, f"{name}_l0{back}").detach().numpy().reshape(len(order), H, -1)
-    return np.concatenate([parts[i] for i in order]).squeeze(-1) if "bias" in name else np.concatenate([parts[i] for i in order])
+    return (
+        np.concatenate([parts[i] for i in order]).squeeze(-1)
+        if "bias" in name
+        else np.concatenate([parts[i] for i in order])
+    )
 
 
 def lstm_side(suffix, back):
@@ -454,7 +277,11 @@ IMAGES = [
             label=f"{sampling}-{padding}",
         )
         for sampling in ("bilinear", "nearest")
-        for padding, torch_padding in (("constant", "zeros"), ("border", "border"), ("reflection", "reflection"))
+        for padding, torch_padding in (
+            ("constant", "zeros"),
+            ("border", "border"),
+            ("reflection", "reflection"),
+        )
     ),
     Case(
         "crop_resize",
@@ -475,9 +302,7 @@ IMAGES = [
     ),
     Case(
         "non_maximum_suppression",
-        lambda b, s: mb.non_maximum_suppression(
-            boxes=b, scores=s, iou_threshold=0.5, max_boxes=3
-        ),
+        lambda b, s: mb.non_maximum_suppression(boxes=b, scores=s, iou_threshold=0.5, max_boxes=3),
         (NEAR.transpose(0, 2, 1).copy(), SCORES.transpose(0, 2, 1).copy()),
         lambda b, s: (F.pad(b[..., [0, 2]], (0, 1)), F.pad(s[..., [0, 2]], (0, 1)), np.array([[0, 2, -1]])),
         label="all-classes",
@@ -526,7 +351,9 @@ LOOPS = [
 def _listed(x):
     ls = mb.make_list(init_length=3, elem_shape=(4,))
     ls = mb.list_write(ls=ls, index=1, value=x)
-    ls = mb.list_scatter(ls=ls, indices=[0, 3], value=mb.stack(values=[mb.mul(x=x, y=2.0), mb.mul(x=x, y=3.0)], axis=0))
+    ls = mb.list_scatter(
+        ls=ls, indices=[0, 3], value=mb.stack(values=[mb.mul(x=x, y=2.0), mb.mul(x=x, y=3.0)], axis=0)
+    )
     gathered = mb.list_gather(ls=ls, indices=[3, 1, 2, 0])
     return mb.list_read(ls=ls, index=0), mb.list_length(ls=ls), gathered
 
@@ -587,7 +414,7 @@ OLD_CASES = [
     ),
     Case("topk", lambda x: mb.topk(x=x, k=2, axis=-1), (X,), lambda x: tuple(x.topk(2, -1))),
     Case("squeeze", lambda x: mb.squeeze(x=x), (X[:, :1],), lambda x: x.squeeze()),
-    Case("conv", _conv(KERNEL1, groups=2), (SIGNAL,), lambda x: F.conv1d(x, t(KERNEL1), t(BIAS), groups=2)),
+    CONVS[0],
 ]
 
-CASES = [*CONVS, *POOLS, *NORMS, *PRODUCTS, *QUANTIZED, *RECURRENT, *IMAGES, *LOOPS, *LISTS]
+CASES = [*NORMS, *PRODUCTS, *QUANTIZED, *RECURRENT, *IMAGES, *LOOPS, *LISTS]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from coremltools.converters.mil import Builder as mb  # noqa: N813
 
-from tests.runtime.mil.cases_basic import A, IMAGE, X, integers, normal
+from tests.runtime.mil.cases_basic import IMAGE, A, X, integers, normal
 from tests.runtime.mil.programs import Case
 
 BIG = normal(2, 8, 4, 6)
@@ -35,9 +35,7 @@ def resized(x: torch.Tensor, height: int, width: int, mode: str) -> np.ndarray:
 
 
 def _resize(mode):
-    return lambda x: mb.resize_bilinear(
-        x=x, target_size_height=7, target_size_width=4, sampling_mode=mode
-    )
+    return lambda x: mb.resize_bilinear(x=x, target_size_height=7, target_size_width=4, sampling_mode=mode)
 
 
 def _resized(mode):
@@ -68,14 +66,18 @@ CASES = [
     Case("reshape", lambda x: mb.reshape(x=x, shape=[0, 0, 4]), (X,), lambda x: x, label="zeros"),
     Case(
         "reshape",
-        lambda x: mb.reshape(x=x, shape=mb.concat(values=[mb.slice_by_size(x=mb.shape(x=x), begin=[2], size=[1]), [6]], axis=0)),
+        lambda x: mb.reshape(
+            x=x, shape=mb.concat(values=[mb.slice_by_size(x=mb.shape(x=x), begin=[2], size=[1]), [6]], axis=0)
+        ),
         (X,),
         lambda x: x.reshape(4, 6),
         label="computed",
     ),
     Case(
         "reshape_like",
-        lambda x, y: mb.reshape_like(x=x, ref_tensors=(x, y), begins=[0, 1], ends=[1, 2], end_masks=[False, True]),
+        lambda x, y: mb.reshape_like(
+            x=x, ref_tensors=(x, y), begins=[0, 1], ends=[1, 2], end_masks=[False, True]
+        ),
         (X, normal(5, 3, 4)),
         lambda x, y: x.reshape(2, 3, 4),
     ),
@@ -95,7 +97,11 @@ CASES = [
     Case("stack", lambda x, y: mb.stack(values=[x, y], axis=1), (X, X), lambda x, y: torch.stack([x, y], 1)),
     Case("split", lambda x: mb.split(x=x, num_splits=2, axis=-1), (X,), lambda x: x.chunk(2, -1)),
     Case(
-        "split", lambda x: mb.split(x=x, split_sizes=[1, 3], axis=-1), (X,), lambda x: x.split([1, 3], -1), label="sizes"
+        "split",
+        lambda x: mb.split(x=x, split_sizes=[1, 3], axis=-1),
+        (X,),
+        lambda x: x.split([1, 3], -1),
+        label="sizes",
     ),
     Case("tile", lambda x: mb.tile(x=x, reps=[2, 1, 3]), (X,), lambda x: x.repeat(2, 1, 3)),
     Case("reverse", lambda x: mb.reverse(x=x, axes=[0, 2]), (X,), lambda x: x.flip(0, 2)),
@@ -105,12 +111,25 @@ CASES = [
         (X,),
         lambda x: torch.stack([torch.cat([x[0, :2].flip(0), x[0, 2:]]), x[1].flip(0)]),
     ),
-    Case("pad", lambda x: mb.pad(x=x, pad=[1, 2, 0, 3], constant_val=0.5), (X,), lambda x: F.pad(x, (0, 3, 1, 2), value=0.5)),
     Case(
-        "pad", lambda x: mb.pad(x=x, pad=[1, 2, 3, 1], mode="reflect"), (IMAGE,), lambda x: F.pad(x, (3, 1, 1, 2), "reflect"), label="reflect"
+        "pad",
+        lambda x: mb.pad(x=x, pad=[1, 2, 0, 3], constant_val=0.5),
+        (X,),
+        lambda x: F.pad(x, (0, 3, 1, 2), value=0.5),
     ),
     Case(
-        "pad", lambda x: mb.pad(x=x, pad=[1, 2, 3, 1], mode="replicate"), (IMAGE,), lambda x: F.pad(x, (3, 1, 1, 2), "replicate"), label="replicate"
+        "pad",
+        lambda x: mb.pad(x=x, pad=[1, 2, 3, 1], mode="reflect"),
+        (IMAGE,),
+        lambda x: F.pad(x, (3, 1, 1, 2), "reflect"),
+        label="reflect",
+    ),
+    Case(
+        "pad",
+        lambda x: mb.pad(x=x, pad=[1, 2, 3, 1], mode="replicate"),
+        (IMAGE,),
+        lambda x: F.pad(x, (3, 1, 1, 2), "replicate"),
+        label="replicate",
     ),
     Case("fill", lambda x: mb.fill(shape=mb.shape(x=x), value=2.5), (X,), lambda x: torch.full_like(x, 2.5)),
     Case("fill_like", lambda x: mb.fill_like(ref_tensor=x, value=3), (X,), lambda x: torch.full(x.shape, 3)),
@@ -121,7 +140,10 @@ CASES = [
         lambda x: torch.arange(2, 15, 3),
     ),
     Case(
-        "band_part", lambda x: mb.band_part(x=x, lower=1, upper=0), (normal(5, 5),), lambda x: x.tril().triu(-1)
+        "band_part",
+        lambda x: mb.band_part(x=x, lower=1, upper=0),
+        (normal(5, 5),),
+        lambda x: x.tril().triu(-1),
     ),
     Case(
         "sliding_windows",
@@ -129,7 +151,12 @@ CASES = [
         (normal(2, 8, 4),),
         lambda x: x.unfold(1, 3, 2).transpose(2, 3),
     ),
-    Case("pixel_shuffle", lambda x: mb.pixel_shuffle(x=x, upscale_factor=2), (BIG,), lambda x: F.pixel_shuffle(x, 2)),
+    Case(
+        "pixel_shuffle",
+        lambda x: mb.pixel_shuffle(x=x, upscale_factor=2),
+        (BIG,),
+        lambda x: F.pixel_shuffle(x, 2),
+    ),
     Case(
         "pixel_unshuffle",
         lambda x: mb.pixel_unshuffle(x=x, downscale_factor=np.uint32(2)),
@@ -166,42 +193,63 @@ CASES = [
     Case(
         "batch_to_space",
         lambda x: mb.batch_to_space(
-            x=mb.space_to_batch(x=x, block_shape=[2, 3], paddings=[[1, 1], [0, 3]]), block_shape=[2, 3], crops=[[1, 1], [0, 3]]
+            x=mb.space_to_batch(x=x, block_shape=[2, 3], paddings=[[1, 1], [0, 3]]),
+            block_shape=[2, 3],
+            crops=[[1, 1], [0, 3]],
         ),
         (BIG,),
         lambda x: x,
     ),
     Case(
         "slice_by_index",
-        lambda x: mb.slice_by_index(x=x, begin=[0, -1, 1], end=[1, -3, 4], stride=[1, -1, 2], squeeze_mask=[True, False, False]),
+        lambda x: mb.slice_by_index(
+            x=x, begin=[0, -1, 1], end=[1, -3, 4], stride=[1, -1, 2], squeeze_mask=[True, False, False]
+        ),
         (X,),
         lambda x: x.numpy()[0, -1:-3:-1, 1:4:2],
     ),
     Case(
         "slice_by_index",
-        lambda x: mb.slice_by_index(x=x, begin=[1, 1, 1], end=[2, 2, 2], begin_mask=[True, False, False], end_mask=[False, True, True]),
+        lambda x: mb.slice_by_index(
+            x=x, begin=[1, 1, 1], end=[2, 2, 2], begin_mask=[True, False, False], end_mask=[False, True, True]
+        ),
         (X,),
         lambda x: x[:2, 1:, 1:],
         label="masks",
     ),
     Case(
         "slice_by_index",
-        lambda x: mb.slice_by_index(x=x, begin=[0, 0, 0], end=[0, 0, 0], stride=[-1, 1, -2], begin_mask=[True] * 3, end_mask=[True] * 3),
+        lambda x: mb.slice_by_index(
+            x=x,
+            begin=[0, 0, 0],
+            end=[0, 0, 0],
+            stride=[-1, 1, -2],
+            begin_mask=[True] * 3,
+            end_mask=[True] * 3,
+        ),
         (X,),
         lambda x: x.numpy()[::-1, :, ::-2],
         label="backwards",
     ),
     Case(
-        "slice_by_size", lambda x: mb.slice_by_size(x=x, begin=[0, 1, 1], size=[2, -1, 2]), (X,), lambda x: x[:, 1:, 1:3]
+        "slice_by_size",
+        lambda x: mb.slice_by_size(x=x, begin=[0, 1, 1], size=[2, -1, 2]),
+        (X,),
+        lambda x: x[:, 1:, 1:3],
     ),
     Case(
         "slice_update",
         lambda x, y: mb.slice_update(x=x, update=y, begin=[0, 1, 0], end=[2, 3, 4], stride=[1, 1, 2]),
         (X, normal(2, 2, 2)),
-        lambda x, y: torch.cat([x[:, :1], torch.stack([y[..., 0], x[:, 1:, 1], y[..., 1], x[:, 1:, 3]], -1)], 1),
+        lambda x, y: torch.cat(
+            [x[:, :1], torch.stack([y[..., 0], x[:, 1:, 1], y[..., 1], x[:, 1:, 3]], -1)], 1
+        ),
     ),
     Case(
-        "crop", lambda x: mb.crop(x=x, crop_height=[1, 2], crop_width=[0, 3]), (BIG,), lambda x: x[:, :, 1:2, :3]
+        "crop",
+        lambda x: mb.crop(x=x, crop_height=[1, 2], crop_width=[0, 3]),
+        (BIG,),
+        lambda x: x[:, :, 1:2, :3],
     ),
     # gathering and scattering
     Case("gather", lambda x: mb.gather(x=x, indices=ROWS, axis=1), (X,), lambda x: x[:, [2, 0, 2, 1]]),
@@ -257,7 +305,7 @@ CASES = [
         "one_hot",
         lambda i: mb.one_hot(indices=i, one_hot_vector_size=4, axis=0, on_value=2.0, off_value=-1.0),
         (np.array([1, 3, 0], np.int32),),
-        lambda i: (F.one_hot(i.long(), 4).T * 3.0 - 1),
+        lambda i: F.one_hot(i.long(), 4).T * 3.0 - 1,
     ),
     # resizing
     *(
@@ -266,7 +314,9 @@ CASES = [
     ),
     Case(
         "resize_bilinear",
-        lambda x: mb.resize_bilinear(x=x, target_size_height=1, target_size_width=1, sampling_mode="ALIGN_CORNERS"),
+        lambda x: mb.resize_bilinear(
+            x=x, target_size_height=1, target_size_width=1, sampling_mode="ALIGN_CORNERS"
+        ),
         (IMAGE,),
         lambda x: (x[..., 2:3, 2:3] + x[..., 2:3, 3:4]) / 2,
         label="to-one",
@@ -279,7 +329,9 @@ CASES = [
     ),
     Case(
         "upsample_bilinear",
-        lambda x: mb.upsample_bilinear(x=x, scale_factor_height=2.5, scale_factor_width=2.0, align_corners=True),
+        lambda x: mb.upsample_bilinear(
+            x=x, scale_factor_height=2.5, scale_factor_width=2.0, align_corners=True
+        ),
         (IMAGE,),
         lambda x: F.interpolate(x, size=(12, 12), mode="bilinear", align_corners=True),
         label="corners",
@@ -304,7 +356,9 @@ CASES = [
     ),
     Case(
         "resize",
-        lambda x: mb.resize(x=x, shape=[10, 3], resized_dims=np.uint32(2), interpolation_mode="NEAREST_NEIGHBOR"),
+        lambda x: mb.resize(
+            x=x, shape=[10, 3], resized_dims=np.uint32(2), interpolation_mode="NEAREST_NEIGHBOR"
+        ),
         (IMAGE,),
         lambda x: F.interpolate(x, size=(10, 3), mode="nearest"),
         label="nearest",

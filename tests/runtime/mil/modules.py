@@ -1,4 +1,4 @@
-"""Small networks of other people's kinds, as their authors would write them; nothing here knows the interpreter."""
+"""Small networks of other people's kinds, as their authors would write them."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -8,7 +8,9 @@ from torch import nn
 class ResNetBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        )
         self.conv1, self.bn1 = nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16)
         self.conv2, self.bn2 = nn.Conv2d(16, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
         self.skip = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
@@ -81,7 +83,9 @@ class UNetBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.down = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU())
-        self.mid = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.InstanceNorm2d(16, affine=True), nn.LeakyReLU(0.1))
+        self.mid = nn.Sequential(
+            nn.Conv2d(8, 16, 3, 2, 1), nn.InstanceNorm2d(16, affine=True), nn.LeakyReLU(0.1)
+        )
         self.up = nn.ConvTranspose2d(16, 8, 4, 2, 1)
         self.fuse = nn.Conv2d(24, 4, 3, padding=1, padding_mode="reflect")
         self.shuffle = nn.PixelShuffle(2)
@@ -139,13 +143,16 @@ class Arithmetic(nn.Module):
         p = x.abs() + 0.5
         mask = x > y
         return (
-            torch.where(mask, x, y), torch.pow(p, 1.5), torch.sqrt(p), torch.log(p), torch.exp2(x), torch.erf(x),
-            torch.rsqrt(p), torch.maximum(x, y), torch.minimum(x, y), torch.floor(x), torch.ceil(x), torch.round(x),
-            torch.sign(x), torch.remainder(x, 0.7), x // 0.7, torch.sin(x), torch.cos(x), torch.atan(x),
-            torch.logsumexp(x, 1), x.std(1), x.norm(dim=1), x.amax(1), x.amin(1), x.argmax(1).float(),
-            torch.flip(x, [1]), torch.roll(x, 1, 1), torch.tril(x[0]), torch.triu(x[0]), x.repeat(1, 2, 1),
-            torch.stack([x, y], 1), torch.split(x, 2, 2)[1], x[:, 1:, ::2], torch.sort(x, 1)[0], x.clamp(-1, 1),
-            F.pad(x, (1, 2), value=1.0), F.normalize(x, dim=1), F.softplus(x), F.elu(x), F.mish(x), F.glu(x, 1),
-            torch.baddbmm(x @ y.transpose(1, 2), x, y.transpose(1, 2)), F.pixel_unshuffle(x.view(1, 2, 4, 6), 2), F.one_hot(x.argmax(1), 4).float(),
-            torch.logical_and(mask, x > 0).float(), torch.zeros_like(x) + torch.arange(6.0), torch.scatter(x, 1, x.argsort(1), y),
+            torch.where(mask, x, y), torch.pow(p, 1.5), torch.sqrt(p), torch.log(p), torch.exp2(x),
+            torch.erf(x), torch.rsqrt(p), torch.maximum(x, y), torch.minimum(x, y), torch.floor(x),
+            torch.ceil(x), torch.round(x), torch.sign(x), torch.remainder(x, 0.7), x // 0.7, torch.sin(x), torch.cos(x),
+            torch.atan(x), torch.logsumexp(x, 1), x.std(1), x.norm(dim=1), x.amax(1), x.amin(1),
+            x.argmax(1).float(), torch.flip(x, [1]), torch.roll(x, 1, 1), torch.tril(x[0]), torch.triu(x[0]),
+            x.repeat(1, 2, 1), torch.stack([x, y], 1), torch.split(x, 2, 2)[1], x[:, 1:, ::2],
+            torch.sort(x, 1)[0], x.clamp(-1, 1), F.pad(x, (1, 2), value=1.0), F.normalize(x, dim=1),
+            F.softplus(x), F.elu(x), F.mish(x), F.glu(x, 1),
+            torch.baddbmm(x @ y.transpose(1, 2), x, y.transpose(1, 2)),
+            F.pixel_unshuffle(x.view(1, 2, 4, 6), 2), F.one_hot(x.argmax(1), 4).float(),
+            torch.logical_and(mask, x > 0).float(), torch.zeros_like(x) + torch.arange(6.0),
+            torch.scatter(x, 1, x.argsort(1), y),
         )  # fmt: skip

@@ -49,7 +49,9 @@ def network(name):
 def test_network(name, tmp_path):
     module, inputs = network(name), NETWORKS[name]
     types = [
-        ct.TensorType(name=f"input{i}", shape=x.shape, dtype=np.int32 if x.dtype == torch.int32 else np.float32)
+        ct.TensorType(
+            name=f"input{i}", shape=x.shape, dtype=np.int32 if x.dtype == torch.int32 else np.float32
+        )
         for i, x in enumerate(inputs)
     ]
     interpreter = convert(module, inputs, tmp_path / "m.mlpackage", ct.target.iOS18, inputs=types)
@@ -73,7 +75,7 @@ def test_network_for_older_systems(target, tmp_path):
 
 
 def test_network_in_float16(tmp_path):
-    """Weights are stored as float16: `exact` differs by their rounding, `device` by that of every result too."""
+    """Weights are stored as float16: `exact` differs by their rounding, `device` by that of every result."""
     module, inputs = network("ResNetBlock"), NETWORKS["ResNetBlock"]
     types = [ct.TensorType(name="x", shape=inputs[0].shape)]
     path = tmp_path / "m.mlpackage"
@@ -92,7 +94,8 @@ def test_network_in_float16(tmp_path):
 def test_gpt_block_with_state(tmp_path):
     module = network("GPTBlock")
     states = [
-        ct.StateType(ct.TensorType(shape=(1, 4, 8, 4), dtype=np.float16), name=name) for name in ("keys", "values")
+        ct.StateType(ct.TensorType(shape=(1, 4, 8, 4), dtype=np.float16), name=name)
+        for name in ("keys", "values")
     ]
     end = ct.RangeDim(1, 8, default=1)
     interpreter = convert(

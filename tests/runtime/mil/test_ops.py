@@ -8,10 +8,10 @@ import pytest
 
 from fastvlm_convert.runtime.mil.interpreter import Interpreter
 from fastvlm_convert.runtime.mil.package import open_package
-from tests.runtime.mil import cases_basic, cases_layers, cases_shape
+from tests.runtime.mil import cases_basic, cases_conv, cases_layers, cases_shape
 from tests.runtime.mil.programs import Case, write_cases
 
-CASES: list[Case] = [*cases_basic.CASES, *cases_shape.CASES, *cases_layers.CASES]
+CASES: list[Case] = [*cases_basic.CASES, *cases_shape.CASES, *cases_conv.CASES, *cases_layers.CASES]
 
 
 OLD_CASES = cases_layers.OLD_CASES
@@ -24,7 +24,7 @@ def interpreter(tmp_path_factory):
     return Interpreter(path)
 
 
-@pytest.fixture(scope="module", params=["iOS15", "iOS16"])
+@pytest.fixture(scope="module", params=["iOS15"])
 def old_package(request, tmp_path_factory):
     """One function a package: several are new in iOS 18."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -24,7 +24,7 @@ from fastvlm_convert.runtime.mil.ops import (
 )
 
 __all__ = [
-   
     "activation", "attention", "constexpr", "conv", "elementwise", "gather", "image", "lists", "norm", "pool",
-    "product", "quantize", "random", "ranking", "recurrent", "reduction", "resize", "shape", "slices", "state",
+    "product", "quantize", "random", "ranking", "recurrent", "reduction", "resize", "shape", "slices",
+    "state",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ def gather(
     batch_dims: int = 0,
     validate_indices: bool = False,
 ) -> Tensor:
-    """Rows of `axis`: [*batch, *before, n, *after], [*batch, *picked] -> [*batch, *before, *picked, *after]."""
+    """Rows of `axis`: [*batch, *before, n, *after], [*batch, *some] -> [*batch, *before, *some, *after]."""
     del validate_indices  # they always are
     axis = axis_of(axis, x.ndim)
     if not 0 <= batch_dims <= min(axis, indices.ndim):

@@ -116,7 +116,7 @@ def affine(
     coordinates_mode: str = "normalized_minus_one_to_one",
     align_corners: bool = True,
 ) -> Tensor:
-    """Images sampled at coordinates that an affine map, [a0, a1, a2, b0, b1, b2], makes of each pixel's own."""
+    """Images sampled where an affine map, [a0, a1, a2, b0, b1, b2], takes each pixel's coordinates."""
     if padding_mode != "constant" or padding_value or coordinates_mode != "normalized_minus_one_to_one":
         raise ValueError(f"padding_mode '{padding_mode}' with coordinates_mode '{coordinates_mode}'")
     limit.check([*x.shape[:2], output_height, output_width])

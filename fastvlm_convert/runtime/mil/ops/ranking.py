@@ -81,8 +81,8 @@ def non_maximum_suppression(
         per_class_suppression: A box only drops boxes of its own best class.
 
     Returns:
-        Chosen boxes [n, max_boxes, 4] and their scores [n, max_boxes, classes], since iOS 17 transposed as the
-        inputs are; their indices [n, max_boxes], and how many there are [n].
+        Chosen boxes [n, max_boxes, 4] and their scores [n, max_boxes, classes], since iOS 17 transposed as
+        the inputs are; their indices [n, max_boxes], and how many there are [n].
     """
     since_17 = score_threshold is None
     if since_17:

@@ -173,7 +173,7 @@ def range_1d(end: Scalar, start: Scalar, step: Scalar, target: Target, limit: Li
 
 @op("band_part", moves=True)
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
-    """Zero outside a band around the diagonal of the last two axes; a negative width is the whole triangle."""
+    """Zero outside a band around the diagonal of the last two axes; negative is the whole triangle."""
     if lower >= 0:
         x = torch.triu(x, -lower)
     return torch.tril(x, upper) if upper >= 0 else x

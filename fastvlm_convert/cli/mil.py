@@ -1,0 +1,127 @@
+"""`fastvlm-convert mil`: what is in a Core ML package, and where its time goes; runs on any machine."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fastvlm_convert.cli.console import out, print_json, size_text
+from fastvlm_convert.cli.options import JsonOption, VerboseOption
+from fastvlm_convert.runtime.mil.description import ValueSpec
+from fastvlm_convert.runtime.mil.survey import Survey, survey_package
+
+_HONEST = "times of this machine's CPU kernels; they say nothing about Apple's"
+
+
+def command(
+    package: Annotated[Path, typer.Argument(metavar="FILE.mlpackage", help="Any ML program package.")],
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Run every function once and add the time per kind of operation."),
+    ] = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what is in a Core ML package: functions, operations and weights."""
+    survey = survey_package(package)
+    facts = describe(survey, package)
+    if profile:
+        facts["profile"] = _profile(package, survey)
+    if as_json:
+        print_json("mil", "passed", **facts)
+    else:
+        _print(survey, facts)
+
+
+def describe(survey: Survey, package: Path) -> dict[str, Any]:
+    """Everything that `mil` knows without running, as plain data."""
+    from fastvlm_convert.runtime.mil.plan import knows
+
+    return {
+        "package": str(package),
+        "specification_version": survey.specification_version,
+        "deployment_target": survey.deployment_target,
+        "default_function": survey.default_function,
+        "functions": {
+            name: {
+                "opset": function.opset,
+                "inputs": [_plain(v) for v in function.spec.inputs],
+                "outputs": [_plain(v) for v in function.spec.outputs],
+                "states": [_plain(v) for v in function.spec.states],
+                "operations": function.operations,
+                "unknown_operations": sorted(o for o in function.operations if not knows(o)),
+            }
+            for name, function in survey.functions.items()
+        },
+        "weight_bytes": survey.weight_bytes,
+        "metadata": survey.metadata,
+    }
+
+
+def _plain(value: ValueSpec) -> dict[str, Any]:
+    flexible = value.flexibility
+    return {
+        "name": value.name,
+        "dtype": value.dtype,
+        "shape": list(value.shape),
+        "allowed_shapes": None if flexible is None else str(flexible),
+        "image": value.color,
+        "description": value.description,
+    }
+
+
+def _profile(package: Path, survey: Survey) -> dict[str, Any]:
+    from fastvlm_convert.runtime.mil.interpreter import Interpreter
+    from fastvlm_convert.runtime.mil.profile import profile, to_plain
+
+    interpreter = Interpreter(package)
+    return {name: to_plain(profile(interpreter, name)) for name in survey.functions}
+
+
+def _print(survey: Survey, facts: dict[str, Any]) -> None:
+    table = Table(
+        title=escape(facts["package"]),
+        title_justify="left",
+        show_header=False,
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    table.add_row(
+        "[bold]needs[/]", f"{survey.deployment_target}, specification {survey.specification_version}"
+    )
+    for name, function in survey.functions.items():
+        chosen = " (default)" if name == survey.default_function and len(survey.functions) > 1 else ""
+        table.add_row(f"[bold]{escape(name)}[/]", f"{function.opset}{chosen}")
+        for kind, values in (
+            ("takes", function.spec.inputs),
+            ("gives", function.spec.outputs),
+            ("state", function.spec.states),
+        ):
+            for value in values:
+                table.add_row(f"  {kind}", escape(f"{value.name}: {value}"))
+        counts = ", ".join(f"{count} {kind}" for kind, count in function.operations.items())
+        table.add_row("  operations", escape(counts))
+        unknown = facts["functions"][name]["unknown_operations"]
+        if unknown:
+            table.add_row("  [yellow]unknown[/]", escape(", ".join(unknown)))
+    weights = ", ".join(f"{size_text(count)} {kind}" for kind, count in survey.weight_bytes.items())
+    table.add_row("[bold]weights[/]", weights or "none in files")
+    for key, text in survey.metadata.items():
+        table.add_row(f"[bold]{escape(key)}[/]", escape(text))
+    out.print(table)
+    for name, found in facts.get("profile", {}).items():
+        out.print(_times(name, found))
+
+
+def _times(function: str, found: dict[str, Any]) -> Table:
+    title = f"{function}: {1e3 * found['seconds']:.1f} ms ({_HONEST})"
+    table = Table("operation", title=escape(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("count", "ms", "share"):
+        table.add_column(column, justify="right")
+    total = sum(v["seconds"] for v in found["operations"].values()) or 1.0
+    for kind, value in found["operations"].items():
+        share = 100 * value["seconds"] / total
+        table.add_row(kind, str(value["count"]), f"{1e3 * value['seconds']:.2f}", f"{share:.0f} %")
+    return table
