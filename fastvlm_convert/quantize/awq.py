@@ -1,7 +1,6 @@
-"""AWQ: scales per input channel that protect the weights which matter (Lin et al., arXiv:2306.00978).
+"""AWQ: scales per input channel that protect the weights which matter (arXiv:2306.00978).
 
-`W x = (W diag(s)) (x / s)`, so columns that meet large inputs can be stored larger and with less relative error.
-The division must cost nothing at run time, so it is folded into what makes x, exactly in real arithmetic:
+`W x = (W diag(s)) (x / s)`, so columns that meet large inputs can be stored larger, with less relative error. The division must cost nothing at run time, so it is folded into what makes x, exactly in real arithmetic:
 
 * x from a norm (RMSNorm, LayerNorm or BatchNorm with weight g and bias b): `g / s`, `b / s`; every layer that
   reads this norm takes the same s (q, k, v; gate, up).

@@ -1,8 +1,8 @@
 """Palettes: indices into small tables of float16 values, one table for some rows.
 
 Without calibration a table is found by k-means on a line, which needs no distances: points are sorted once, a
-cluster is a range of them, and its mean comes from prefix sums, so that a step of Lloyd's algorithm costs no more
-than a binary search per value of the table. With a Hessian, GPTQ's error feedback (see `gptq`) rounds to the
+cluster is a range of them, and its mean comes from prefix sums, so that a step of Lloyd's algorithm costs no
+more than a binary search per value of the table. With a Hessian, GPTQ's error feedback (see `gptq`) rounds to the
 table, and the table moves to where the compensated weights are (the first round of that is SqueezeLLM's weighted
 k-means, arXiv:2306.07629).
 """
@@ -138,7 +138,7 @@ def _starts(ordered: np.ndarray, mass: np.ndarray, count: int) -> list[np.ndarra
     starts = []
     for power in START_DENSITIES:
         cumulated = np.concatenate([[0], np.cumsum(np.maximum(density, 0) ** power)])
-        starts.append(np.interp(places, cumulated / max(cumulated[-1], np.finfo(float).tiny), edges))
+        starts.append(np.interp(places * cumulated[-1], cumulated, edges))
     return starts
 
 

@@ -5,6 +5,10 @@ importance of an input column (the mean square of its input where there is calib
 come from a grid of ranges; each one's integers get the scale that least squares gives them, as in llama.cpp's
 `make_qx_quants` and NNCF's scale estimation, rounded to float16 before it is judged. Plain rounding is among
 the candidates, so that the result is never worse than it.
+
+Least squares shrinks: it leaves an error that leans against the weights, and trained weights lie along their
+inputs, so that all outputs shrink together. The last step therefore takes the scale whose error is orthogonal to
+the weights; that costs a block hardly any squared error and the model less KL divergence.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,11 +73,23 @@ def search_blocks(blocks: np.ndarray, scheme: AffineScheme, roots: np.ndarray | 
     problem = _Problem(blocks, blocks if roots is None else blocks * roots, roots, scheme)
     tries = candidates(blocks, scheme, STEPS[scheme.bits])
     best = _Best.of(problem, *next(tries))
+    plain = best.error
     for scale, zero in tries:
         best.keep(*problem.fitted(scale, zero))
     for _ in range(REFINEMENTS):
         best.keep(*problem.fitted(best.scale, best.zero))
-    return best.scale, best.zero
+    return _unshrunk(problem, best, plain), best.zero
+
+
+def _unshrunk(problem: _Problem, best: _Best, plain: np.ndarray) -> np.ndarray:
+    """Scales with an error orthogonal to the weights, except where plain rounding would then be better."""
+    steps, _ = problem.residual(best.scale, best.zero)
+    overlap = _dot(problem.weighted, steps)
+    usable = np.abs(overlap) > np.finfo(np.float32).tiny
+    norm = _dot(problem.weighted, problem.weighted)
+    scale = storable(np.where(usable, norm / np.where(usable, overlap, 1), best.scale))
+    _, error = problem.residual(scale, best.zero)
+    return np.where(_dot(error, error) <= plain, scale, best.scale)
 
 
 def candidates(blocks: np.ndarray, scheme: AffineScheme, steps: int = 0) -> Iterator[Parameters]:
