@@ -1,11 +1,12 @@
 """AWQ: scales per input channel that protect the weights which matter (arXiv:2306.00978).
 
-`W x = (W diag(s)) (x / s)`, so columns that meet large inputs can be stored larger, with less relative error. The division must cost nothing at run time, so it is folded into what makes x, exactly in real arithmetic:
+`W x = (W diag(s)) (x / s)`, so columns that meet large inputs can be stored larger, with less relative error.
+The division must cost nothing at run time, so it is folded into what makes x, exactly in real arithmetic:
 
 * x from a norm (RMSNorm, LayerNorm or BatchNorm with weight g and bias b): `g / s`, `b / s`; every layer that
   reads this norm takes the same s (q, k, v; gate, up).
-* x from a linear layer or convolution with weight V [columns, ...] and bias b, with nothing or only elementwise
-  products between: `V / s[:, None]`, `b / s` (up for down: `silu(gate) * up`).
+* x from a linear layer or convolution with weight V [columns, ...] and bias b, with nothing or only products
+  with other values between: `V / s[:, None]`, `b / s` (up for down: `silu(gate) * up`).
 
 Nothing else is exact: not across GELU, a residual sum, or a norm whose output others read.
 """

@@ -10,6 +10,7 @@ Beyond the paper:
 * A block gets the scale and zero point with which it ends, error feedback included, at the smallest error,
   not those that fit its weights alone. They are searched when its turn comes, on the compensated weights.
 * Blocks take turns by importance, and so do the columns within one. They stay contiguous as stored.
+* A row that fares better the paper's own way (order over all blocks, parameters given) takes that.
 * Then some sweeps: each block is solved again while all others stay (block coordinate descent), and takes the
   new solution where that lowers the exact error.
 
@@ -18,10 +19,18 @@ Rows never interact, so layers with the same inputs (q, k, v; gate, up) are best
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from fastvlm_convert.quantize.search import Parameters, block_size_of, candidates, quantize_affine, storable
+from fastvlm_convert.quantize.search import (
+    Parameters,
+    block_size_of,
+    candidates,
+    quantize_affine,
+    round_to_nearest,
+    storable,
+)
 from fastvlm_convert.weights.schemes import AffineMatrix, AffineScheme
 
 PANEL = 128  # columns rounded between two matrix products where a block is a whole row
@@ -30,8 +39,8 @@ WORKING_SET = 1 << 18  # errors held while the candidates of a block are tried
 TOKENS = 4096  # summed in float32 at a time
 MAX_DAMPING = 10.0
 
-Nearest = Callable[[np.ndarray], np.ndarray]
-"""Rounds targets to what can be stored, elementwise."""
+Nearest = Callable[[int, np.ndarray], np.ndarray]
+"""Rounds values to what the column at some place can hold."""
 
 BlockFactor = tuple[np.ndarray, np.ndarray]
 """`unit` and `variance` of some columns, see `Factor`."""
@@ -83,6 +92,8 @@ def gptq(
     solver = _Solver.of(weight, factorize(hessian, order, damping), scheme)
     for panel in solver.panels():
         solver.first(panel)
+    if activation_order and not solver.fixed:
+        solver.restart(round_to_nearest(weight, scheme), hessian, damping)
     for _ in range(sweeps):
         for panel in solver.panels():
             solver.again(panel)
@@ -151,18 +162,45 @@ def feedback(target: np.ndarray, unit: np.ndarray, nearest: Nearest) -> np.ndarr
     Args:
         target: float32 [columns, ...]; columns first, so that each is contiguous.
         unit: Unit upper triangular, float32 [columns, columns].
-        nearest: Rounds values of the shape of one column, or of one that it broadcasts to.
+        nearest: Rounds values of the shape of one column, or of one that it broadcasts to, by its place.
 
     Returns:
         `target - rounded`, float32 [columns, ...].
     """
-    shape = nearest(target[0]).shape
+    shape = nearest(0, target[0]).shape
     error = np.empty((len(target), *shape), np.float32)
     flat = error.reshape(len(target), -1)
     for column, values in enumerate(target):
         wanted = values + (unit[:column, column] @ flat[:column]).reshape(shape)
-        error[column] = values - nearest(wanted)
+        error[column] = values - nearest(column, wanted)
     return error
+
+
+def round_in_turn(source: np.ndarray, factor: Factor, nearest: Nearest) -> np.ndarray:
+    """Rounds a whole matrix with error feedback.
+
+    Args:
+        source: Weights in the factor's order, float32 [columns, rows].
+        factor: The Hessian.
+        nearest: Rounds by the place in that order.
+
+    Returns:
+        `source - rounded`, float32 [columns, rows].
+    """
+    error = np.zeros_like(source)
+    for start in range(0, len(source), PANEL):
+        before, panel = slice(0, start), slice(start, start + PANEL)
+        unit = factor.unit[panel, panel]
+        asked = factor.unit[before, panel].T @ error[before]
+        target = source[panel] + np.linalg.solve(unit.T, asked)
+        left = feedback(target, unit, partial(_from, nearest, start))
+        error[panel] = source[panel] - (target - left)
+    return error
+
+
+def _from(nearest: Nearest, start: int, place: int, values: np.ndarray) -> np.ndarray:
+    """Rounds by the place in a panel."""
+    return nearest(start + place, values)
 
 
 @dataclass(frozen=True)
@@ -259,6 +297,36 @@ class _Solver:
         solution = self._solve(target, block_factor(matrix), panel)
         self._store(panel, solution, solution.cost < cost)
 
+    def restart(self, plain: AffineMatrix, hessian: np.ndarray, damping: float) -> None:
+        """Rounds with given parameters, columns by importance over all blocks; keeps the rows this suits.
+
+        Where a few columns dwarf the rest, their order matters more than a block's parameters.
+        """
+        columns = len(self.weight)
+        size = columns // len(self.scale)
+        scale, zero = plain.scale.T.astype(np.float32), plain.zero_point.T.astype(np.float32)
+        factor = factorize(hessian, importance_order(np.diag(hessian), 1), damping)
+
+        def nearest(place: int, values: np.ndarray) -> np.ndarray:
+            block = factor.order[place] // size
+            steps = np.rint(values / scale[block])
+            return np.clip(steps, -zero[block], self.scheme.levels - 1 - zero[block]) * scale[block]
+
+        source = np.empty_like(self.weight)
+        source[self.factor.order] = self.weight
+        error = np.empty_like(source)
+        error[factor.order] = round_in_turn(source[factor.order], factor, nearest)
+        steps = np.rint((source - error) / np.repeat(scale, size, 0))[self.factor.order]
+        error = error[self.factor.order]
+        better = self._costs(error) < self._costs(self.error)
+        stored = self.steps, self.error, self.scale, self.zero
+        for old, new in zip(stored, (steps, error, scale, zero), strict=True):
+            np.copyto(old, new, where=better)
+
+    def _costs(self, error: np.ndarray) -> np.ndarray:
+        """What errors cost, float32 [rows]."""
+        return np.einsum("cr,cr->r", error, self.factor.matrix @ error)
+
     def result(self) -> AffineMatrix:
         """The matrix, rows first and columns as they were."""
         columns = len(self.weight)
@@ -312,7 +380,7 @@ class _Solver:
         (unit, variance), (scales, zeros) = factor, tries
         inverse, highest = np.reciprocal(scales), self.scheme.levels - 1 - zeros
 
-        def nearest(values: np.ndarray) -> np.ndarray:
+        def nearest(_: int, values: np.ndarray) -> np.ndarray:
             steps = np.rint(values * inverse)
             return np.minimum(np.maximum(steps, -zeros, out=steps), highest, out=steps) * scales
 

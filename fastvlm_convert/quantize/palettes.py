@@ -2,16 +2,24 @@
 
 Without calibration a table is found by k-means on a line, which needs no distances: points are sorted once, a
 cluster is a range of them, and its mean comes from prefix sums, so that a step of Lloyd's algorithm costs no
-more than a binary search per value of the table. With a Hessian, GPTQ's error feedback (see `gptq`) rounds to the
-table, and the table moves to where the compensated weights are (the first round of that is SqueezeLLM's weighted
-k-means, arXiv:2306.07629).
+more than a binary search per value of the table. With a Hessian, GPTQ's error feedback (see `gptq`) rounds to
+the table, and the table moves to where the compensated weights are (the first round of that is SqueezeLLM's
+weighted k-means, arXiv:2306.07629).
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastvlm_convert.quantize.gptq import PANEL, Factor, block_factor, factorize, feedback, importance_order
+from fastvlm_convert.quantize.gptq import (
+    PANEL,
+    Factor,
+    block_factor,
+    factorize,
+    feedback,
+    importance_order,
+    round_in_turn,
+)
 from fastvlm_convert.quantize.search import storable
 from fastvlm_convert.weights.schemes import PaletteMatrix, PaletteScheme
 
@@ -167,7 +175,7 @@ def _borders(values: np.ndarray) -> np.ndarray:
 
 
 def _with_feedback(weight: np.ndarray, factor: Factor, scheme: PaletteScheme) -> PaletteMatrix:
-    """Rounds in turn with error feedback, and moves the tables to the compensated weights; the best round wins.
+    """Rounds with error feedback and moves the tables to the compensated weights; the best round wins.
 
     Scales stay those of the first clustering.
     """
@@ -191,15 +199,8 @@ def _with_feedback(weight: np.ndarray, factor: Factor, scheme: PaletteScheme) ->
 def _round(weight: np.ndarray, factor: Factor, tables: _Tables) -> tuple[np.ndarray, np.ndarray]:
     """Compensated weights that were rounded, and the errors made; float32 [rows, columns] each."""
     source = np.ascontiguousarray(weight.T[factor.order])
-    error, wanted = np.zeros_like(source), np.empty_like(source)
-    for start in range(0, len(source), PANEL):
-        before, panel = slice(0, start), slice(start, start + PANEL)
-        unit = factor.unit[panel, panel]
-        asked = factor.unit[before, panel].T @ error[before]
-        target = source[panel] + np.linalg.solve(unit.T, asked)
-        left = feedback(target, unit, lambda values: _nearest(values, tables))
-        error[panel] = source[panel] - (target - left)
-        wanted[panel] = target - left + unit.T @ left
+    error = round_in_turn(source, factor, lambda _, values: _nearest(values, tables))
+    wanted = source + factor.unit.T @ error - error
     return _rows_first(wanted, factor), _rows_first(error, factor)
 
 
@@ -212,7 +213,7 @@ def _sweep(weight: np.ndarray, factor: Factor, tables: _Tables) -> _Tables:
         matrix = factor.matrix[panel, panel]
         pull = np.linalg.solve(matrix.astype(np.float64), factor.matrix[panel] @ error).astype(np.float32)
         target = source[panel] - error[panel] + pull
-        left = feedback(target, block_factor(matrix)[0], lambda values: _nearest(values, tables))
+        left = feedback(target, block_factor(matrix)[0], lambda _, values: _nearest(values, tables))
         better = np.sum(left * (matrix @ left), 0) < np.sum(pull * (matrix @ pull), 0)
         np.copyto(error[panel], source[panel] - (target - left), where=better)
     return replace(tables, indices=_indices_of(_rows_first(source - error, factor), tables))

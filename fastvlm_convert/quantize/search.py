@@ -6,9 +6,9 @@ come from a grid of ranges; each one's integers get the scale that least squares
 `make_qx_quants` and NNCF's scale estimation, rounded to float16 before it is judged. Plain rounding is among
 the candidates, so that the result is never worse than it.
 
-Least squares shrinks: it leaves an error that leans against the weights, and trained weights lie along their
-inputs, so that all outputs shrink together. The last step therefore takes the scale whose error is orthogonal to
-the weights; that costs a block hardly any squared error and the model less KL divergence.
+Least squares shrinks: its error leans against the weights, and as trained weights lie along their inputs,
+all outputs shrink together. The last step therefore takes the scale whose error is orthogonal to the
+weights: that costs a block hardly any squared error, and measured KL divergence falls.
 """
 
 from collections.abc import Callable, Iterator
@@ -79,17 +79,6 @@ def search_blocks(blocks: np.ndarray, scheme: AffineScheme, roots: np.ndarray | 
     for _ in range(REFINEMENTS):
         best.keep(*problem.fitted(best.scale, best.zero))
     return _unshrunk(problem, best, plain), best.zero
-
-
-def _unshrunk(problem: _Problem, best: _Best, plain: np.ndarray) -> np.ndarray:
-    """Scales with an error orthogonal to the weights, except where plain rounding would then be better."""
-    steps, _ = problem.residual(best.scale, best.zero)
-    overlap = _dot(problem.weighted, steps)
-    usable = np.abs(overlap) > np.finfo(np.float32).tiny
-    norm = _dot(problem.weighted, problem.weighted)
-    scale = storable(np.where(usable, norm / np.where(usable, overlap, 1), best.scale))
-    _, error = problem.residual(scale, best.zero)
-    return np.where(_dot(error, error) <= plain, scale, best.scale)
 
 
 def candidates(blocks: np.ndarray, scheme: AffineScheme, steps: int = 0) -> Iterator[Parameters]:
@@ -194,6 +183,17 @@ class _Best:
         self.scale = np.where(better, scale, self.scale)
         self.zero = np.where(better, zero, self.zero)
         self.error = np.where(better, error, self.error)
+
+
+def _unshrunk(problem: _Problem, best: _Best, plain: np.ndarray) -> np.ndarray:
+    """Scales with an error orthogonal to the weights, except where plain rounding would then be better."""
+    steps, _ = problem.residual(best.scale, best.zero)
+    overlap = _dot(problem.weighted, steps)
+    usable = np.abs(overlap) > np.finfo(np.float32).tiny
+    norm = _dot(problem.weighted, problem.weighted)
+    scale = storable(np.where(usable, norm / np.where(usable, overlap, 1), best.scale))
+    _, error = problem.residual(scale, best.zero)
+    return np.where(_dot(error, error) <= plain, scale, best.scale)
 
 
 def _shrinkings(scheme: AffineScheme, size: int, steps: int) -> np.ndarray:

@@ -52,8 +52,8 @@ def plan_layers(shapes: Mapping[str, tuple[int, ...]], recipe: Recipe) -> tuple[
         recipe: Its `quantize` rules.
 
     Raises:
-        RecipeError: A layer has no rule, a block size does not divide its width, a rule fits no layer, or layers
-            that are stored together would get different schemes.
+        RecipeError: A layer has no rule, a block size does not divide its width, a rule fits no layer, or
+            layers that are stored together would get different schemes.
     """
     layers = {
         name.removesuffix(".weight"): shape
@@ -63,7 +63,7 @@ def plan_layers(shapes: Mapping[str, tuple[int, ...]], recipe: Recipe) -> tuple[
     plans = tuple(_plan(layer, shape, recipe) for layer, shape in layers.items())
     for rule in recipe.quantize:
         if not any(rule.fits(layer) for layer in layers):
-            raise RecipeError(f"quantize: '{rule.layers}' fits no layer", hint=_examples(layers))
+            raise RecipeError(f"quantize: '{rule}' fits no layer", hint=_examples(layers))
     _check_groups({plan.layer: plan for plan in plans})
     return plans
 
@@ -86,10 +86,10 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
     rule = next((r for r in recipe.quantize if r.fits(layer)), None)
     if rule is None:
         raise RecipeError(
-            f"quantize: no rule fits layer '{layer}'", hint="add a last rule: {layers: '*', scheme: float}"
+            f"quantize: no rule fits layer '{layer}'", hint="add a last rule: {layers: ['*'], scheme: float}"
         )
     if rule.scheme == "float":
-        return keep(f"rule '{rule.layers}'")
+        return keep(f"rule '{rule}'")
     columns = size // shape[0]
     block = None if rule.block_size == "channel" else rule.block_size
     reason = _indivisible(shape, columns, block)
@@ -97,7 +97,7 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
         if rule.on_indivisible == "float":
             return keep(reason)
         raise RecipeError(
-            f"quantize: '{rule.layers}' fits layer '{layer}', but {reason}",
+            f"quantize: '{rule}' fits layer '{layer}', but {reason}",
             hint="choose another block_size, or set on_indivisible: float",
         )
     scheme = _scheme(rule, block)
@@ -126,7 +126,8 @@ def _check_groups(plans: Mapping[str, LayerPlan]) -> None:
                 neighbour = plans[layer.replace(first, other)]
                 if neighbour.scheme != plan.scheme:
                     raise RecipeError(
-                        f"quantize: '{layer}' and '{neighbour.layer}' are stored together but have different schemes"
+                        f"quantize: '{layer}' and '{neighbour.layer}' are stored together, "
+                        "so they need one scheme"
                     )
 
 

@@ -91,7 +91,7 @@ class Weights:
     def affine(self, key: str, compute: FloatName, weight: QuantizedWeight) -> Var:
         """A quantized weight behind the compile-time dequantization of iOS 18.
 
-        Its scale has the compute dtype, in which the runtime multiplies; float32 holds the float16 scales exactly.
+        Its scale has the compute dtype, in which the runtime multiplies; float32 holds it exactly.
         """
         if key in self._vars:
             return self._vars[key]
@@ -112,8 +112,8 @@ class Weights:
         self,
         key: str,
         shape: tuple[int, ...],
-        dtype: Any,
-        load: Callable[[], np.ndarray],  # noqa: ANN401
+        dtype: Any,  # noqa: ANN401
+        load: Callable[[], np.ndarray],
     ) -> Var:
         if key not in self._values:
             is_small = np.prod(shape, dtype=np.int64) <= _SMALL

@@ -183,5 +183,6 @@ def dequantized(graph: Graph, name: str, weight: QuantizedWeight) -> str:
     if not is_signed:
         packed = pack(np.concatenate(zeros).reshape(1, -1), scheme.bits)
         inputs.append(graph.tensor(f"{name}_zero_point", packed, dtype, scale_shape))
-    attributes = {"axis": 1, "block_size": weight.columns // blocks} if per_block else {"axis": 0}
-    return graph.op("DequantizeLinear", inputs, name, **attributes)
+    if per_block:
+        return graph.op("DequantizeLinear", inputs, name, axis=1, block_size=weight.columns // blocks)
+    return graph.op("DequantizeLinear", inputs, name, axis=0)

@@ -10,7 +10,6 @@ from fastvlm_convert.export.onnx.data import Region
 from fastvlm_convert.export.onnx.graph import Graph
 from fastvlm_convert.weights.quantized import AnyWeight, QuantizedWeight
 
-
 Table = Region | StoredAffine
 
 

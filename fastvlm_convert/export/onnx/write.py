@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastvlm_convert.contract import Component, onnx_data_name, onnx_file_name
 from fastvlm_convert.errors import TargetError
 from fastvlm_convert.export.job import ByteCounter, ExportJob
-from fastvlm_convert.export.onnx.data import ExternalData, Region
+from fastvlm_convert.export.onnx.data import ExternalData
 from fastvlm_convert.export.onnx.decoder import build_decoder
 from fastvlm_convert.export.onnx.embed import Table, build_embed, store_table
 from fastvlm_convert.export.onnx.graph import Graph
