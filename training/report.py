@@ -10,9 +10,10 @@ from network import NetworkConfig
 from fastvlm_convert.demo import make_sample
 from fastvlm_convert.demo.samples import HELD_OUT_SEED
 
-_FROM_NOTHING = """`vision` learns dense labels of every image token; `decoder` learns to answer from symbols that
-stand for image tokens (one core each, at the same time); `projector` maps one to the other; `joint`
-trains everything on the answers, with one cosine to zero and the aids fading."""
+_FROM_NOTHING = """\
+`vision` learns dense labels of every image token; `decoder` learns to answer from symbols that stand
+for image tokens (one core each, at the same time); `projector` maps one to the other; `joint` trains
+everything on the answers, with one cosine to zero and the aids fading."""
 
 
 @dataclass(frozen=True)

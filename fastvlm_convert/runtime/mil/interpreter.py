@@ -235,22 +235,18 @@ class _Watch:
 
     def observe(self, step: Step, given: dict[str, Any], results: tuple[Any, ...]) -> None:
         """Report results; note the first infinity and the first NaN."""
-        if self._open and not step.moves:
+        if self._open and (not step.moves or step.type in _ROUNDING_MOVES):
             for result in results:
-                if result.dtype is torch.float32 and not math.isfinite(result.sum().item()):
+                if result is not given.get("x") and not _is_finite(result):
                     self._look(step, given, result)
-        elif self._open and step.type in _ROUNDING_MOVES:
-            self._look(step, given, results[0])
         elif self._open and isinstance(step, CallStep) and step.rounds_update:
-            self._look(step, {"update": given["update"]}, round_half(given["update"]))
+            rounded = round_half(given["update"])
+            if not _is_finite(rounded):
+                self._look(step, {"update": given["update"]}, rounded)
         if self._on_op is not None:
-            arrays = {
-                o.name: r.numpy()
-                for o, r in zip(
-                    step.outputs, results, strict=False
-                )  # writing a state has a result, but no name
-                if isinstance(r, torch.Tensor)
-            }
+            # Writing a state has a result, but no name.
+            pairs = zip(step.outputs, results, strict=False)
+            arrays = {o.name: r.numpy() for o, r in pairs if isinstance(r, torch.Tensor)}
             self._on_op(OpResult(self._function, step.name, step.type, arrays))
 
     def _look(self, step: Step, given: dict[str, Any], result: torch.Tensor) -> None:
@@ -259,8 +255,6 @@ class _Watch:
             ("inf", torch.isinf),
             ("nan", torch.isnan),
         )
-        if not result.is_floating_point():
-            return
         for kind, test in tests:
             count = int(test(result).sum())
             if kind not in self._open or not count:
@@ -268,6 +262,11 @@ class _Watch:
             if not any(test(v).any() for v in taken if isinstance(v, torch.Tensor) and v.is_floating_point()):
                 self._open.discard(kind)
                 self.found.append(NonFinite(self._function, step.name, step.type, kind, count))
+
+
+def _is_finite(result: torch.Tensor) -> bool:
+    """Whether all elements are; their sum tells with one pass and no copy."""
+    return result.dtype is not torch.float32 or math.isfinite(result.sum().item())
 
 
 def _fixed(spec: ValueSpec) -> tuple[int, ...]:

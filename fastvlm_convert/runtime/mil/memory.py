@@ -59,7 +59,7 @@ def plan_memory(function: Block, half_states: frozenset[str]) -> frozenset[int]:
             if step.state in half_states:
                 stored.add(step.outputs[0].slot)
         elif isinstance(step, WriteStep):
-            _plan_write(step, groups, stored, half_states)
+            _plan_write(step, groups, stored)
         elif isinstance(step, CallStep) and step.type == "slice_update":
             _plan_update(step, i, steps, groups, stored, last_use)
         elif step.moves:
@@ -81,10 +81,11 @@ def _state(name: str) -> str:
     return f"state:{name}"
 
 
-def _plan_write(step: WriteStep, groups: _Groups, stored: set[int], half_states: frozenset[str]) -> None:
+def _plan_write(step: WriteStep, groups: _Groups, stored: set[int]) -> None:
     if isinstance(step.data, Constant):
         return
-    step.rounds = step.state in half_states and step.data not in stored
+    if step.data in stored:
+        step.rounds = False
     if not step.rounds:
         others = {m for m in groups.of(step.data) if isinstance(m, str)} - {_state(step.state)}
         step.copies = bool(others)

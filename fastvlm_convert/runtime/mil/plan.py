@@ -94,17 +94,18 @@ def plan_function(package: Package, spec: FunctionSpec, precision: Precision) ->
     Raises:
         BundleError: The program cannot be run; says which operation is why.
     """
-    planner = _Planner(package, spec.name, precision == "device")
+    half = frozenset(s.name for s in spec.states if s.type.element is FLOAT16)
+    planner = _Planner(package, spec.name, precision == "device", half)
     scope: dict[str, Ref] = {s.name: StateRef(s.name) for s in spec.states}
     inputs = tuple(planner.define(scope, i.name, f"input '{i.name[:80]}'") for i in spec.inputs)
     block = planner.block(function_block(package, spec.name), scope, inputs, 0)
-    half = frozenset(s.name for s in spec.states if s.type.element is FLOAT16)
     return Plan(spec, block, planner.num_slots, plan_memory(block, half))
 
 
 class _Planner:
-    def __init__(self, package: Package, function: str, rounds: bool) -> None:
+    def __init__(self, package: Package, function: str, rounds: bool, half_states: frozenset[str]) -> None:
         self.num_slots = 0
+        self._half_states = half_states
         self._package = package
         self._function = function
         self._rounds = rounds
@@ -128,8 +129,7 @@ class _Planner:
             if step is not None:
                 steps.append(step)
         outputs = tuple(
-            self._tensor_ref(self._look_up(name, scope, "the outputs"), "the outputs")
-            for name in message.outputs
+            self._tensor_ref(self._look_up(name, scope, "an output"), "an output") for name in message.outputs
         )
         _free(steps, {o for o in outputs if isinstance(o, int)}, first)
         return Block(inputs, steps, outputs)
@@ -202,11 +202,8 @@ class _Planner:
         name: str,
         what: str,
     ) -> CallStep:
-        unknown = sorted(set(arguments) - set(op.parameters))
-        missing = sorted(
-            p.name for p in op.parameters.values() if p.required and p.kind not in GIVEN_BY_PLAN
-            and not arguments.get(p.name)
-        )  # fmt: skip
+        unknown = sorted(set(arguments) - set(op.inputs))
+        missing = sorted(p.name for p in op.inputs.values() if p.required and not arguments.get(p.name))
         if unknown or missing:
             wrong = [f"has no input '{n[:40]}'" for n in unknown] + [
                 f"lacks its input '{n}'" for n in missing
@@ -290,7 +287,8 @@ class _Planner:
             raise self._error(f"{what} needs one value to write")
         ref = self._tensor_ref(data[0], what)
         reads = (ref,) if isinstance(ref, int) else ()
-        return WriteStep(name, state[0].name, ref, True, self._function, reads=reads)
+        rounds = state[0].name in self._half_states
+        return WriteStep(name, state[0].name, ref, rounds, self._function, reads=reads)
 
     def _control(
         self,

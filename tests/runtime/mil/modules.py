@@ -145,8 +145,8 @@ class Arithmetic(nn.Module):
         return (
             torch.where(mask, x, y), torch.pow(p, 1.5), torch.sqrt(p), torch.log(p), torch.exp2(x),
             torch.erf(x), torch.rsqrt(p), torch.maximum(x, y), torch.minimum(x, y), torch.floor(x),
-            torch.ceil(x), torch.round(x), torch.sign(x), torch.remainder(x, 0.7), x // 0.7, torch.sin(x), torch.cos(x),
-            torch.atan(x), torch.logsumexp(x, 1), x.std(1), x.norm(dim=1), x.amax(1), x.amin(1),
+            torch.ceil(x), torch.round(x), torch.sign(x), torch.remainder(x, 0.7), x // 0.7, torch.sin(x),
+            torch.cos(x), torch.atan(x), torch.logsumexp(x, 1), x.std(1), x.norm(dim=1), x.amax(1), x.amin(1),
             x.argmax(1).float(), torch.flip(x, [1]), torch.roll(x, 1, 1), torch.tril(x[0]), torch.triu(x[0]),
             x.repeat(1, 2, 1), torch.stack([x, y], 1), torch.split(x, 2, 2)[1], x[:, 1:, ::2],
             torch.sort(x, 1)[0], x.clamp(-1, 1), F.pad(x, (1, 2), value=1.0), F.normalize(x, dim=1),

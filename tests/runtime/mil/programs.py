@@ -58,6 +58,20 @@ def write_cases(cases: list[Case], path: Path, target: Any) -> None:
     write_package(functions, path, target)
 
 
+def write_merged(cases: list[Case], path: Path, target: Any) -> None:
+    """All cases in one function: several functions are new in iOS 18. Inputs are called `c0_x`."""
+    inputs = {f"c{i}_{a}": x for i, c in enumerate(cases) for a, x in zip(c.arguments, c.inputs, strict=True)}
+
+    def build(**given: Any) -> list[Any]:
+        made: list[Any] = []
+        for i, case in enumerate(cases):
+            found = case.build(*(given[f"c{i}_{a}"] for a in case.arguments))
+            made += found if isinstance(found, tuple | list) else [found]
+        return made
+
+    _write({"main": _function(build, inputs, target)}, path, target)
+
+
 def write_package(
     functions: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]],
     path: Path,
@@ -73,12 +87,19 @@ def write_package(
         input_types: coremltools' descriptions of the inputs (images, ranges), for a single function.
     """
     target = ct.target.iOS18 if target is None else target
-    program = Program()
+    made = {}
     for name, (build, inputs) in functions.items():
         arguments = build.__code__.co_varnames[: len(inputs)]
-        function = _function(build, dict(zip(arguments, inputs, strict=True)), target)
+        made[name] = _function(build, dict(zip(arguments, inputs, strict=True)), target)
         if input_types is not None:
-            function.set_input_types(input_types)
+            made[name].set_input_types(input_types)
+    _write(made, path, target)
+    return path
+
+
+def _write(functions: Mapping[str, Function], path: Path, target: Any) -> None:
+    program = Program()
+    for name, function in functions.items():
         program.add_function(name, function)
     program.default_function_name = next(iter(functions))
     program.export_as_multifunction = len(functions) > 1
@@ -92,7 +113,6 @@ def write_package(
         package_dir=str(path),
         pass_pipeline=ct.PassPipeline.EMPTY,
     )
-    return path
 
 
 def _function(build: Callable[..., Any], inputs: Mapping[str, Any], target: Any) -> Function:

@@ -185,6 +185,17 @@ def test_inputs_that_an_operation_does_not_have(decoder):
         Interpreter(edit(decoder, change))
 
 
+def test_parameters_that_are_no_inputs_cannot_be_given(decoder):
+    """`limit` and its kin are set by us; a program must not reach them."""
+
+    def change(spec):
+        linear = operation(spec, "linear")
+        linear.inputs["limit"].CopyFrom(linear.inputs["x"])
+
+    with pytest.raises(BundleError, match=r"\(linear\) has no input 'limit'"):
+        Interpreter(edit(decoder, change))
+
+
 def test_states_and_values_are_not_confused(decoder):
     def change(spec):
         operation(spec, "silu").inputs["x"].arguments[0].name = "state_k"

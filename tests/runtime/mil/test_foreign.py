@@ -65,7 +65,10 @@ def test_network(name, tmp_path):
     assert not interpreter.nonfinite
 
 
-@pytest.mark.parametrize("target", ["iOS15", "iOS16", "iOS17"])
+@pytest.mark.parametrize(
+    "target",
+    ["iOS15", pytest.param("iOS16", marks=pytest.mark.slow), pytest.param("iOS17", marks=pytest.mark.slow)],
+)
 def test_network_for_older_systems(target, tmp_path):
     module, inputs = network("ViTBlock"), NETWORKS["ViTBlock"]
     types = [ct.TensorType(name="x", shape=inputs[0].shape)]

@@ -29,6 +29,22 @@ def put(state, x, index, keep=False):
     return mb.reduce_sum(x=now), mb.reduce_sum(x=before) if keep else mb.identity(x=now)
 
 
+def put_and_view(state, x):
+    """A view of the cache is read after the cache was updated."""
+    before = mb.read_state(input=state)
+    row = mb.squeeze(x=mb.slice_by_size(x=before, begin=[0, 0, 0], size=[1, 1, 3]), axes=[0])
+    now = mb.slice_update(x=before, update=x, begin=[0, 0, 0], end=[1, 1, 3])
+    now = mb.coreml_update_state(state=state, value=now)
+    return mb.reduce_sum(x=now), mb.mul(x=row, y=np.float16(1))
+
+
+def copy_and_put(a, b, x):
+    """One state becomes the other's value, then is updated."""
+    now = mb.coreml_update_state(state=a, value=mb.read_state(input=b))
+    now = mb.slice_update(x=now, update=x, begin=[0, 0, 0], end=[1, 1, 3])
+    return mb.reduce_sum(x=mb.coreml_update_state(state=a, value=now))
+
+
 @pytest.fixture(scope="module")
 def stateful(tmp_path_factory):
     path = tmp_path_factory.mktemp("state") / "m.mlpackage"
@@ -52,6 +68,8 @@ def stateful(tmp_path_factory):
                 ),
                 (CACHE, ROW),
             ),
+            "view": (lambda state_c, x: put_and_view(state_c, x), (CACHE, ROW)),
+            "copy": (lambda state_a, state_b, x: copy_and_put(state_a, state_b, x), (CACHE, CACHE, ROW)),
             "stateless": (lambda x: mb.mul(x=x, y=np.float16(2)), (ROW,)),
         },
         path,
@@ -94,6 +112,24 @@ def test_a_value_that_is_read_later_is_not_overwritten(stateful):
     found = interpreter.run({"x": np.ones((1, 1, 3)), "index": np.array([0])}, "keep", state)
     assert [float(v) for v in found.values()] == [3.0, 0.0]
     assert updates(interpreter, "keep") == [InPlace.NO]
+
+
+def test_a_view_that_is_read_later_is_not_overwritten(stateful):
+    interpreter = Interpreter(stateful)
+    state = interpreter.make_state("view")
+    for step in range(3):
+        total, row = interpreter.run({"x": np.full((1, 1, 3), step + 1)}, "view", state).values()
+        assert (float(total), row.tolist()) == (3.0 * (step + 1), [[step] * 3])
+    assert updates(interpreter, "view") == [InPlace.NO]
+
+
+def test_states_do_not_share_memory(stateful):
+    interpreter = Interpreter(stateful)
+    state = interpreter.make_state("copy")
+    for step in range(3):
+        (total,) = interpreter.run({"x": np.full((1, 1, 3), step + 1)}, "copy", state).values()
+        assert total == 3 * (step + 1)
+        assert not state.read("state_b").any()
 
 
 def test_an_update_that_is_not_written_back_leaves_the_state_alone(stateful):
@@ -151,7 +187,7 @@ def test_wrong_inputs(stateful, inputs, message):
 
 
 def test_unknown_function_and_precision(stateful):
-    with pytest.raises(InputError, match="no function 'main'; there are add, decode"):
+    with pytest.raises(InputError, match="no function 'main'; there are add, copy, decode"):
         Interpreter(stateful).run({}, "main")
     with pytest.raises(InputError, match="precision is 'fast'"):
         Interpreter(stateful, "fast")
@@ -276,7 +312,7 @@ RANDOM = {
     "random_bernoulli": (lambda x: mb.random_bernoulli(shape=mb.shape(x=x), prob=0.25, seed=7), 0.25, 0.433),
     "random_categorical": (
         lambda x: mb.random_categorical(
-            x=mb.add(x=x, y=np.array([0, 0, -99, 0], np.float32)), size=3000, seed=7
+            x=mb.add(x=x, y=np.array([0, 0, -99, 0], np.float32)), size=50, seed=7
         ),
         4 / 3,
         1.247,
@@ -284,14 +320,20 @@ RANDOM = {
 }
 
 
+@pytest.fixture(scope="module")
+def random_package(tmp_path_factory):
+    shape = np.zeros((2500, 4), np.float32)
+    functions = {name: (build, (shape,)) for name, (build, *_) in RANDOM.items()}
+    return write_package(functions, tmp_path_factory.mktemp("random") / "m.mlpackage")
+
+
 @pytest.mark.parametrize("name", RANDOM)
-def test_random_numbers(name, tmp_path):
+def test_random_numbers(random_package, name):
     """Mean and deviation are what the distribution says; the same seed draws the same numbers."""
-    build, mean, deviation = RANDOM[name]
-    write_package({"main": (build, (np.zeros((2500, 4), np.float32),))}, tmp_path / "m.mlpackage")
-    interpreter = Interpreter(tmp_path / "m.mlpackage")
-    (first,) = interpreter.run({"x": np.zeros((2500, 4), np.float32)}).values()
-    (second,) = interpreter.run({"x": np.zeros((2500, 4), np.float32)}).values()
+    _, mean, deviation = RANDOM[name]
+    interpreter = Interpreter(random_package)
+    (first,) = interpreter.run({"x": np.zeros((2500, 4), np.float32)}, name).values()
+    (second,) = interpreter.run({"x": np.zeros((2500, 4), np.float32)}, name).values()
     np.testing.assert_array_equal(first, second)
     assert abs(first.mean() - mean) < 0.1
     assert abs(first.std() - deviation) < 0.1

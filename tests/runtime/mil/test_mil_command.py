@@ -1,12 +1,17 @@
 """`fastvlm-convert mil`: what it prints, also of packages that cannot be run."""
 
+import ast
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastvlm_convert.cli import mil
 from fastvlm_convert.errors import BundleError
+from fastvlm_convert.runtime import mil as mil_package
 from fastvlm_convert.runtime.mil.proto import model
 from tests.runtime.mil.mutations import MODEL
 from tests.runtime.mil.seeds import write_seeds
@@ -88,3 +93,34 @@ def test_shared_weights_count_once(tmp_path, capsys):
     }
     write_package(functions, tmp_path / "m.mlpackage")
     assert document(capsys, tmp_path / "m.mlpackage")["weight_bytes"] == {"float16": table.nbytes}
+
+
+def test_looking_needs_neither_torch_nor_coremltools():
+    """Importing coremltools takes seconds and prints a dozen lines; its file format alone does neither."""
+    code = (
+        "import sys, fastvlm_convert.runtime.mil.survey as s; "
+        "sys.exit(bool({'torch', 'coremltools'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def _modules(node):
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+
+
+def test_the_interpreter_stands_alone():
+    """It imports our errors and nothing else of ours."""
+    folder = Path(mil_package.__file__).parent
+    ours = {
+        module
+        for file in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+        if module.startswith("fastvlm_convert")
+    }
+    allowed = ("fastvlm_convert.errors", "fastvlm_convert.runtime.mil")
+    assert {m for m in ours if not m.startswith(allowed)} == set()

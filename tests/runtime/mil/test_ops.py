@@ -9,7 +9,7 @@ import pytest
 from fastvlm_convert.runtime.mil.interpreter import Interpreter
 from fastvlm_convert.runtime.mil.package import open_package
 from tests.runtime.mil import cases_basic, cases_conv, cases_layers, cases_shape
-from tests.runtime.mil.programs import Case, write_cases
+from tests.runtime.mil.programs import Case, write_cases, write_merged
 
 CASES: list[Case] = [*cases_basic.CASES, *cases_shape.CASES, *cases_conv.CASES, *cases_layers.CASES]
 
@@ -24,34 +24,34 @@ def interpreter(tmp_path_factory):
     return Interpreter(path)
 
 
-@pytest.fixture(scope="module", params=["iOS15"])
-def old_package(request, tmp_path_factory):
-    """One function a package: several are new in iOS 18."""
-    folder = tmp_path_factory.mktemp(request.param)
-    for number, case in enumerate(OLD_CASES):
-        write_cases([case], folder / f"{number}.mlpackage", ct.target[request.param])
-    return folder
-
-
-@pytest.mark.parametrize("number", range(len(OLD_CASES)), ids=[case.id for case in OLD_CASES])
-def test_operation_of_older_systems(old_package, number):
-    compare(Interpreter(old_package / f"{number}.mlpackage"), OLD_CASES[number], None)
+@pytest.mark.parametrize("target", ["iOS15", "iOS16"])
+def test_operations_of_older_systems(target, tmp_path):
+    write_merged(OLD_CASES, tmp_path / "old.mlpackage", ct.target[target])
+    inputs = {
+        f"c{i}_{a}": x for i, c in enumerate(OLD_CASES) for a, x in zip(c.arguments, c.inputs, strict=True)
+    }
+    found = list(Interpreter(tmp_path / "old.mlpackage").run(inputs).values())
+    for case in OLD_CASES:
+        for want in case.wanted():
+            agree(found.pop(0), want, case)
+    assert not found
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[case.id for case in CASES])
 def test_operation(interpreter, number):
-    compare(interpreter, CASES[number], f"f{number}")
-
-
-def compare(interpreter, case, function):
+    case = CASES[number]
     inputs = [x.astype(np.int32) if x.dtype == np.bool_ else x for x in case.inputs]
-    found = interpreter.run(dict(zip(case.arguments, inputs, strict=True)), function)
+    found = interpreter.run(dict(zip(case.arguments, inputs, strict=True)), f"f{number}")
     wanted = case.wanted()
     assert len(found) == len(wanted)
     for value, want in zip(found.values(), wanted, strict=True):
-        assert value.shape == want.shape
-        assert (value.dtype.kind == "f") == (want.dtype.kind == "f")
-        np.testing.assert_allclose(value, want, rtol=1e-5, atol=case.tolerance)
+        agree(value, want, case)
+
+
+def agree(value, want, case):
+    assert value.shape == want.shape, case.id
+    assert (value.dtype.kind == "f") == (want.dtype.kind == "f"), case.id
+    np.testing.assert_allclose(value, want, rtol=1e-5, atol=case.tolerance, err_msg=case.id)
 
 
 def test_each_case_holds_its_operation(interpreter):

@@ -1,7 +1,7 @@
 """Activations."""
 
 import torch
-from torch.nn import functional as F  # noqa: N812  its usual name
+from torch.nn import functional
 
 from fastvlm_convert.runtime.mil.ops.table import Rounding, Tensor, axis_of, op
 
@@ -21,7 +21,7 @@ def relu6(x: Tensor) -> Tensor:
 @op("clamped_relu")
 def clamped_relu(x: Tensor, alpha: float, beta: float) -> Tensor:
     """At most beta: x where it is positive, else alpha * x."""
-    return torch.clamp(F.leaky_relu(x, alpha), max=beta)
+    return torch.clamp(functional.leaky_relu(x, alpha), max=beta)
 
 
 @op("thresholded_relu")
@@ -33,28 +33,28 @@ def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
 @op("leaky_relu")
 def leaky_relu(x: Tensor, alpha: float) -> Tensor:
     """X where it is positive, else alpha * x."""
-    return F.leaky_relu(x, alpha)
+    return functional.leaky_relu(x, alpha)
 
 
 @op("prelu")
 def prelu(x: Tensor, alpha: Tensor) -> Tensor:
     """X where it is positive, else alpha * x, with one alpha a channel (axis 1 of three or more)."""
-    return F.prelu(x, alpha)
+    return functional.prelu(x, alpha)
 
 
 @op("elu")
 def elu(x: Tensor, alpha: float) -> Tensor:
     """X where it is positive, else alpha * (exp(x) - 1)."""
-    return F.elu(x, alpha)
+    return functional.elu(x, alpha)
 
 
 @op("gelu")
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     """The Gaussian error linear unit: exact, or approximated by tanh or a sigmoid."""
     if mode == "EXACT":
-        return F.gelu(x)
+        return functional.gelu(x)
     if mode == "TANH_APPROXIMATION":
-        return F.gelu(x, approximate="tanh")
+        return functional.gelu(x, approximate="tanh")
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
     raise ValueError(f"unknown mode '{mode}'")
@@ -75,26 +75,26 @@ def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
 @op("silu")
 def silu(x: Tensor) -> Tensor:
     """X * sigmoid(x)."""
-    return F.silu(x)
+    return functional.silu(x)
 
 
 @op("softplus")
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x))."""
-    return F.softplus(x)
+    return functional.softplus(x)
 
 
 @op("softplus_parametric")
 def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """Alpha * log(1 + exp(beta * x)), with one alpha and beta a channel (axis 1)."""
     per_channel = (-1, *[1] * (x.ndim - 2))
-    return alpha.view(per_channel) * F.softplus(beta.view(per_channel) * x)
+    return alpha.view(per_channel) * functional.softplus(beta.view(per_channel) * x)
 
 
 @op("softsign")
 def softsign(x: Tensor) -> Tensor:
     """X / (1 + |x|)."""
-    return F.softsign(x)
+    return functional.softsign(x)
 
 
 @op("scaled_tanh")

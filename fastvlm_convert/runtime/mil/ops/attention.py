@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch.nn import functional as F  # noqa: N812  its usual name
+from torch.nn import functional
 
 from fastvlm_convert.runtime.mil.ops.activation import softmax
 from fastvlm_convert.runtime.mil.ops.table import Limit, Rounding, Tensor, op
@@ -32,7 +32,7 @@ def scaled_dot_product_attention(
     """
     limit.check([*query.shape[:-1], value.shape[-1]])
     if rounded is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask)
     scores = rounded(query @ key.mT)
     scores = rounded(scores / math.sqrt(query.shape[-1]))
     if attn_mask is not None and attn_mask.dtype == torch.bool:

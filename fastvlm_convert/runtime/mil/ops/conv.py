@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 import torch
-from torch.nn import functional as F  # noqa: N812  its usual name
+from torch.nn import functional
 
 from fastvlm_convert.runtime.mil.ops.table import Ints, Limit, Tensor, op
 from fastvlm_convert.runtime.mil.ops.windows import (
@@ -16,11 +16,15 @@ from fastvlm_convert.runtime.mil.ops.windows import (
     window_pads,
 )
 
-_CONV: Final[dict[int, Callable[..., Tensor]]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV: Final[dict[int, Callable[..., Tensor]]] = {
+    1: functional.conv1d,
+    2: functional.conv2d,
+    3: functional.conv3d,
+}
 _TRANSPOSED: Final[dict[int, Callable[..., Tensor]]] = {
-    1: F.conv_transpose1d,
-    2: F.conv_transpose2d,
-    3: F.conv_transpose3d,
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
 }
 # Padding may make a tensor larger than both input and output, but never out of proportion.
 _PADDED: Final = Limit(1 << 29)
@@ -89,7 +93,7 @@ def conv_transpose(
     y = _TRANSPOSED[axes](x, weight, None, steps, 0, 0, groups, spread)
     missing = [max(a + n - m, 0) for a, n, m in zip(first, size, full, strict=True)]
     if any(missing):
-        y = F.pad(y, [n for end in reversed(missing) for n in (0, end)])
+        y = functional.pad(y, [n for end in reversed(missing) for n in (0, end)])
     y = y[(slice(None), slice(None), *(slice(a, a + n) for a, n in zip(first, size, strict=True)))]
     return y if bias is None else y + bias.view(-1, *[1] * axes)
 

@@ -1,7 +1,7 @@
 """Sampling images at computed coordinates."""
 
 import torch
-from torch.nn import functional as F  # noqa: N812  its usual name
+from torch.nn import functional
 
 from fastvlm_convert.runtime.mil.ops.resize import sample_points
 from fastvlm_convert.runtime.mil.ops.table import Limit, Tensor, op
@@ -122,8 +122,10 @@ def affine(
     limit.check([*x.shape[:2], output_height, output_width])
     matrix = transform_matrix.reshape(-1, 2, 3).expand(x.shape[0], 2, 3)
     size = [*x.shape[:2], output_height, output_width]
-    grid = F.affine_grid(matrix, size, align_corners=align_corners)
-    return F.grid_sample(x, grid, mode=sampling_mode, padding_mode="zeros", align_corners=align_corners)
+    grid = functional.affine_grid(matrix, size, align_corners=align_corners)
+    return functional.grid_sample(
+        x, grid, mode=sampling_mode, padding_mode="zeros", align_corners=align_corners
+    )
 
 
 @op("resample")
@@ -152,6 +154,6 @@ def resample(
     elif coordinates_mode != "normalized_minus_one_to_one":
         raise ValueError(f"unknown coordinates_mode '{coordinates_mode}'")
     # What lies outside is zero to torch: shifting the values makes it anything.
-    return padding_value + F.grid_sample(
+    return padding_value + functional.grid_sample(
         x - padding_value, grid, sampling_mode, _PADDING[padding_mode], align_corners
     )

@@ -1,7 +1,7 @@
 """Normalisations. In float16 every intermediate result is rounded, squares and their sums above all."""
 
 import torch
-from torch.nn import functional as F  # noqa: N812  its usual name
+from torch.nn import functional
 
 from fastvlm_convert.runtime.mil.ops.reduction import mean_of, sum_of
 from fastvlm_convert.runtime.mil.ops.table import Ints, Rounding, Tensor, axes_of, op
@@ -21,7 +21,7 @@ def layer_norm(
     shape = [x.shape[a] for a in normed]
     last = normed == tuple(range(x.ndim - len(normed), x.ndim))
     if rounded is None and last and normed:
-        return F.layer_norm(x, shape, gamma, beta, epsilon)
+        return functional.layer_norm(x, shape, gamma, beta, epsilon)
     broadcast = [n if a in normed else 1 for a, n in enumerate(x.shape)]
     scale = None if gamma is None else gamma.reshape(broadcast)
     shift = None if beta is None else beta.reshape(broadcast)
@@ -59,7 +59,7 @@ def batch_norm(
 ) -> Tensor:
     """Gamma * (x - mean) / sqrt(variance + epsilon) + beta, with one of each a channel (axis 1)."""
     if rounded is None:
-        return F.batch_norm(x, mean, variance, gamma, beta, training=False, eps=epsilon)
+        return functional.batch_norm(x, mean, variance, gamma, beta, training=False, eps=epsilon)
     # A compiler folds all of it into one multiplication and addition.
     factor = torch.rsqrt(variance + epsilon) * (1 if gamma is None else gamma)
     shift = (0 if beta is None else beta) - mean * factor
@@ -86,11 +86,13 @@ def local_response_norm(
     if size < 1:
         raise ValueError(f"size is {size}")
     if rounded is None:
-        return F.local_response_norm(x, size, alpha, beta, k)
+        return functional.local_response_norm(x, size, alpha, beta, k)
     # The sum of neighbours is a window over the channels.
     squares = rounded(torch.square(x)).flatten(2).transpose(1, 2).flatten(0, 1).unsqueeze(1)
-    wide = F.pad(squares, (size // 2, (size - 1) // 2))
-    means = F.avg_pool1d(wide, size, 1).view(x.shape[0], -1, x.shape[1]).transpose(1, 2).reshape(x.shape)
+    wide = functional.pad(squares, (size // 2, (size - 1) // 2))
+    means = (
+        functional.avg_pool1d(wide, size, 1).view(x.shape[0], -1, x.shape[1]).transpose(1, 2).reshape(x.shape)
+    )
     total = rounded(rounded(means * size) * (alpha / size))
     return x / rounded(rounded(total + k) ** beta)
 

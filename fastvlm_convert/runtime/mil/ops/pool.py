@@ -4,13 +4,21 @@ from collections.abc import Callable
 from typing import Final
 
 import torch
-from torch.nn import functional as F  # noqa: N812  its usual name
+from torch.nn import functional
 
 from fastvlm_convert.runtime.mil.ops.table import Ints, Limit, Rounding, Tensor, op
 from fastvlm_convert.runtime.mil.ops.windows import Pads, padded, per_axis, spatial_axes, window_pads
 
-_AVERAGE: Final[dict[int, Callable[..., Tensor]]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-_MAX: Final[dict[int, Callable[..., Tensor]]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_AVERAGE: Final[dict[int, Callable[..., Tensor]]] = {
+    1: functional.avg_pool1d,
+    2: functional.avg_pool2d,
+    3: functional.avg_pool3d,
+}
+_MAX: Final[dict[int, Callable[..., Tensor]]] = {
+    1: functional.max_pool1d,
+    2: functional.max_pool2d,
+    3: functional.max_pool3d,
+}
 _PADDED: Final = Limit(1 << 29)
 
 

@@ -1,7 +1,7 @@
 """Products of matrices. They accumulate in float32; in float16 the result is rounded."""
 
 import torch
-from torch.nn import functional as F  # noqa: N812  its usual name
+from torch.nn import functional
 
 from fastvlm_convert.runtime.mil.ops.table import Limit, Tensor, Tensors, broadcast, op
 
@@ -10,7 +10,7 @@ from fastvlm_convert.runtime.mil.ops.table import Limit, Tensor, Tensors, broadc
 def linear(x: Tensor, weight: Tensor, limit: Limit, bias: Tensor | None = None) -> Tensor:
     """X @ weight^T + bias: [*, in], [out, in] -> [*, out]."""
     limit.check([*x.shape[:-1], weight.shape[0]])
-    return F.linear(x, weight, bias)
+    return functional.linear(x, weight, bias)
 
 
 @op("matmul")

@@ -36,7 +36,7 @@ def _scan(
         seen.append(values[0])
     if backward:
         seen.reverse()
-    return torch.stack(seen) if sequence else values[0][None], values
+    return torch.stack(seen) if sequence else values[0][None].clone(), values
 
 
 def _is_backward(direction: str) -> bool:

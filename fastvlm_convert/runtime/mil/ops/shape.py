@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch.nn import functional as F  # noqa: N812  its usual name
+from torch.nn import functional
 
 from fastvlm_convert.runtime.mil.ops.table import (
     Bools,
@@ -137,7 +137,7 @@ def pad(x: Tensor, pad: Ints, limit: Limit, mode: str = "constant", constant_val
     pairs = [(0, 0)] * (x.ndim - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))
     limit.check([n + a + b for n, (a, b) in zip(x.shape, pairs, strict=True)])
     if mode == "constant":
-        return F.pad(x, [n for pair in reversed(pairs) for n in pair], value=constant_val)
+        return functional.pad(x, [n for pair in reversed(pairs) for n in pair], value=constant_val)
     if mode not in ("reflect", "replicate"):
         raise ValueError(f"unknown mode '{mode}'")
     for axis, (before, after) in enumerate(pairs):
@@ -209,13 +209,13 @@ def space_to_depth(x: Tensor, block_size: int) -> Tensor:
 @op("pixel_shuffle", moves=True)
 def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
     """Channels into squares of pixels; the block is the fastest part of the channels."""
-    return F.pixel_shuffle(x, positive((upscale_factor,), "upscale_factor")[0])
+    return functional.pixel_shuffle(x, positive((upscale_factor,), "upscale_factor")[0])
 
 
 @op("pixel_unshuffle", moves=True)
 def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
     """Squares of pixels into channels; the block is the fastest part of the channels."""
-    return F.pixel_unshuffle(x, positive((downscale_factor,), "downscale_factor")[0])
+    return functional.pixel_unshuffle(x, positive((downscale_factor,), "downscale_factor")[0])
 
 
 @op("space_to_batch", moves=True)
@@ -226,7 +226,7 @@ def space_to_batch(x: Tensor, block_shape: Ints, paddings: Ints, limit: Limit) -
     if min(paddings) < 0:
         raise ValueError("a negative padding")
     limit.check([n, channels, height + top + bottom, width + left + right])
-    wide = F.pad(x, (left, right, top, bottom))
+    wide = functional.pad(x, (left, right, top, bottom))
     high, broad = wide.shape[2] // rows, wide.shape[3] // columns
     blocks = wide.reshape(n, channels, high, rows, broad, columns)
     return blocks.permute(3, 5, 0, 1, 2, 4).reshape(n * rows * columns, channels, high, broad)

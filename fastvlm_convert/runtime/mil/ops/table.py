@@ -118,7 +118,7 @@ class Op:
     Attributes:
         name: As the program spells it.
         function: Computes it.
-        parameters: Its inputs by name.
+        parameters: What its function takes, by name.
         moves: Whether it only moves values: results need no rounding, and may share memory with its inputs.
     """
 
@@ -128,9 +128,9 @@ class Op:
     moves: bool
 
     @property
-    def required(self) -> frozenset[str]:
-        """Names of the inputs that it cannot do without."""
-        return frozenset(p.name for p in self.parameters.values() if p.required)
+    def inputs(self) -> dict[str, Parameter]:
+        """The parameters that a program may give."""
+        return {name: p for name, p in self.parameters.items() if p.kind not in GIVEN_BY_PLAN}
 
 
 OPS: Final[dict[str, Op]] = {}

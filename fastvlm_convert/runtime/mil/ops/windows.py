@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F  # noqa: N812  its usual name
+from torch.nn import functional
 
 from fastvlm_convert.runtime.mil.ops.table import Limit, positive
 
@@ -93,4 +93,4 @@ def padded(x: torch.Tensor, pads: Pads, value: float, limit: Limit) -> torch.Ten
     if not any(a or b for a, b in pads):
         return x
     limit.check([*x.shape[:2], *(n + a + b for n, (a, b) in zip(x.shape[2:], pads, strict=True))])
-    return F.pad(x, [n for pair in reversed(pads) for n in pair], value=value)
+    return functional.pad(x, [n for pair in reversed(pads) for n in pair], value=value)
