@@ -23,7 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
 from fastvlm_convert.quantize.awq import channel_scales
-from fastvlm_convert.quantize.gptq import gptq, hessian_of, output_error
+from fastvlm_convert.quantize.feedback import hessian_of, output_error
+from fastvlm_convert.quantize.gptq import gptq
 from fastvlm_convert.quantize.palettes import palettize
 from fastvlm_convert.quantize.search import quantize_affine, round_to_nearest
 from fastvlm_convert.weights.schemes import AffineScheme, PaletteScheme

@@ -5,12 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastvlm_convert.contract import Component, PrecisionName, precision_name
 from fastvlm_convert.manifest import Contract
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.quantized import MixedSource
+from fastvlm_convert.weights.quantized import MixedSource, QuantizedWeight
 
 OnProgress = Callable[[float], None]
+
+# Weights by component. The table is the embedding's even where the head shares it.
+_PREFIXES: dict[Component, tuple[str, ...]] = {
+    "vision": ("vision.", "projector."),
+    "embed": ("decoder.embed_tokens.",),
+    "decoder": ("decoder.layers.",),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,17 @@ class ExportJob:
     licence: str
     folder: Path
     on_progress: OnProgress
+
+    def precision(self, component: Component) -> PrecisionName:
+        """Name of a component's precision: that of its smallest weights."""
+        settings = self.recipe.vision if component == "vision" else self.recipe.decoder
+        bits = [
+            weight.scheme.bits
+            for name, weight in self.weights.items()
+            if isinstance(weight, QuantizedWeight) and name.startswith(_PREFIXES[component])
+        ]
+        storage = self.recipe.embed.storage if component == "embed" else settings.storage
+        return precision_name(storage, settings.compute, min(bits, default=None))
 
 
 class ByteCounter:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fastvlm_convert.quantize.gptq import output_error
+from fastvlm_convert.quantize.feedback import output_error
 from fastvlm_convert.quantize.search import quantize_affine
 from fastvlm_convert.weights.schemes import AffineScheme
 

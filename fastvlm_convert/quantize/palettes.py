@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastvlm_convert.quantize.gptq import (
+from fastvlm_convert.quantize.feedback import (
     PANEL,
     Factor,
     block_factor,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastvlm_convert.quantize.gptq import hessian_of
+from fastvlm_convert.quantize.feedback import hessian_of
 from fastvlm_convert.weights.schemes import AffineScheme
 
 

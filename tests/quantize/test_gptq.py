@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.quantize.gptq import factorize, gptq, hessian_of, importance_order, output_error
+from fastvlm_convert.quantize.feedback import factorize, hessian_of, importance_order, output_error
+from fastvlm_convert.quantize.gptq import gptq
 from fastvlm_convert.quantize.search import quantize_affine, round_to_nearest
 from fastvlm_convert.weights.schemes import AffineScheme
 from tests.quantize.layers import correlated_hessian, correlated_inputs, textbook_gptq, weights

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fastvlm_convert.quantize.gptq import output_error
+from fastvlm_convert.quantize.feedback import output_error
 from fastvlm_convert.quantize.palettes import kmeans, palettize
 from fastvlm_convert.weights.schemes import PaletteScheme
 from tests.quantize.layers import correlated_hessian, weights
