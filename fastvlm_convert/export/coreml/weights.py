@@ -20,6 +20,14 @@ _SMALL = (
 )
 
 
+class _Flat(np.ndarray):
+    """Values on their way into the file. The blob writer asks for `tobytes()`, of which it only reads."""
+
+    def tobytes(self, order: Any = "C") -> Any:  # noqa: ANN401
+        """The memory itself: a copy would double the peak of the largest weight."""
+        return self.view(np.ndarray).data
+
+
 class LazyArray(np.ndarray):
     """An array of the right shape and dtype that holds no data.
 
@@ -45,7 +53,7 @@ class LazyArray(np.ndarray):
         self.num_reads += 1
         values = self._load()
         assert values.shape == self.shape
-        return values.reshape(-1)
+        return values.reshape(-1).view(_Flat)
 
 
 class Weights:
