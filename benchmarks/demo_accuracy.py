@@ -1,8 +1,8 @@
-"""Accuracy of the demo checkpoint on held-out pictures: the reference, and its fp32 and fp16 ONNX bundles.
+"""Accuracy of the demo checkpoint on held-out pictures: the reference and the ONNX bundle of every recipe.
 
     python benchmarks/demo_accuracy.py [CHECKPOINT] [--pictures 500]
 
-Limit: at least 95 % of all answers exactly right, and bundles as good as the reference.
+Limit: at least 95 % of all answers exactly right, and bundles within half a point of the reference.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from fastvlm_convert.recipe import load_recipe
 from fastvlm_convert.runtime.loaded import load_bundle, load_reference
 from fastvlm_convert.verify.accuracy import Score, accuracy
 
+RECIPES = ("fp32", "fp16", "int8", "int4")
 DEMO = Path(__file__).parent.parent / "checkpoints" / "fastvlm-demo"
 
 
@@ -24,7 +25,7 @@ def scores(checkpoint: Path, pictures: int) -> dict[str, dict[str, Score]]:
     samples = held_out(pictures)
     found = {"reference": accuracy(load_reference(open_checkpoint(checkpoint)), samples)}
     with tempfile.TemporaryDirectory() as folder:
-        for recipe in ("fp32", "fp16"):
+        for recipe in RECIPES:
             result = export(checkpoint, load_recipe(recipe), ["onnx"], Path(folder) / recipe)
             found[f"{recipe} onnx"] = accuracy(load_bundle(result.bundle, result.manifest, "onnx"), samples)
     return found

@@ -2,7 +2,7 @@
 
     python benchmarks/export_cost.py 0.5b
 
-Limit at 0.5B, vision included: 0.4 GiB peak, in either precision. Each export runs in a process of its own.
+Limit at 0.5B, vision included: 0.4 GiB peak, in every precision. Each export runs in a process of its own.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint"
         write_checkpoint(checkpoint, arguments.size)
-        for recipe in ("fp32", "fp16"):
+        for recipe in ("fp32", "fp16", "int8", "int4"):
             seconds, peak, files = measure(checkpoint, recipe, Path(folder) / recipe)
             vision = sum(n for f, n in files.items() if "vision_encoder" in f)
             text = sum(n for f, n in files.items() if "decoder_model" in f or "embed_tokens" in f)

@@ -92,12 +92,29 @@ ONNX_FILE_STEMS: Final[dict[Component, str]] = {
     "embed": "embed_tokens",
     "decoder": "decoder_model_merged",
 }
-ONNX_SUFFIXES: Final[dict[FloatName, str]] = {"float32": "", "float16": "_fp16"}
+# What transformers.js calls the precision of a graph.
+PrecisionName = Literal["fp32", "fp16", "int8", "q4", "q4f16"]
 
 
-def onnx_file_name(component: Component, storage: FloatName) -> str:
+def precision_name(storage: FloatName, compute: FloatName, bits: int | None) -> PrecisionName:
+    """Name of a graph's precision.
+
+    Args:
+        storage: Dtype of its floats in the file.
+        compute: Dtype of its arithmetic.
+        bits: Of its integers, the fewest where there are several; None without any.
+    """
+    if bits == 4:
+        return "q4f16" if compute == "float16" else "q4"
+    if bits is not None:
+        return "int8"
+    return "fp32" if storage == "float32" else "fp16"
+
+
+def onnx_file_name(component: Component, precision: PrecisionName) -> str:
     """File name of one graph as transformers.js looks it up for a precision."""
-    return f"{ONNX_FILE_STEMS[component]}{ONNX_SUFFIXES[storage]}.onnx"
+    suffix = "" if precision == "fp32" else f"_{precision}"
+    return f"{ONNX_FILE_STEMS[component]}{suffix}.onnx"
 
 
 def onnx_data_name(graph_file: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
-from fastvlm_convert.contract import Component, FloatName, TensorSpec, num_image_tokens
+from fastvlm_convert.contract import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
 from fastvlm_convert.errors import BundleError, RecipeError
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH, Recipe, from_plain
@@ -30,6 +30,7 @@ class Artifact:
         component: Part of the model.
         storage: Dtype of its weights in the file.
         compute: Dtype of its arithmetic.
+        precision: What transformers.js calls the precision of its weights.
         files: Files relative to the bundle; the first is the one a runtime opens.
         inputs: What the graph reads.
         outputs: What it gives.
@@ -40,6 +41,7 @@ class Artifact:
     component: Component
     storage: FloatName
     compute: FloatName
+    precision: PrecisionName
     files: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -28,10 +28,12 @@ from fastvlm_convert.manifest import (
     file_entries,
 )
 from fastvlm_convert.preprocess import ImageMode
+from fastvlm_convert.quantize.apply import quantize_weights
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.loaded import at_image_size
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.plan import LayerPlan, plan_layers
 
 OnProgress = Callable[[str, float], None]
 
@@ -79,8 +81,10 @@ def export(
     checkpoint = open_checkpoint(checkpoint_path, adapter)
     recipe, image_size, image_mode = _resolve(checkpoint, recipe)
     config = at_image_size(checkpoint.config, image_size)
+    folded = fold(checkpoint.weights)
+    plans = plan_layers({name: weight.shape for name, weight in folded.items()}, recipe)
     for target in targets:
-        _EXPORTERS[target].check(config, recipe)
+        _EXPORTERS[target].check(config, recipe, plans)
     contract = Contract(
         image_size=image_size,
         image_mode=image_mode,
@@ -95,7 +99,7 @@ def export(
     with new_folder(output, overwrite, protected) as folder:
         licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
         job = ExportJob(
-            config, fold(checkpoint.weights), recipe, contract, licence, folder, lambda share: None
+            config, quantize_weights(folded, plans), recipe, contract, licence, folder, lambda share: None
         )
         artifacts: list[Artifact] = []
         for target in targets:
@@ -127,13 +131,13 @@ def export(
 class _Exporter:
     """A target's exporter and the packages whose versions shape its bytes."""
 
-    check: Callable[[ModelConfig, Recipe], None]
+    check: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], None]
     export: Callable[[ExportJob], list[Artifact]]
     libraries: tuple[str, ...]
 
 
-def _check_coreml(config: ModelConfig, recipe: Recipe) -> None:
-    _coreml().check_target(config, recipe)
+def _check_coreml(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
+    _coreml().check_target(config, recipe, plans)
 
 
 def _export_coreml(job: ExportJob) -> list[Artifact]:

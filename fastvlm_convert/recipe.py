@@ -18,6 +18,7 @@ from fastvlm_convert.preprocess import ImageMode
 
 FromCheckpoint = Literal["checkpoint"]
 
+BLOCK_SIZES: Final = (16, 32, 64, 128)
 MIN_IMAGE_SIZE: Final = 256
 MAX_IMAGE_SIZE: Final = 1536
 MIN_CONTEXT_LENGTH: Final = 64
@@ -85,6 +86,40 @@ class TableSettings:
 
 
 @dataclass(frozen=True)
+class QuantizeRule:
+    """How some layers are quantized. The first rule whose pattern fits a layer decides.
+
+    Attributes:
+        layers: Patterns of layer names, `*` for any text: `decoder.layers.*`, `*.self_attn.v_proj`.
+        scheme: `float` keeps them; `int8` and `int4` store integers.
+        block_size: Weights along the input axis that share a scale, or `channel` for a whole output row.
+        symmetric: No zero points; the range is centred.
+        on_indivisible: What to do with a layer whose width the block size does not divide.
+    """
+
+    layers: tuple[str, ...]
+    scheme: Literal["float", "int8", "int4"]
+    block_size: int | Literal["channel"] = "channel"
+    symmetric: bool = True
+    on_indivisible: Literal["error", "float"] = "error"
+
+    def __post_init__(self) -> None:
+        if self.block_size != "channel" and self.block_size not in BLOCK_SIZES:
+            raise RecipeError(
+                f"block_size is {self.block_size}, expected 'channel' or one of "
+                f"{', '.join(str(size) for size in BLOCK_SIZES)}"
+            )
+
+    def fits(self, layer: str) -> bool:
+        """Whether the rule is for a layer."""
+        return any(fnmatchcase(layer, pattern) for pattern in self.layers)
+
+    def __str__(self) -> str:
+        """Its patterns."""
+        return ", ".join(self.layers)
+
+
+@dataclass(frozen=True)
 class OnnxSettings:
     """What only the ONNX target has.
 
@@ -130,6 +165,12 @@ class Gates:
         fp16_cache_min_sqnr_db: The same for the logits of a Core ML decoder whose arithmetic is float32 but
             whose cache, being state, is float16.
         device_min_sqnr_db: The same where Core ML itself runs, or the interpreter rounds as a device may.
+        quantizer_max_kl_nats: With quantized layers, most mean divergence that the integers themselves cost
+            the answers: the reference with these weights against the reference. The other gates then compare
+            the bundle with the reference that holds its weights.
+        quantizer_min_top1: Least share of the answers' tokens that the integers leave the likeliest.
+        runtime_max_kl_nats: Most mean divergence that a runtime's own shortcuts cost, such as ONNX Runtime's
+            int8 activations.
         max_new_tokens: Length of the answers that are compared.
     """
 
@@ -137,6 +178,9 @@ class Gates:
     identical_text: bool
     fp16_cache_min_sqnr_db: float = 60
     device_min_sqnr_db: float = 40
+    quantizer_max_kl_nats: float = 0.05
+    quantizer_min_top1: float = 0.95
+    runtime_max_kl_nats: float = 0.05
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
@@ -160,6 +204,7 @@ class Recipe:
         common: What every target shares.
         onnx: ONNX only.
         coreml: Core ML only.
+        quantize: Which layers are stored as integers, and how; none if empty.
     """
 
     name: str
@@ -171,6 +216,7 @@ class Recipe:
     common: CommonSettings = CommonSettings()
     onnx: OnnxSettings = OnnxSettings()
     coreml: CoreMLSettings = CoreMLSettings()
+    quantize: tuple[QuantizeRule, ...] = ()
 
     def __post_init__(self) -> None:
         if self.common.max_context_length % self.coreml.prefill_chunk:

@@ -19,7 +19,8 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     subprocess.run([*pip, "install", "-q", "--no-deps", "--target", site, wheel], check=True)
     code = (
         "import fastvlm_convert, sys; from fastvlm_convert.recipe import load_recipe, shipped_recipes;"
-        "print(fastvlm_convert.__file__); [load_recipe(n) for n in shipped_recipes()]; print(len(shipped_recipes()))"
+        "print(fastvlm_convert.__file__);"
+        "print(len([load_recipe(name) for name in shipped_recipes()]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, tokenizer_json
-from fastvlm_convert.contract import IMAGE_TOKEN, PATCH_SIZE, SYSTEM_PROMPT, Component
+from fastvlm_convert.contract import IMAGE_TOKEN, ONNX_FILE_STEMS, PATCH_SIZE, SYSTEM_PROMPT
 from fastvlm_convert.manifest import Artifact, Contract
 from fastvlm_convert.preprocess import PROMPT_AFTER, PROMPT_BEFORE
 from fastvlm_convert.weights.config import ModelConfig
@@ -96,20 +96,17 @@ def _transformers_js(artifacts: list[Artifact]) -> dict[str, Any]:
     onnx = {a.component: a for a in artifacts if a.target == "onnx"}
     if not onnx:
         return {}
-    dtypes = {"float32": "fp32", "float16": "fp16"}
     graphs = {c: Path(a.files[0]).name for c, a in onnx.items()}
-
-    def base(component: Component) -> str:
-        return graphs[component].removesuffix(".onnx").removesuffix("_fp16")
+    decoder = onnx["decoder"]
 
     return {
         "transformers.js_config": {
-            "dtype": {base(c): dtypes[a.storage] for c, a in onnx.items()},
+            "dtype": {ONNX_FILE_STEMS[c]: a.precision for c, a in onnx.items()},
             # Exactly the data files that exist under a graph's own name: a missing one is an error there.
             "use_external_data_format": {
                 graphs[c]: 1 for c, a in onnx.items() if Path(a.files[1]).name == f"{graphs[c]}_data"
             },
-            "kv_cache_dtype": {dtypes[onnx["decoder"].storage]: onnx["decoder"].compute},
+            "kv_cache_dtype": {decoder.precision: decoder.compute},
         }
     }
 

@@ -24,10 +24,13 @@ def _notice(licence: Path, recipe: Recipe) -> str:
         if "Apple Machine Learning Research Model" in text
         else ""
     )
+    integers = ", ".join(f"{rule} as {rule.scheme}" for rule in recipe.quantize if rule.scheme != "float")
+    quantized = f"These layers are stored as integers: {integers}.\n" if integers else ""
     return (
         f"{attribution}This bundle is a derivative of a FastVLM model; its licence is in {licence.name}.\n\n"
         "Modifications: BatchNorm and LayerScale of the image encoder were folded into the weights beside "
         "them, the model was converted to the formats in this bundle, and its weights are stored as "
         f"{recipe.vision.storage} (image encoder, projector), {recipe.embed.storage} (embedding) and "
         f"{recipe.decoder.storage} (decoder), by fastvlm-convert with the recipe '{recipe.name}'.\n"
+        f"{quantized}"
     )

@@ -1,7 +1,7 @@
 """`fastvlm-convert mil`: what is in a Core ML package, and where its time goes; runs on any machine."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -9,8 +9,10 @@ from rich.table import Table
 
 from fastvlm_convert.cli.console import out, print_json, size_text
 from fastvlm_convert.cli.options import JsonOption, VerboseOption
-from fastvlm_convert.runtime.mil.description import ValueSpec
-from fastvlm_convert.runtime.mil.survey import Survey, survey_package
+
+if TYPE_CHECKING:  # they need coremltools' protobuf classes, which only this command does
+    from fastvlm_convert.runtime.mil.description import ValueSpec
+    from fastvlm_convert.runtime.mil.survey import Survey
 
 _HONEST = "times of this machine's CPU kernels; they say nothing about Apple's"
 
@@ -25,6 +27,8 @@ def command(
     verbose: VerboseOption = False,
 ) -> None:
     """Show what is in a Core ML package: functions, operations and weights."""
+    from fastvlm_convert.runtime.mil.survey import survey_package
+
     survey = survey_package(package)
     facts = describe(survey, package)
     if profile:
@@ -35,7 +39,7 @@ def command(
         _print(survey, facts)
 
 
-def describe(survey: Survey, package: Path) -> dict[str, Any]:
+def describe(survey: "Survey", package: Path) -> dict[str, Any]:
     """Everything that `mil` knows without running, as plain data."""
     from fastvlm_convert.runtime.mil.plan import knows
 
@@ -60,7 +64,7 @@ def describe(survey: Survey, package: Path) -> dict[str, Any]:
     }
 
 
-def _plain(value: ValueSpec) -> dict[str, Any]:
+def _plain(value: "ValueSpec") -> dict[str, Any]:
     flexible = value.flexibility
     return {
         "name": value.name,
@@ -72,7 +76,7 @@ def _plain(value: ValueSpec) -> dict[str, Any]:
     }
 
 
-def _profile(package: Path, survey: Survey) -> dict[str, Any]:
+def _profile(package: Path, survey: "Survey") -> dict[str, Any]:
     from fastvlm_convert.runtime.mil.interpreter import Interpreter
     from fastvlm_convert.runtime.mil.profile import profile, to_plain
 
@@ -80,7 +84,7 @@ def _profile(package: Path, survey: Survey) -> dict[str, Any]:
     return {name: to_plain(profile(interpreter, name)) for name in survey.functions}
 
 
-def _print(survey: Survey, facts: dict[str, Any]) -> None:
+def _print(survey: "Survey", facts: dict[str, Any]) -> None:
     table = Table(
         title=escape(facts["package"]),
         title_justify="left",

@@ -98,11 +98,16 @@ def _check_table(result: VerifyResult) -> Table:
     table.add_column("status")
     table.add_column("executed by")
     for check in result.checks:
-        gate = "equal" if check.threshold is None else f">= {check.threshold:g}"
-        value = "equal" if check.exact else "-" if check.value is None else f"{check.value:.1f}"
+        sign = "<=" if check.metric.endswith("_nats") else ">="
+        gate = "equal" if check.threshold is None else f"{sign} {check.threshold:g}"
+        value = "equal" if check.exact else "-" if check.value is None else _shown(check.metric, check.value)
         by = check.executed_by or ""
         table.add_row(check.target, check.stage, check.metric, value, gate, status_text(check.status), by)
     return table
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.1f}" if metric.endswith("_db") else f"{value:.3g}"
 
 
 def _measurement_table(result: VerifyResult) -> Table:

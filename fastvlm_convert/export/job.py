@@ -1,15 +1,24 @@
 """What every exporter is given."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastvlm_convert.contract import Component, PrecisionName, precision_name
 from fastvlm_convert.manifest import Contract
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.source import WeightSource
+from fastvlm_convert.weights.quantized import MixedSource, QuantizedWeight
 
 OnProgress = Callable[[float], None]
+
+# Weights by component. The table is the embedding's even where the head shares it.
+_PREFIXES: dict[Component, tuple[str, ...]] = {
+    "vision": ("vision.", "projector."),
+    "embed": ("decoder.embed_tokens.",),
+    "decoder": ("decoder.layers.",),
+}
 
 
 @dataclass(frozen=True)
@@ -18,7 +27,7 @@ class ExportJob:
 
     Attributes:
         config: Dimensions, with the image size to export.
-        weights: Canonical names, folded.
+        weights: Canonical names, folded, quantized where the recipe says so.
         recipe: Precisions and settings.
         contract: What the bundle promises its users.
         licence: File name of the model's licence, or `not_found`.
@@ -27,12 +36,23 @@ class ExportJob:
     """
 
     config: ModelConfig
-    weights: WeightSource
+    weights: MixedSource
     recipe: Recipe
     contract: Contract
     licence: str
     folder: Path
     on_progress: OnProgress
+
+    def precision(self, component: Component) -> PrecisionName:
+        """Name of a component's precision: that of its smallest weights."""
+        settings = self.recipe.vision if component == "vision" else self.recipe.decoder
+        bits = [
+            weight.scheme.bits
+            for name, weight in self.weights.items()
+            if isinstance(weight, QuantizedWeight) and name.startswith(_PREFIXES[component])
+        ]
+        storage = self.recipe.embed.storage if component == "embed" else settings.storage
+        return precision_name(storage, settings.compute, min(bits, default=None))
 
 
 class ByteCounter:
@@ -44,7 +64,7 @@ class ByteCounter:
 
     def __init__(self, job: ExportJob) -> None:
         self._on_progress = job.on_progress
-        self._total = 4 * sum(weight.size for weight in job.weights.values())
+        self._total = 4 * sum(math.prod(weight.shape) for weight in job.weights.values())
         self._done = 0
 
     def add(self, count: int) -> None:

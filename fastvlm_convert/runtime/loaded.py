@@ -15,8 +15,13 @@ from fastvlm_convert.decode import Session
 from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.manifest import Manifest, Target
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
+from fastvlm_convert.quantize.apply import quantize_weights
+from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.plan import plan_layers
+from fastvlm_convert.weights.quantized import dense_view
+from fastvlm_convert.weights.source import WeightSource
 
 if TYPE_CHECKING:  # the reference needs torch, which only those who run it load
     from fastvlm_convert.model.fastvlm import FastVLM
@@ -95,15 +100,41 @@ def load_folded_reference(
     checkpoint: Checkpoint, on_progress: OnProgress | None = None
 ) -> tuple[LoadedModel, "FastVLM"]:
     """The reference with the weights that programs compute with, and the module itself for hooks."""
+    return _load_folded(
+        checkpoint, checkpoint.config, fold(checkpoint.weights), REFERENCE_CONTEXT, on_progress
+    )
+
+
+def load_engine(checkpoint: Checkpoint, recipe: Recipe, context_length: int) -> LoadedModel:
+    """The reference holding the weights that a recipe's integers stand for.
+
+    It judges the integers alone, and gives the exporters' graphs something to be exact to.
+    """
+    folded = fold(checkpoint.weights)
+    plans = plan_layers({name: weight.shape for name, weight in folded.items()}, recipe)
+    size, mode = recipe.common.image_size, recipe.common.image_mode
+    config = checkpoint.config if size == "checkpoint" else at_image_size(checkpoint.config, size)
+    weights = dense_view(quantize_weights(folded, plans))
+    loaded, _ = _load_folded(checkpoint, config, weights, context_length, None)
+    return loaded if mode == "checkpoint" else replace(loaded, image_mode=mode)
+
+
+def _load_folded(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    weights: WeightSource,
+    context_length: int,
+    on_progress: OnProgress | None,
+) -> tuple[LoadedModel, "FastVLM"]:
     from fastvlm_convert.model.fastvlm import load_model
     from fastvlm_convert.runtime.torch_session import TorchSession
 
-    model = load_model(checkpoint.config, fold(checkpoint.weights), folded=True, on_progress=on_progress)
+    model = load_model(config, weights, folded=True, on_progress=on_progress)
     loaded = LoadedModel(
-        session=TorchSession(model, REFERENCE_CONTEXT),
+        session=TorchSession(model, context_length),
         tokenizer=checkpoint.tokenizer,
         eos_token_ids=checkpoint.eos_token_ids,
-        image_size=checkpoint.config.vision.image_size,
+        image_size=config.vision.image_size,
         image_mode=checkpoint.image_mode,
     )
     return loaded, model
@@ -115,7 +146,7 @@ def has_core_ml() -> bool:
 
 
 def load_bundle(
-    bundle: Path, manifest: Manifest, target: Target, interpret: Precision | None = None
+    bundle: Path, manifest: Manifest, target: Target, precision: Precision | None = None
 ) -> LoadedModel:
     """One target of a bundle.
 
@@ -123,8 +154,8 @@ def load_bundle(
         bundle: Its folder.
         manifest: Its manifest.
         target: The target.
-        interpret: Precision in which the interpreter runs Core ML packages; None leaves them to Core ML where
-            there is one, and else means `exact`.
+        precision: Core ML: how the interpreter runs the packages; None leaves them to Core ML where there is
+            one, and else means `exact`. ONNX: `exact` does without int8 activations; None runs it as it is.
 
     Raises:
         BundleError: The target is not in the bundle, or its runtime refuses it.
@@ -133,7 +164,7 @@ def load_bundle(
     if target not in manifest.targets:
         raise BundleError(f"the bundle has no {target}; it has {', '.join(manifest.targets)}", where=bundle)
     return LoadedModel(
-        session=_SESSIONS[target](bundle, manifest, interpret),
+        session=_SESSIONS[target](bundle, manifest, precision),
         tokenizer=read_tokenizer(bundle),
         eos_token_ids=manifest.contract.eos_token_ids,
         image_size=manifest.contract.image_size,
@@ -141,16 +172,16 @@ def load_bundle(
     )
 
 
-def _onnx_session(bundle: Path, manifest: Manifest, _interpret: Precision | None) -> Session:
+def _onnx_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> Session:
     try:
         from fastvlm_convert.runtime.onnx_session import OnnxSession
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, "running an ONNX bundle") from error
 
-    return OnnxSession(bundle, manifest)
+    return OnnxSession(bundle, manifest, exact=precision == "exact")
 
 
-def _coreml_session(bundle: Path, manifest: Manifest, interpret: Precision | None) -> Session:
+def _coreml_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> Session:
     try:
         from fastvlm_convert.runtime.coreml_session import CoreMLSession, InterpretedPackage
     except ModuleNotFoundError as error:
@@ -159,11 +190,11 @@ def _coreml_session(bundle: Path, manifest: Manifest, interpret: Precision | Non
     vision, decoder = (
         (bundle / manifest.artifact("coreml", part).files[0]).parent for part in ("vision", "decoder")
     )
-    if interpret is None and has_core_ml():
+    if precision is None and has_core_ml():
         from fastvlm_convert.runtime.coreml_package import CoreMLPackage
 
         return CoreMLSession(manifest, CoreMLPackage(vision), CoreMLPackage(decoder))
-    precision = interpret or "exact"
+    precision = precision or "exact"
     return CoreMLSession(
         manifest, InterpretedPackage(vision, precision), InterpretedPackage(decoder, precision)
     )

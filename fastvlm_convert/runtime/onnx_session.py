@@ -32,19 +32,25 @@ class OnnxSession:
     The KV cache is one fixed buffer a tensor, bound as past and as present: attention writes new positions
     in place and nothing is copied between steps.
 
+    Args:
+        bundle: Its folder.
+        manifest: Its manifest.
+        exact: Whether quantized matrices multiply float activations; slower by far, and as exact as the file.
+
     Raises:
         BundleError: ONNX Runtime refuses a graph, here or when it is run.
     """
 
     trouble: str | None = None  # ONNX Runtime does not say where a value came from
 
-    def __init__(self, bundle: Path, manifest: Manifest) -> None:
-        self.executed_by = f"onnxruntime {onnxruntime.__version__}"
+    def __init__(self, bundle: Path, manifest: Manifest, exact: bool = False) -> None:
+        version = f"onnxruntime {onnxruntime.__version__}"
+        self.executed_by = f"{version} (float activations)" if exact else version
         self.context_length = manifest.contract.context_length
         self.num_image_tokens = manifest.contract.num_image_tokens
         self._vision = _load(bundle, manifest, "vision")
         self._embed = _load(bundle, manifest, "embed")
-        self._decoder = _load(bundle, manifest, "decoder")
+        self._decoder = (_load_exact if exact else _load)(bundle, manifest, "decoder")
         decoder = manifest.artifact("onnx", "decoder")
         past = [t for t in decoder.inputs if t.name not in (INPUTS_EMBEDS, ATTENTION_MASK)]
         present = [t.name for t in decoder.outputs if t.name != LOGITS]
@@ -101,6 +107,25 @@ def _load(bundle: Path, manifest: Manifest, component: Component) -> onnxruntime
     options.log_severity_level = _SEVERITY
     with _refusals(path):
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _load_exact(bundle: Path, manifest: Manifest, component: Component) -> onnxruntime.InferenceSession:
+    """A copy of the graph, in memory, whose MatMulNBits do not round activations to int8."""
+    import onnx
+
+    path = bundle / manifest.artifact("onnx", component).files[0]
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SEVERITY
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    with _refusals(path):
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash
 from fastvlm_convert.contract import STAGES
 from fastvlm_convert.errors import BundleError, MissingDependencyError, TokenizerError
 from fastvlm_convert.manifest import Manifest, changed_files
-from fastvlm_convert.runtime.loaded import load_reference
+from fastvlm_convert.recipe import Gates
+from fastvlm_convert.runtime.loaded import load_engine, load_reference
 from fastvlm_convert.verify.check import Check, Measurement, equal, not_run
-from fastvlm_convert.verify.compare import compare
+from fastvlm_convert.verify.compare import StageGates, compare
 from fastvlm_convert.verify.executions import executions
 from fastvlm_convert.verify.questions import Question
 
@@ -66,6 +67,19 @@ def verify(
         contract.context_length,
         lambda share: on_progress("reference", share),
     )
+    if manifest.recipe.quantize:
+        engine = load_engine(checkpoint, manifest.recipe, contract.context_length)
+        found = compare(
+            "weights",
+            engine,
+            reference,
+            questions,
+            _quantizer_gates(manifest.recipe.gates),
+            lambda share: on_progress("weights", share),
+        )
+        checks += found.checks
+        measurements += found.measurements
+        reference = engine
     for target in manifest.targets:
         for execution in executions(manifest, target, interpret):
             try:
@@ -74,7 +88,7 @@ def verify(
                     target,
                     loaded,
                     reference,
-                    questions,
+                    questions[: execution.max_questions],
                     execution.gates,
                     lambda share, name=execution.name: on_progress(name, share),  # type: ignore[misc]
                 )
@@ -90,6 +104,16 @@ def verify(
         warnings.append("the bundle was made from other files than this reference (their hashes differ)")
     on_progress("checkpoint", 1.0)
     return VerifyResult(tuple(checks), tuple(measurements), tuple(warnings))
+
+
+def _quantizer_gates(gates: Gates) -> StageGates:
+    return StageGates(
+        min_sqnr_db={},
+        identical_text=False,
+        max_new_tokens=gates.max_new_tokens,
+        max_kl_mean_nats=gates.quantizer_max_kl_nats,
+        min_top1_agreement=gates.quantizer_min_top1,
+    )
 
 
 def _metric(stage: str) -> str:

@@ -54,6 +54,14 @@ def at_least(
     return Check(target, stage, metric, value, value is None, executed_by, threshold, _status(passed), why)
 
 
+def at_most(target: str, stage: str, metric: str, value: float, threshold: float, executed_by: str) -> Check:
+    """A check that `value` does not exceed `threshold`. NaN fails."""
+    passed = value <= threshold
+    why = None if passed else f"{value:.3g} is above {threshold:g}"
+    finite = value if math.isfinite(value) else None
+    return Check(target, stage, metric, finite, False, executed_by, threshold, _status(passed), why)
+
+
 def equal(
     target: str, stage: str, metric: str, differences: int, reason: str, executed_by: str | None
 ) -> Check:

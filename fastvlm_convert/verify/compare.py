@@ -13,7 +13,7 @@ from fastvlm_convert import metrics
 from fastvlm_convert.decode import embed_prompt, generate, teacher_forced
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.runtime.loaded import LoadedModel
-from fastvlm_convert.verify.check import Check, Measurement, at_least, equal
+from fastvlm_convert.verify.check import Check, Measurement, at_least, at_most, equal
 from fastvlm_convert.verify.questions import Question
 
 OnProgress = Callable[[float], None]
@@ -52,14 +52,18 @@ class StageGates:
     """What one execution of a target must reach.
 
     Attributes:
-        min_sqnr_db: Least signal to noise a stage.
+        min_sqnr_db: Least signal to noise by stage; a stage that is not there is measured only.
         identical_text: Whether the greedy answers must be the reference's.
         max_new_tokens: Length of the answers that are compared.
+        max_kl_mean_nats: Largest mean divergence of the answers' tokens, or None.
+        min_top1_agreement: Least share of the answers' tokens with the same likeliest token, or None.
     """
 
     min_sqnr_db: Mapping[str, float]
     identical_text: bool
     max_new_tokens: int
+    max_kl_mean_nats: float | None = None
+    min_top1_agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,12 @@ def compare(
     measurements: list[Measurement] = []
     for name, stage in stages.items():
         value = stage.worst(metrics.sqnr_db)
-        checks.append(at_least(target, name, "sqnr_db", value, gates.min_sqnr_db[name], runs))
+        if name in gates.min_sqnr_db:
+            checks.append(at_least(target, name, "sqnr_db", value, gates.min_sqnr_db[name], runs))
+        else:
+            measurements.append(Measurement(target, name, "sqnr_db", value, value is None, runs))
         measurements += _measure(target, name, stage, runs)
+    checks += _check_answers(target, stages, gates, runs)
     differing = f"{len(text_differs)} of {len(questions)} answers differ: {text_differs}"
     if gates.identical_text:
         checks.append(equal(target, "greedy_text", "token_ids", len(text_differs), differing, runs))
@@ -150,6 +158,25 @@ def _run_both(
 
     said = generate(candidate.session, ours, candidate.eos_token_ids, limit)
     return ids_equal, said.token_ids == answer.token_ids
+
+
+def _check_answers(
+    target: str, stages: Mapping[str, _Stage], gates: StageGates, executed_by: str
+) -> list[Check]:
+    """Divergence and agreement over all tokens of all answers."""
+    pairs = [stages[name] for name in _LOGIT_STAGES]
+    reference = np.concatenate([rows for stage in pairs for rows in stage.reference])
+    candidate = np.concatenate([rows for stage in pairs for rows in stage.candidate])
+    checks = []
+    if gates.max_kl_mean_nats is not None:
+        value = float(metrics.kl_divergence(reference, candidate).mean())
+        checks.append(at_most(target, "answers", "kl_mean_nats", value, gates.max_kl_mean_nats, executed_by))
+    if gates.min_top1_agreement is not None:
+        value = metrics.top1_agreement(reference, candidate)
+        checks.append(
+            at_least(target, "answers", "top1_agreement", value, gates.min_top1_agreement, executed_by)
+        )
+    return checks
 
 
 def _measure(target: str, name: str, stage: _Stage, executed_by: str) -> list[Measurement]:

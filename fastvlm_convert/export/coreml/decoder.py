@@ -34,7 +34,8 @@ from fastvlm_convert.export.coreml.ops import Ops, mil_type, scalar
 from fastvlm_convert.export.coreml.weights import Weights
 from fastvlm_convert.recipe import CoreMLSettings, FloatSettings
 from fastvlm_convert.weights.config import DecoderConfig
-from fastvlm_convert.weights.source import Weight, WeightSource
+from fastvlm_convert.weights.quantized import AnyWeight, MixedSource, float_weight
+from fastvlm_convert.weights.source import Weight
 
 TARGET = coremltools.target.iOS18
 _MIN_ROW = 1e-3  # least divisor of a row before it is squared
@@ -76,7 +77,7 @@ class DecoderBuilder:
     def __init__(
         self,
         config: DecoderConfig,
-        source: WeightSource,
+        source: MixedSource,
         precision: FloatSettings,
         settings: CoreMLSettings,
         context_length: int,
@@ -161,7 +162,7 @@ class DecoderBuilder:
         if LAST_INDEX in values:
             begin = mb.concat(values=[[0], values[LAST_INDEX], [0]], axis=0, name="last_begin")
             x = mb.slice_by_size(x=x, begin=begin, size=[1, 1, config.hidden_size], name="last_residual")
-        normed = self._norm("final_norm", x, self.source["decoder.norm.weight"])
+        normed = self._norm("final_norm", x, float_weight(self.source, "decoder.norm.weight"))
         rows = config.vocab_size
         dtype = self.ops.dtype("lm_head")
         table = (
@@ -228,14 +229,16 @@ class DecoderBuilder:
         def name(part: str) -> str:
             return decoder_op(i, part)
 
-        def weight(module: str) -> list[Weight]:
+        def weight(module: str) -> list[AnyWeight]:
             return [source[f"{layer}.{module}.weight"]]
 
-        normed = self._norm(name("attn_norm"), x, source[f"{layer}.input_layernorm.weight"])
+        normed = self._norm(name("attn_norm"), x, float_weight(source, f"{layer}.input_layernorm.weight"))
         attended = self._attention(i, normed, step, cache)
         attended = ops.linear(name("o"), attended, weight("self_attn.o_proj"))
         x = ops.op("add", name("attn_residual"), x=x, y=attended)
-        normed = self._norm(name("mlp_norm"), x, source[f"{layer}.post_attention_layernorm.weight"])
+        normed = self._norm(
+            name("mlp_norm"), x, float_weight(source, f"{layer}.post_attention_layernorm.weight")
+        )
         gate = ops.linear(name("gate"), normed, weight("mlp.gate_proj"))
         up = ops.linear(name("up"), normed, weight("mlp.up_proj"))
         gated = ops.op("mul", name("gated"), x=ops.op("silu", name("silu"), x=gate), y=up)

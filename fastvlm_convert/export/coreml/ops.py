@@ -1,5 +1,6 @@
 """The operations both packages are made of, each in the precision its name asks for."""
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastvlm_convert.contract import FloatName
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.export.coreml.weights import Weights
 from fastvlm_convert.recipe import FloatSettings
+from fastvlm_convert.weights.quantized import AnyWeight, quantized_only, stacked
 from fastvlm_convert.weights.source import Weight
 
 _FEW = 6  # names that an error message gives as examples
@@ -102,11 +104,17 @@ class Ops:
         }
         return getattr(mb, kind)(name=name, **given)
 
-    def weight(self, key: str, owner: str, *weights: Weight, shape: tuple[int, ...] | None = None) -> Var:
-        """A weight in the dtype in which the operation `owner` computes."""
-        return self.weights.weight(key, self.precision.storage, self.dtype(owner), *weights, shape=shape)
+    def weight(self, key: str, owner: str, *weights: AnyWeight) -> Var:
+        """A weight, or several stacked, in the dtype in which the operation `owner` computes."""
+        dtype = self.dtype(owner)
+        if integers := quantized_only(list(weights)):
+            return self.weights.affine(key, dtype, stacked(integers))
+        floats = [w for w in weights if isinstance(w, Weight)]
+        return self.weights.weight(key, self.precision.storage, dtype, *floats)
 
-    def linear(self, name: str, x: Var, weights: list[Weight], biases: list[Weight] | None = None) -> Var:
+    def linear(
+        self, name: str, x: Var, weights: Sequence[AnyWeight], biases: Sequence[AnyWeight] | None = None
+    ) -> Var:
         """Multiply by W^T and add a bias; several weights are stacked along their output rows."""
         rows = sum(w.shape[0] for w in weights)
         dtype = self.dtype(name)
@@ -116,7 +124,9 @@ class Ops:
             bias = self.weights.constant(f"zeros_{rows}_{dtype}", dtype, dtype, np.zeros(rows))
         return self.op("linear", name, x=x, weight=self.weight(f"{name}_weight", name, *weights), bias=bias)
 
-    def conv(self, name: str, x: Var, weight: Weight, bias: Weight, stride: int = 1, groups: int = 1) -> Var:
+    def conv(
+        self, name: str, x: Var, weight: AnyWeight, bias: AnyWeight, stride: int = 1, groups: int = 1
+    ) -> Var:
         """Convolution with "same" padding."""
         return self.op(
             "conv",

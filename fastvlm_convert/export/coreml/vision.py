@@ -21,7 +21,7 @@ from fastvlm_convert.export.coreml.ops import Ops, mil_type, scalar
 from fastvlm_convert.export.coreml.weights import Weights
 from fastvlm_convert.recipe import FloatSettings
 from fastvlm_convert.weights.config import ModelConfig, StageConfig
-from fastvlm_convert.weights.source import WeightSource
+from fastvlm_convert.weights.quantized import MixedSource
 
 APPLE_INPUT = "images"  # what Apple's app calls the input of its vision package
 
@@ -42,7 +42,7 @@ class VisionBuilder:
     def __init__(
         self,
         config: ModelConfig,
-        source: WeightSource,
+        source: MixedSource,
         precision: FloatSettings,
         weights: Weights,
         target: coremltools.target,

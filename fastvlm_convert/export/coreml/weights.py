@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 from coremltools.converters.mil import Builder as mb  # noqa: N813  coremltools' own convention
-from coremltools.converters.mil.mil import Var
+from coremltools.converters.mil.mil import Var, types
 
 from fastvlm_convert.contract import FloatName
 from fastvlm_convert.errors import TargetError
+from fastvlm_convert.weights.quantized import QuantizedWeight
+from fastvlm_convert.weights.schemes import AffineScheme
 from fastvlm_convert.weights.source import Weight
 
 OnBytes = Callable[[int], None]
@@ -16,6 +18,14 @@ OnBytes = Callable[[int], None]
 _SMALL = (
     1024  # elements; coremltools puts the smallest constants into the program itself, without `flatten()`
 )
+
+
+class _Flat(np.ndarray):
+    """Values on their way into the file. The blob writer asks for `tobytes()`, of which it only reads."""
+
+    def tobytes(self, order: Any = "C") -> Any:  # noqa: ANN401
+        """The memory itself: a copy would double the peak of the largest weight."""
+        return self.view(np.ndarray).data
 
 
 class LazyArray(np.ndarray):
@@ -43,7 +53,7 @@ class LazyArray(np.ndarray):
         self.num_reads += 1
         values = self._load()
         assert values.shape == self.shape
-        return values.reshape(-1)
+        return values.reshape(-1).view(_Flat)
 
 
 class Weights:
@@ -68,7 +78,6 @@ class Weights:
         storage: FloatName,
         compute: FloatName,
         *weights: Weight,
-        shape: tuple[int, ...] | None = None,
     ) -> Var:
         """A float weight in the compute dtype.
 
@@ -77,10 +86,8 @@ class Weights:
             storage: Dtype in the file.
             compute: Dtype it is used in; a compile-time cast stands between where the two differ.
             *weights: The weight, or several that are stacked along their first axis.
-            shape: Shape in the program where it is another than the stacked weights'.
         """
-        if shape is None:
-            shape = (sum(w.shape[0] for w in weights), *weights[0].shape[1:])
+        shape = (sum(w.shape[0] for w in weights), *weights[0].shape[1:])
 
         def load() -> np.ndarray:
             return _read(key, storage, weights, shape, self._on_bytes)
@@ -88,6 +95,49 @@ class Weights:
         is_small = np.prod(shape, dtype=np.int64) <= _SMALL
         make = load if is_small else lambda: LazyArray(shape, _dtype(storage), load)
         return self._shared(key, storage, compute, make)
+
+    def affine(self, key: str, compute: FloatName, weight: QuantizedWeight) -> Var:
+        """A quantized weight behind the compile-time dequantization of iOS 18.
+
+        Its scale has the compute dtype, in which the runtime multiplies; float32 holds it exactly.
+        """
+        if key in self._vars:
+            return self._vars[key]
+        parts = _AffineParts(weight, self._on_bytes)
+        integer = _integer_type(weight.scheme)
+        scale_shape = (weight.rows, parts.blocks, *[1] * (len(weight.shape) - 2))
+        stored = [
+            self._part(f"{key}_q", weight.shape, integer, parts.integers),
+            self._part(f"{key}_scale", scale_shape, _dtype(compute), parts.scales),
+        ]
+        arguments = {"data": stored[0], "scale": stored[1]}
+        if not weight.scheme.symmetric:
+            arguments["offset"] = self._part(f"{key}_zero_point", scale_shape, integer, parts.zero_points)
+        self._vars[key] = mb.constexpr_blockwise_shift_scale(name=key, **arguments)
+        return self._vars[key]
+
+    def _part(
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        dtype: Any,  # noqa: ANN401
+        load: Callable[[], np.ndarray],
+    ) -> Var:
+        if key not in self._values:
+            is_small = np.prod(shape, dtype=np.int64) <= _SMALL
+
+            def read() -> np.ndarray:
+                return (
+                    load()
+                    .astype(np.int8 if dtype is types.np_int4_dtype else dtype)
+                    .view(dtype)
+                    .reshape(shape)
+                )
+
+            self._values[key] = read() if is_small else LazyArray(shape, dtype, read)
+        var = mb.const(val=self._values[key], name=key)
+        var.op.weight_id = key
+        return var
 
     def constant(self, key: str, storage: FloatName, compute: FloatName, values: np.ndarray) -> Var:
         """A small array that is no weight of the checkpoint, shared by key like a weight."""
@@ -116,6 +166,43 @@ class Weights:
             var = mb.cast(x=stored, dtype="fp32" if compute == "float32" else "fp16", name=key)
         self._vars[key] = var
         return var
+
+
+class _AffineParts:
+    """The integers, scales and zero points of a weight, which is quantized once for all three."""
+
+    def __init__(self, weight: QuantizedWeight, on_bytes: OnBytes) -> None:
+        self._weight = weight
+        self._on_bytes = on_bytes
+        self._rest: tuple[np.ndarray, np.ndarray] | None = None
+        self.blocks = weight.scheme.num_blocks(weight.columns)
+
+    def integers(self) -> np.ndarray:
+        """Signed where symmetric, else unsigned; one a byte."""
+        parts = list(self._weight.chunks())
+        self._on_bytes(4 * self._weight.rows * self._weight.columns)
+        self._rest = np.concatenate([p.scale for p in parts]), np.concatenate([p.zero_point for p in parts])
+        q = np.concatenate([p.q for p in parts])
+        scheme = self._weight.scheme
+        return q.astype(np.int16) - scheme.middle if scheme.symmetric else q
+
+    def scales(self) -> np.ndarray:
+        return self._others()[0]
+
+    def zero_points(self) -> np.ndarray:
+        return self._others()[1]
+
+    def _others(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._rest is None:  # the writer asks in the order of the program, integers first
+            self.integers()
+        assert self._rest is not None
+        return self._rest
+
+
+def _integer_type(scheme: AffineScheme) -> Any:  # noqa: ANN401
+    if scheme.bits == 8:
+        return np.int8 if scheme.symmetric else np.uint8
+    return types.np_int4_dtype if scheme.symmetric else types.np_uint4_dtype
 
 
 def _dtype(name: FloatName) -> type:

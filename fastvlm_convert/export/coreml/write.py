@@ -1,13 +1,13 @@
 """Write the packages of a bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import coremltools
 from coremltools.converters.mil.mil import Function
 from coremltools.proto import FeatureTypes_pb2, Model_pb2
 
 from fastvlm_convert import contract as names
-from fastvlm_convert.contract import Component, TensorSpec
+from fastvlm_convert.contract import Component, PrecisionName, TensorSpec
 from fastvlm_convert.errors import TargetError
 from fastvlm_convert.export.coreml.decoder import TARGET as DECODER_TARGET
 from fastvlm_convert.export.coreml.decoder import DecoderBuilder
@@ -18,6 +18,8 @@ from fastvlm_convert.export.job import ByteCounter, ExportJob
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.recipe import FloatSettings, Recipe
 from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.plan import LayerPlan
+from fastvlm_convert.weights.quantized import dense_view
 
 FOLDER = "coreml"
 VISION_PACKAGE = f"{FOLDER}/vision.mlpackage"
@@ -46,12 +48,13 @@ _FEATURES = {
 }
 
 
-def check_target(config: ModelConfig, recipe: Recipe) -> None:
+def check_target(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
     """Refuse dimensions that Core ML, or Apple's app, cannot take; reads no weight.
 
     Raises:
         TargetError: Names the dimension and what is allowed.
     """
+    del plans  # every affine scheme can be expressed
     vision = config.vision
     fits_app = (vision.image_size, vision.output_width) == (_APPLE_IMAGE_SIZE, _APPLE_WIDTH)
     if recipe.coreml.drop_in and not fits_app:
@@ -73,7 +76,6 @@ def export_coreml(job: ExportJob) -> list[Artifact]:
         CheckpointError: A weight cannot be read.
         RecipeError: A pattern of float32_ops matches no operation.
     """
-    check_target(job.config, job.recipe)
     writer = _Writer(job)
     artifacts = [*writer.vision(), *writer.decoder()]
     return [*artifacts, *writer.apple_vision()] if job.recipe.coreml.drop_in else artifacts
@@ -83,6 +85,7 @@ class _Writer:
     """Writes the packages of one job."""
 
     def __init__(self, job: ExportJob) -> None:
+        self.job = job
         self.config = job.config
         self.weights = job.weights
         self.recipe = job.recipe
@@ -121,7 +124,8 @@ class _Writer:
         """The encoder alone, in the form that Apple's app loads."""
         settings = FloatSettings("float32", "float32")
         weights = Weights(lambda count: None)
-        function = VisionBuilder(self.config, self.weights, settings, weights, _APPLE_TARGET).apple_function()
+        floats = dense_view(self.weights)  # integers in blocks need iOS 18
+        function = VisionBuilder(self.config, floats, settings, weights, _APPLE_TARGET).apple_function()
         text = "FastVLM image encoder without projector, for Apple's FastVLM app."
         return self._write(
             APPLE_PACKAGE, {_MAIN: function}, {_MAIN: "vision"}, settings, weights, text, _APPLE_TARGET
@@ -147,6 +151,7 @@ class _Writer:
                 component=components[name],
                 storage=settings.storage,
                 compute=settings.compute,
+                precision=self._precision(components[name], package),
                 files=tuple(f"{package}/{file}" for file in FILES),
                 inputs=_specs(described[name].input) + _specs(described[name].state),
                 outputs=_specs(described[name].output),
@@ -154,6 +159,9 @@ class _Writer:
             )
             for name in functions
         ]
+
+    def _precision(self, component: Component, package: str) -> PrecisionName:
+        return "fp32" if package == APPLE_PACKAGE else self.job.precision(component)
 
     def _metadata(self, description: str) -> Metadata:
         contract = self.contract

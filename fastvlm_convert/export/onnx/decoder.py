@@ -18,10 +18,12 @@ from fastvlm_convert.contract import (
     present_key,
     present_value,
 )
-from fastvlm_convert.export.onnx.data import Region
+from fastvlm_convert.export.onnx.affine import StoredAffine, matmul, store_affine
+from fastvlm_convert.export.onnx.embed import Table
 from fastvlm_convert.export.onnx.graph import Graph
 from fastvlm_convert.weights.config import DecoderConfig
-from fastvlm_convert.weights.source import Weight, WeightSource
+from fastvlm_convert.weights.quantized import AnyWeight, MixedSource, float_weight, quantized_only, stacked
+from fastvlm_convert.weights.source import Weight
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class _Context:
 
 
 def build_decoder(
-    graph: Graph, config: DecoderConfig, weights: WeightSource, context_length: int, head: Region
+    graph: Graph, config: DecoderConfig, weights: MixedSource, context_length: int, head: Table
 ) -> None:
     """Add the whole decoder to a graph.
 
@@ -63,12 +65,16 @@ def build_decoder(
         x, skip = _layer(graph, config, weights, i, x, skip, context)
     # Only the last position is needed, so the head runs on one row instead of the whole prompt.
     x, skip = _last(graph, x, "last_residual"), _last(graph, skip, "last_block")
-    normed, _ = _norm(graph, config, weights["decoder.norm.weight"], x, skip, "final_norm")
-    matrix = graph.external("lm_head_weight", head, graph.storage, (config.vocab_size, config.hidden_size))
-    if graph.storage != graph.compute:
-        matrix = graph.cast(matrix, graph.compute, "lm_head_cast")
+    normed, _ = _norm(graph, config, float_weight(weights, "decoder.norm.weight"), x, skip, "final_norm")
     logits = LOGITS if graph.compute == "float32" else "lm_head"
-    graph.fused("FusedMatMul", [normed, matrix], logits, transB=1)
+    if isinstance(head, StoredAffine):
+        matmul(graph, logits, normed, head, config.vocab_size)
+    else:
+        shape = (config.vocab_size, config.hidden_size)
+        matrix = graph.external("lm_head_weight", head, graph.storage, shape)
+        if graph.storage != graph.compute:
+            matrix = graph.cast(matrix, graph.compute, "lm_head_cast")
+        graph.fused("FusedMatMul", [normed, matrix], logits, transB=1)
     if logits != LOGITS:
         graph.cast(logits, "float32", LOGITS)
     graph.output(LOGITS, "float32", [BATCH, 1, config.vocab_size])
@@ -113,7 +119,7 @@ def _table(graph: Graph, name: str, values: np.ndarray) -> str:
 
 
 def _layer(
-    graph: Graph, config: DecoderConfig, weights: WeightSource, i: int, x: str, skip: str, context: _Context
+    graph: Graph, config: DecoderConfig, weights: MixedSource, i: int, x: str, skip: str, context: _Context
 ) -> tuple[str, str]:
     """One layer; returns the residual stream and the MLP's output that is still to be added to it."""
     layer = f"decoder.layers.{i}"
@@ -121,10 +127,12 @@ def _layer(
     def op(part: str) -> str:
         return decoder_op(i, part)
 
-    normed, x = _norm(graph, config, weights[f"{layer}.input_layernorm.weight"], x, skip, op("attn_norm"))
+    normed, x = _norm(
+        graph, config, float_weight(weights, f"{layer}.input_layernorm.weight"), x, skip, op("attn_norm")
+    )
     qkv = [f"{layer}.self_attn.{p}_proj" for p in "qkv"]
     packed = _linear(graph, op("qkv"), normed, [weights[f"{n}.weight"] for n in qkv])
-    bias = graph.weight(f"{op('qkv')}_bias", *(weights[f"{n}.bias"] for n in qkv))
+    bias = graph.weight(f"{op('qkv')}_bias", *(float_weight(weights, f"{n}.bias") for n in qkv))
     packed = graph.op("Add", [packed, bias], f"{op('qkv')}_biased")
     attended = graph.fused(
         "GroupQueryAttention",
@@ -139,7 +147,12 @@ def _layer(
     )  # fmt: skip
     attended = _linear(graph, op("o"), attended, [weights[f"{layer}.self_attn.o_proj.weight"]])
     normed, x = _norm(
-        graph, config, weights[f"{layer}.post_attention_layernorm.weight"], x, attended, op("mlp_norm")
+        graph,
+        config,
+        float_weight(weights, f"{layer}.post_attention_layernorm.weight"),
+        x,
+        attended,
+        op("mlp_norm"),
     )
     gate = _linear(graph, op("gate"), normed, [weights[f"{layer}.mlp.gate_proj.weight"]])
     up = _linear(graph, op("up"), normed, [weights[f"{layer}.mlp.up_proj.weight"]])
@@ -148,9 +161,13 @@ def _layer(
     return x, _linear(graph, op("down"), gated, [weights[f"{layer}.mlp.down_proj.weight"]])
 
 
-def _linear(graph: Graph, name: str, x: str, weights: list[Weight]) -> str:
+def _linear(graph: Graph, name: str, x: str, weights: list[AnyWeight]) -> str:
     """Multiply by W^T, with W as the checkpoint stores it, [out, in]: nothing is transposed on the way."""
-    return graph.fused("FusedMatMul", [x, graph.weight(f"{name}_weight", *weights)], name, transB=1)
+    if integers := quantized_only(weights):
+        whole = stacked(integers)
+        return matmul(graph, name, x, store_affine(graph, whole), whole.rows)
+    matrix = graph.weight(f"{name}_weight", *(w for w in weights if isinstance(w, Weight)))
+    return graph.fused("FusedMatMul", [x, matrix], name, transB=1)
 
 
 def _norm(

@@ -5,17 +5,22 @@ from collections.abc import Iterator
 import numpy as np
 
 from fastvlm_convert.contract import BATCH, INPUT_IDS, INPUTS_EMBEDS, SEQUENCE
+from fastvlm_convert.export.onnx.affine import StoredAffine, gather, store_affine
 from fastvlm_convert.export.onnx.data import Region
 from fastvlm_convert.export.onnx.graph import Graph
-from fastvlm_convert.weights.source import Weight
+from fastvlm_convert.weights.quantized import AnyWeight, QuantizedWeight
+
+Table = Region | StoredAffine
 
 
-def store_table(graph: Graph, table: Weight, rows: int) -> Region:
+def store_table(graph: Graph, table: AnyWeight, rows: int) -> Table:
     """Write a table to a graph's data file, followed by zero rows up to `rows`.
 
     Clients look up `<image>` before they overwrite its rows with image features, so that id needs a row;
     a table cut to the tokenizer's size has none. A head that shares the table reads fewer rows of it.
     """
+    if isinstance(table, QuantizedWeight):
+        return store_affine(graph, table, rows)
 
     def chunks() -> Iterator[np.ndarray]:
         yield from table.chunks()
@@ -25,17 +30,21 @@ def store_table(graph: Graph, table: Weight, rows: int) -> Region:
     return graph.data.append(graph.stored("embed_tokens", chunks()))
 
 
-def build_embed(graph: Graph, region: Region, rows: int, width: int) -> None:
+def build_embed(graph: Graph, stored: Table, rows: int, width: int) -> None:
     """Add the look-up to a graph.
 
     Args:
         graph: An empty graph.
-        region: Where the table lies, [rows, width] in the graph's storage dtype.
+        stored: Where the table lies, [rows, width].
         rows: Rows of the table.
         width: The decoder's hidden size.
     """
     ids = graph.input(INPUT_IDS, "int64", [BATCH, SEQUENCE])
-    table = graph.external("embed_tokens_weight", region, graph.storage, (rows, width))
+    if isinstance(stored, StoredAffine):
+        gather(graph, INPUTS_EMBEDS, ids, stored)
+        graph.output(INPUTS_EMBEDS, "float32", [BATCH, SEQUENCE, width])
+        return
+    table = graph.external("embed_tokens_weight", stored, graph.storage, (rows, width))
     if graph.storage == "float32":
         graph.op("Gather", [table, ids], INPUTS_EMBEDS, axis=0)
     else:

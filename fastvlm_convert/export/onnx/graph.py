@@ -20,14 +20,23 @@ MICROSOFT = "com.microsoft"  # ONNX Runtime's fused operators
 
 _INLINE_BYTES = 4096  # smaller tensors stand in the graph itself: a page each would waste more
 
-_TYPES = {
-    "float32": (TensorProto.FLOAT, np.float32),
-    "float16": (TensorProto.FLOAT16, np.float16),
-    "int64": (TensorProto.INT64, np.int64),
-    "int32": (TensorProto.INT32, np.int32),
+_TYPES = {  # ONNX's number and the bits of an element
+    "float32": (TensorProto.FLOAT, 32),
+    "float16": (TensorProto.FLOAT16, 16),
+    "int64": (TensorProto.INT64, 64),
+    "int32": (TensorProto.INT32, 32),
+    "int8": (TensorProto.INT8, 8),
+    "uint8": (TensorProto.UINT8, 8),
+    "int4": (TensorProto.INT4, 4),
+    "uint4": (TensorProto.UINT4, 4),
 }
 
 OnBytes = Callable[[int], None]
+
+
+def num_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor; 4-bit integers lie two in a byte."""
+    return -(-int(np.prod(shape, dtype=np.int64)) * _TYPES[dtype][1] // 8)
 
 
 def tensor_type(name: str) -> int:
@@ -53,6 +62,7 @@ class Graph:
         self.data = data
         self.storage = storage
         self.compute = compute
+        self.opset = OPSET
         self._on_bytes = on_bytes
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
@@ -121,7 +131,7 @@ class Graph:
         """
         shape = (sum(w.shape[0] for w in weights), *weights[0].shape[1:])
         stored = self.stored(name, (chunk for w in weights for chunk in w.chunks()))
-        if np.prod(shape, dtype=np.int64) * np.dtype(_TYPES[self.storage][1]).itemsize < _INLINE_BYTES:
+        if num_bytes(self.storage, shape) < _INLINE_BYTES:
             self.constant(name, np.concatenate(list(stored)).reshape(shape))
         else:
             self.external(name, self.data.append(stored), self.storage, shape)
@@ -133,7 +143,7 @@ class Graph:
         """A tensor whose bytes lie in a data file; it may read less of the region than is there."""
         tensor = TensorProto(name=name, data_type=tensor_type(dtype), dims=list(shape))
         tensor.data_location = TensorProto.EXTERNAL
-        length = int(np.prod(shape, dtype=np.int64)) * np.dtype(_TYPES[dtype][1]).itemsize
+        length = num_bytes(dtype, shape)
         assert length <= region.length, f"'{name}' is larger than its region"
         for key, value in (("location", region.location), ("offset", region.offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
@@ -158,7 +168,20 @@ class Graph:
                 yield half
             else:
                 yield chunk
-            self._on_bytes(4 * chunk.size)
+            self.count(4 * chunk.size)
+
+    def count(self, num_bytes: int) -> None:
+        """Report bytes of weights as written, counted as float32."""
+        self._on_bytes(num_bytes)
+
+    def tensor(self, name: str, content: np.ndarray, dtype: str, shape: Sequence[int]) -> str:
+        """Bytes that are ready, as a tensor of a type that numpy may not have."""
+        if content.nbytes >= _INLINE_BYTES:
+            return self.external(name, self.data.append([content]), dtype, shape)
+        tensor = TensorProto(name=name, data_type=tensor_type(dtype), dims=list(shape))
+        tensor.raw_data = np.ascontiguousarray(content).tobytes()
+        self._initializers[name] = tensor
+        return name
 
     def save(self, path: Path) -> None:
         """Write the graph; its data file is complete once the `ExternalData` is closed."""
@@ -169,7 +192,7 @@ class Graph:
         graph = helper.make_graph(self._nodes, self.name, inputs, outputs, list(self._initializers.values()))
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+            opset_imports=[helper.make_opsetid("", self.opset), helper.make_opsetid(MICROSOFT, 1)],
             ir_version=IR_VERSION,
             producer_name="fastvlm-convert",
         )

@@ -11,12 +11,13 @@ from fastvlm_convert.contract import (
     VISION_NORM_EPS,
     vision_op,
 )
+from fastvlm_convert.export.onnx.affine import dequantized
 from fastvlm_convert.export.onnx.graph import Graph
 from fastvlm_convert.weights.config import ModelConfig, StageConfig
-from fastvlm_convert.weights.source import WeightSource
+from fastvlm_convert.weights.quantized import MixedSource, QuantizedWeight, float_weight
 
 
-def build_vision(graph: Graph, config: ModelConfig, weights: WeightSource) -> None:
+def build_vision(graph: Graph, config: ModelConfig, weights: MixedSource) -> None:
     """Add encoder and projector to a graph.
 
     Args:
@@ -43,7 +44,7 @@ def build_vision(graph: Graph, config: ModelConfig, weights: WeightSource) -> No
 class _Builder:
     """Adds the blocks of the encoder; every method takes and returns the name of a value."""
 
-    def __init__(self, graph: Graph, weights: WeightSource) -> None:
+    def __init__(self, graph: Graph, weights: MixedSource) -> None:
         self.graph = graph
         self.weights = weights
 
@@ -95,8 +96,8 @@ class _Builder:
             return vision_op(s, b, part)
 
         tokens = self.to_tokens(x, op("tokens"), stage.width)
-        scale = graph.weight(f"{op('norm')}_weight", weights[f"{prefix}.norm.weight"])
-        shift = graph.weight(f"{op('norm')}_bias", weights[f"{prefix}.norm.bias"])
+        scale = graph.weight(f"{op('norm')}_weight", float_weight(weights, f"{prefix}.norm.weight"))
+        shift = graph.weight(f"{op('norm')}_bias", float_weight(weights, f"{prefix}.norm.bias"))
         normed = graph.op(
             "LayerNormalization", [tokens, scale, shift], op("norm"), axis=-1, epsilon=VISION_NORM_EPS
         )
@@ -128,8 +129,8 @@ class _Builder:
         kernel = self.weights[f"{weight}.weight"].shape[2]
         inputs = [
             x,
-            self.graph.weight(f"{name}_weight", self.weights[f"{weight}.weight"]),
-            self.graph.weight(f"{name}_bias", self.weights[f"{weight}.bias"]),
+            self.matrix(f"{name}_weight", f"{weight}.weight"),
+            self.graph.weight(f"{name}_bias", float_weight(self.weights, f"{weight}.bias")),
         ]
         return self.graph.op(
             "Conv",
@@ -142,12 +143,19 @@ class _Builder:
         )
 
     def linear(self, x: str, weight: str, name: str) -> str:
-        matrix = self.graph.weight(f"{name}_weight", self.weights[f"{weight}.weight"])
+        matrix = self.matrix(f"{name}_weight", f"{weight}.weight")
         if f"{weight}.bias" not in self.weights:
             return self.graph.fused("FusedMatMul", [x, matrix], name, transB=1)
         product = self.graph.fused("FusedMatMul", [x, matrix], f"{name}_product", transB=1)
-        bias = self.graph.weight(f"{name}_bias", self.weights[f"{weight}.bias"])
+        bias = self.graph.weight(f"{name}_bias", float_weight(self.weights, f"{weight}.bias"))
         return self.graph.op("Add", [product, bias], name)
+
+    def matrix(self, name: str, weight: str) -> str:
+        """A weight in floats, whatever it is stored as."""
+        found = self.weights[weight]
+        if isinstance(found, QuantizedWeight):
+            return dequantized(self.graph, name, found)
+        return self.graph.weight(name, found)
 
     def gelu(self, x: str) -> str:
         return self.graph.op("Gelu", [x], f"{x}_gelu")

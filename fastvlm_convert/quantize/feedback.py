@@ -1,0 +1,146 @@
+"""Error feedback: round columns in turn, each making up for the errors of those before it.
+
+With H = U D U^T (see `gptq`) the error of a layer's outputs is a weighted sum of squares, one a column, in
+which the target of a column is its weight plus what the errors of the columns before it ask of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+PANEL = 128  # columns rounded between two matrix products
+TOKENS = 4096  # summed in float32 at a time
+MAX_DAMPING = 10.0
+
+Nearest = Callable[[int, np.ndarray], np.ndarray]
+"""Rounds values to what the column at some place can hold."""
+
+BlockFactor = tuple[np.ndarray, np.ndarray]
+"""`unit` and `variance` of some columns, see `Factor`."""
+
+
+def hessian_of(inputs: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """`sum_t w_t x_t x_t^T`, float64 [columns, columns].
+
+    Args:
+        inputs: float32 [tokens, columns].
+        weights: Importance of the tokens, float32 [tokens]; None weighs all alike.
+    """
+    columns = inputs.shape[1]
+    hessian = np.zeros((columns, columns))
+    for start in range(0, len(inputs), TOKENS):
+        x = inputs[start : start + TOKENS]
+        weighted = x if weights is None else x * weights[start : start + TOKENS, None]
+        hessian += weighted.T @ x
+    return (hessian + hessian.T) / 2
+
+
+def output_error(weight: np.ndarray, quantized: np.ndarray, hessian: np.ndarray) -> float:
+    """`tr((W - Q) H (W - Q)^T)`: the squared error of a layer's outputs over the inputs that made H."""
+    error = weight.astype(np.float64) - quantized
+    return float(np.sum((error @ hessian) * error))
+
+
+def importance_order(importance: np.ndarray, size: int) -> np.ndarray:
+    """Columns by falling importance, blocks of `size` kept together; int64 [columns]."""
+    blocks = importance.reshape(-1, size)
+    inside = np.argsort(-blocks, axis=1, kind="stable")
+    first = np.argsort(-blocks.sum(1), kind="stable")
+    return (first[:, None] * size + inside[first]).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A Hessian, damped, with a mean diagonal of 1 and reordered: `matrix = unit diag(variance) unit^T`.
+
+    Attributes:
+        order: The column that each place holds, int64 [columns].
+        matrix: float32 [columns, columns].
+        unit: Unit upper triangular, float32 [columns, columns].
+        variance: What a column's error still costs once all later ones made up for it, float32 [columns].
+    """
+
+    order: np.ndarray
+    matrix: np.ndarray
+    unit: np.ndarray
+    variance: np.ndarray
+
+
+def factorize(hessian: np.ndarray, order: np.ndarray, damping: float) -> Factor:
+    """Normalises, damps and factorises a Hessian, all in float64.
+
+    The damping rises tenfold until the matrix is positive definite. A column that no input ever used has
+    nothing but damping on its diagonal: it is rounded to nearest and disturbs no other.
+    """
+    mean = np.trace(hessian) / len(hessian)
+    if not np.isfinite(mean) or mean < 0:
+        raise ValueError(f"a Hessian with a mean diagonal of {mean}")
+    matrix = hessian[np.ix_(order, order)] / (mean or 1.0)
+    diagonal = np.einsum("ii->i", matrix)  # a view
+    added = 0.0
+    while damping <= MAX_DAMPING:
+        diagonal += damping - added
+        added = damping
+        try:
+            unit, variance = block_factor(matrix)
+        except np.linalg.LinAlgError:
+            damping = max(10 * damping, 1e-6)
+        else:
+            return Factor(order, matrix.astype(np.float32), unit, variance)
+    raise ValueError("the Hessian is not positive semidefinite")
+
+
+def block_factor(matrix: np.ndarray) -> BlockFactor:
+    """`matrix = U diag(d) U^T` with U unit upper triangular; both float32."""
+    upper = np.linalg.cholesky(matrix[::-1, ::-1].astype(np.float64))[::-1, ::-1]
+    diagonal = np.diag(upper)
+    return (upper / diagonal).astype(np.float32), np.square(diagonal).astype(np.float32)
+
+
+def feedback(target: np.ndarray, unit: np.ndarray, nearest: Nearest) -> np.ndarray:
+    """Rounds columns in turn, each after the errors of those before it were added to it.
+
+    Args:
+        target: float32 [columns, ...]; columns first, so that each is contiguous.
+        unit: Unit upper triangular, float32 [columns, columns].
+        nearest: Rounds values of the shape of one column, or of one that it broadcasts to, by its place.
+
+    Returns:
+        `target - rounded`, float32 [columns, ...].
+    """
+    shape = nearest(0, target[0]).shape
+    error = np.empty((len(target), *shape), np.float32)
+    flat = error.reshape(len(target), -1)
+    for column, values in enumerate(target):
+        wanted = values + (unit[:column, column] @ flat[:column]).reshape(shape)
+        error[column] = values - nearest(column, wanted)
+    return error
+
+
+def round_in_turn(source: np.ndarray, factor: Factor, nearest: Nearest) -> np.ndarray:
+    """Rounds a whole matrix with error feedback.
+
+    Args:
+        source: Weights in the factor's order, float32 [columns, rows].
+        factor: The Hessian.
+        nearest: Rounds by the place in that order.
+
+    Returns:
+        `source - rounded`, float32 [columns, rows].
+    """
+    error = np.zeros_like(source)
+    for start in range(0, len(source), PANEL):
+        before, panel = slice(0, start), slice(start, start + PANEL)
+        unit = factor.unit[panel, panel]
+        asked = factor.unit[before, panel].T @ error[before]
+        target = source[panel] + np.linalg.solve(unit.T, asked)
+        left = feedback(target, unit, partial(_from, nearest, start))
+        error[panel] = source[panel] - (target - left)
+    return error
+
+
+def _from(nearest: Nearest, start: int, place: int, values: np.ndarray) -> np.ndarray:
+    """Rounds by the place in a panel."""
+    return nearest(start + place, values)

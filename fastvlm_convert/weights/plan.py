@@ -1,0 +1,136 @@
+"""What a recipe does to every layer, decided from dimensions alone: no weight is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastvlm_convert.contract import FloatName
+from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.recipe import QuantizeRule, Recipe
+from fastvlm_convert.weights.schemes import AffineScheme
+
+_FLOAT_BITS: dict[FloatName, int] = {"float32": 32, "float16": 16}
+_GROUPS = (("q_proj", "k_proj", "v_proj"),)  # exporters stack these, so their schemes must be equal
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What happens to one layer's weight.
+
+    Attributes:
+        layer: Name without `.weight`.
+        shape: Dimensions.
+        scheme: Its scheme; None keeps it in float.
+        reason: Why it stays in float, or None.
+        stored_bits: Bits of it in a file.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    scheme: AffineScheme | None
+    reason: str | None
+    stored_bits: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        size = 1
+        for n in self.shape:
+            size *= n
+        return size
+
+    @property
+    def columns(self) -> int:
+        """Weights of one output channel."""
+        return self.size // self.shape[0]
+
+
+def plan_layers(shapes: Mapping[str, tuple[int, ...]], recipe: Recipe) -> tuple[LayerPlan, ...]:
+    """Decide the scheme of every matrix and convolution.
+
+    Args:
+        shapes: Weight name -> shape, folded.
+        recipe: Its `quantize` rules.
+
+    Raises:
+        RecipeError: A layer has no rule, a block size does not divide its width, a rule fits no layer, or
+            layers that are stored together would get different schemes.
+    """
+    layers = {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) > 1
+    }
+    plans = tuple(_plan(layer, shape, recipe) for layer, shape in layers.items())
+    for rule in recipe.quantize:
+        if not any(rule.fits(layer) for layer in layers):
+            raise RecipeError(f"quantize: '{rule}' fits no layer", hint=_examples(layers))
+    _check_groups({plan.layer: plan for plan in plans})
+    return plans
+
+
+def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
+    component = layer.partition(".")[0]
+    if layer == "decoder.embed_tokens":
+        storage = recipe.embed.storage
+    else:
+        storage = recipe.decoder.storage if component == "decoder" else recipe.vision.storage
+    size = 1
+    for n in shape:
+        size *= n
+
+    def keep(reason: str | None) -> LayerPlan:
+        return LayerPlan(layer, shape, None, reason, size * _FLOAT_BITS[storage])
+
+    if not recipe.quantize:
+        return keep(None)
+    rule = next((r for r in recipe.quantize if r.fits(layer)), None)
+    if rule is None:
+        raise RecipeError(
+            f"quantize: no rule fits layer '{layer}'", hint="add a last rule: {layers: ['*'], scheme: float}"
+        )
+    if rule.scheme == "float":
+        return keep(f"rule '{rule}'")
+    columns = size // shape[0]
+    block = None if rule.block_size == "channel" else rule.block_size
+    reason = _indivisible(shape, columns, block)
+    if reason is not None:
+        if rule.on_indivisible == "float":
+            return keep(reason)
+        raise RecipeError(
+            f"quantize: '{rule}' fits layer '{layer}', but {reason}",
+            hint="choose another block_size, or set on_indivisible: float",
+        )
+    scheme = _scheme(rule, block)
+    return LayerPlan(layer, shape, scheme, None, scheme.stored_bits(shape[0], columns))
+
+
+def _indivisible(shape: tuple[int, ...], columns: int, block: int | None) -> str | None:
+    """Why blocks do not fit a layer, or None where they do."""
+    if block is None:
+        return None
+    if len(shape) > 2 and shape[2:] != (1, 1):
+        return f"blocks do not fit a convolution of {shape[2]} x {shape[3]}"
+    return f"its width {columns} is no multiple of block_size {block}" if columns % block else None
+
+
+def _scheme(rule: QuantizeRule, block: int | None) -> AffineScheme:
+    return AffineScheme(4 if rule.scheme == "int4" else 8, block, rule.symmetric)
+
+
+def _check_groups(plans: Mapping[str, LayerPlan]) -> None:
+    for layer, plan in plans.items():
+        for first, *others in _GROUPS:
+            if not layer.endswith(f".{first}"):
+                continue
+            for other in others:
+                neighbour = plans[layer.replace(first, other)]
+                if neighbour.scheme != plan.scheme:
+                    raise RecipeError(
+                        f"quantize: '{layer}' and '{neighbour.layer}' are stored together, "
+                        "so they need one scheme"
+                    )
+
+
+def _examples(layers: Mapping[str, tuple[int, ...]]) -> str:
+    names = list(layers)
+    return f"layers are called {names[0]}, {names[len(names) // 2]}, {names[-1]}"

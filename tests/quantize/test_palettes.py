@@ -1,0 +1,101 @@
+"""Palettes against exhaustive clustering, and with error feedback."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from fastvlm_convert.quantize.feedback import output_error
+from fastvlm_convert.quantize.palettes import kmeans, palettize
+from fastvlm_convert.weights.schemes import PaletteScheme
+from tests.quantize.layers import correlated_hessian, weights
+
+SCHEMES = [
+    PaletteScheme(bits, size, scaled) for bits in (4, 6, 8) for size in (1, 16) for scaled in (False, True)
+]
+
+
+def clustering_error(points: np.ndarray, masses: np.ndarray, table: np.ndarray) -> float:
+    """Squared error of the nearest values."""
+    return float(masses @ np.square(points[:, None] - table).min(1))
+
+
+def least_error(points: np.ndarray, masses: np.ndarray, count: int) -> float:
+    """Over all ways to cut sorted points into ranges."""
+    order = np.argsort(points)
+    points, masses = points[order].astype(np.float64), masses[order]
+    least = np.inf
+    for cuts in combinations(range(1, len(points)), count - 1):
+        parts = np.split(np.arange(len(points)), cuts)
+        means = np.array([np.average(points[part], weights=masses[part]) for part in parts])
+        least = min(least, clustering_error(points, masses, means))
+    return least
+
+
+def test_kmeans_near_the_best() -> None:
+    ratios = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        points, masses = rng.standard_normal(14).astype(np.float32), rng.uniform(0.1, 1, 14)
+        ratios.append(
+            clustering_error(points, masses, kmeans(points, masses, 4)) / least_error(points, masses, 4)
+        )
+    assert min(ratios) > 0.999
+    assert np.median(ratios) < 1.05
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("with_hessian", [False, True])
+def test_what_is_stored(scheme: PaletteScheme, with_hessian: bool) -> None:
+    weight = weights(0, 20, 64)  # the last group of 16 rows has 4
+    weight[3] = 0
+    hessian = correlated_hessian(0, 64) if with_hessian else None
+    matrix = palettize(weight, scheme, hessian=hessian)
+    assert (matrix.indices.dtype, matrix.indices.shape) == (np.uint8, weight.shape)
+    assert matrix.indices.max() < scheme.levels
+    assert (matrix.palette.dtype, matrix.palette.shape) == (
+        np.float16,
+        (scheme.num_groups(20), scheme.levels),
+    )
+    assert (matrix.scale is not None) == scheme.per_channel_scale
+    assert np.isfinite(matrix.dequantized()).all()
+    again = palettize(weight, scheme, hessian=hessian)
+    np.testing.assert_array_equal(matrix.indices, again.indices)
+    np.testing.assert_array_equal(matrix.palette, again.palette)
+    if not with_hessian:  # every index is that of the nearest value
+        group = np.arange(20) // scheme.group_size
+        scale = 1 if matrix.scale is None else matrix.scale.astype(np.float32)[:, None]
+        choices = matrix.palette.astype(np.float32)[group][:, None] * np.expand_dims(scale, -1)
+        nearest = np.abs(weight[..., None] - choices).min(-1)
+        np.testing.assert_allclose(np.abs(weight - matrix.dequantized()), nearest, atol=1e-7)
+
+
+def test_few_distinct_values_are_exact() -> None:
+    values = np.array([-0.5, -0.125, 0.0, 0.25, 1.0], np.float32)
+    weight = values[np.random.default_rng(0).integers(0, 5, (16, 64))]
+    matrix = palettize(weight, PaletteScheme(4, 16, per_channel_scale=False))
+    np.testing.assert_array_equal(matrix.dequantized(), weight)
+
+
+def test_scales_and_importance_help() -> None:
+    weight = weights(2, 32, 256)
+    plain = palettize(weight, PaletteScheme(4, 16, per_channel_scale=False))
+    scaled = palettize(weight, PaletteScheme(4, 16, per_channel_scale=True))
+    assert (
+        np.square(scaled.dequantized() - weight).sum() < 0.95 * np.square(plain.dequantized() - weight).sum()
+    )
+    importance = np.random.default_rng(2).gamma(0.3, size=256).astype(np.float32)
+    aware = palettize(weight, scaled.scheme, importance)
+    error = [np.square(matrix.dequantized() - weight) @ importance for matrix in (aware, scaled)]
+    assert error[0].sum() < 0.95 * error[1].sum()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_feedback(scaled: bool) -> None:
+    scheme = PaletteScheme(4, 16, scaled)
+    for seed in range(2):
+        weight, hessian = weights(seed, 32, 128), correlated_hessian(seed, 128)
+        aware = palettize(weight, scheme, np.diag(hessian))
+        fed_back = palettize(weight, scheme, hessian=hessian)
+        least = output_error(weight, aware.dequantized(), hessian)
+        assert output_error(weight, fed_back.dequantized(), hessian) < 0.4 * least
