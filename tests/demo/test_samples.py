@@ -1,6 +1,7 @@
 """The generated pictures: deterministic, disjoint from training, and as committed."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,14 @@ def test_check_pictures_cover_kinds_and_formats():
     assert len({np.sign(image.width - image.height) for image, _ in samples}) == 3
 
 
+@cache
+def generated():
+    return check_samples()
+
+
 @pytest.mark.parametrize("index", range(16))
 def test_committed_check_picture_is_the_generated_one(index):
-    image, question = check_samples()[index]
+    image, question = generated()[index]
     entry = json.loads((CHECKPOINT / "check_images" / "questions.json").read_text())[index]
     assert entry == {
         "image": f"{index:02d}.png",
