@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coremltools import target
 from coremltools.converters.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import types
 
@@ -11,6 +12,7 @@ from fastvlm_convert.decode import embed_prompt, generate, teacher_forced
 from fastvlm_convert.export.coreml.decoder import TARGET, DecoderBuilder
 from fastvlm_convert.export.coreml.functions import build_function
 from fastvlm_convert.export.coreml.package import Metadata, write_package
+from fastvlm_convert.export.coreml.vision import VisionBuilder
 from fastvlm_convert.export.coreml.weights import Weights
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db, top1_agreement
@@ -19,6 +21,7 @@ from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.recipe import FloatSettings
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 from fastvlm_convert.runtime.mil.interpreter import Interpreter
+from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import computed
 from tests.bundles import FP16, FP32, recipe
 from tests.checkpoints import GOLDEN, LLAVA, golden_cases, golden_checkpoint
@@ -137,3 +140,21 @@ def test_rms_norm_neither_overflows_nor_divides_by_zero(tmp_path):
     assert np.all(found[0, 3] == 0)
     for row, least in ((0, 55), (1, 55), (2, 30), (4, 55)):
         assert sqnr_db(expected[0, row], found[0, row]) >= least, row
+
+
+def test_the_package_for_apples_app(tmp_path):
+    """Its program at the golden's size: features without projector, attention in steps (iOS 16)."""
+    checkpoint = golden_checkpoint(LLAVA)
+    weights = Weights(lambda count: None)
+    settings = FloatSettings("float32", "float32")
+    builder = VisionBuilder(checkpoint.config, fold(checkpoint.weights), settings, weights, target.iOS16)
+    package = tmp_path / "fastvithd.mlpackage"
+    metadata = Metadata("", "", "", {}, {"images": "", "image_features": ""})
+    write_package(package, {"main": builder.apple_function()}, "main", target.iOS16, weights, metadata)
+    interpreter = Interpreter(package)
+    (given,), (gives,) = interpreter.functions["main"].inputs, interpreter.functions["main"].outputs
+    assert (given.name, given.dtype, given.shape) == ("images", "float32", (1, 3, 256, 256))
+    assert (gives.name, gives.dtype) == ("image_features", "float32")
+    for case in CASES:
+        found = interpreter.run({"images": case.array("pixel_values")})["image_features"]
+        assert sqnr_db(case.array("vision_features"), found) >= 100
