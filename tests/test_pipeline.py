@@ -89,6 +89,11 @@ def test_what_needs_torch_says_so(fp32_bundle):
     assert done.stderr == (
         "error: running a checkpoint needs torch, which is not installed\nhint: pip install torch\n"
     )
+    done = run_without({"torch"}, "scan", GOLDEN / LLAVA / "checkpoint", "--images", GOLDEN / LLAVA)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: running a checkpoint needs torch, which is not installed\nhint: pip install torch\n"
+    )
     done = run_without({"onnxruntime", "torch"}, "run", fp32_bundle, "Hi")
     assert done.returncode == 2
     assert "error: running an ONNX bundle needs onnxruntime, which is not installed" in done.stderr

@@ -78,58 +78,58 @@ def load_reference(
     Raises:
         MissingDependencyError: torch is not installed.
     """
-    try:
-        from fastvlm_convert.model.fastvlm import load_model
-        from fastvlm_convert.runtime.torch_session import TorchSession
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "running a checkpoint") from error
-
-    size = image_size or checkpoint.config.vision.image_size
-    config = at_image_size(checkpoint.config, size)
-    model = load_model(config, checkpoint.weights, on_progress=on_progress)
-    return LoadedModel(
-        session=TorchSession(model, context_length),
-        tokenizer=checkpoint.tokenizer,
-        eos_token_ids=checkpoint.eos_token_ids,
-        image_size=size,
-        image_mode=image_mode or checkpoint.image_mode,
-    )
+    config = checkpoint.config if image_size is None else at_image_size(checkpoint.config, image_size)
+    loaded, _ = _load_model(checkpoint, config, checkpoint.weights, False, context_length, on_progress)
+    return loaded if image_mode is None else replace(loaded, image_mode=image_mode)
 
 
 def load_folded_reference(
     checkpoint: Checkpoint, on_progress: OnProgress | None = None
 ) -> tuple[LoadedModel, "FastVLM"]:
-    """The reference with the weights that programs compute with, and the module itself for hooks."""
-    return _load_folded(
-        checkpoint, checkpoint.config, fold(checkpoint.weights), REFERENCE_CONTEXT, on_progress
-    )
+    """The reference with the weights that programs compute with, and the module itself for hooks.
+
+    Raises:
+        MissingDependencyError: torch is not installed.
+    """
+    folded = fold(checkpoint.weights)
+    return _load_model(checkpoint, checkpoint.config, folded, True, REFERENCE_CONTEXT, on_progress)
 
 
-def load_engine(checkpoint: Checkpoint, recipe: Recipe, context_length: int) -> LoadedModel:
+def load_engine(
+    checkpoint: Checkpoint, recipe: Recipe, context_length: int, on_progress: OnProgress | None = None
+) -> LoadedModel:
     """The reference holding the weights that a recipe's integers stand for.
 
     It judges the integers alone, and gives the exporters' graphs something to be exact to.
+
+    Raises:
+        MissingDependencyError: torch is not installed.
     """
     folded = fold(checkpoint.weights)
     plans = plan_layers({name: weight.shape for name, weight in folded.items()}, recipe)
     size, mode = recipe.common.image_size, recipe.common.image_mode
     config = checkpoint.config if size == "checkpoint" else at_image_size(checkpoint.config, size)
     weights = dense_view(quantize_weights(folded, plans))
-    loaded, _ = _load_folded(checkpoint, config, weights, context_length, None)
+    loaded, _ = _load_model(checkpoint, config, weights, True, context_length, on_progress)
     return loaded if mode == "checkpoint" else replace(loaded, image_mode=mode)
 
 
-def _load_folded(
+def _load_model(
     checkpoint: Checkpoint,
     config: ModelConfig,
     weights: WeightSource,
+    folded: bool,
     context_length: int,
     on_progress: OnProgress | None,
 ) -> tuple[LoadedModel, "FastVLM"]:
-    from fastvlm_convert.model.fastvlm import load_model
-    from fastvlm_convert.runtime.torch_session import TorchSession
+    """The torch model with some weights, ready to answer; and the module itself."""
+    try:
+        from fastvlm_convert.model.fastvlm import load_model
+        from fastvlm_convert.runtime.torch_session import TorchSession
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "running a checkpoint") from error
 
-    model = load_model(config, weights, folded=True, on_progress=on_progress)
+    model = load_model(config, weights, folded, on_progress)
     loaded = LoadedModel(
         session=TorchSession(model, context_length),
         tokenizer=checkpoint.tokenizer,

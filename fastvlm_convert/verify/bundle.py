@@ -68,7 +68,12 @@ def verify(
         lambda share: on_progress("reference", share),
     )
     if manifest.recipe.quantize:
-        engine = load_engine(checkpoint, manifest.recipe, contract.context_length)
+        engine = load_engine(
+            checkpoint,
+            manifest.recipe,
+            contract.context_length,
+            lambda share: on_progress("quantize", share),
+        )
         found = compare(
             "weights",
             engine,
