@@ -10,8 +10,9 @@ from typing import Final, Literal
 
 from fastvlm_convert.contract import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
 from fastvlm_convert.errors import BundleError, RecipeError
+from fastvlm_convert.plain import from_plain
 from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH, Recipe, from_plain
+from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH, Recipe
 
 FILE_NAME: Final = "manifest.json"
 SCHEMA: Final = "fastvlm-convert/bundle"

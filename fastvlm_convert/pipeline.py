@@ -28,12 +28,11 @@ from fastvlm_convert.manifest import (
     file_entries,
 )
 from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.quantize.apply import quantize_weights
+from fastvlm_convert.quantize.engine import engine_weights, plan_checkpoint
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.loaded import at_image_size
 from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.fold import fold
-from fastvlm_convert.weights.plan import LayerPlan, plan_layers
+from fastvlm_convert.weights.plan import LayerPlan
 
 OnProgress = Callable[[str, float], None]
 
@@ -81,8 +80,7 @@ def export(
     checkpoint = open_checkpoint(checkpoint_path, adapter)
     recipe, image_size, image_mode = _resolve(checkpoint, recipe)
     config = at_image_size(checkpoint.config, image_size)
-    folded = fold(checkpoint.weights)
-    plans = plan_layers({name: weight.shape for name, weight in folded.items()}, recipe)
+    plans = plan_checkpoint(checkpoint, recipe)
     for target in targets:
         _EXPORTERS[target].check(config, recipe, plans)
     contract = Contract(
@@ -99,7 +97,13 @@ def export(
     with new_folder(output, overwrite, protected) as folder:
         licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
         job = ExportJob(
-            config, quantize_weights(folded, plans), recipe, contract, licence, folder, lambda share: None
+            config,
+            engine_weights(checkpoint, recipe, on_progress),
+            recipe,
+            contract,
+            licence,
+            folder,
+            lambda share: None,
         )
         artifacts: list[Artifact] = []
         for target in targets:

@@ -1,19 +1,17 @@
 """Recipes: how to convert. Frozen, typed settings and their strict YAML loader."""
 
 import dataclasses
-import reprlib
-import types
-import typing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import yaml
 
 from fastvlm_convert.contract import PATCH_SIZE, FloatName
-from fastvlm_convert.errors import ConversionError, RecipeError
+from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.plain import from_plain
 from fastvlm_convert.preprocess import ImageMode
 
 FromCheckpoint = Literal["checkpoint"]
@@ -24,6 +22,8 @@ MAX_IMAGE_SIZE: Final = 1536
 MIN_CONTEXT_LENGTH: Final = 64
 MAX_CONTEXT_LENGTH: Final = 131072
 MAX_SQNR_DB: Final = 200.0
+MAX_GROUP_SIZE: Final = 1024
+MAX_SAMPLES: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -85,22 +85,34 @@ class TableSettings:
     storage: FloatName
 
 
+SchemeName = Literal["float", "int8", "int4", "palette8", "palette6", "palette4"]
+Solver = Literal["search", "weighted", "gptq"]
+
+
 @dataclass(frozen=True)
 class QuantizeRule:
     """How some layers are quantized. The first rule whose pattern fits a layer decides.
 
     Attributes:
         layers: Patterns of layer names, `*` for any text: `decoder.layers.*`, `*.self_attn.v_proj`.
-        scheme: `float` keeps them; `int8` and `int4` store integers.
-        block_size: Weights along the input axis that share a scale, or `channel` for a whole output row.
-        symmetric: No zero points; the range is centred.
+        scheme: `float` keeps them; `int8` and `int4` store integers with a scale; `palette8`, `palette6` and
+            `palette4` store indices into tables (Core ML only).
+        block_size: Integers: weights along the input axis that share a scale, or `channel` for a whole row.
+        symmetric: Integers: no zero points; the range is centred.
+        group_size: Palettes: output channels that share a table.
+        channel_scale: Palettes: every output channel has a scale of its own besides.
+        solver: `search` finds scales (or tables) without data; `weighted` the same with errors weighed by the
+            calibration's inputs; `gptq` rounds so that later weights make up for earlier errors.
         on_indivisible: What to do with a layer whose width the block size does not divide.
     """
 
     layers: tuple[str, ...]
-    scheme: Literal["float", "int8", "int4"]
+    scheme: SchemeName
     block_size: int | Literal["channel"] = "channel"
     symmetric: bool = True
+    group_size: int = 16
+    channel_scale: bool = False
+    solver: Solver = "search"
     on_indivisible: Literal["error", "float"] = "error"
 
     def __post_init__(self) -> None:
@@ -109,6 +121,19 @@ class QuantizeRule:
                 f"block_size is {self.block_size}, expected 'channel' or one of "
                 f"{', '.join(str(size) for size in BLOCK_SIZES)}"
             )
+        if self.is_palette and (self.block_size != "channel" or not self.symmetric):
+            raise RecipeError(f"scheme {self.scheme} has neither block_size nor zero points")
+        if not self.is_palette and (self.channel_scale or self.group_size != 16):
+            raise RecipeError(f"group_size and channel_scale belong to palettes, not to scheme {self.scheme}")
+        if not 1 <= self.group_size <= MAX_GROUP_SIZE:
+            raise RecipeError(f"group_size is {self.group_size}, expected 1 to {MAX_GROUP_SIZE}")
+        if self.scheme == "float" and self.solver != "search":
+            raise RecipeError(f"scheme float keeps a layer as it is; solver {self.solver} has no use for it")
+
+    @property
+    def is_palette(self) -> bool:
+        """Whether the scheme stores indices into tables."""
+        return self.scheme.startswith("palette")
 
     def fits(self, layer: str) -> bool:
         """Whether the rule is for a layer."""
@@ -117,6 +142,34 @@ class QuantizeRule:
     def __str__(self) -> str:
         """Its patterns."""
         return ", ".join(self.layers)
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How data is used by the solvers that need it.
+
+    Attributes:
+        num_samples: Pictures with questions at most.
+        max_tokens: Tokens of a sample at most, image tokens and answer included; longer ones are cut.
+        token_weights: `uniform` weighs all tokens alike; `modality` weighs image and text tokens as the
+            divergence of the answers feels their errors on average; `token` does that for each token.
+        damping: Share of the mean diagonal added to a Hessian's.
+        awq: Fold AWQ's channel scales into the decoder's norms before rounding.
+    """
+
+    num_samples: int = 64
+    max_tokens: int = 384
+    token_weights: Literal["uniform", "modality", "token"] = "token"
+    damping: float = 0.01
+    awq: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_samples <= MAX_SAMPLES:
+            raise RecipeError(f"num_samples is {self.num_samples}, expected 1 to {MAX_SAMPLES}")
+        if not 1 <= self.max_tokens <= MAX_CONTEXT_LENGTH:
+            raise RecipeError(f"max_tokens is {self.max_tokens}, expected 1 to {MAX_CONTEXT_LENGTH}")
+        if not 0 < self.damping <= 1:
+            raise RecipeError(f"damping is {self.damping:g}, expected above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -205,6 +258,7 @@ class Recipe:
         onnx: ONNX only.
         coreml: Core ML only.
         quantize: Which layers are stored as integers, and how; none if empty.
+        calibration: How the solvers that need data use it.
     """
 
     name: str
@@ -217,6 +271,12 @@ class Recipe:
     onnx: OnnxSettings = OnnxSettings()
     coreml: CoreMLSettings = CoreMLSettings()
     quantize: tuple[QuantizeRule, ...] = ()
+    calibration: CalibrationSettings = CalibrationSettings()
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether any rule needs data."""
+        return any(rule.solver != "search" for rule in self.quantize)
 
     def __post_init__(self) -> None:
         if self.common.max_context_length % self.coreml.prefill_chunk:
@@ -280,73 +340,3 @@ def _check_image_size(size: int | FromCheckpoint) -> None:
             f"common.image_size is {size}, expected a multiple of {PATCH_SIZE} "
             f"from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}, or 'checkpoint'"
         )
-
-
-_T = TypeVar("_T")
-
-
-def from_plain(kind: type[_T], value: object, prefix: str = "") -> _T:
-    """Build a dataclass from plain data, as YAML and JSON hold it.
-
-    Args:
-        kind: The dataclass; its fields may be dataclasses, tuples, dictionaries, literals and plain types.
-        value: The data.
-        prefix: Where it stands, for messages.
-
-    Raises:
-        RecipeError: A setting is unknown, missing, of the wrong type or impossible.
-    """
-    place = prefix.rstrip(".") or f"the {kind.__name__.lower()}"
-    if not isinstance(value, dict):
-        raise RecipeError(f"{place} is {_shown(value)}, expected settings")
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = [str(key) for key in value if key not in fields]
-    if unknown:
-        raise RecipeError(
-            f"unknown setting {', '.join(prefix + key for key in unknown)}",
-            hint=f"allowed in {place}: {', '.join(fields)}",
-        )
-    required = [n for n, f in fields.items() if f.default is dataclasses.MISSING]
-    missing = [prefix + name for name in required if name not in value]
-    if missing:
-        raise RecipeError(
-            f"missing setting {', '.join(missing)}", hint=f"{place} needs: {', '.join(required)}"
-        )
-    hints = typing.get_type_hints(kind)
-    built = {name: _value(hints[name], given, f"{prefix}{name}") for name, given in value.items()}
-    try:
-        return kind(**built)
-    except ConversionError as error:  # the settings are legal one by one, but not together
-        raise type(error)(f"{prefix}{error.args[0]}", hint=error.hint) from error
-
-
-_KINDS = {
-    int: "an integer", float: "a number", bool: "true or false", str: "a text",
-    tuple: "a list", dict: "a mapping",
-}  # fmt: skip
-
-
-def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
-    if dataclasses.is_dataclass(hint):
-        return from_plain(hint, given, f"{place}.")  # type: ignore[arg-type]
-    origin = typing.get_origin(hint)
-    if origin is tuple and isinstance(given, list | tuple):
-        return tuple(_value(typing.get_args(hint)[0], v, f"{place}[{i}]") for i, v in enumerate(given))
-    if origin is dict and isinstance(given, dict):
-        return {key: _value(typing.get_args(hint)[1], v, f"{place}.{key}") for key, v in given.items()}
-    is_union = origin in (typing.Union, types.UnionType)
-    kinds = typing.get_args(hint) if is_union else (hint,)
-    literals = [v for k in kinds if typing.get_origin(k) is Literal for v in typing.get_args(k)]
-    plain = [k for k in kinds if typing.get_origin(k) is not Literal]
-    if given in literals and isinstance(given, str):
-        return given
-    if type(given) in plain:
-        return given
-    if type(given) is int and float in plain:
-        return float(given)
-    allowed = [repr(v) for v in literals] + [_KINDS[typing.get_origin(k) or k] for k in plain]
-    raise RecipeError(f"{place} is {_shown(given)}, expected {' or '.join(allowed)}")
-
-
-def _shown(value: object) -> str:
-    return reprlib.repr(value)  # whatever the file holds, a message stays short

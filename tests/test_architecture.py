@@ -19,6 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LINES = [
     ["errors"],
     ["contract"],
+    ["plain"],
     ["manifest", "recipe", "preprocess", "metrics", "decode", "demo", "fp16_range"],
     ["weights"],
     ["checkpoint"],

@@ -9,7 +9,8 @@ import yaml
 
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.recipe import Recipe, from_plain, load_recipe, shipped_recipes
+from fastvlm_convert.plain import from_plain
+from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
 from tests.bundles import export_bundle, recipe
 from tests.checkpoints import GOLDEN, LLAVA
 

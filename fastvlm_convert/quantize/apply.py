@@ -20,7 +20,7 @@ def quantize_weights(weights: Mapping[str, Weight], plans: Sequence[LayerPlan]) 
     """
     quantized: dict[str, AnyWeight] = dict(weights)
     for plan in plans:
-        if plan.scheme is not None:
+        if isinstance(plan.scheme, AffineScheme) and plan.solver == "search":
             name = f"{plan.layer}.weight"
             quantized[name] = _searched(weights[name], plan.scheme)
     return quantized

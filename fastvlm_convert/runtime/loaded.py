@@ -15,11 +15,10 @@ from fastvlm_convert.decode import Session
 from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.manifest import Manifest, Target
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
-from fastvlm_convert.quantize.apply import quantize_weights
+from fastvlm_convert.quantize.engine import engine_weights
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.fold import fold
-from fastvlm_convert.weights.plan import plan_layers
 from fastvlm_convert.weights.quantized import dense_view
 from fastvlm_convert.weights.source import WeightSource
 
@@ -105,11 +104,9 @@ def load_engine(
     Raises:
         MissingDependencyError: torch is not installed.
     """
-    folded = fold(checkpoint.weights)
-    plans = plan_layers({name: weight.shape for name, weight in folded.items()}, recipe)
     size, mode = recipe.common.image_size, recipe.common.image_mode
     config = checkpoint.config if size == "checkpoint" else at_image_size(checkpoint.config, size)
-    weights = dense_view(quantize_weights(folded, plans))
+    weights = dense_view(engine_weights(checkpoint, recipe))
     loaded, _ = _load_model(checkpoint, config, weights, True, context_length, on_progress)
     return loaded if mode == "checkpoint" else replace(loaded, image_mode=mode)
 

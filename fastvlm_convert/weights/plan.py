@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastvlm_convert.contract import FloatName
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.recipe import QuantizeRule, Recipe
-from fastvlm_convert.weights.schemes import AffineScheme
+from fastvlm_convert.recipe import QuantizeRule, Recipe, Solver
+from fastvlm_convert.weights.schemes import AffineScheme, PaletteScheme, Scheme
 
 _FLOAT_BITS: dict[FloatName, int] = {"float32": 32, "float16": 16}
 _GROUPS = (("q_proj", "k_proj", "v_proj"),)  # exporters stack these, so their schemes must be equal
@@ -20,13 +21,15 @@ class LayerPlan:
         layer: Name without `.weight`.
         shape: Dimensions.
         scheme: Its scheme; None keeps it in float.
+        solver: What finds its integers; meaningless in float.
         reason: Why it stays in float, or None.
         stored_bits: Bits of it in a file.
     """
 
     layer: str
     shape: tuple[int, ...]
-    scheme: AffineScheme | None
+    scheme: Scheme | None
+    solver: Solver
     reason: str | None
     stored_bits: int
 
@@ -79,7 +82,7 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
         size *= n
 
     def keep(reason: str | None) -> LayerPlan:
-        return LayerPlan(layer, shape, None, reason, size * _FLOAT_BITS[storage])
+        return LayerPlan(layer, shape, None, "search", reason, size * _FLOAT_BITS[storage])
 
     if not recipe.quantize:
         return keep(None)
@@ -100,8 +103,14 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
             f"quantize: '{rule}' fits layer '{layer}', but {reason}",
             hint="choose another block_size, or set on_indivisible: float",
         )
+    if rule.solver != "search" and len(shape) > 2 and shape[2:] != (1, 1):
+        raise RecipeError(
+            f"quantize: '{rule}' fits layer '{layer}', but solver {rule.solver} needs a matrix or a 1x1 "
+            f"convolution, not one of {shape[2]} x {shape[3]}",
+            hint="give such layers a rule with solver: search before this one",
+        )
     scheme = _scheme(rule, block)
-    return LayerPlan(layer, shape, scheme, None, scheme.stored_bits(shape[0], columns))
+    return LayerPlan(layer, shape, scheme, rule.solver, None, scheme.stored_bits(shape[0], columns))
 
 
 def _indivisible(shape: tuple[int, ...], columns: int, block: int | None) -> str | None:
@@ -113,8 +122,11 @@ def _indivisible(shape: tuple[int, ...], columns: int, block: int | None) -> str
     return f"its width {columns} is no multiple of block_size {block}" if columns % block else None
 
 
-def _scheme(rule: QuantizeRule, block: int | None) -> AffineScheme:
-    return AffineScheme(4 if rule.scheme == "int4" else 8, block, rule.symmetric)
+def _scheme(rule: QuantizeRule, block: int | None) -> Scheme:
+    bits: Any = int(rule.scheme[-1])
+    if rule.is_palette:
+        return PaletteScheme(bits, rule.group_size, rule.channel_scale)
+    return AffineScheme(bits, block, rule.symmetric)
 
 
 def _check_groups(plans: Mapping[str, LayerPlan]) -> None:

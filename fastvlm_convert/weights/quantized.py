@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastvlm_convert.weights.schemes import AffineMatrix, AffineScheme
+from fastvlm_convert.weights.schemes import AffineMatrix, AffineScheme, PaletteMatrix, PaletteScheme
 from fastvlm_convert.weights.source import CHUNK_BYTES, Weight
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """One tensor as integers, read on demand.
+    """One tensor as integers with scales, read on demand.
 
     Attributes:
         shape: Dimensions of the weight; rows are the first axis, columns all others.
@@ -48,13 +48,48 @@ class QuantizedWeight:
         return Weight(self.shape, f"int{self.scheme.bits}", read)
 
 
-AnyWeight = Weight | QuantizedWeight
+@dataclass(frozen=True)
+class PaletteWeight:
+    """One tensor as indices into tables.
+
+    Attributes:
+        shape: Dimensions of the weight; rows are the first axis, columns all others.
+        scheme: How it is quantized.
+        matrix: Returns it whole; cheap, because palettes are solved before.
+    """
+
+    shape: tuple[int, ...]
+    scheme: PaletteScheme
+    matrix: Callable[[], PaletteMatrix]
+
+    @property
+    def rows(self) -> int:
+        """Output channels."""
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Weights of one output channel."""
+        return int(np.prod(self.shape[1:], dtype=np.int64))
+
+    def dense(self) -> Weight:
+        """The same weight as the float32 that its table and scales give."""
+
+        def read(start: int, stop: int) -> np.ndarray:
+            values = self.matrix().dequantized()[start:stop]
+            return values.reshape((stop - start, *self.shape[1:]))
+
+        return Weight(self.shape, f"palette{self.scheme.bits}", read)
+
+
+StoredWeight = QuantizedWeight | PaletteWeight
+AnyWeight = Weight | StoredWeight
 MixedSource = Mapping[str, AnyWeight]
 
 
 def dense_view(weights: MixedSource) -> dict[str, Weight]:
     """Every weight as floats: what the reference computes with to judge the integers alone."""
-    return {name: w.dense() if isinstance(w, QuantizedWeight) else w for name, w in weights.items()}
+    return {name: w if isinstance(w, Weight) else w.dense() for name, w in weights.items()}
 
 
 def stacked(weights: list[QuantizedWeight]) -> QuantizedWeight:

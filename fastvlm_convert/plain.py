@@ -1,0 +1,78 @@
+"""Plain data, as YAML and JSON hold it, to frozen dataclasses; strict, with errors for people."""
+
+import dataclasses
+import reprlib
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+from fastvlm_convert.errors import ConversionError, RecipeError
+
+_T = TypeVar("_T")
+
+
+def from_plain(kind: type[_T], value: object, prefix: str = "") -> _T:
+    """Build a dataclass from plain data, as YAML and JSON hold it.
+
+    Args:
+        kind: The dataclass; its fields may be dataclasses, tuples, dictionaries, literals and plain types.
+        value: The data.
+        prefix: Where it stands, for messages.
+
+    Raises:
+        RecipeError: A setting is unknown, missing, of the wrong type or impossible.
+    """
+    place = prefix.rstrip(".") or f"the {kind.__name__.lower()}"
+    if not isinstance(value, dict):
+        raise RecipeError(f"{place} is {_shown(value)}, expected settings")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = [str(key) for key in value if key not in fields]
+    if unknown:
+        raise RecipeError(
+            f"unknown setting {', '.join(prefix + key for key in unknown)}",
+            hint=f"allowed in {place}: {', '.join(fields)}",
+        )
+    required = [n for n, f in fields.items() if f.default is dataclasses.MISSING]
+    missing = [prefix + name for name in required if name not in value]
+    if missing:
+        raise RecipeError(
+            f"missing setting {', '.join(missing)}", hint=f"{place} needs: {', '.join(required)}"
+        )
+    hints = typing.get_type_hints(kind)
+    built = {name: _value(hints[name], given, f"{prefix}{name}") for name, given in value.items()}
+    try:
+        return kind(**built)
+    except ConversionError as error:  # the settings are legal one by one, but not together
+        raise type(error)(f"{prefix}{error.args[0]}", hint=error.hint) from error
+
+
+_KINDS = {
+    int: "an integer", float: "a number", bool: "true or false", str: "a text",
+    tuple: "a list", dict: "a mapping",
+}  # fmt: skip
+
+
+def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
+    if dataclasses.is_dataclass(hint):
+        return from_plain(hint, given, f"{place}.")  # type: ignore[arg-type]
+    origin = typing.get_origin(hint)
+    if origin is tuple and isinstance(given, list | tuple):
+        return tuple(_value(typing.get_args(hint)[0], v, f"{place}[{i}]") for i, v in enumerate(given))
+    if origin is dict and isinstance(given, dict):
+        return {key: _value(typing.get_args(hint)[1], v, f"{place}.{key}") for key, v in given.items()}
+    is_union = origin in (typing.Union, types.UnionType)
+    kinds = typing.get_args(hint) if is_union else (hint,)
+    literals = [v for k in kinds if typing.get_origin(k) is Literal for v in typing.get_args(k)]
+    plain = [k for k in kinds if typing.get_origin(k) is not Literal]
+    if given in literals and isinstance(given, str):
+        return given
+    if type(given) in plain:
+        return given
+    if type(given) is int and float in plain:
+        return float(given)
+    allowed = [repr(v) for v in literals] + [_KINDS[typing.get_origin(k) or k] for k in plain]
+    raise RecipeError(f"{place} is {_shown(given)}, expected {' or '.join(allowed)}")
+
+
+def _shown(value: object) -> str:
+    return reprlib.repr(value)  # whatever the file holds, a message stays short
