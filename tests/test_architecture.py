@@ -20,7 +20,7 @@ LINES = [
     ["errors"],
     ["contract"],
     ["plain"],
-    ["manifest", "recipe", "preprocess", "metrics", "decode", "demo", "fp16_range"],
+    ["manifest", "recipe", "preprocess", "metrics", "decode", "demo", "fp16_range", "questions"],
     ["weights"],
     ["checkpoint"],
     ["model"],

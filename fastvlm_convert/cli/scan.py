@@ -13,7 +13,7 @@ from fastvlm_convert.cli.console import err, out, print_json, progress
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 from fastvlm_convert.fp16_range import FP16_MAX, MIN_HEADROOM, RangeReport, save_report
 from fastvlm_convert.runtime.loaded import load_folded_reference
-from fastvlm_convert.verify.questions import folder_questions
+from fastvlm_convert.questions import read_questions
 
 _SHOWN = 12
 
@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Measure every activation of the reference against float16's range; `export` reads the result."""
     opened = open_checkpoint(checkpoint, adapter)
-    questions = folder_questions(images)
+    questions = read_questions(images)
     with progress(quiet=as_json) as on_stage:
         loaded, model = load_folded_reference(opened, lambda share: on_stage("reference", share))
         # After loading: it imports torch, whose absence `load_folded_reference` reports.

@@ -12,7 +12,7 @@ from fastvlm_convert.cli.console import err, out, print_json, print_warnings, pr
 from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.verify.bundle import VerifyResult, to_dict, verify
-from fastvlm_convert.verify.questions import folder_questions, standard_questions
+from fastvlm_convert.questions import read_questions, standard_questions
 
 _EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 
@@ -41,7 +41,7 @@ def command(
     """Compare a bundle with the PyTorch reference, stage by stage; exit code 1 if a gate fails."""
     manifest = load_manifest(bundle)
     checkpoint = open_checkpoint(reference, adapter)
-    questions = standard_questions() if images is None else folder_questions(images)
+    questions = standard_questions() if images is None else read_questions(images)
     with progress(quiet=as_json) as on_stage:
         result = verify(bundle, manifest, checkpoint, questions, on_stage, interpret=interpret)
     if as_json:

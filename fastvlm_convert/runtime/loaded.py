@@ -122,7 +122,7 @@ def _load_model(
     """The torch model with some weights, ready to answer; and the module itself."""
     try:
         from fastvlm_convert.model.fastvlm import load_model
-        from fastvlm_convert.runtime.torch_session import TorchSession
+        from fastvlm_convert.model.session import TorchSession
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, "running a checkpoint") from error
 

@@ -14,7 +14,7 @@ from fastvlm_convert.runtime.loaded import load_engine, load_reference
 from fastvlm_convert.verify.check import Check, Measurement, equal, not_run
 from fastvlm_convert.verify.compare import StageGates, compare
 from fastvlm_convert.verify.executions import executions
-from fastvlm_convert.verify.questions import Question
+from fastvlm_convert.questions import Question
 
 OnProgress = Callable[[str, float], None]
 

@@ -15,7 +15,7 @@ from fastvlm_convert.model.decoder import DecoderLayer
 from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.model.vision import AttentionBlock, RepMixerBlock, Stage
 from fastvlm_convert.runtime.loaded import LoadedModel
-from fastvlm_convert.verify.questions import Question
+from fastvlm_convert.questions import Question
 
 OnProgress = Callable[[float], None]
 

@@ -13,7 +13,7 @@ from fastvlm_convert.runtime.loaded import LoadedModel, load_reference
 from fastvlm_convert.verify.check import Check
 from fastvlm_convert.verify.compare import Comparison, compare
 from fastvlm_convert.verify.executions import executions
-from fastvlm_convert.verify.questions import Question
+from fastvlm_convert.questions import Question
 from tests.bundles import open_bundle
 from tests.checkpoints import LLAVA, golden_cases, golden_checkpoint
 
