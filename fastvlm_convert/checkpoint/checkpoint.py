@@ -17,7 +17,6 @@ from fastvlm_convert.checkpoint.dimensions import (
 )
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.layouts import LAYOUTS, Layout, canonical_names
-from fastvlm_convert.checkpoint.safetensors_file import read_safetensors
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import CheckpointError
@@ -25,6 +24,7 @@ from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.names import convolutions, weight_shapes
 from fastvlm_convert.weights.reparameterize import reparameterize
+from fastvlm_convert.weights.safetensors_file import read_safetensors
 from fastvlm_convert.weights.source import Weight, reshaped
 
 _READERS: dict[str, Callable[[Path], dict[str, Weight]]] = {
