@@ -101,6 +101,8 @@ def read_record(folder: Path) -> Quantization:
     try:
         record = from_plain(Quantization, value)
         check_groups(record.plans)
+        if len({report.layer for report in record.layers}) < len(record.layers):
+            raise CheckpointError("it lists a layer twice")
     except ConversionError as error:
         raise CheckpointError(f"malformed: {error.args[0]}", where=path, hint=error.hint) from error
     return record
