@@ -1,5 +1,6 @@
 """The stages in order; the only module that knows them all."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,11 +10,14 @@ from types import ModuleType
 
 from fastvlm_convert import __version__
 from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, write_apple_files, write_client_files
-from fastvlm_convert.bundle.folder import new_folder
+from fastvlm_convert.bundle.folder import BUNDLE, QUANTIZED_CHECKPOINT, new_folder
 from fastvlm_convert.bundle.licence import NO_LICENCE, write_licence
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint
+from fastvlm_convert.bundle.quantized import write_settings, write_weights
+from fastvlm_convert.bundle.resumable import resumable_folder
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint, source_hash
+from fastvlm_convert.checkpoint.quantized import Quantization
 from fastvlm_convert.contract import APPLE_FOLDER, IMAGE_TOKEN, op_component
-from fastvlm_convert.errors import MissingDependencyError, TargetError
+from fastvlm_convert.errors import CheckpointError, MissingDependencyError, RecipeError, TargetError
 from fastvlm_convert.export.job import ExportJob
 from fastvlm_convert.export.onnx.write import check_target, export_onnx
 from fastvlm_convert.fp16_range import MIN_HEADROOM, RangeReport, load_report
@@ -29,10 +33,13 @@ from fastvlm_convert.manifest import (
 )
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantize.engine import engine_weights, plan_checkpoint
-from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe import Recipe, shipped_recipes
 from fastvlm_convert.runtime.loaded import at_image_size
 from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.meter import ErrorMeter
 from fastvlm_convert.weights.plan import LayerPlan
+from fastvlm_convert.weights.report import LayerReport, layer_reports
 
 OnProgress = Callable[[str, float], None]
 
@@ -44,17 +51,84 @@ class ExportResult:
     Attributes:
         bundle: The folder.
         manifest: What it holds.
+        layers: What was done to every matrix and convolution.
         warnings: What the user should know.
     """
 
     bundle: Path
     manifest: Manifest
+    layers: tuple[LayerReport, ...]
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """A finished quantized checkpoint.
+
+    Attributes:
+        output: The folder.
+        record: What was done.
+        num_resumed: Weights that an earlier, interrupted run had finished.
+        warnings: What the user should know.
+    """
+
+    output: Path
+    record: Quantization
+    num_resumed: int
+    warnings: tuple[str, ...]
+
+
+def quantize(
+    checkpoint_path: Path,
+    recipe: Recipe,
+    output: Path,
+    *,
+    adapter: Path | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda stage, share: None,
+) -> QuantizeResult:
+    """Make a quantized checkpoint, which every command takes like any other.
+
+    Args:
+        checkpoint_path: The float checkpoint's folder; it is only read.
+        recipe: How to quantize.
+        output: Folder to make; it appears whole or not at all. An interrupted run leaves `OUTPUT.partial`,
+            with which the same call goes on.
+        adapter: PEFT folder that is merged in before, or None.
+        overwrite: Whether an existing quantized checkpoint may be replaced.
+        on_progress: Called with the name of the stage and the share of it that is done, 0..1.
+
+    Raises:
+        ConversionError: The input, the recipe or the output does not allow it.
+    """
+    protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
+    checkpoint = open_checkpoint(checkpoint_path, adapter)
+    if checkpoint.quantized is not None:
+        raise CheckpointError(
+            "the checkpoint is quantized already", where=checkpoint_path, hint="give the float checkpoint"
+        )
+    if not recipe.quantize:
+        raise RecipeError(f"recipe '{recipe.name}' quantizes no layer", hint="give it quantize rules")
+    recipe, _, _ = _resolve(checkpoint, recipe)
+    plans = plan_checkpoint(checkpoint, recipe)
+    on_progress("hashes", 0.0)
+    licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
+    source = Source(checkpoint.layout, source_hash(checkpoint), licence)
+    on_progress("hashes", 1.0)
+    key = hashlib.sha256(Quantization(__version__, source, recipe, ()).to_json().encode()).hexdigest()
+    with resumable_folder(output, key, overwrite, protected, QUANTIZED_CHECKPOINT) as work:
+        num_resumed = len(work.finished)
+        meter = ErrorMeter(fold(checkpoint.weights))
+        weights = meter.view(engine_weights(checkpoint, recipe, on_progress))
+        write_weights(work, weights, recipe, meter, partial(on_progress, "weights"))
+        record = write_settings(work, checkpoint, recipe, source, plans, __version__)
+    warnings = _checkpoint_warnings(checkpoint, QUANTIZED_CHECKPOINT.name)
+    return QuantizeResult(output, record, num_resumed, tuple(warnings))
 
 
 def export(
     checkpoint_path: Path,
-    recipe: Recipe,
+    recipe: Recipe | None,
     targets: Sequence[Target],
     output: Path,
     *,
@@ -66,7 +140,7 @@ def export(
 
     Args:
         checkpoint_path: The checkpoint's folder; it is only read.
-        recipe: How to convert.
+        recipe: How to convert; None takes the recipe of a quantized checkpoint.
         targets: Formats to export.
         output: Folder to make; it appears whole or not at all.
         adapter: PEFT folder that is merged in, or None.
@@ -78,7 +152,7 @@ def export(
     """
     protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
     checkpoint = open_checkpoint(checkpoint_path, adapter)
-    recipe, image_size, image_mode = _resolve(checkpoint, recipe)
+    recipe, image_size, image_mode = _resolve(checkpoint, recipe or _stored_recipe(checkpoint))
     config = at_image_size(checkpoint.config, image_size)
     plans = plan_checkpoint(checkpoint, recipe)
     for target in targets:
@@ -96,15 +170,11 @@ def export(
     _check_context(contract)
     with new_folder(output, overwrite, protected) as folder:
         licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
-        job = ExportJob(
-            config,
-            engine_weights(checkpoint, recipe, on_progress),
-            recipe,
-            contract,
-            licence,
-            folder,
-            lambda share: None,
-        )
+        weights = engine_weights(checkpoint, recipe, on_progress)
+        meter = ErrorMeter(fold(checkpoint.weights))
+        if checkpoint.quantized is None:
+            weights = meter.view(weights)
+        job = ExportJob(config, weights, recipe, contract, licence, folder, lambda share: None)
         artifacts: list[Artifact] = []
         for target in targets:
             artifacts += _EXPORTERS[target].export(replace(job, on_progress=partial(on_progress, target)))
@@ -114,8 +184,8 @@ def export(
         if checkpoint.licence is not None:
             write_licence(folder, checkpoint.licence, recipe)
         on_progress("hashes", 0.0)
-        sha256 = content_hash(checkpoint.files)
-        scan = load_report(sha256)
+        sha256 = source_hash(checkpoint)
+        scan = _scan_of(checkpoint, sha256)
         manifest = Manifest(
             tool=__version__,
             libraries=_library_versions(targets),
@@ -128,7 +198,9 @@ def export(
         )
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
         on_progress("hashes", 1.0)
-    return ExportResult(output, manifest, tuple(_warnings(checkpoint, manifest, scan)))
+    stored = checkpoint.quantized
+    layers = layer_reports(plans, meter.sums) if stored is None else stored.record.layers
+    return ExportResult(output, manifest, layers, tuple(_warnings(checkpoint, manifest, scan)))
 
 
 @dataclass(frozen=True)
@@ -171,6 +243,23 @@ def _resolve(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, int, Image
     return replace(recipe, common=replace(recipe.common, image_size=size, image_mode=mode)), size, mode
 
 
+def _stored_recipe(checkpoint: Checkpoint) -> Recipe:
+    """What a checkpoint was quantized with."""
+    if checkpoint.quantized is None:
+        raise RecipeError(
+            "a float checkpoint needs a recipe",
+            where=checkpoint.path,
+            hint=f"shipped recipes: {', '.join(shipped_recipes())}; or give the path of a .yaml file",
+        )
+    return checkpoint.quantized.record.recipe
+
+
+def _scan_of(checkpoint: Checkpoint, source_sha256: str) -> RangeReport | None:
+    """The scan of a quantized checkpoint itself, or of the float checkpoint."""
+    own = None if checkpoint.quantized is None else load_report(content_hash(checkpoint.files))
+    return own or load_report(source_sha256)
+
+
 def _library_versions(targets: Sequence[Target]) -> dict[str, str]:
     used = {name for target in targets for name in _EXPORTERS[target].libraries}
     return {name: metadata.version(name) for name in sorted({"numpy", "tokenizers", *used})}
@@ -192,11 +281,18 @@ def _check_context(contract: Contract) -> None:
         )
 
 
-def _warnings(checkpoint: Checkpoint, manifest: Manifest, scan: RangeReport | None) -> list[str]:
+def _checkpoint_warnings(checkpoint: Checkpoint, made: str) -> list[str]:
     warnings = [
         f"config.json says {d.key} is {d.config}, the tensors say {d.tensors}; the tensors were followed"
         for d in checkpoint.disagreements
     ]
+    if checkpoint.licence is None:
+        warnings.append(f"the checkpoint has no licence file; see that you may pass the {made} on")
+    return warnings
+
+
+def _warnings(checkpoint: Checkpoint, manifest: Manifest, scan: RangeReport | None) -> list[str]:
+    warnings = _checkpoint_warnings(checkpoint, BUNDLE.name)
     precision = {"vision": manifest.recipe.vision, "decoder": manifest.recipe.decoder}
     risky = [op.op for op in scan.risky()] if scan else []
     in_float16 = [op for op in risky if precision[op_component(op)].computes_in(op) == "float16"]
@@ -205,8 +301,6 @@ def _warnings(checkpoint: Checkpoint, manifest: Manifest, scan: RangeReport | No
             f"the range scan found less than {MIN_HEADROOM:.0f}x headroom to float16's limit at "
             f"{', '.join(in_float16)}; keep them in float32 (float32_ops in the recipe)"
         )
-    if manifest.source.licence == NO_LICENCE:
-        warnings.append("the checkpoint has no licence file; see that you may pass the bundle on")
     if manifest.contract.context_length > checkpoint.config.decoder.max_position_embeddings:
         warnings.append(
             f"the context of {manifest.contract.context_length} tokens is longer than the "

@@ -48,7 +48,7 @@ def from_plain(kind: type[_T], value: object, prefix: str = "") -> _T:
 
 _KINDS = {
     int: "an integer", float: "a number", bool: "true or false", str: "a text",
-    tuple: "a list", dict: "a mapping",
+    tuple: "a list", dict: "a mapping", types.NoneType: "null",
 }  # fmt: skip
 
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fastvlm_convert.checkpoint.files import FLOAT_DTYPES
 from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.contract import PATCH_SIZE, VISION_HEAD_DIM
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.weights.config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
+from fastvlm_convert.weights.files import FLOAT_DTYPES
 from fastvlm_convert.weights.source import WeightSource, same_content
 
 _FEW = 8  # names listed in a message before the rest is counted

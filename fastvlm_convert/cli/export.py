@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
+from fastvlm_convert.cli.layers import layers_document, layers_table
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 from fastvlm_convert.errors import MissingDependencyError, TargetError
 from fastvlm_convert.manifest import Target
@@ -18,12 +19,17 @@ from fastvlm_convert.recipe import load_recipe
 def command(
     checkpoint: CheckpointArgument,
     target: Annotated[list[str], typer.Option(help="Format to export; may be repeated.", show_default=False)],
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A shipped recipe or a YAML file.", show_default=False)
-    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.", show_default=False)
     ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A shipped recipe or a YAML file; a quantized checkpoint has its own.",
+            show_default=False,
+        ),
+    ] = None,
     adapter: AdapterOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     as_json: JsonOption = False,
@@ -41,7 +47,7 @@ def command(
         if not known:
             raise TargetError(f"unknown target '{name}'", hint=f"targets: {', '.join(TARGETS)}")
         targets += known
-    settings = load_recipe(recipe)
+    settings = None if recipe is None else load_recipe(recipe)
     with progress(quiet=as_json) as on_stage:
         result: ExportResult = export(
             checkpoint,
@@ -60,6 +66,7 @@ def command(
             bundle=str(result.bundle),
             files=files,
             total_bytes=sum(files.values()),
+            **layers_document(result.layers),
             warnings=list(result.warnings),
         )
         return
@@ -71,6 +78,8 @@ def command(
         table.add_row(escape(name), size_text(size))
     table.add_row("[bold]total[/]", f"[bold]{size_text(sum(files.values()))}[/]")
     out.print(table)
+    out.print()
+    out.print(layers_table(result.layers))
     paths = f"{shlex.quote(str(result.bundle))} --reference {shlex.quote(str(checkpoint))}"
     merged = "" if adapter is None else f" --adapter {shlex.quote(str(adapter))}"
     err.print(escape(f"\nverify: fastvlm-convert verify {paths}{merged}"), soft_wrap=True)

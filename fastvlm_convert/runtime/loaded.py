@@ -18,7 +18,6 @@ from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
 from fastvlm_convert.quantize.engine import engine_weights
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.quantized import dense_view
 from fastvlm_convert.weights.source import WeightSource
 
@@ -78,7 +77,10 @@ def load_reference(
         MissingDependencyError: torch is not installed.
     """
     config = checkpoint.config if image_size is None else at_image_size(checkpoint.config, image_size)
-    loaded, _ = _load_model(checkpoint, config, checkpoint.weights, False, context_length, on_progress)
+    # A float checkpoint is run as the original code runs it, with BatchNorm and LayerScale on their own.
+    folded = checkpoint.quantized is not None
+    weights = dense_view(checkpoint.folded) if folded else checkpoint.weights
+    loaded, _ = _load_model(checkpoint, config, weights, folded, context_length, on_progress)
     return loaded if image_mode is None else replace(loaded, image_mode=image_mode)
 
 
@@ -90,8 +92,8 @@ def load_folded_reference(
     Raises:
         MissingDependencyError: torch is not installed.
     """
-    folded = fold(checkpoint.weights)
-    return _load_model(checkpoint, checkpoint.config, folded, True, REFERENCE_CONTEXT, on_progress)
+    weights = dense_view(checkpoint.folded)
+    return _load_model(checkpoint, checkpoint.config, weights, True, REFERENCE_CONTEXT, on_progress)
 
 
 def load_engine(

@@ -3,7 +3,7 @@
 Both are linear at inference, so folding is exact in real arithmetic; it is computed in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -26,6 +26,12 @@ def fold(weights: WeightSource) -> dict[str, Weight]:
         elif name.endswith(".attention_scale"):
             _fold_scale(folded, name, name.removesuffix("_scale") + ".proj")
     return folded
+
+
+def folded_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what `fold` makes of weights with these shapes."""
+    unread = {name: computed(shape, "float32", lambda: np.zeros(0)) for name, shape in shapes.items()}
+    return {name: weight.shape for name, weight in fold(unread).items()}
 
 
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")

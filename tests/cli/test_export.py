@@ -44,7 +44,12 @@ def test_document(cli, tmp_path):
     assert (result.code, result.err) == (0, "")
     manifest = load_manifest(output)
     files = {name: entry.size for name, entry in manifest.files.items()}
-    assert result.document == {
+    document = result.document
+    assert {layer["scheme"] for layer in document.pop("layers")} == {"float"}
+    assert [c["name"] for c in document.pop("components")] == [
+        "vision", "projector", "decoder", "embedding", "total",
+    ]  # fmt: skip
+    assert document == {
         "schema_version": 1,
         "command": "export",
         "status": "passed",
@@ -196,7 +201,7 @@ class TestOverwrite:
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fastvlm_convert.pipeline.content_hash", interrupt)
+        monkeypatch.setattr("fastvlm_convert.pipeline.source_hash", interrupt)
         before = tree_state(old)
         assert self.export(cli, old, "--overwrite").code == 130
         assert tree_state(old) == before
@@ -209,11 +214,11 @@ import sys, time
 from fastvlm_convert import pipeline
 from fastvlm_convert.cli.main import main
 
-def wait(files):
+def wait(checkpoint):
     print("ready", flush=True)
     time.sleep(60)
 
-pipeline.content_hash = wait
+pipeline.source_hash = wait
 raise SystemExit(main(sys.argv[1:]))
 """
 

@@ -12,6 +12,7 @@ FLAGS = {
         "MODEL", "[IMAGE]... QUESTION", "--max-new-tokens", "--temperature", "--top-p", "--seed", "--target",
         "--adapter", *COMMON,
     },
+    "quantize": {"CHECKPOINT", "--recipe", "--output", "-o", "--adapter", "--overwrite", *COMMON},
     "export": {
         "CHECKPOINT", "--target", "--recipe", "--output", "-o", "--adapter", "--overwrite", *COMMON,
     },
