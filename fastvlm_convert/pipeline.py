@@ -32,10 +32,11 @@ from fastvlm_convert.manifest import (
     file_entries,
 )
 from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.quantize.engine import engine_weights, plan_checkpoint
+from fastvlm_convert.quantize.calibration import Calibration
+from fastvlm_convert.quantize.engine import calibration_for, engine_weights, plan_checkpoint
+from fastvlm_convert.quantize.score import AnswerScore
 from fastvlm_convert.recipe import Recipe, shipped_recipes
-from fastvlm_convert.runtime.loaded import at_image_size
-from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.config import ModelConfig, at_image_size
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.meter import ErrorMeter
 from fastvlm_convert.weights.plan import LayerPlan
@@ -52,12 +53,14 @@ class ExportResult:
         bundle: The folder.
         manifest: What it holds.
         layers: What was done to every matrix and convolution.
+        score: What the integers do to the answers; None where no solver ran the model.
         warnings: What the user should know.
     """
 
     bundle: Path
     manifest: Manifest
     layers: tuple[LayerReport, ...]
+    score: AnswerScore | None
     warnings: tuple[str, ...]
 
 
@@ -68,12 +71,14 @@ class QuantizeResult:
     Attributes:
         output: The folder.
         record: What was done.
+        score: What the integers do to the answers; None where no solver ran the model.
         num_resumed: Weights that an earlier, interrupted run had finished.
         warnings: What the user should know.
     """
 
     output: Path
     record: Quantization
+    score: AnswerScore | None
     num_resumed: int
     warnings: tuple[str, ...]
 
@@ -84,6 +89,7 @@ def quantize(
     output: Path,
     *,
     adapter: Path | None = None,
+    calibration: Path | None = None,
     overwrite: bool = False,
     on_progress: OnProgress = lambda stage, share: None,
 ) -> QuantizeResult:
@@ -95,6 +101,7 @@ def quantize(
         output: Folder to make; it appears whole or not at all. An interrupted run leaves `OUTPUT.partial`,
             with which the same call goes on.
         adapter: PEFT folder that is merged in before, or None.
+        calibration: Pictures for solvers that need data, a folder or a .jsonl file; None generates some.
         overwrite: Whether an existing quantized checkpoint may be replaced.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
@@ -111,19 +118,19 @@ def quantize(
         raise RecipeError(f"recipe '{recipe.name}' quantizes no layer", hint="give it quantize rules")
     recipe, _, _ = _resolve(checkpoint, recipe)
     plans = plan_checkpoint(checkpoint, recipe)
+    data = calibration_for(checkpoint, recipe, calibration)
     on_progress("hashes", 0.0)
-    licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
-    source = Source(checkpoint.layout, source_hash(checkpoint), licence)
+    source = _source(checkpoint, data)
     on_progress("hashes", 1.0)
     key = hashlib.sha256(Quantization(__version__, source, recipe, ()).to_json().encode()).hexdigest()
     with resumable_folder(output, key, overwrite, protected, QUANTIZED_CHECKPOINT) as work:
         num_resumed = len(work.finished)
         meter = ErrorMeter(fold(checkpoint.weights))
-        weights = meter.view(engine_weights(checkpoint, recipe, on_progress))
-        write_weights(work, weights, recipe, meter, partial(on_progress, "weights"))
+        engine = engine_weights(checkpoint, recipe, data, on_progress)
+        write_weights(work, meter.view(engine.weights), recipe, meter, partial(on_progress, "weights"))
         record = write_settings(work, checkpoint, recipe, source, plans, __version__)
     warnings = _checkpoint_warnings(checkpoint, QUANTIZED_CHECKPOINT.name)
-    return QuantizeResult(output, record, num_resumed, tuple(warnings))
+    return QuantizeResult(output, record, engine.score, num_resumed, tuple(warnings))
 
 
 def export(
@@ -133,6 +140,7 @@ def export(
     output: Path,
     *,
     adapter: Path | None = None,
+    calibration: Path | None = None,
     overwrite: bool = False,
     on_progress: OnProgress = lambda stage, share: None,
 ) -> ExportResult:
@@ -144,6 +152,7 @@ def export(
         targets: Formats to export.
         output: Folder to make; it appears whole or not at all.
         adapter: PEFT folder that is merged in, or None.
+        calibration: Pictures for solvers that need data, a folder or a .jsonl file; None generates some.
         overwrite: Whether an existing bundle may be replaced.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
@@ -168,13 +177,13 @@ def export(
         context_length=recipe.common.max_context_length,
     )
     _check_context(contract)
+    data = calibration_for(checkpoint, recipe, calibration)
     with new_folder(output, overwrite, protected) as folder:
-        licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
-        weights = engine_weights(checkpoint, recipe, on_progress)
+        source = _source(checkpoint, data)
+        engine = engine_weights(checkpoint, recipe, data, on_progress)
         meter = ErrorMeter(fold(checkpoint.weights))
-        if checkpoint.quantized is None:
-            weights = meter.view(weights)
-        job = ExportJob(config, weights, recipe, contract, licence, folder, lambda share: None)
+        weights = engine.weights if checkpoint.quantized else meter.view(engine.weights)
+        job = ExportJob(config, weights, recipe, contract, source.licence, folder, lambda share: None)
         artifacts: list[Artifact] = []
         for target in targets:
             artifacts += _EXPORTERS[target].export(replace(job, on_progress=partial(on_progress, target)))
@@ -184,12 +193,11 @@ def export(
         if checkpoint.licence is not None:
             write_licence(folder, checkpoint.licence, recipe)
         on_progress("hashes", 0.0)
-        sha256 = source_hash(checkpoint)
-        scan = _scan_of(checkpoint, sha256)
+        scan = _scan_of(checkpoint, source.sha256)
         manifest = Manifest(
             tool=__version__,
             libraries=_library_versions(targets),
-            source=Source(checkpoint.layout, sha256, licence),
+            source=source,
             recipe=recipe,
             artifacts=tuple(artifacts),
             contract=contract,
@@ -200,7 +208,7 @@ def export(
         on_progress("hashes", 1.0)
     stored = checkpoint.quantized
     layers = layer_reports(plans, meter.sums) if stored is None else stored.record.layers
-    return ExportResult(output, manifest, layers, tuple(_warnings(checkpoint, manifest, scan)))
+    return ExportResult(output, manifest, layers, engine.score, tuple(_warnings(checkpoint, manifest, scan)))
 
 
 @dataclass(frozen=True)
@@ -241,6 +249,14 @@ def _resolve(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, int, Image
     size = checkpoint.config.vision.image_size if size == "checkpoint" else size
     mode = checkpoint.image_mode if mode == "checkpoint" else mode
     return replace(recipe, common=replace(recipe.common, image_size=size, image_mode=mode)), size, mode
+
+
+def _source(checkpoint: Checkpoint, data: Calibration | None) -> Source:
+    """Where an output comes from; a quantized checkpoint passes on what it was made of."""
+    stored = checkpoint.quantized
+    calibration = data.sha256 if data else stored.record.source.calibration if stored else None
+    licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
+    return Source(checkpoint.layout, source_hash(checkpoint), licence, calibration)
 
 
 def _stored_recipe(checkpoint: Checkpoint) -> Recipe:

@@ -296,6 +296,13 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
+def without_data(recipe: Recipe) -> Recipe:
+    """The same recipe with every solver replaced by the search that needs no data."""
+    return dataclasses.replace(
+        recipe, quantize=tuple(dataclasses.replace(rule, solver="search") for rule in recipe.quantize)
+    )
+
+
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with the tool, by name."""
     packaged = Path(str(resources.files("fastvlm_convert"))) / "configs"

@@ -8,12 +8,21 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fastvlm_convert.bench.worker import peak_memory_bytes
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
-from fastvlm_convert.cli.layers import layers_document, layers_table
-from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
+from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
+from fastvlm_convert.cli.options import (
+    NO_DATA,
+    AdapterOption,
+    CalibrationOption,
+    CheckpointArgument,
+    JsonOption,
+    VerboseOption,
+    data_source,
+)
 from fastvlm_convert.errors import MissingDependencyError, TargetError
 from fastvlm_convert.manifest import Target
-from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe import load_recipe, without_data
 
 
 def command(
@@ -31,6 +40,7 @@ def command(
         ),
     ] = None,
     adapter: AdapterOption = None,
+    calibration: CalibrationOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -48,6 +58,8 @@ def command(
             raise TargetError(f"unknown target '{name}'", hint=f"targets: {', '.join(TARGETS)}")
         targets += known
     settings = None if recipe is None else load_recipe(recipe)
+    if calibration == NO_DATA and settings is not None:
+        settings = without_data(settings)
     with progress(quiet=as_json) as on_stage:
         result: ExportResult = export(
             checkpoint,
@@ -55,6 +67,7 @@ def command(
             targets,
             output,
             adapter=adapter,
+            calibration=data_source(calibration),
             overwrite=overwrite,
             on_progress=on_stage,
         )
@@ -66,6 +79,8 @@ def command(
             bundle=str(result.bundle),
             files=files,
             total_bytes=sum(files.values()),
+            peak_memory_bytes=peak_memory_bytes(),
+            answers=score_document(result.score),
             **layers_document(result.layers),
             warnings=list(result.warnings),
         )
@@ -80,6 +95,8 @@ def command(
     out.print(table)
     out.print()
     out.print(layers_table(result.layers))
+    out.print(f"\n{score_text(result.score)}")
+    out.print(f"peak memory {size_text(peak_memory_bytes())}")
     paths = f"{shlex.quote(str(result.bundle))} --reference {shlex.quote(str(checkpoint))}"
     merged = "" if adapter is None else f" --adapter {shlex.quote(str(adapter))}"
     err.print(escape(f"\nverify: fastvlm-convert verify {paths}{merged}"), soft_wrap=True)

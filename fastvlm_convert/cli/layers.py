@@ -9,8 +9,10 @@ from rich.table import Table
 
 from fastvlm_convert.cli.console import size_text
 from fastvlm_convert.errors import printable
+from fastvlm_convert.quantize.score import AnswerScore
 from fastvlm_convert.weights.report import ComponentReport, LayerReport, component_reports
 
+_NOT_RUN = "no solver ran the model, verify measures it"
 _FEW = 2  # layers named beside a reason before the rest is counted
 
 
@@ -41,6 +43,23 @@ def layers_table(layers: Sequence[LayerReport]) -> Table:
         )
         table.add_row(*cells, style="bold" if is_total else "")
     return table
+
+
+def score_document(score: AnswerScore | None) -> dict[str, Any]:
+    """What the integers do to the answers, or why that is not known."""
+    if score is None:
+        return {"status": "not_run", "reason": _NOT_RUN}
+    return {"status": "measured", **dataclasses.asdict(score)}
+
+
+def score_text(score: AnswerScore | None) -> str:
+    """The same in a line."""
+    if score is None:
+        return f"answers: not run; {_NOT_RUN}"
+    return (
+        f"answers: KL {score.kl_mean_nats:.2g} nats, {100 * score.top1_agreement:.2f} % keep the likeliest token "
+        f"({score.num_tokens} tokens of the calibration's answers)"
+    )
 
 
 def _sqnr(report: ComponentReport) -> str:

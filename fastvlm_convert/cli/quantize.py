@@ -9,10 +9,18 @@ from rich.markup import escape
 
 from fastvlm_convert.bench.worker import peak_memory_bytes
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
-from fastvlm_convert.cli.layers import layers_document, layers_table
-from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
+from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
+from fastvlm_convert.cli.options import (
+    NO_DATA,
+    AdapterOption,
+    CalibrationOption,
+    CheckpointArgument,
+    JsonOption,
+    VerboseOption,
+    data_source,
+)
 from fastvlm_convert.errors import MissingDependencyError
-from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe import load_recipe, without_data
 
 
 def command(
@@ -24,6 +32,7 @@ def command(
         Path, typer.Option("--output", "-o", metavar="QUANTIZED", help="Folder to make.", show_default=False)
     ],
     adapter: AdapterOption = None,
+    calibration: CalibrationOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing quantized checkpoint.")
     ] = False,
@@ -38,10 +47,18 @@ def command(
         raise MissingDependencyError.of(error, "quantize") from error
 
     settings = load_recipe(recipe)
+    if calibration == NO_DATA:
+        settings = without_data(settings)
     try:
         with progress(quiet=as_json) as on_stage:
             result: QuantizeResult = quantize(
-                checkpoint, settings, output, adapter=adapter, overwrite=overwrite, on_progress=on_stage
+                checkpoint,
+                settings,
+                output,
+                adapter=adapter,
+                calibration=data_source(calibration),
+                overwrite=overwrite,
+                on_progress=on_stage,
             )
     except (KeyboardInterrupt, SystemExit):
         partial = partial_folder(output)
@@ -60,6 +77,7 @@ def command(
             total_bytes=size,
             peak_memory_bytes=peak_memory_bytes(),
             resumed_weights=result.num_resumed,
+            answers=score_document(result.score),
             **layers_document(result.record.layers),
             warnings=list(result.warnings),
         )
@@ -68,7 +86,8 @@ def command(
     if result.num_resumed:
         err.print(f"went on after an interrupted run, which had written {result.num_resumed} weights")
     out.print(layers_table(result.record.layers))
-    out.print(f"\nfiles {size_text(size)}, peak memory {size_text(peak_memory_bytes())}", soft_wrap=True)
+    out.print(f"\n{score_text(result.score)}")
+    out.print(f"files {size_text(size)}, peak memory {size_text(peak_memory_bytes())}", soft_wrap=True)
     path = shlex.quote(str(result.output))
     err.print(
         escape(f"\nexport: fastvlm-convert export {path} --target onnx --target coreml -o BUNDLE"),

@@ -12,8 +12,8 @@ from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_json, progress
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 from fastvlm_convert.fp16_range import FP16_MAX, MIN_HEADROOM, RangeReport, save_report
-from fastvlm_convert.runtime.loaded import load_folded_reference
 from fastvlm_convert.questions import read_questions
+from fastvlm_convert.runtime.loaded import load_folded_reference
 
 _SHOWN = 12
 

@@ -11,8 +11,8 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, status_text
 from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.verify.bundle import VerifyResult, to_dict, verify
 from fastvlm_convert.questions import read_questions, standard_questions
+from fastvlm_convert.verify.bundle import VerifyResult, to_dict, verify
 
 _EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 

@@ -1,4 +1,4 @@
-"""The model as a chain of blocks of which one at a time is in memory, so that it may be larger than memory."""
+"""The model as a chain of blocks, one of them in memory at a time: it may be larger than memory."""
 
 import copy
 
@@ -11,6 +11,7 @@ from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.model.projector import Projector
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.source import WeightSource
+
 
 class Chain:
     """Blocks by the prefix of their weights' names, each loaded when asked for.
@@ -56,17 +57,19 @@ class Chain:
 
         Args:
             module: What `load` gave.
-            x: Pixels or activations [B, C, H, W] in the encoder, [B, T, H] in the decoder, shorter rows padded
-                at their end. The projector takes the encoder's last activations.
+            x: Pixels or activations [B, C, H, W] in the encoder, [B, T, H] in the decoder, shorter rows
+                padded at their end. The projector takes the encoder's last activations.
         """
         if isinstance(module, DecoderLayer):
             decoder, (batch, tokens, _) = self.config.decoder, x.shape
             shape = (batch, decoder.num_kv_heads, tokens, decoder.head_dim)
             cache = KVCache(torch.zeros(shape), torch.zeros(shape))
-            y: Tensor = module(x, *rotary_table(decoder, tokens), cache)
-            return y
-        y = module(x.flatten(2).transpose(1, 2) if isinstance(module, Projector) else x)
-        return y
+            x = module(x, *rotary_table(decoder, tokens), cache)
+        elif isinstance(module, Projector):
+            x = module(x.flatten(2).transpose(1, 2))
+        else:
+            x = module(x)
+        return x
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 [n] -> float32 [n, hidden]; reads only the rows it needs."""

@@ -2,8 +2,8 @@
 
 All samples go through a block side by side. A layer that is to be solved waits for its input, collects its
 Hessian, is solved, takes its new weights and lets the samples pass: so one forward pass serves all layers,
-and of the model no more than a block is in memory. Finished layers are kept in files, from which an interrupted
-run goes on.
+and of the model no more than a block is in memory. Finished layers are kept in files, from which an
+interrupted run goes on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvlm_convert.model.chain import Chain
-from fastvlm_convert.quantize.awq import channel_scales
-from fastvlm_convert.quantize.calibration import Answered, TokenBatch, token_batch
+from fastvlm_convert.quantize.answers import Answered, TokenBatch, token_batch
 from fastvlm_convert.quantize.feedback import hessian_of
 from fastvlm_convert.quantize.gptq import gptq
 from fastvlm_convert.quantize.palettes import palettize
@@ -25,7 +24,6 @@ from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.weights.plan import LayerPlan
 from fastvlm_convert.weights.quantized import AnyWeight
 from fastvlm_convert.weights.schemes import AffineScheme, QuantizedMatrix
-from fastvlm_convert.weights.source import Weight
 from fastvlm_convert.weights.store import load_layer, save_layer
 
 OnProgress = Callable[[float], None]
@@ -114,7 +112,11 @@ def _through(
     parts = [task.chain.run(module, x[:fitting])]
     for hook in hooks:
         hook.remove()
-    parts += [task.chain.run(module, part) for part in x[fitting:].split(fitting)] if fitting < len(x) else []
+    parts += (
+        [task.chain.run(module, part) for part in torch.split(x[fitting:], fitting)]
+        if fitting < len(x)
+        else []
+    )
     return torch.cat(parts)
 
 
@@ -172,7 +174,10 @@ class _Solver:
                 weight = self._layers[name].weight
                 assert isinstance(weight, Tensor)
                 matrix = _solved(
-                    weight.reshape(len(weight), -1).numpy(), hessian, self._task.plans[name], self._task.settings
+                    weight.reshape(len(weight), -1).numpy(),
+                    hessian,
+                    self._task.plans[name],
+                    self._task.settings,
                 )
                 save_layer(self._path(name), matrix, {})
         for name in self._members:

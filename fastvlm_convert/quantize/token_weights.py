@@ -1,10 +1,10 @@
 """How much the answers feel an error at each token: what a Hessian weighs its inputs by.
 
-An image gives far more tokens than its question, but errors there matter less, and of the text's tokens some
-matter far more than others (MBQ, arXiv:2412.19509; VLMQ, arXiv:2508.03351). To second order the divergence of the
-answers is `1/2 sum_a dz_a^T F_a dz_a`, with dz the change of the logits and `F = diag(p) - p p^T`. One backward
-pass of a random vector with covariance F gives each layer's output a gradient g with
-`E[(g . dy)^2] = dy^T J^T F J dy`: the mean square of g at a token is what an error there costs.
+An image gives far more tokens than its question, but errors there matter less, and of the text's tokens
+some matter far more than others (MBQ, arXiv:2412.19509; VLMQ, arXiv:2508.03351). To second order the
+divergence of the answers is `1/2 sum_a dz_a^T F_a dz_a`, with dz the change of the logits and
+`F = diag(p) - p p^T`. One backward pass of a random vector with covariance F gives each layer's output a
+gradient g with `E[(g . dy)^2] = dy^T J^T F J dy`: the mean square of g at a token is what an error costs.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvlm_convert.model.chain import Chain
-from fastvlm_convert.quantize.calibration import TokenBatch
+from fastvlm_convert.quantize.answers import TokenBatch
 
 OnProgress = Callable[[float], None]
 
@@ -81,21 +81,21 @@ def averaged(weights: Tensor, batch: TokenBatch) -> Tensor:
 
 @torch.no_grad()
 def _forward(chain: Chain, module: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([chain.run(module, part) for part in x.split(SAMPLES)])
+    return torch.cat([chain.run(module, part) for part in torch.split(x, SAMPLES)])
 
 
 def _probe(chain: Chain, hidden: Tensor) -> Tensor:
     """Gradient of `v . logits` with `v = sqrt(p) * noise - p (sqrt(p) . noise)`, whose covariance is F."""
     noise = torch.Generator().manual_seed(SEED)
-    parts = []
-    for rows in hidden.split(SAMPLES):
+    parts: list[Tensor] = []
+    for rows in torch.split(hidden, SAMPLES):
         leaf = rows.detach().clone().requires_grad_()
         with torch.enable_grad():
             logits = chain.logits(leaf)
             p = torch.softmax(logits.detach(), -1)
             drawn = p.sqrt() * torch.randn(p.shape, generator=noise)
-            ((drawn - p * drawn.sum(-1, keepdim=True)) * logits).sum().backward()
-        parts.append(_gradient(leaf))
+            probe = ((drawn - p * drawn.sum(-1, keepdim=True)) * logits).sum()
+        parts.extend(torch.autograd.grad(probe, leaf))
     return torch.cat(parts)
 
 
@@ -113,19 +113,14 @@ def _backward(
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
             layer.register_full_backward_hook(watch(f"{block}.{name}"))
-    parts = []
+    parts: list[Tensor] = []
     for start in range(0, len(kept), SAMPLES):
         leaf = torch.from_numpy(np.array(kept[start : start + SAMPLES])).requires_grad_()
         with torch.enable_grad():
-            chain.run(module, leaf).backward(gradient[start : start + SAMPLES])
-        parts.append(_gradient(leaf))
+            y = chain.run(module, leaf)
+        parts.extend(torch.autograd.grad(y, leaf, gradient[start : start + SAMPLES]))
     weights.update({name: torch.cat(found) for name, found in seen.items()})
     return torch.cat(parts)
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    assert leaf.grad is not None
-    return leaf.grad
 
 
 @contextmanager

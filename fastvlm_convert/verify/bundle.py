@@ -10,12 +10,12 @@ from fastvlm_convert.checkpoint.checkpoint import Checkpoint, source_hash
 from fastvlm_convert.contract import STAGES
 from fastvlm_convert.errors import BundleError, MissingDependencyError, TokenizerError
 from fastvlm_convert.manifest import Manifest, changed_files
+from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import Gates
 from fastvlm_convert.runtime.loaded import LoadedModel, load_engine, load_reference
 from fastvlm_convert.verify.check import Check, Measurement, equal, not_run
 from fastvlm_convert.verify.compare import Comparison, StageGates, compare
 from fastvlm_convert.verify.executions import executions
-from fastvlm_convert.questions import Question
 
 OnProgress = Callable[[str, float], None]
 
@@ -101,9 +101,8 @@ def _reference(
     recipe, contract = manifest.recipe, manifest.contract
 
     def engine() -> LoadedModel:
-        return load_engine(
-            checkpoint, recipe, contract.context_length, lambda share: on_progress("quantize", share)
-        )
+        calibration = manifest.source.calibration
+        return load_engine(checkpoint, recipe, contract.context_length, calibration, on_progress)
 
     if checkpoint.quantized is not None:
         metrics = ("kl_mean_nats", "top1_agreement")

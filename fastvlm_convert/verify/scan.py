@@ -14,8 +14,8 @@ from fastvlm_convert.fp16_range import FP16_SMALLEST, OpRange, RangeReport
 from fastvlm_convert.model.decoder import DecoderLayer
 from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.model.vision import AttentionBlock, RepMixerBlock, Stage
-from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.questions import Question
+from fastvlm_convert.runtime.loaded import LoadedModel
 
 OnProgress = Callable[[float], None]
 

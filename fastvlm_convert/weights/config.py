@@ -1,6 +1,6 @@
 """What the network is: dimensions, read off the tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastvlm_convert.contract import VISION_HEAD_DIM, num_image_tokens
@@ -100,3 +100,8 @@ class ModelConfig:
     vision: VisionConfig
     projector_width: int
     decoder: DecoderConfig
+
+
+def at_image_size(config: ModelConfig, image_size: int) -> ModelConfig:
+    """The same network for another input size: it is convolutional, and its attention has no fixed length."""
+    return replace(config, vision=replace(config.vision, image_size=image_size))

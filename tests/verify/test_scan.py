@@ -11,8 +11,8 @@ from fastvlm_convert.fp16_range import RangeReport, save_report
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.preprocess import load_image
-from fastvlm_convert.runtime.loaded import load_folded_reference
 from fastvlm_convert.questions import Question
+from fastvlm_convert.runtime.loaded import load_folded_reference
 from fastvlm_convert.verify.scan import scan
 from tests.bundles import FP16, recipe
 from tests.checkpoints import LLAVA, copy_checkpoint, edit_tensors, golden_cases, read_tensors
