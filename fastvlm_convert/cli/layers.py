@@ -57,7 +57,7 @@ def score_text(score: AnswerScore | None) -> str:
     if score is None:
         return f"answers: not run; {_NOT_RUN}"
     return (
-        f"answers: KL {score.kl_mean_nats:.2g} nats, {100 * score.top1_agreement:.2f} % keep the likeliest token "
+        f"answers: KL {score.kl_mean_nats:.2g} nats, {100 * score.top1_agreement:.2f} % keep the likeliest "
         f"({score.num_tokens} tokens of the calibration's answers)"
     )
 

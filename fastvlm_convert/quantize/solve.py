@@ -115,6 +115,7 @@ def _solve(
     kind = recipe.calibration.token_weights
     passed = float_pass(reference, batch, kind != "uniform", partial(on_progress, "token weights"))
     task = Task(
+        reference,
         Chain(config, dense_view(searched)),
         todo,
         recipe.calibration,
