@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastvlm_convert.model.chain import Chain
 from fastvlm_convert.quantize.answers import Answered, TokenBatch, token_batch
+from fastvlm_convert.quantize.awq import channel_scales, norm_before
 from fastvlm_convert.quantize.gptq import gptq
 from fastvlm_convert.quantize.palettes import palettize
 from fastvlm_convert.quantize.search import quantize_affine
@@ -25,6 +26,7 @@ from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.weights.plan import LayerPlan
 from fastvlm_convert.weights.quantized import AnyWeight
 from fastvlm_convert.weights.schemes import AffineScheme, QuantizedMatrix
+from fastvlm_convert.weights.source import Weight
 from fastvlm_convert.weights.store import load_layer, save_layer
 
 OnProgress = Callable[[float], None]
@@ -122,12 +124,12 @@ def _through(
         for first in shared
     ]
     expected = _run(task.chain, reference, states.reference, fitting, hooks)
-    hooks = [
-        layers[first].register_forward_pre_hook(
-            _Solver(task, {name: layers[name] for name in members}, inputs, first, batch, found)
-        )
-        for first, members in shared.items()
-    ]
+    hooks = []
+    for first, members in shared.items():
+        before = norm_before(first) if task.settings.awq else None
+        norm = None if before is None else (before, module.get_submodule(before.removeprefix(f"{block}.")))
+        solver = _Solver(task, {n: layers[n] for n in members}, norm, inputs, first, batch, found)
+        hooks += [layers[name].register_forward_pre_hook(solver) for name in members]
     return _States(_run(task.chain, module, states.quantized, fitting, hooks), expected)
 
 
@@ -168,12 +170,17 @@ def _fitting(chain: Chain, module: nn.Module, x: Tensor) -> int:
 
 
 class _Solver:
-    """Solves the layers that share an input when that input comes."""
+    """Solves the layers that share an input when that input comes to the first of them.
+
+    With `norm` it moves channel scales from the norm to the layers. The norm's output was made before, so
+    what comes to the layers in this pass is divided on its way.
+    """
 
     def __init__(
         self,
         task: Task,
         layers: Mapping[str, nn.Module],
+        norm: tuple[str, nn.Module] | None,
         reference: Mapping[str, Tensor],
         first: str,
         batch: TokenBatch | None,
@@ -181,29 +188,59 @@ class _Solver:
     ) -> None:
         self._task = task
         self._layers = layers
+        self._norm = norm
+        self._divisor: Tensor | None = None
         self._reference = reference
         self._first = first
         self._batch = batch
         self._found = found
 
-    def __call__(self, _module: nn.Module, given: tuple[Tensor]) -> None:
+    def __call__(self, module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+        (x,) = given
+        if module is self._layers[self._first]:
+            self._all(x)
+        return (x if self._divisor is None else x / self._divisor,)
+
+    def _all(self, x: Tensor) -> None:
         missing = [name for name in self._layers if not self._path(name).is_file()]
         if missing:
-            moments = self._moments(given[0])
+            moments = self._moments(x)
+            scales, norm = self._scaling(moments, self._first in missing)
             for name in missing:
-                self._solve(name, moments)
+                self._solve(name, moments.scaled(scales), scales, norm if name == self._first else {})
         for name in self._layers:
             self._take(name)
+
+    def _scaling(self, moments: Moments, is_new: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Channel scales, and the norm with them taken out; those of a run before where it got that far."""
+        ones = np.ones(len(moments.hessian), np.float32)
+        if self._norm is None:
+            return ones, {}
+        name, norm = self._norm
+        parts = {f"{name}.{part}": value.numpy() for part, value in norm.named_parameters()}
+        if not is_new:
+            plan = self._task.plans[self._first]
+            assert plan.scheme is not None
+            _, floats = load_layer(self._path(self._first), plan.shape, plan.scheme)
+            stored = floats[f"{name}.weight"].array()
+            return np.divide(parts[f"{name}.weight"], stored, out=ones, where=stored != 0), {}
+        schemes = {self._task.plans[layer].scheme for layer in self._layers}
+        (scheme,) = schemes if len(schemes) == 1 else (None,)
+        if not isinstance(scheme, AffineScheme):
+            return ones, parts
+        weights = [layer.weight.numpy() for layer in self._layers.values()]  # type: ignore[operator]
+        scales = channel_scales(weights, moments.hessian, scheme)
+        return scales, {part: value / scales for part, value in parts.items()}
 
     def _path(self, name: str) -> Path:
         return self._task.folder / f"{name}.safetensors"
 
-    def _solve(self, name: str, moments: Moments) -> None:
+    def _solve(self, name: str, moments: Moments, scales: np.ndarray, norm: Mapping[str, np.ndarray]) -> None:
         weight, bias = (getattr(self._layers[name], part) for part in ("weight", "bias"))
-        original = weight.reshape(len(weight), -1).numpy()
+        original = weight.reshape(len(weight), -1).numpy() * scales
         plan = self._task.plans[name]
         matrix = _rounded(aimed(original, moments), moments.hessian, plan, self._task.settings)
-        floats = {}
+        floats = dict(norm)
         if bias is not None:
             rounded = matrix.dequantized()
             floats[f"{name}.bias"] = shifted_bias(bias.numpy(), original, rounded, moments)
@@ -215,9 +252,20 @@ class _Solver:
         assert plan.scheme is not None
         weight, floats = load_layer(self._path(name), plan.shape, plan.scheme)
         self._found |= {f"{name}.weight": weight, **floats}
-        layer.weight = nn.Parameter(torch.from_numpy(weight.dense().array()), False)
-        for bias in floats.values():
-            layer.bias = nn.Parameter(torch.from_numpy(bias.array()), False)
+        layer.weight = _fixed(weight.dense().array())
+        if f"{name}.bias" in floats:
+            layer.bias = _fixed(floats.pop(f"{name}.bias").array())
+        if floats:
+            self._take_norm(floats)
+
+    def _take_norm(self, floats: Mapping[str, Weight]) -> None:
+        assert self._norm is not None
+        name, norm = self._norm
+        before = norm.get_parameter("weight").clone()
+        for part, weight in floats.items():
+            norm.register_parameter(part.removeprefix(f"{name}."), _fixed(weight.array()))
+        after = norm.get_parameter("weight")
+        self._divisor = torch.where(after == 0, 1.0, before / after)
 
     def _moments(self, x: Tensor) -> Moments:
         rows, reference = (_tokens(inputs).numpy() for inputs in (x, self._reference[self._first]))
@@ -230,6 +278,10 @@ class _Solver:
         if self._task.token_weights:
             weights *= torch.stack([self._task.token_weights[name][:count] for name in self._layers]).sum(0)
         return weights.reshape(-1).numpy()
+
+
+def _fixed(values: np.ndarray) -> nn.Parameter:
+    return nn.Parameter(torch.from_numpy(values), requires_grad=False)
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -31,6 +31,11 @@ class Moments:
     reference: np.ndarray
     mean: np.ndarray
 
+    def scaled(self, scales: np.ndarray) -> "Moments":
+        """The moments of inputs divided by scales, float32 [columns]."""
+        both = np.outer(scales, scales)
+        return Moments(self.hessian / both, self.cross / both, self.reference / scales, self.mean / scales)
+
 
 def moments_of(reference: np.ndarray, inputs: np.ndarray, weights: np.ndarray | None) -> Moments:
     """Sum over tokens.
