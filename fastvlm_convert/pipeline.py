@@ -32,6 +32,7 @@ from fastvlm_convert.quantize.engine import engine_weights, plan_checkpoint
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.loaded import at_image_size
 from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.fp16_safe import repaired_config
 from fastvlm_convert.weights.plan import LayerPlan
 
 OnProgress = Callable[[str, float], None]
@@ -79,7 +80,7 @@ def export(
     protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
     checkpoint = open_checkpoint(checkpoint_path, adapter)
     recipe, image_size, image_mode = _resolve(checkpoint, recipe)
-    config = at_image_size(checkpoint.config, image_size)
+    config = repaired_config(at_image_size(checkpoint.config, image_size), recipe.repairs)
     plans = plan_checkpoint(checkpoint, recipe)
     for target in targets:
         _EXPORTERS[target].check(config, recipe, plans)

@@ -7,6 +7,7 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.quantize.apply import quantize_weights
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.fp16_safe import fp16_safe
 from fastvlm_convert.weights.plan import LayerPlan, plan_layers
 from fastvlm_convert.weights.quantized import MixedSource
 
@@ -26,11 +27,11 @@ def plan_checkpoint(checkpoint: Checkpoint, recipe: Recipe) -> tuple[LayerPlan, 
 def engine_weights(
     checkpoint: Checkpoint, recipe: Recipe, on_progress: OnProgress = lambda stage, share: None
 ) -> MixedSource:
-    """Fold and quantize: canonical names, integers where planned.
+    """Fold, repair and quantize: canonical names, integers where planned.
 
     Args:
         checkpoint: The checkpoint.
-        recipe: Its `quantize` and `calibration` sections.
+        recipe: Its `quantize`, `calibration` and `repairs` sections.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
     Raises:
@@ -39,4 +40,5 @@ def engine_weights(
     plans = plan_checkpoint(checkpoint, recipe)
     if recipe.is_calibrated:
         raise RecipeError("solvers that need data are not joined in yet")
-    return quantize_weights(fold(checkpoint.weights), plans)
+    repaired = fp16_safe(fold(checkpoint.weights), checkpoint.config.decoder, recipe.repairs)
+    return quantize_weights(repaired, plans)

@@ -19,6 +19,7 @@ from fastvlm_convert.quantize.engine import engine_weights
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.fp16_safe import repaired_config
 from fastvlm_convert.weights.quantized import dense_view
 from fastvlm_convert.weights.source import WeightSource
 
@@ -106,6 +107,7 @@ def load_engine(
     """
     size, mode = recipe.common.image_size, recipe.common.image_mode
     config = checkpoint.config if size == "checkpoint" else at_image_size(checkpoint.config, size)
+    config = repaired_config(config, recipe.repairs)
     weights = dense_view(engine_weights(checkpoint, recipe))
     loaded, _ = _load_model(checkpoint, config, weights, True, context_length, on_progress)
     return loaded if mode == "checkpoint" else replace(loaded, image_mode=mode)
