@@ -12,7 +12,7 @@ from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, write_apple_files
 from fastvlm_convert.bundle.folder import new_folder
 from fastvlm_convert.bundle.licence import NO_LICENCE, write_licence
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint
-from fastvlm_convert.contract import APPLE_FOLDER, IMAGE_TOKEN, op_component
+from fastvlm_convert.contract import APPLE_FOLDER, IMAGE_TOKEN
 from fastvlm_convert.errors import MissingDependencyError, TargetError
 from fastvlm_convert.export.job import ExportJob
 from fastvlm_convert.export.onnx.write import check_target, export_onnx
@@ -31,6 +31,7 @@ from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantize.engine import engine_weights, plan_checkpoint
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.loaded import at_image_size
+from fastvlm_convert.verify.repairs import at_risk, missing_repairs, needed_repairs, settings_of
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.fp16_safe import repaired_config
 from fastvlm_convert.weights.plan import LayerPlan
@@ -124,7 +125,7 @@ def export(
             recipe=recipe,
             artifacts=tuple(artifacts),
             contract=contract,
-            fp16_range=_range_status(scan),
+            fp16_range=_range_status(scan, recipe),
             files=file_entries(folder),
         )
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -177,11 +178,11 @@ def _library_versions(targets: Sequence[Target]) -> dict[str, str]:
     return {name: metadata.version(name) for name in sorted({"numpy", "tokenizers", *used})}
 
 
-def _range_status(scan: RangeReport | None) -> Status:
-    """What a scan of this very checkpoint, if there was one, says of float16's range."""
+def _range_status(scan: RangeReport | None, recipe: Recipe) -> Status:
+    """What a scan of this very checkpoint, if there was one, says of what the recipe leaves to float16."""
     if scan is None:
         return "not_run"
-    return "failed" if scan.risky() else "passed"
+    return "failed" if at_risk(scan, recipe) else "passed"
 
 
 def _check_context(contract: Contract) -> None:
@@ -198,19 +199,30 @@ def _warnings(checkpoint: Checkpoint, manifest: Manifest, scan: RangeReport | No
         f"config.json says {d.key} is {d.config}, the tensors say {d.tensors}; the tensors were followed"
         for d in checkpoint.disagreements
     ]
-    precision = {"vision": manifest.recipe.vision, "decoder": manifest.recipe.decoder}
-    risky = [op.op for op in scan.risky()] if scan else []
-    in_float16 = [op for op in risky if precision[op_component(op)].computes_in(op) == "float16"]
-    if in_float16:
-        warnings.append(
-            f"the range scan found less than {MIN_HEADROOM:.0f}x headroom to float16's limit at "
-            f"{', '.join(in_float16)}; keep them in float32 (float32_ops in the recipe)"
-        )
+    if scan is not None:
+        warnings += _range_warnings(scan, manifest.recipe)
     if manifest.source.licence == NO_LICENCE:
         warnings.append("the checkpoint has no licence file; see that you may pass the bundle on")
     if manifest.contract.context_length > checkpoint.config.decoder.max_position_embeddings:
         warnings.append(
             f"the context of {manifest.contract.context_length} tokens is longer than the "
             f"{checkpoint.config.decoder.max_position_embeddings} the model was trained for"
+        )
+    return warnings
+
+
+def _range_warnings(scan: RangeReport, recipe: Recipe) -> list[str]:
+    warnings = []
+    if missing := missing_repairs(scan, recipe):
+        warnings.append(
+            f"the range scan asks for repairs that recipe '{recipe.name}' lacks: "
+            + "; ".join(f"{repair.setting} ({repair.reason})" for repair in missing)
+            + f"; `fastvlm-convert scan CHECKPOINT --recipe {recipe.name} -o FILE` writes a recipe with them"
+        )
+    repaired = replace(recipe, repairs=settings_of(needed_repairs(scan, recipe)))
+    if left := at_risk(scan, repaired):
+        warnings.append(
+            f"the range scan found less than {MIN_HEADROOM:.0f}x headroom to float16's limit at "
+            f"{', '.join(op.op for op in left)}; keep them in float32 (float32_ops in the recipe)"
         )
     return warnings
