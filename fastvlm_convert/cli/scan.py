@@ -16,7 +16,7 @@ from fastvlm_convert.fp16_range import FP16_MAX, MIN_HEADROOM, RangeReport, save
 from fastvlm_convert.recipe import load_recipe
 from fastvlm_convert.runtime.loaded import load_folded_reference
 from fastvlm_convert.verify.questions import folder_questions, standard_questions
-from fastvlm_convert.verify.repairs import Repair, needed_repairs, recipe_text, repaired_recipe
+from fastvlm_convert.verify.repairs import Repair, at_risk, needed_repairs, recipe_text, repaired_recipe
 
 _SHOWN = 12
 
@@ -70,20 +70,23 @@ def command(
         )
     path = save_report(report)
     repairs = needed_repairs(report, settings)
+    repaired = repaired_recipe(settings, settings.name if output is None else output.stem, repairs)
+    left = [o.op for o in at_risk(report, repaired)]
     if output is not None:
-        _write(output, recipe_text(repaired_recipe(settings, output.stem, repairs), repairs))
+        _write(output, recipe_text(repaired, repairs))
     if as_json:
         print_json(
             "scan",
             "passed",
             report=dataclasses.asdict(report),
             repairs=[dataclasses.asdict(repair) for repair in repairs],
+            unrepaired=left,
             saved_to=str(path),
             recipe=None if output is None else str(output),
         )
         return
     _print(report)
-    _print_repairs(repairs, recipe)
+    _print_repairs(repairs, left, recipe)
     err.print(f"kept in {path}; `export` reads it", soft_wrap=True)
     if output is not None:
         err.print(escape(f"wrote {output}"), soft_wrap=True)
@@ -92,6 +95,8 @@ def command(
 def _check_output(output: Path) -> None:
     if output.suffix not in (".yaml", ".yml"):
         raise OutputError("a recipe is a .yaml file", where=output)
+    if not output.parent.is_dir():
+        raise OutputError("there is no such folder", where=output.parent)
     if output.exists() or output.is_symlink():
         raise OutputError("the output exists", where=output, hint="choose another name, or remove it")
 
@@ -106,12 +111,17 @@ def _write(output: Path, text: str) -> None:
         raise OutputError(f"cannot write: {error.strerror}", where=output) from error
 
 
-def _print_repairs(repairs: tuple[Repair, ...], recipe: str) -> None:
+def _print_repairs(repairs: tuple[Repair, ...], left: list[str], recipe: str) -> None:
     if not repairs:
         out.print(f"recipe {escape(recipe)} needs no repairs", soft_wrap=True)
     for repair in repairs:
         value = repair.value if isinstance(repair.value, int) else list(repair.value)
         out.print(escape(f"repairs.{repair.setting}: {value}, because {repair.reason}"), soft_wrap=True)
+    if left:
+        out.print(
+            f"[bold red]no repair helps[/] {', '.join(left)}; keep them in float32 (float32_ops in the recipe)",
+            soft_wrap=True,
+        )
 
 
 def _print(report: RangeReport) -> None:

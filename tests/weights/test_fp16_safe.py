@@ -126,7 +126,7 @@ def test_a_shift_out_of_range(shift):
 @pytest.mark.parametrize("name", ["int4", "int8"])
 def test_integers_do_not_change(name, tmp_path):
     """Scaling whole rows shifts their scales and nothing else, as long as those stay normal numbers."""
-    checkpoint = open_checkpoint(copy_demo(tmp_path, plant_key_bias(demo_tensors())))
+    checkpoint = open_checkpoint(copy_demo(tmp_path, plant_key_bias(demo_tensors(), key=64, query=4)))
     plain = engine_weights(checkpoint, load_recipe(name))
     repairs = {"residual_shift": 1, "rescaled_keys": (0, 1, 2, 3)}
     repaired = engine_weights(checkpoint, recipe(name, repairs=repairs))
@@ -136,7 +136,7 @@ def test_integers_do_not_change(name, tmp_path):
             continue
         before, after = (w.read(0, w.rows) for w in (weight, repaired[key]))
         normal = np.minimum(np.abs(before.scale), np.abs(after.scale)) >= np.finfo(np.float16).tiny
-        assert normal.mean() > 0.95
+        assert normal.mean() > 0.99
         q = [m.q.reshape(*m.scale.shape, -1)[normal] for m in (before, after)]
         assert np.array_equal(*q), key
         assert np.array_equal(before.zero_point[normal], after.zero_point[normal]), key

@@ -4,6 +4,7 @@ Shapes: n tokens of the call, ctx the context, D head_dim, group the query heads
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -118,6 +119,12 @@ class AttentionBuilder:
         stop = mb.concat(values=[[1, 1], end, [head_dim]], axis=0, name=f"{part}_end")
         return mb.slice_by_index(x=table, begin=begin, end=stop, name=part)
 
+    @cached_property
+    def _rotary_columns(self) -> np.ndarray:
+        """Cosines and below them sines of all positions, float32 [1, 1, D, ctx]."""
+        angles = self._angles().T
+        return np.concatenate([np.cos(angles), np.sin(angles)])[None, None].astype(np.float32)
+
     def attend(self, i: int, x: Var, step: Step, cache: Cache) -> Var:
         """Attention of layer `i` without its output projection; [1, n, hidden] -> [1, n, heads * D]."""
         config, n = self.config, step.tokens
@@ -214,7 +221,5 @@ class AttentionBuilder:
         turned = self._rotate(
             decoder_op(i, "bias"), self.ops.cast(query, "float32"), straight, crossed, "float32"
         )
-        angles = self._angles().T
-        table = np.concatenate([np.cos(angles), np.sin(angles)])[None, None]
-        columns = weights.constant("rotary_columns", "float32", "float32", table)
+        columns = weights.constant("rotary_columns", "float32", "float32", self._rotary_columns)
         return self.ops.op("matmul", decoder_op(i, "bias_scores"), "float32", x=turned, y=columns)

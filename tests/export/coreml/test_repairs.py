@@ -1,4 +1,4 @@
-"""Traps for float16, sprung and repaired: what the interpreter makes of the packages, rounding as a device may."""
+"""Traps for float16, sprung and repaired: the packages in the interpreter, rounding as a device may."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -99,11 +99,10 @@ def test_without_a_repair_it_does_not(missing, trouble, trap, tmp_path):
     model = exported(checkpoint, tmp_path / "bundle", settings, "device")
     found = worst(model, reference)
     if trouble is None:  # finite, but the cache has lost what the keys say beside their bias
-        assert found < GATE_DB / 2
+        assert found < GATE_DB - 10
         assert model.session.trouble is None
     else:
         assert np.isnan(found)
-        assert answers(model) != answers(reference)
         assert trouble in model.session.trouble
 
 
