@@ -119,7 +119,7 @@ def _print_repairs(repairs: tuple[Repair, ...], left: list[str], recipe: str) ->
         out.print(escape(f"repairs.{repair.setting}: {value}, because {repair.reason}"), soft_wrap=True)
     if left:
         out.print(
-            f"[bold red]no repair helps[/] {', '.join(left)}; keep them in float32 (float32_ops in the recipe)",
+            f"[bold red]no repair helps[/] {', '.join(left)}; keep them in float32 (float32_ops)",
             soft_wrap=True,
         )
 

@@ -3,16 +3,20 @@
 from dataclasses import replace
 from pathlib import Path
 
+import coremltools
 import numpy as np
 import pytest
+from coremltools.converters.mil.frontend.milproto.load import load as load_program
+from coremltools.converters.mil.mil import types
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
+from fastvlm_convert.export.coreml.package import FILES
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.recipe import Recipe, RepairSettings
-from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
+from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
 from fastvlm_convert.verify.repairs import needed_repairs, settings_of
 from tests.bundles import FP16, FP32, recipe
 from tests.planted import (
@@ -51,6 +55,33 @@ def test_each_repair_is_exact(lengths, tmp_path):
     reference = load_reference(open_checkpoint(DEMO))
     assert worst(model, reference) >= 100
     assert answers(model) == answers(reference)
+
+
+def test_integers_are_lowered_exactly_too(tmp_path):
+    """Engine weights with repairs: what the packages compute is what torch computes with them."""
+    settings = recipe(FP32, coreml={"kv_cache": "tensors"})
+    settings = replace(settings, quantize=recipe("int4").quantize, repairs=ALL)
+    model = exported(DEMO, tmp_path / "bundle", settings, "exact")
+    engine = load_engine(open_checkpoint(DEMO), settings, 128)
+    assert worst(model, engine) >= 100
+
+
+def test_only_the_named_layers_are_unfused(tmp_path):
+    """As coremltools reads the program; the scores are float32 inside a float16 decoder."""
+    exported(DEMO, tmp_path / "bundle", replace(recipe(FP16), repairs=ALL), "exact")
+    path = tmp_path / "bundle/coreml/decoder.mlpackage"
+    spec = coremltools.models.utils.load_spec(str(path / FILES[1]))
+    program = load_program(spec, spec.specificationVersion, str((path / FILES[2]).parent))
+    program.validate()
+    for function in ("prefill", "decode"):
+        ops = {op.outputs[0].name: op for op in program.functions[function].operations}
+        fused = {name for name, op in ops.items() if op.op_type == "scaled_dot_product_attention"}
+        assert fused == {"l0_attn"}
+        softmax = {name: op.outputs[0].dtype for name, op in ops.items() if op.op_type == "softmax"}
+        assert softmax == dict.fromkeys(("l1_attn_weights", "l2_attn_weights", "l3_attn_weights"), types.fp32)
+        assert {name for name in ops if name.endswith("bias_scores")} == {"l2_bias_scores", "l3_bias_scores"}
+        assert ops["l3_attn"].outputs[0].dtype == types.fp16
+        assert {op.outputs[0].dtype for name, op in ops.items() if name.endswith("_residual")} == {types.fp16}
 
 
 @pytest.fixture(scope="module")
