@@ -9,6 +9,11 @@ from tests.checkpoints import GOLDEN, LLAVA, edit_tensors, read_tensors
 IMAGES = str(GOLDEN / LLAVA)
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(tmp_path / "cache"))
+
+
 def scan(*arguments: object) -> int:
     return main(["scan", *map(str, arguments), "--images", IMAGES, "--max-new-tokens", "2"])
 
