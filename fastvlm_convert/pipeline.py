@@ -118,6 +118,7 @@ def export(
         on_progress("hashes", 0.0)
         sha256 = content_hash(checkpoint.files)
         scan = load_report(sha256)
+        judged = recipe if "coreml" in targets else _without_state(recipe)
         manifest = Manifest(
             tool=__version__,
             libraries=_library_versions(targets),
@@ -125,12 +126,13 @@ def export(
             recipe=recipe,
             artifacts=tuple(artifacts),
             contract=contract,
-            fp16_range=_range_status(scan, recipe),
+            fp16_range=_range_status(scan, judged),
             files=file_entries(folder),
         )
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
         on_progress("hashes", 1.0)
-    return ExportResult(output, manifest, tuple(_warnings(checkpoint, manifest, scan)))
+    warnings = [*_warnings(checkpoint, manifest), *_range_warnings(scan, judged)]
+    return ExportResult(output, manifest, tuple(warnings))
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,11 @@ def _library_versions(targets: Sequence[Target]) -> dict[str, str]:
     return {name: metadata.version(name) for name in sorted({"numpy", "tokenizers", *used})}
 
 
+def _without_state(recipe: Recipe) -> Recipe:
+    """A recipe whose cache is as precise as the arithmetic, which it is in every target but Core ML."""
+    return replace(recipe, coreml=replace(recipe.coreml, kv_cache="tensors"))
+
+
 def _range_status(scan: RangeReport | None, recipe: Recipe) -> Status:
     """What a scan of this very checkpoint, if there was one, says of what the recipe leaves to float16."""
     if scan is None:
@@ -194,13 +201,11 @@ def _check_context(contract: Contract) -> None:
         )
 
 
-def _warnings(checkpoint: Checkpoint, manifest: Manifest, scan: RangeReport | None) -> list[str]:
+def _warnings(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
     warnings = [
         f"config.json says {d.key} is {d.config}, the tensors say {d.tensors}; the tensors were followed"
         for d in checkpoint.disagreements
     ]
-    if scan is not None:
-        warnings += _range_warnings(scan, manifest.recipe)
     if manifest.source.licence == NO_LICENCE:
         warnings.append("the checkpoint has no licence file; see that you may pass the bundle on")
     if manifest.contract.context_length > checkpoint.config.decoder.max_position_embeddings:
@@ -211,8 +216,10 @@ def _warnings(checkpoint: Checkpoint, manifest: Manifest, scan: RangeReport | No
     return warnings
 
 
-def _range_warnings(scan: RangeReport, recipe: Recipe) -> list[str]:
-    warnings = []
+def _range_warnings(scan: RangeReport | None, recipe: Recipe) -> list[str]:
+    warnings: list[str] = []
+    if scan is None:
+        return warnings
     if missing := missing_repairs(scan, recipe):
         warnings.append(
             f"the range scan asks for repairs that recipe '{recipe.name}' lacks: "

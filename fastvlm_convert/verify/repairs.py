@@ -13,7 +13,8 @@ from fastvlm_convert.contract import decoder_op, op_component
 from fastvlm_convert.fp16_range import FP16_MAX, MIN_HEADROOM, OpRange, RangeReport
 from fastvlm_convert.recipe import MAX_RESIDUAL_SHIFT, Recipe, RepairSettings
 
-# Rounding a key to float16 moves a score by up to 2^-11 of what the key's bias adds to it.
+# Rounding a key to float16 moves a score by up to 2^-11 of what the key's bias adds to it: by 2 where that
+# is 4096, before the division by sqrt(head_dim).
 MIN_BIAS_RATIO: Final = 8.0
 MIN_BIASED_SCORE: Final = 4096.0
 
@@ -51,7 +52,7 @@ def needed_repairs(report: RangeReport, recipe: Recipe) -> tuple[Repair, ...]:
         recipe: Its precisions; its own repairs are left aside.
     """
     plain = replace(recipe, repairs=RepairSettings())
-    biased = [layer for layer in _layers(report) if _bias_dominates(report, layer)]
+    biased = [layer for layer in _layers(report) if _bias_dominates(report, layer, recipe)]
     apart = replace(recipe, repairs=RepairSettings(separate_key_bias=tuple(biased)))
     risks = at_risk(report, plain)
     found: list[Repair] = []
@@ -154,7 +155,10 @@ def _query_and_key(report: RangeReport, layer: int, repairs: RepairSettings) -> 
     return (math.sqrt(query * key),) * 2 if layer in repairs.rescaled_keys else (query, key)
 
 
-def _bias_dominates(report: RangeReport, layer: int) -> bool:
+def _bias_dominates(report: RangeReport, layer: int, recipe: Recipe) -> bool:
+    """Whether a float16 cache holds little of a layer's keys beside their bias."""
+    if not _rounds(decoder_op(layer, "k_rotated"), recipe):
+        return False
     biased, plain = _size(report, layer, "k_rotated"), _size(report, layer, "k_unbiased")
     return biased >= MIN_BIAS_RATIO * plain and _size(report, layer, "attn_scores") >= MIN_BIASED_SCORE
 

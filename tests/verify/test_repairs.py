@@ -77,6 +77,7 @@ def test_in_float32_only_the_cache_counts():
     assert chosen(FP32, **sizes) == RepairSettings(separate_key_bias=(1,))
     in_tensors = recipe(FP32, coreml={"kv_cache": "tensors"})
     assert not needed_repairs(report(**sizes, l1_k_unbiased=9e4), in_tensors)
+    assert not needed_repairs(report(**sizes), in_tensors)
 
 
 def test_operations_kept_in_float32_need_no_repair():

@@ -16,7 +16,7 @@ from fastvlm_convert.runtime.loaded import load_folded_reference
 from fastvlm_convert.verify.questions import Question
 from fastvlm_convert.verify.repairs import needed_repairs, settings_of
 from fastvlm_convert.verify.scan import scan
-from tests.bundles import FP16, recipe
+from tests.bundles import FP16, FP32, recipe
 from tests.checkpoints import LLAVA, copy_checkpoint, edit_tensors, golden_cases, read_tensors
 
 CASES = [case for case in golden_cases() if case.name == LLAVA]
@@ -125,6 +125,18 @@ def test_a_repaired_recipe_silences_the_warning(llava, tmp_path, monkeypatch):
     assert not [w for w in result.warnings if "scan" in w]
     assert result.manifest.fp16_range == "passed"
     assert load_manifest(tmp_path / "bundle").recipe.repairs == settings.repairs
+
+
+def test_in_float32_a_key_bias_matters_to_the_state_alone(llava, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(tmp_path / "cache"))
+    attention = "model.layers.1.self_attn"
+    biases = {f"{attention}.k_proj.bias": torch.full((32,), 1e3), f"{attention}.q_proj.bias": torch.ones(64)}
+    edit_tensors(llava, biases)
+    save_report(run_scan(llava))
+    for target, asks in (("onnx", False), ("coreml", True)):
+        result = export(llava, recipe(FP32), [target], tmp_path / target)
+        assert any("lacks: separate_key_bias (keys of layer 1" in w for w in result.warnings) == asks
+        assert result.manifest.fp16_range == "passed"  # imprecise, but within range
 
 
 def test_keys_are_measured_before_and_after_bias_and_rotation(report, llava):
