@@ -195,7 +195,9 @@ def peers(size: int) -> dict[str, Solver]:
     return {
         "coremltools RTN, symmetric": lambda w, _: coreml(w, size, "LINEAR_SYMMETRIC"),
         "coremltools RTN, asymmetric": lambda w, _: coreml(w, size, "LINEAR"),
-        "ONNX Runtime RTN, symmetric": lambda w, _: onnxruntime(w, default(block_size=size, is_symmetric=True)),
+        "ONNX Runtime RTN, symmetric": lambda w, _: onnxruntime(
+            w, default(block_size=size, is_symmetric=True)
+        ),
         "ONNX Runtime RTN, asymmetric": lambda w, _: onnxruntime(
             w, default(block_size=size, is_symmetric=False)
         ),
@@ -230,7 +232,7 @@ def ours(layers: Sequence[str], part: str, **rule: object) -> Recipe:
     """A recipe for the layers of a part."""
     chosen = tuple(layer for layer in layers if fits(layer, part))
     recipe = load_recipe("int4")
-    rules = (KEPT, QuantizeRule(chosen, **rule), *(() if part == "all" and False else (FLOAT,)))  # type: ignore[arg-type]
+    rules = (KEPT, QuantizeRule(chosen, **rule), FLOAT)  # type: ignore[arg-type]
     return replace(recipe, quantize=rules)
 
 
@@ -267,7 +269,9 @@ def measure(path: Path, count: int) -> dict[str, dict[str, list[float]]]:
         p /= p.sum(-1, keepdims=True)
         entropy = -(p * np.log(np.maximum(p, 1e-30))).sum(-1).mean()
         print(f"{name}: {len(test.samples)} questions, {len(test.logits)} tokens, entropy {entropy:.2g} nats")
-    print(f"{'':36}" + "".join(f"{name + ' mean':>16}{'p99':>10}{'top-1':>9}" for name in tests) + "   seconds")
+    print(
+        f"{'':36}" + "".join(f"{name + ' mean':>16}{'p99':>10}{'top-1':>9}" for name in tests) + "   seconds"
+    )
     rows: dict[str, dict[str, list[float]]] = {}
 
     def show(label: str, make: Callable[[], WeightSource]) -> None:
@@ -297,7 +301,9 @@ def measure(path: Path, count: int) -> dict[str, dict[str, list[float]]]:
     show("search, asymmetric", lambda: engine(ours(layers, "all", **four, symmetric=False)))
     free = {"scheme": "int4", "symmetric": False, "solver": "gptq"}
     for size in (32, 64, 128):
-        show(f"ours, blocks of {size}", lambda size=size: engine(ours(layers, "all", **free, block_size=size)))  # type: ignore[misc]
+        show(
+            f"ours, blocks of {size}", lambda size=size: engine(ours(layers, "all", **free, block_size=size))
+        )  # type: ignore[misc]
     even = {**free, "symmetric": True}
     show("ours, symmetric, blocks of 32", lambda: engine(ours(layers, "all", **even, block_size=32)))
     for kind in ("uniform", "modality", "token"):

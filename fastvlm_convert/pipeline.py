@@ -16,7 +16,7 @@ from fastvlm_convert.bundle.quantized import write_settings, write_weights
 from fastvlm_convert.bundle.resumable import resumable_folder
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint, source_hash
 from fastvlm_convert.checkpoint.quantized import Quantization
-from fastvlm_convert.contract import APPLE_FOLDER, IMAGE_TOKEN, op_component
+from fastvlm_convert.contract import APPLE_FOLDER, IMAGE_TOKEN
 from fastvlm_convert.errors import CheckpointError, MissingDependencyError, RecipeError, TargetError
 from fastvlm_convert.export.job import ExportJob
 from fastvlm_convert.export.onnx.write import check_target, export_onnx
@@ -33,11 +33,12 @@ from fastvlm_convert.manifest import (
 )
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantize.calibration import Calibration
-from fastvlm_convert.quantize.engine import calibration_for, engine_weights, plan_checkpoint
+from fastvlm_convert.quantize.engine import calibration_for, engine_weights, float_weights, plan_checkpoint
 from fastvlm_convert.quantize.score import AnswerScore
 from fastvlm_convert.recipe import Recipe, shipped_recipes
+from fastvlm_convert.verify.repairs import at_risk, missing_repairs, needed_repairs, settings_of
 from fastvlm_convert.weights.config import ModelConfig, at_image_size
-from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.fp16_safe import repaired_config
 from fastvlm_convert.weights.meter import ErrorMeter
 from fastvlm_convert.weights.plan import LayerPlan
 from fastvlm_convert.weights.report import LayerReport, layer_reports
@@ -125,7 +126,7 @@ def quantize(
     key = hashlib.sha256(Quantization(__version__, source, recipe, ()).to_json().encode()).hexdigest()
     with resumable_folder(output, key, overwrite, protected, QUANTIZED_CHECKPOINT) as work:
         num_resumed = len(work.finished)
-        meter = ErrorMeter(fold(checkpoint.weights))
+        meter = ErrorMeter(float_weights(checkpoint, recipe))
         engine = engine_weights(checkpoint, recipe, data, on_progress)
         write_weights(work, meter.view(engine.weights), recipe, meter, partial(on_progress, "weights"))
         record = write_settings(work, checkpoint, recipe, source, plans, __version__)
@@ -162,7 +163,7 @@ def export(
     protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
     checkpoint = open_checkpoint(checkpoint_path, adapter)
     recipe, image_size, image_mode = _resolve(checkpoint, recipe or _stored_recipe(checkpoint))
-    config = at_image_size(checkpoint.config, image_size)
+    config = repaired_config(at_image_size(checkpoint.config, image_size), recipe.repairs)
     plans = plan_checkpoint(checkpoint, recipe)
     for target in targets:
         _EXPORTERS[target].check(config, recipe, plans)
@@ -181,7 +182,7 @@ def export(
     with new_folder(output, overwrite, protected) as folder:
         source = _source(checkpoint, data)
         engine = engine_weights(checkpoint, recipe, data, on_progress)
-        meter = ErrorMeter(fold(checkpoint.weights))
+        meter = ErrorMeter(float_weights(checkpoint, recipe))
         weights = engine.weights if checkpoint.quantized else meter.view(engine.weights)
         job = ExportJob(config, weights, recipe, contract, source.licence, folder, lambda share: None)
         artifacts: list[Artifact] = []
@@ -194,6 +195,7 @@ def export(
             write_licence(folder, checkpoint.licence, recipe)
         on_progress("hashes", 0.0)
         scan = _scan_of(checkpoint, source.sha256)
+        judged = recipe if "coreml" in targets else _without_state(recipe)
         manifest = Manifest(
             tool=__version__,
             libraries=_library_versions(targets),
@@ -201,14 +203,15 @@ def export(
             recipe=recipe,
             artifacts=tuple(artifacts),
             contract=contract,
-            fp16_range=_range_status(scan),
+            fp16_range=_range_status(scan, judged),
             files=file_entries(folder),
         )
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
         on_progress("hashes", 1.0)
     stored = checkpoint.quantized
     layers = layer_reports(plans, meter.sums) if stored is None else stored.record.layers
-    return ExportResult(output, manifest, layers, engine.score, tuple(_warnings(checkpoint, manifest, scan)))
+    warnings = [*_warnings(checkpoint, manifest), *_range_warnings(scan, judged)]
+    return ExportResult(output, manifest, layers, engine.score, tuple(warnings))
 
 
 @dataclass(frozen=True)
@@ -281,11 +284,16 @@ def _library_versions(targets: Sequence[Target]) -> dict[str, str]:
     return {name: metadata.version(name) for name in sorted({"numpy", "tokenizers", *used})}
 
 
-def _range_status(scan: RangeReport | None) -> Status:
-    """What a scan of this very checkpoint, if there was one, says of float16's range."""
+def _without_state(recipe: Recipe) -> Recipe:
+    """A recipe whose cache is as precise as the arithmetic, which it is in every target but Core ML."""
+    return replace(recipe, coreml=replace(recipe.coreml, kv_cache="tensors"))
+
+
+def _range_status(scan: RangeReport | None, recipe: Recipe) -> Status:
+    """What a scan of this very checkpoint, if there was one, says of what the recipe leaves to float16."""
     if scan is None:
         return "not_run"
-    return "failed" if scan.risky() else "passed"
+    return "failed" if at_risk(scan, recipe) else "passed"
 
 
 def _check_context(contract: Contract) -> None:
@@ -307,19 +315,30 @@ def _checkpoint_warnings(checkpoint: Checkpoint, made: str) -> list[str]:
     return warnings
 
 
-def _warnings(checkpoint: Checkpoint, manifest: Manifest, scan: RangeReport | None) -> list[str]:
+def _warnings(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
     warnings = _checkpoint_warnings(checkpoint, BUNDLE.name)
-    precision = {"vision": manifest.recipe.vision, "decoder": manifest.recipe.decoder}
-    risky = [op.op for op in scan.risky()] if scan else []
-    in_float16 = [op for op in risky if precision[op_component(op)].computes_in(op) == "float16"]
-    if in_float16:
-        warnings.append(
-            f"the range scan found less than {MIN_HEADROOM:.0f}x headroom to float16's limit at "
-            f"{', '.join(in_float16)}; keep them in float32 (float32_ops in the recipe)"
-        )
     if manifest.contract.context_length > checkpoint.config.decoder.max_position_embeddings:
         warnings.append(
             f"the context of {manifest.contract.context_length} tokens is longer than the "
             f"{checkpoint.config.decoder.max_position_embeddings} the model was trained for"
+        )
+    return warnings
+
+
+def _range_warnings(scan: RangeReport | None, recipe: Recipe) -> list[str]:
+    warnings: list[str] = []
+    if scan is None:
+        return warnings
+    if missing := missing_repairs(scan, recipe):
+        warnings.append(
+            f"the range scan asks for repairs that recipe '{recipe.name}' lacks: "
+            + "; ".join(f"{repair.setting} ({repair.reason})" for repair in missing)
+            + f"; `fastvlm-convert scan CHECKPOINT --recipe {recipe.name} -o FILE` writes a recipe with them"
+        )
+    repaired = replace(recipe, repairs=settings_of(needed_repairs(scan, recipe)))
+    if left := at_risk(scan, repaired):
+        warnings.append(
+            f"the range scan found less than {MIN_HEADROOM:.0f}x headroom to float16's limit at "
+            f"{', '.join(op.op for op in left)}; keep them in float32 (float32_ops in the recipe)"
         )
     return warnings

@@ -24,6 +24,7 @@ MAX_CONTEXT_LENGTH: Final = 131072
 MAX_SQNR_DB: Final = 200.0
 MAX_GROUP_SIZE: Final = 1024
 MAX_SAMPLES: Final = 4096
+MAX_RESIDUAL_SHIFT: Final = 8  # beyond it, float16 no longer holds the norms' epsilon well
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,34 @@ class CalibrationSettings:
 
 
 @dataclass(frozen=True)
+class RepairSettings:
+    """Changes of the decoder that are exact in real arithmetic and keep float16 within its range.
+
+    `fastvlm-convert scan CHECKPOINT --recipe NAME -o FILE` sets them where a model needs them.
+
+    Attributes:
+        residual_shift: The residual stream is divided by 2 to this power.
+        rescaled_keys: Layers whose keys and queries exchange powers of two until they are equally large.
+        float32_scores: Layers whose attention scores are computed and normalised in float32 (Core ML only).
+        separate_key_bias: Layers whose cache holds the keys without their bias, which then enters the scores
+            as the function of the position it is; these scores are float32 too (Core ML only).
+    """
+
+    residual_shift: int = 0
+    rescaled_keys: tuple[int, ...] = ()
+    float32_scores: tuple[int, ...] = ()
+    separate_key_bias: tuple[int, ...] = ()
+
+    def has_float32_scores(self, layer: int) -> bool:
+        """Whether a layer's scores are float32, whatever the decoder computes in."""
+        return layer in self.float32_scores or layer in self.separate_key_bias
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.residual_shift <= MAX_RESIDUAL_SHIFT:
+            raise RecipeError(f"residual_shift is {self.residual_shift}, expected 0 to {MAX_RESIDUAL_SHIFT}")
+
+
+@dataclass(frozen=True)
 class OnnxSettings:
     """What only the ONNX target has.
 
@@ -259,6 +288,7 @@ class Recipe:
         coreml: Core ML only.
         quantize: Which layers are stored as integers, and how; none if empty.
         calibration: How the solvers that need data use it.
+        repairs: What keeps the decoder within float16's range.
     """
 
     name: str
@@ -272,6 +302,7 @@ class Recipe:
     coreml: CoreMLSettings = CoreMLSettings()
     quantize: tuple[QuantizeRule, ...] = ()
     calibration: CalibrationSettings = CalibrationSettings()
+    repairs: RepairSettings = RepairSettings()
 
     @property
     def is_calibrated(self) -> bool:

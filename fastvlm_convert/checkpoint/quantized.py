@@ -20,6 +20,7 @@ from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.files import FileTensor
 from fastvlm_convert.weights.fold import folded_shapes
+from fastvlm_convert.weights.fp16_safe import repaired_config
 from fastvlm_convert.weights.names import weight_shapes
 from fastvlm_convert.weights.plan import LayerPlan, check_groups
 from fastvlm_convert.weights.quantized import AnyWeight, MixedSource, dense_view
@@ -160,7 +161,11 @@ def quantized_content(
         weight = found[name]
         weights[name] = reshaped(weight, shape) if isinstance(weight, Weight) else weight
     unused = tuple(sorted(name for name in tensors if name not in parts and name not in expected))
-    return config, QuantizedContent(record, weights), unused
+    try:
+        repaired = repaired_config(config, record.recipe.repairs)
+    except RecipeError as error:
+        raise CheckpointError(f"malformed: {error.args[0]}", where=path / FILE_NAME) from error
+    return repaired, QuantizedContent(record, weights), unused
 
 
 def check_recipe(record: Quantization, recipe: Recipe, path: Path) -> None:
@@ -169,7 +174,7 @@ def check_recipe(record: Quantization, recipe: Recipe, path: Path) -> None:
     Raises:
         RecipeError: It asks for others.
     """
-    for section in ("quantize", "calibration"):
+    for section in ("quantize", "calibration", "repairs"):
         if getattr(recipe, section) != getattr(record.recipe, section):
             raise RecipeError(
                 f"the checkpoint was quantized with recipe '{record.recipe.name}', whose {section} section "

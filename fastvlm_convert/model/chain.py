@@ -80,7 +80,7 @@ class Chain:
     def logits(self, hidden: Tensor) -> Tensor:
         """Residual stream [n, hidden] -> logits [n, vocab]; the head is read some rows at a time."""
         decoder = self.config.decoder
-        norm = RMSNorm(decoder.hidden_size, decoder.rms_norm_eps)
+        norm = RMSNorm(decoder.hidden_size, decoder.norm_eps)
         norm.weight = nn.Parameter(self.tensor("decoder.norm.weight"), requires_grad=False)
         head = self.weights["decoder.embed_tokens.weight" if decoder.tied else "decoder.lm_head.weight"]
         normed = norm(hidden)

@@ -13,8 +13,10 @@ from fastvlm_convert.quantize.score import AnswerScore
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import at_image_size
 from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.fp16_safe import fp16_safe
 from fastvlm_convert.weights.plan import LayerPlan, plan_layers
 from fastvlm_convert.weights.quantized import MixedSource
+from fastvlm_convert.weights.source import WeightSource
 
 OnProgress = Callable[[str, float], None]
 
@@ -68,17 +70,22 @@ def remembered_calibration(recipe: Recipe, sha256: str | None) -> Calibration | 
     return default if default.sha256 == sha256 else Calibration((), sha256)
 
 
+def float_weights(checkpoint: Checkpoint, recipe: Recipe) -> WeightSource:
+    """The weights that are quantized: folded, and repaired where the recipe says so."""
+    return fp16_safe(fold(checkpoint.weights), checkpoint.config.decoder, recipe.repairs)
+
+
 def engine_weights(
     checkpoint: Checkpoint,
     recipe: Recipe,
     calibration: Calibration | None = None,
     on_progress: OnProgress = lambda stage, share: None,
 ) -> Engine:
-    """Fold and quantize. A quantized checkpoint has both done.
+    """Fold, repair and quantize. A quantized checkpoint has all that done.
 
     Args:
         checkpoint: The checkpoint.
-        recipe: Its `quantize` and `calibration` sections, and its image size.
+        recipe: Its `quantize`, `calibration` and `repairs` sections, and its image size.
         calibration: Data for the solvers that need it; None where none does.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
@@ -89,8 +96,8 @@ def engine_weights(
     plans = plan_checkpoint(checkpoint, recipe)
     if checkpoint.quantized is not None:
         return Engine(checkpoint.quantized.weights, None)
-    folded = fold(checkpoint.weights)
-    searched = quantize_weights(folded, plans)
+    floats = float_weights(checkpoint, recipe)
+    searched = quantize_weights(floats, plans)
     if not recipe.is_calibrated:
         return Engine(searched, None)
     try:
@@ -103,6 +110,6 @@ def engine_weights(
     config = checkpoint.config if size == "checkpoint" else at_image_size(checkpoint.config, size)
     mode = checkpoint.image_mode if mode == "checkpoint" else mode
     solved = solved_layers(
-        checkpoint, config, mode, recipe, plans, folded, searched, calibration, on_progress
+        checkpoint, config, mode, recipe, plans, floats, searched, calibration, on_progress
     )
     return Engine({**searched, **solved.weights}, solved.score)

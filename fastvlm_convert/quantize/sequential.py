@@ -101,7 +101,9 @@ def solve(task: Task, on_progress: OnProgress = lambda share: None) -> Solved:
             on_progress((done + 1) / total)
     samples = task.answered.samples
     batch = token_batch(samples, states.quantized, chain.embed)
-    states = _States(batch.embeds, token_batch(samples, states.reference, task.reference.embed).embeds)
+    expected = token_batch(samples, states.reference, task.reference.embed)
+    scale = chain.config.decoder.residual_scale
+    states = _States(batch.embeds * scale, expected.embeds * scale)
     for done, block in enumerate(decoder):
         states = _through(task, block, states, batch, found)
         on_progress((len(vision) + done + 1) / total)

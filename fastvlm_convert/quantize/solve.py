@@ -22,6 +22,7 @@ from fastvlm_convert.quantize.sequential import Task, solve
 from fastvlm_convert.quantize.token_weights import FloatPass, averaged, float_pass
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.fp16_safe import repaired_config
 from fastvlm_convert.weights.plan import LayerPlan
 from fastvlm_convert.weights.quantized import AnyWeight, MixedSource, dense_view
 from fastvlm_convert.weights.source import WeightSource
@@ -59,7 +60,7 @@ def solved_layers(
         mode: How images are made square.
         recipe: Its `quantize` and `calibration` sections.
         plans: One a layer.
-        folded: The float weights.
+        folded: The float weights, folded and repaired.
         searched: The same with those layers quantized that need no data.
         calibration: Pictures with questions.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
@@ -80,7 +81,9 @@ def solved_layers(
         data = answered(
             checkpoint, config, mode, calibration, recipe.calibration, partial(on_progress, "answers")
         )
-        score = _solve(config, recipe, todo, folded, searched, data, folder, on_progress)
+        score = _solve(
+            repaired_config(config, recipe.repairs), recipe, todo, folded, searched, data, folder, on_progress
+        )
         keep_score(folder / _SCORE, score)
     weights: dict[str, AnyWeight] = {}
     for layer, plan in todo.items():
@@ -96,7 +99,9 @@ def _key(
     rules = [asdict(rule) for rule in recipe.quantize]
     settings = asdict(recipe.calibration)
     files = content_hash(checkpoint.files)
-    parts = (__version__, files, calibration.sha256, config.vision.image_size, mode, rules, settings)
+    repairs = asdict(recipe.repairs)
+    size = config.vision.image_size
+    parts = (__version__, files, calibration.sha256, size, mode, rules, settings, repairs)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

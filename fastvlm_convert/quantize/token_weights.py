@@ -53,7 +53,7 @@ def float_pass(chain: Chain, batch: TokenBatch, backward: bool, on_progress: OnP
     blocks = chain.decoder_blocks()
     steps = len(blocks) * (4 if backward else 1)  # a backward pass takes three times a forward one
     with _spilled() as keep:
-        x, inputs = batch.embeds, []
+        x, inputs = batch.embeds * chain.config.decoder.residual_scale, []
         for done, block in enumerate(blocks):
             inputs.append(keep(x) if backward else None)
             x = _forward(chain, chain.load(block), x)

@@ -19,6 +19,7 @@ from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
 from fastvlm_convert.quantize.engine import engine_weights, remembered_calibration
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig, at_image_size
+from fastvlm_convert.weights.fp16_safe import repaired_config
 from fastvlm_convert.weights.quantized import dense_view
 from fastvlm_convert.weights.source import WeightSource
 
@@ -117,6 +118,7 @@ def load_engine(
     """
     size, mode = recipe.common.image_size, recipe.common.image_mode
     config = checkpoint.config if size == "checkpoint" else at_image_size(checkpoint.config, size)
+    config = repaired_config(config, recipe.repairs)
     data = None if checkpoint.quantized else remembered_calibration(recipe, calibration)
     weights = dense_view(engine_weights(checkpoint, recipe, data, on_progress).weights)
     load = partial(on_progress, "quantized")

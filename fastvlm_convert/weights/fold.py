@@ -58,17 +58,19 @@ def _fold_batch_norm(weights: dict[str, Weight], ffn: str) -> None:
     def affine() -> tuple[np.ndarray, np.ndarray]:
         return batch_norm_affine(f"{ffn}.bn", *(part.array() for part in parts))
 
-    weights[f"{ffn}.conv.weight"] = _scaled_rows(conv, lambda: affine()[0])
+    weights[f"{ffn}.conv.weight"] = scaled_rows(conv, lambda: affine()[0])
     weights[f"{ffn}.conv.bias"] = computed(conv.shape[:1], parts[1].dtype, lambda: affine()[1])
 
 
 def _fold_scale(weights: dict[str, Weight], scale_name: str, layer: str) -> None:
     scale = weights.pop(scale_name)
     for name in (f"{layer}.weight", f"{layer}.bias"):
-        weights[name] = _scaled_rows(weights[name], scale.array)
+        weights[name] = scaled_rows(weights[name], scale.array)
 
 
-def _scaled_rows(weight: Weight, scale: Callable[[], np.ndarray]) -> Weight:
+def scaled_rows(weight: Weight, scale: Callable[[], np.ndarray]) -> Weight:
+    """A weight whose rows are multiplied by what `scale` returns, [rows]; computed in float64."""
+
     def read(start: int, stop: int) -> np.ndarray:
         rows = weight.read(start, stop)
         factors = scale()[start:stop].astype(np.float64)

@@ -18,7 +18,9 @@ FLAGS = {
     },
     "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--adapter", *COMMON},
     "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
-    "scan": {"CHECKPOINT", "--images", "--max-new-tokens", "--adapter", *COMMON},
+    "scan": {
+        "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", "--adapter", *COMMON,
+    },
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
 }  # fmt: skip
 COMMANDS = typer.main.get_command(app).commands

@@ -221,7 +221,8 @@ def _read(
             if storage == "float16" and not np.isfinite(values[row : row + len(chunk)]).all():
                 raise TargetError(
                     f"weight '{key}' reaches {float(np.abs(chunk).max()):.4g}, beyond float16's 65504",
-                    hint="store that component as float32 in the recipe",
+                    hint="store that component as float32 in the recipe; for a bias of keys, "
+                    "`scan -o FILE` writes a recipe that repairs it",
                 )
             row += len(chunk)
             on_bytes(4 * chunk.size)

@@ -111,6 +111,7 @@ class _Writer:
             self.weights,
             settings,
             recipe.coreml,
+            recipe.repairs,
             recipe.common.max_context_length,
             weights,
         )

@@ -60,6 +60,9 @@ def build_decoder(
     embeds = graph.input(INPUTS_EMBEDS, "float32", [BATCH, SEQUENCE, config.hidden_size])
     context = _context(graph, config, context_length)
     x = embeds if graph.compute == "float32" else graph.cast(embeds, graph.compute, "inputs_cast")
+    if config.residual_shift:
+        scale = graph.constant("residual_scale", np.array(config.residual_scale, graph.compute))
+        x = graph.op("Mul", [x, scale], "inputs_scaled")
     skip = ""  # the output of the last block, not yet added to the residual stream x
     for i in range(config.num_layers):
         x, skip = _layer(graph, config, weights, i, x, skip, context)
@@ -181,7 +184,7 @@ def _norm(
             [x, scale],
             name,
             axis=-1,
-            epsilon=config.rms_norm_eps,
+            epsilon=config.norm_eps,
             stash_type=1,
         )
         return normed, x
@@ -191,7 +194,7 @@ def _norm(
         [x, skip, scale],
         name,
         outputs=[name, "", "", residual],
-        epsilon=config.rms_norm_eps,
+        epsilon=config.norm_eps,
     )
     return normed, residual
 

@@ -163,7 +163,8 @@ class Graph:
                 if not np.isfinite(half).all():
                     raise TargetError(
                         f"weight '{name}' reaches {float(np.abs(chunk).max()):.4g}, beyond float16's 65504",
-                        hint="store that component as float32 in the recipe",
+                        hint="store that component as float32 in the recipe; for a bias of keys, "
+                        "`scan -o FILE` writes a recipe that repairs it",
                     )
                 yield half
             else:

@@ -43,6 +43,13 @@ def check_target(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]
                 f"{component}.float32_ops is set, which only Core ML packages can follow",
                 hint=f"set {component}.compute to float32 for ONNX",
             )
+    for name in ("float32_scores", "separate_key_bias"):
+        if getattr(recipe.repairs, name):
+            raise TargetError(
+                f"repairs.{name} is set, which only Core ML packages can follow; in ONNX attention is one "
+                "operator",
+                hint=f"leave repairs.{name} empty and set decoder.compute to float32 for ONNX",
+            )
 
 
 def export_onnx(job: ExportJob) -> list[Artifact]:
