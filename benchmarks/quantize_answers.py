@@ -1,10 +1,10 @@
-"""What int4 and int8 weights cost the answers: our quantizer and its peers on the same layers of the same weights.
+"""What int4 and int8 weights cost the answers: our quantizer and its peers on the same layers.
 
     python benchmarks/quantize_answers.py CHECKPOINT... [--pictures 150] [--output FILE.json]
 
-All linears and 1x1 convolutions but the table go to 4 bits, in blocks of 32 unless said. Pictures are held-out
-ones of the demo generator, and degraded copies of others (blurred and noisy), on which the model is less sure
-of itself. KL divergence over the tokens of the reference's answers, in nats.
+All linears and 1x1 convolutions but the table go to 4 bits, in blocks of 32 unless said. Pictures are
+held-out ones of the demo generator, and degraded ones (blurred, noisy), where the model is less sure of
+itself. KL divergence over the tokens of the reference's answers, in nats.
 """
 
 import argparse

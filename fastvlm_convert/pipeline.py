@@ -192,7 +192,7 @@ def export(
         if (folder / APPLE_FOLDER).is_dir():
             write_apple_files(folder / APPLE_FOLDER, checkpoint.tokenizer, config, contract)
         if checkpoint.licence is not None:
-            write_licence(folder, checkpoint.licence, recipe)
+            write_licence(folder, checkpoint.licence, recipe, BUNDLE.name)
         on_progress("hashes", 0.0)
         scan = _scan_of(checkpoint, source.sha256)
         judged = recipe if "coreml" in targets else _without_state(recipe)

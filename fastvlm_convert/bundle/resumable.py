@@ -127,9 +127,28 @@ def _finished_steps(partial: Path, key: str, progress: IO[bytes]) -> dict[str, A
         progress.write(_line(key))
         progress.flush()
         return {}
-    whole = [line for line in lines if line.endswith(b"\n")]  # the last may have been cut off
-    progress.truncate(len(first) + sum(len(line) for line in whole))
-    return dict(json.loads(line) for line in whole)
+    finished: dict[str, Any] = {}
+    size = len(first)
+    for line in lines:
+        step = _step(line)
+        if step is None:  # cut off: what follows is not known to be done
+            break
+        finished |= step
+        size += len(line)
+    progress.truncate(size)
+    return finished
+
+
+def _step(line: bytes) -> dict[str, Any] | None:
+    """The step that a line notes, or None if it is damaged."""
+    try:
+        value = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    match value:
+        case [str(step), notes]:
+            return {step: notes}
+    return None
 
 
 def _line(value: Any) -> bytes:  # noqa: ANN401

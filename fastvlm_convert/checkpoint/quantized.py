@@ -1,6 +1,6 @@
 """Quantized checkpoints: quantized.json says what was made of a float checkpoint, safetensors files hold it.
 
-docs/quality.md describes the format.
+docs/formats.md describes the format.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from fastvlm_convert.checkpoint.dimensions import check_shapes, infer_config
+from fastvlm_convert.checkpoint.dimensions import MAX_IMAGE_SIZE, check_shapes, infer_config
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.errors import CheckpointError, ConversionError, RecipeError
@@ -102,11 +102,22 @@ def read_record(folder: Path) -> Quantization:
     try:
         record = from_plain(Quantization, value)
         check_groups(record.plans)
-        if len({report.layer for report in record.layers}) < len(record.layers):
-            raise CheckpointError("it lists a layer twice")
+        _check_consistent(record)
     except ConversionError as error:
         raise CheckpointError(f"malformed: {error.args[0]}", where=path, hint=error.hint) from error
     return record
+
+
+def _check_consistent(record: Quantization) -> None:
+    size = record.recipe.common.image_size
+    if size == "checkpoint" or size > MAX_IMAGE_SIZE:
+        raise CheckpointError(f"recipe.common.image_size is {size}, expected pixels up to {MAX_IMAGE_SIZE}")
+    if len({report.layer for report in record.layers}) < len(record.layers):
+        raise CheckpointError("it lists a layer twice")
+    try:
+        json.dumps(dataclasses.asdict(record), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair; no file that we write can
+        raise CheckpointError("it holds text that is no Unicode") from error
 
 
 def quantized_content(

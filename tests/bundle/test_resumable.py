@@ -59,11 +59,13 @@ def test_a_third_run_knows_the_steps_of_both(tmp_path):
         assert list(work.finished) == ["x", "y"]
 
 
-def test_a_step_whose_note_was_cut_off_is_not_finished(tmp_path):
+@pytest.mark.parametrize("tail", [b"", b"\0\0\0", b"\0\0\n", b"[1]\n", b"3\n"])
+def test_a_step_whose_note_was_cut_off_is_not_finished(tmp_path, tail):
     output = tmp_path / "out"
     interrupted(output, "x", "y")
     (progress,) = [p for p in partial_folder(output).iterdir() if p.name not in "xy"]
-    progress.write_bytes(progress.read_bytes()[:-3])
+    first, x, y = progress.read_bytes().splitlines(keepends=True)
+    progress.write_bytes(first + x + (tail or y[:-3]))
     interrupted(output, "z")
     with folder(output) as work:
         assert list(work.finished) == ["x", "z"]

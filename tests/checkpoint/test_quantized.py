@@ -104,6 +104,7 @@ RECORDS = {
     "no layers": ({"layers": []}, "fc2.weight' is missing"),
     "layers are no list": ({"layers": {}}, "expected a list"),
     "an unknown key": ({"speed": 1}, "unknown setting speed"),
+    "half a character": ({"tool": "\ud800"}, "no Unicode"),
     "no recipe": ({"recipe": None}, "malformed"),
 }
 LAYERS = {
@@ -161,6 +162,14 @@ class TestDamaged:
         changes, message = RECORDS[case]
         edit_json(made / FILE_NAME, changes)
         with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(made)
+
+    @pytest.mark.parametrize("size", ["checkpoint", 1 << 40])
+    def test_a_recipe_that_is_not_resolved(self, made, size):
+        recipe_ = json.loads((made / FILE_NAME).read_text())["recipe"]
+        recipe_["common"]["image_size"] = size
+        edit_json(made / FILE_NAME, {"recipe": recipe_})
+        with pytest.raises(CheckpointError, match="image_size is"):
             open_checkpoint(made)
 
     @pytest.mark.parametrize("case", LAYERS)

@@ -143,6 +143,13 @@ class TestOtherCommands:
         assert {c["status"] for c in rest} == {"passed"}
         assert ours.code == 2  # not everything could be run
 
+    def test_verify_says_once_what_it_cannot_tell(self, cli, golden_quantized, tmp_path, pictures):
+        assert cli("export", golden_quantized, "--target", "onnx", "-o", tmp_path / "a").code == 0
+        result = cli("verify", tmp_path / "a", "--images", pictures, "--reference", golden_quantized)
+        assert result.err.count("the reference is quantized itself") == 1
+        (row,) = [line for line in result.out.splitlines() if "top1_agreement" in line]
+        assert row.split() == ["weights", "answers", "top1_agreement", "-", "-", "not_run"]
+
     def test_verify_of_another_recipe_is_refused(self, cli, golden_quantized, fp32_bundle):
         result = cli("verify", fp32_bundle, "--reference", golden_quantized)
         assert result.code == 2
