@@ -193,7 +193,8 @@ def _check_context(contract: Contract) -> None:
 
 
 def _warnings(checkpoint: Checkpoint, manifest: Manifest, scan: RangeReport | None) -> list[str]:
-    warnings = [
+    warnings = list(manifest.recipe.notes)
+    warnings += [
         f"config.json says {d.key} is {d.config}, the tensors say {d.tensors}; the tensors were followed"
         for d in checkpoint.disagreements
     ]
