@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BINS_A_VALUE = 32
+BINS_A_VALUE = 32  # bins a line for each value of its table, or fewer where points are few
+BINS_A_POINT = 4
 MAX_STEPS = 40
 EXACT_STEPS = 2
 START_BINS = 256
@@ -34,12 +35,16 @@ def kmeans(points: np.ndarray, masses: np.ndarray, count: int, start: np.ndarray
     lines, size = points.shape
     tables = np.empty((lines, count), np.float32)
     indices = np.empty((lines, size), np.uint8)
-    step = max(1, WORKING_SET // max(size, count * BINS_A_VALUE))
+    bins = START_BINS * max(1, min(count * BINS_A_VALUE, size * BINS_A_POINT) // START_BINS)
+    step = max(1, WORKING_SET // max(size, bins))
     for first in range(0, lines, step):
         part = slice(first, first + step)
-        problem = _Problem.of(points[part], masses[part], count)
-        begin = problem.starts() if start is None else start[part].astype(np.float64)[None]
-        tables[part], indices[part] = problem.solved(begin)
+        problem = _Problem.of(points[part], masses[part], count, bins)
+        if size <= count:
+            found = problem.own_values()
+        else:
+            found = problem.search(problem.starts() if start is None else start[part][None])
+        tables[part], indices[part] = problem.rounded(found)
     return tables, indices
 
 
@@ -107,17 +112,21 @@ class _Problem:
     first: np.ndarray
 
     @classmethod
-    def of(cls, points: np.ndarray, masses: np.ndarray, count: int) -> "_Problem":
+    def of(cls, points: np.ndarray, masses: np.ndarray, count: int, num_bins: int) -> "_Problem":
         """Sorts points into bins."""
-        bins = _Bins.of(points, count * BINS_A_VALUE)
+        bins = _Bins.of(points, num_bins)
         numbers = bins.number(points)
         weighted = masses * points
         mass, first = (_cumulated(numbers, values, bins.size) for values in (masses, weighted))
         return cls(count, points, masses, weighted, bins, numbers, mass, first)
 
-    def solved(self, starts: np.ndarray) -> Clusters:
-        """The best of the tables that Lloyd's algorithm makes of float64 [starts, lines, count]."""
-        tables = self._best(self._lloyd(starts)).astype(np.float32)
+    def own_values(self) -> np.ndarray:
+        """Tables with a value for each point, which are no more than the values; float32 [lines, count]."""
+        return np.pad(np.sort(self.points), ((0, 0), (0, self.count - self.points.shape[1])), "edge")
+
+    def search(self, starts: np.ndarray) -> np.ndarray:
+        """The best of the tables that Lloyd's algorithm makes of [starts, lines, count]; float32."""
+        tables = self._best(self._lloyd(starts.astype(np.float64))).astype(np.float32)
         for _ in range(EXACT_STEPS):
             clusters = self._nearest(tables) + np.arange(len(tables))[:, None] * self.count
             mass, first = (
@@ -125,16 +134,18 @@ class _Problem:
                 for values in (self.masses, self.weighted)
             )
             tables = np.sort(_means(mass, first, tables).astype(np.float32))
+        return tables
+
+    def rounded(self, tables: np.ndarray) -> Clusters:
+        """The tables as float16 holds them, and the indices with these."""
         tables = tables.astype(np.float16).astype(np.float32)
         return tables, self._nearest(tables).astype(np.uint8)
 
     def starts(self) -> np.ndarray:
         """First tables: quantiles of powers of the density of the points, float64 [starts, lines, count]."""
-        lines, size = self.points.shape
-        if size <= self.count:  # every point can have a value of its own
-            return np.pad(np.sort(self.points), ((0, 0), (0, self.count - size)), "edge")[None].astype(float)
+        lines = len(self.points)
         low, high = self.points.min(1)[:, None], self.points.max(1)[:, None]
-        kept = np.arange(0, self.bins.size + 1, max(1, self.bins.size // START_BINS))
+        kept = np.arange(0, self.bins.size + 1, self.bins.size // START_BINS)
         edges = np.clip(self.bins.value(kept.astype(np.float32)), low, high).astype(np.float64)
         widths, mass = np.diff(edges), np.maximum(np.diff(self.mass[:, kept]), 0)
         shares = (np.arange(self.count) + 0.5) / self.count

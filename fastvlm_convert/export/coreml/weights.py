@@ -15,8 +15,8 @@ from fastvlm_convert.weights.source import Weight
 
 OnBytes = Callable[[int], None]
 
-# Elements read at once: coremltools puts the smallest constants into the program itself, without `flatten()`.
-_SMALL = 64
+# Most elements of a constant that coremltools puts into the program itself, so that it is read at once.
+_SMALL = 9
 
 
 class _Flat(np.ndarray):
@@ -221,38 +221,42 @@ class _AffineParts:
 
 
 class _PaletteParts:
-    """The indices, tables and scales of a weight, which is solved once for all three."""
+    """The indices, tables and scales of a weight, which is solved once for all three.
+
+    Indices, the bulk, are kept until they are asked for, which the writer does first.
+    """
 
     def __init__(self, weight: PaletteWeight, on_bytes: OnBytes) -> None:
         self._weight = weight
         self._on_bytes = on_bytes
-        self._rest: tuple[np.ndarray, np.ndarray] | None = None
+        self._indices: np.ndarray | None = None
+        self._small: tuple[np.ndarray, np.ndarray] | None = None
 
     def indices(self) -> np.ndarray:
         """One a byte."""
-        weight = self._weight
-        indices = np.empty((weight.rows, weight.columns), np.uint8)
-        tables, scales, row = [], [], 0
-        for part in weight.chunks():
-            indices[row : row + len(part.indices)] = part.indices
-            row += len(part.indices)
-            tables.append(part.palette)
-            scales += [] if part.scale is None else [part.scale]
-            self._on_bytes(4 * part.indices.size)
-        self._rest = np.concatenate(tables), np.concatenate(scales) if scales else np.empty(0)
+        self._solve()
+        indices, self._indices = self._indices, None
+        assert indices is not None, "indices were asked for twice"
         return indices
 
     def tables(self) -> np.ndarray:
-        return self._others()[0]
+        return self._solve()[0]
 
     def scales(self) -> np.ndarray:
-        return self._others()[1]
+        return self._solve()[1]
 
-    def _others(self) -> tuple[np.ndarray, np.ndarray]:
-        if self._rest is None:  # the writer asks in the order of the program, indices first
-            self.indices()
-        assert self._rest is not None
-        return self._rest
+    def _solve(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._small is None:
+            self._indices = np.empty((self._weight.rows, self._weight.columns), np.uint8)
+            tables, scales, row = [], [np.empty(0, np.float16)], 0
+            for part in self._weight.chunks():
+                self._indices[row : row + len(part.indices)] = part.indices
+                row += len(part.indices)
+                tables.append(part.palette)
+                scales += [] if part.scale is None else [part.scale]
+                self._on_bytes(4 * part.indices.size)
+            self._small = np.concatenate(tables), np.concatenate(scales)
+        return self._small
 
 
 _INDEX_TYPES: dict[int, Any] = {4: types.np_uint4_dtype, 6: types.np_uint6_dtype, 8: np.uint8}
