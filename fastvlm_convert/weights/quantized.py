@@ -74,6 +74,10 @@ class PaletteWeight:
         """Weights of one output channel."""
         return int(np.prod(self.shape[1:], dtype=np.int64))
 
+    def matrix(self) -> PaletteMatrix:
+        """All of it."""
+        return self.read(0, self.rows)
+
     def chunks(self) -> Iterator[PaletteMatrix]:
         """Consecutive groups, about `CHUNK_BYTES` of float32 at a time."""
         size = self.scheme.group_size

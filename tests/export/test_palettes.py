@@ -74,7 +74,7 @@ def test_core_ml_holds_the_engines_palettes(made, package, function, names):
     weights, found = engine(chosen), decompressions(bundle, package, function)
     for name, layers in names.items():
         weight = stacked_palettes([weights[f"{layer}.weight"] for layer in layers])
-        matrix = weight.read(0, weight.rows)
+        matrix = weight.matrix()
         operation, values = found[f"{name}_weight"], None
         if matrix.scheme.per_channel_scale:
             assert operation.op_type == "constexpr_blockwise_shift_scale"
