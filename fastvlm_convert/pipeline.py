@@ -316,7 +316,7 @@ def _checkpoint_warnings(checkpoint: Checkpoint, made: str) -> list[str]:
 
 
 def _warnings(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
-    warnings = _checkpoint_warnings(checkpoint, BUNDLE.name)
+    warnings = [*manifest.recipe.notes, *_checkpoint_warnings(checkpoint, BUNDLE.name)]
     if manifest.contract.context_length > checkpoint.config.decoder.max_position_embeddings:
         warnings.append(
             f"the context of {manifest.contract.context_length} tokens is longer than the "

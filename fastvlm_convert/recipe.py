@@ -104,7 +104,8 @@ class QuantizeRule:
         channel_scale: Palettes: every output channel has a scale of its own besides.
         solver: `search` finds scales (or tables) without data; `weighted` the same with errors weighed by the
             calibration's inputs; `gptq` rounds so that later weights make up for earlier errors.
-        on_indivisible: What to do with a layer whose width the block size does not divide.
+        on_indivisible: What to do with a layer whose width the block size does not divide, or whose output
+            channels the group size does not.
     """
 
     layers: tuple[str, ...]
@@ -208,9 +209,12 @@ class OnnxSettings:
     Attributes:
         shared_table: Store a tied head and embedding once, in the decoder's data file. Native runtimes and
             Node open that; a browser cannot, because it finds data files by the graph's own name.
+        accuracy_level: 4 rounds activations to int8 inside products with quantized weights, which is the only
+            fast way for 8 bits and 1.8x faster for 4; 0 keeps them in float.
     """
 
     shared_table: bool = True
+    accuracy_level: Literal[0, 4] = 4
 
 
 @dataclass(frozen=True)
@@ -289,6 +293,7 @@ class Recipe:
         quantize: Which layers are stored as integers, and how; none if empty.
         calibration: How the solvers that need data use it.
         repairs: What keeps the decoder within float16's range.
+        notes: What users should know before they ship it; `export` prints them.
     """
 
     name: str
@@ -303,6 +308,7 @@ class Recipe:
     quantize: tuple[QuantizeRule, ...] = ()
     calibration: CalibrationSettings = CalibrationSettings()
     repairs: RepairSettings = RepairSettings()
+    notes: tuple[str, ...] = ()
 
     @property
     def is_calibrated(self) -> bool:

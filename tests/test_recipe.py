@@ -9,9 +9,10 @@ import yaml
 
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.pipeline import export
 from fastvlm_convert.plain import from_plain
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
-from tests.bundles import export_bundle, recipe
+from tests.bundles import recipe
 from tests.checkpoints import GOLDEN, LLAVA
 
 DEMO = Path(__file__).parent.parent / "checkpoints" / "fastvlm-demo"
@@ -53,14 +54,27 @@ class TestShipped:
         settings = load_recipe(path.stem)
         # Blocks of integers need real widths, which the demo has and the goldens have not.
         checkpoint = DEMO if settings.quantize else GOLDEN / LLAVA / "checkpoint"
-        bundle = export_bundle(checkpoint, tmp_path / "bundle", settings)
-        manifest = load_manifest(bundle)
+        target = "coreml" if any(rule.is_palette for rule in settings.quantize) else "onnx"
+        result = export(checkpoint, settings, [target], tmp_path / "bundle")
+        assert set(settings.notes) <= set(result.warnings)
+        manifest = load_manifest(tmp_path / "bundle")
+        assert manifest.recipe.notes == settings.notes
         stored = {artifact.component: artifact.storage for artifact in manifest.artifacts}
         assert stored == {
             "vision": settings.vision.storage,
             "decoder": settings.decoder.storage,
             "embed": settings.embed.storage,
         }
+
+
+def test_the_recipe_for_the_neural_engine_says_that_it_is_unproven():
+    """No integers in blocks, which are reported wrong there; what is reported of the rest is told."""
+    settings = load_recipe("ios-ane")
+    assert {rule.block_size for rule in settings.quantize} == {"channel"}
+    assert (settings.vision.compute, settings.decoder.compute) == ("float16", "float16")
+    told = " ".join(settings.notes)
+    assert all(text in told for text in ("never ran it", "issue 279", "issue 2716", "request 2688"))
+    assert "experimental" in settings.description
 
 
 def test_recipes_are_frozen():
@@ -131,6 +145,17 @@ BAD = {
         "onnx.shared_table needs one storage",
         "set onnx.shared_table to false",
     ),
+    "accuracy_level_between": (
+        lambda r: r["onnx"].update(accuracy_level=2),
+        "onnx.accuracy_level is 2, expected 0 or 4",
+        None,
+    ),
+    "accuracy_level_is_a_flag": (
+        lambda r: r["onnx"].update(accuracy_level=False),
+        "onnx.accuracy_level is False, expected 0 or 4",
+        None,
+    ),
+    "note_is_no_text": (lambda r: r.update(notes=[1]), "notes[0] is 1, expected a text", None),
     "gate_not_a_number": (
         lambda r: r["gates"].update(min_sqnr_db=float("nan")),
         "gates.min_sqnr_db is nan, expected 0 to 200",

@@ -9,7 +9,7 @@ from fastvlm_convert.contract import Component, PrecisionName, precision_name
 from fastvlm_convert.manifest import Contract
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.quantized import MixedSource, QuantizedWeight
+from fastvlm_convert.weights.quantized import MixedSource, StoredWeight
 
 OnProgress = Callable[[float], None]
 
@@ -49,7 +49,7 @@ class ExportJob:
         bits = [
             weight.scheme.bits
             for name, weight in self.weights.items()
-            if isinstance(weight, QuantizedWeight) and name.startswith(_PREFIXES[component])
+            if isinstance(weight, StoredWeight) and name.startswith(_PREFIXES[component])
         ]
         storage = self.recipe.embed.storage if component == "embed" else settings.storage
         return precision_name(storage, settings.compute, min(bits, default=None))

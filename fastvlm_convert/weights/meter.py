@@ -58,13 +58,13 @@ class ErrorMeter:
         if isinstance(original, PaletteWeight):
             palette = original
 
-            def whole() -> PaletteMatrix:
-                matrix = palette.matrix()
-                for start, part in _palette_parts(matrix):
-                    self._measure(name, start, part.dequantized())
+            def groups(start: int, stop: int) -> PaletteMatrix:
+                matrix = palette.read(start, stop)
+                for first, part in _palette_parts(matrix):
+                    self._measure(name, start + first, part.dequantized())
                 return matrix
 
-            return replace(palette, matrix=whole)
+            return replace(palette, read=groups)
         affine: QuantizedWeight = original
 
         def read(start: int, stop: int) -> AffineMatrix:

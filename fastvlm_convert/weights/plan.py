@@ -98,13 +98,14 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
         return keep(f"rule '{rule}'")
     columns = size // shape[0]
     block = None if rule.block_size == "channel" else rule.block_size
-    reason = indivisible(shape, columns, block)
+    reason = _ragged(shape, rule) if rule.is_palette else indivisible(shape, columns, block)
     if reason is not None:
         if rule.on_indivisible == "float":
             return keep(reason)
         raise RecipeError(
             f"quantize: '{rule}' fits layer '{layer}', but {reason}",
-            hint="choose another block_size, or set on_indivisible: float",
+            hint=f"choose another {'group_size' if rule.is_palette else 'block_size'}, "
+            "or set on_indivisible: float",
         )
     if rule.solver != "search" and len(shape) > 2 and shape[2:] != (1, 1):
         raise RecipeError(
@@ -123,6 +124,14 @@ def indivisible(shape: tuple[int, ...], columns: int, block: int | None) -> str 
     if len(shape) > 2 and shape[2:] != (1, 1):
         return f"blocks do not fit a convolution of {shape[2]} x {shape[3]}"
     return f"its width {columns} is no multiple of block_size {block}" if columns % block else None
+
+
+def _ragged(shape: tuple[int, ...], rule: QuantizeRule) -> str | None:
+    """Why tables do not fit a layer: each serves equally many output channels. None where they do."""
+    rows = shape[0]
+    if rows % rule.group_size == 0:
+        return None
+    return f"its {rows} output channels are no multiple of group_size {rule.group_size}"
 
 
 def _scheme(rule: QuantizeRule, block: int | None) -> Scheme:

@@ -106,11 +106,14 @@ def stored_weight(
         parts[part] = found
     if isinstance(scheme, PaletteScheme):
 
-        def whole() -> PaletteMatrix:
-            arrays = {part: _checked(tensor, 0, tensor.shape[0]) for part, tensor in parts.items()}
+        def groups(start: int, stop: int) -> PaletteMatrix:
+            size = scheme.group_size
+            spans = {part: (start, stop) for part in parts}
+            spans["palette"] = (start // size, -(-stop // size))
+            arrays = {part: _checked(tensor, *spans[part]) for part, tensor in parts.items()}
             return palette_matrix(arrays, scheme, columns)
 
-        return PaletteWeight(shape, scheme, whole)
+        return PaletteWeight(shape, scheme, groups)
 
     def read(start: int, stop: int) -> AffineMatrix:
         rows = {part: _checked(tensor, start, stop) for part, tensor in parts.items()}

@@ -53,15 +53,23 @@ class Graph:
         storage: Dtype of float weights in the file.
         compute: Dtype they are used in; a Cast stands between where the two differ (runtimes fold it).
         on_bytes: Called with the number of bytes of each weight written.
+        accuracy_level: Of products with quantized weights, see `OnnxSettings`.
     """
 
     def __init__(
-        self, name: str, data: ExternalData, storage: FloatName, compute: FloatName, on_bytes: OnBytes
+        self,
+        name: str,
+        data: ExternalData,
+        storage: FloatName,
+        compute: FloatName,
+        on_bytes: OnBytes,
+        accuracy_level: int = 4,
     ) -> None:
         self.name = name
         self.data = data
         self.storage = storage
         self.compute = compute
+        self.accuracy_level = accuracy_level
         self.opset = OPSET
         self._on_bytes = on_bytes
         self._nodes: list[onnx.NodeProto] = []

@@ -11,12 +11,15 @@ from fastvlm_convert.export.onnx.embed import Table, build_embed, store_table
 from fastvlm_convert.export.onnx.graph import Graph
 from fastvlm_convert.export.onnx.vision import build_vision
 from fastvlm_convert.manifest import Artifact
-from fastvlm_convert.recipe import FloatSettings, Recipe
+from fastvlm_convert.recipe import FloatSettings, OnnxSettings, Recipe
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.plan import LayerPlan
+from fastvlm_convert.weights.quantized import without_palettes
+from fastvlm_convert.weights.schemes import PaletteScheme
 
 FOLDER = "onnx"
 _HEAD_DIM_STEP = 16  # GroupQueryAttention with rotary positions inside
+_SLOW_BITS = 8  # MatMulNBits has a kernel for them at accuracy level 4 alone
 
 
 def check_target(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
@@ -32,11 +35,7 @@ def check_target(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]
             hint="this model cannot be run by ONNX Runtime; `run` answers from the checkpoint itself",
         )
     for plan in plans:
-        if plan.layer.startswith("decoder.") and plan.scheme and plan.scheme.block_size is None:
-            raise TargetError(
-                f"layer '{plan.layer}' is quantized per channel, but ONNX Runtime's MatMulNBits needs blocks",
-                hint="give its rule a block_size of 16, 32, 64 or 128",
-            )
+        _check_scheme(plan, config, recipe.onnx)
     for component in ("vision", "decoder"):
         if getattr(recipe, component).float32_ops:
             raise TargetError(
@@ -50,6 +49,30 @@ def check_target(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]
                 "operator",
                 hint=f"leave repairs.{name} empty and set decoder.compute to float32 for ONNX",
             )
+
+
+def _check_scheme(plan: LayerPlan, config: ModelConfig, settings: OnnxSettings) -> None:
+    """Refuse a scheme that ONNX cannot express, or that ONNX Runtime executes far slower than floats."""
+    scheme, layer = plan.scheme, plan.layer
+    if isinstance(scheme, PaletteScheme):
+        raise TargetError(
+            f"layer '{layer}' has scheme palette{scheme.bits}, but ONNX has no look-up of weights",
+            hint="ONNX has int8 and int4 with a block_size of 16, 32, 64 or 128; palettes are for coreml",
+        )
+    if scheme is None or not layer.startswith("decoder."):
+        return
+    if scheme.block_size is None:
+        raise TargetError(
+            f"layer '{layer}' is quantized per channel, but ONNX Runtime's MatMulNBits needs blocks",
+            hint="give its rule a block_size of 16, 32, 64 or 128",
+        )
+    is_looked_up = layer == "decoder.embed_tokens" and not config.decoder.tied
+    if scheme.bits == _SLOW_BITS and settings.accuracy_level == 0 and not is_looked_up:
+        raise TargetError(
+            f"layer '{layer}' has {scheme.bits} bits, and onnx.accuracy_level is 0: ONNX Runtime then "
+            "dequantizes the whole weight for every token, some 250 times slower than at level 4",
+            hint="set onnx.accuracy_level to 4, or give the layer 4 bits",
+        )
 
 
 def export_onnx(job: ExportJob) -> list[Artifact]:
@@ -73,7 +96,7 @@ class _Writer:
     def __init__(self, job: ExportJob) -> None:
         self.job = job
         self.config = job.config
-        self.weights = job.weights
+        self.weights = without_palettes(job.weights)
         self.recipe = job.recipe
         # Clients look every id up, `<image>` too, which may lie beyond the checkpoint's table.
         self.embed_rows = max(job.contract.image_token_id + 1, job.config.decoder.embed_rows)
@@ -97,7 +120,14 @@ class _Writer:
         shared = decoder.tied and self.recipe.onnx.shared_table
         head = self.weights["decoder.embed_tokens.weight" if decoder.tied else "decoder.lm_head.weight"]
         with self._data(file) as data:
-            graph = Graph("fastvlm_decoder", data, settings.storage, settings.compute, self._on_bytes)
+            graph = Graph(
+                "fastvlm_decoder",
+                data,
+                settings.storage,
+                settings.compute,
+                self._on_bytes,
+                self.recipe.onnx.accuracy_level,
+            )
             table = store_table(graph, head, self.embed_rows if shared else decoder.vocab_size)
             build_decoder(graph, decoder, self.weights, self.recipe.common.max_context_length, table)
             graph.save(self.folder / file)
