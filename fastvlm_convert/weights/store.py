@@ -108,7 +108,7 @@ def stored_weight(
 
         def groups(start: int, stop: int) -> PaletteMatrix:
             size = scheme.group_size
-            spans = {part: (start, stop) for part in parts}
+            spans = dict.fromkeys(parts, (start, stop))
             spans["palette"] = (start // size, -(-stop // size))
             arrays = {part: _checked(tensor, *spans[part]) for part, tensor in parts.items()}
             return palette_matrix(arrays, scheme, columns)
