@@ -12,7 +12,7 @@ import numpy as np
 from fastvlm_convert.quantize.feedback import TOKENS
 
 RIDGE = 0.1  # share of the mean diagonal: few samples must not bend the weights
-STEP = 0.5  # of the way there, for the same reason
+STEP = 1.0  # all the way there
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def made(tmp_path_factory):
 def test_the_safetensors_package_reads_the_engines_integers(made, name):
     tensors = load_file(made[name].output / "model.safetensors")
     expected = {}
-    for key, weight in engine_weights(golden_checkpoint(name), mixed_recipe()).items():
+    for key, weight in engine_weights(golden_checkpoint(name), mixed_recipe()).weights.items():
         if isinstance(weight, Weight):
             expected[key] = weight.array().astype(np.float16)
             continue
@@ -84,7 +84,7 @@ def test_repeated_it_gives_the_same_bytes(made, tmp_path):
 
 def test_the_errors_are_those_of_the_integers(made):
     floats = fold(golden_checkpoint(LLAVA).weights)
-    weights = engine_weights(golden_checkpoint(LLAVA), mixed_recipe())
+    weights = engine_weights(golden_checkpoint(LLAVA), mixed_recipe()).weights
     for report in made[LLAVA].record.layers:
         weight = weights[f"{report.layer}.weight"]
         if isinstance(weight, Weight):

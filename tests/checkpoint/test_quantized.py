@@ -61,7 +61,9 @@ class TestWhole:
 
     def test_the_engine_gives_what_is_stored(self, golden_quantized):
         checkpoint = open_checkpoint(golden_quantized)
-        ours, theirs = (engine_weights(c, mixed_recipe()) for c in (checkpoint, golden_checkpoint(LLAVA)))
+        ours, theirs = (
+            engine_weights(c, mixed_recipe()).weights for c in (checkpoint, golden_checkpoint(LLAVA))
+        )
         plans = [plan_checkpoint(c, mixed_recipe()) for c in (checkpoint, golden_checkpoint(LLAVA))]
         assert plans[0] == plans[1]
         num_quantized = 0
@@ -75,7 +77,7 @@ class TestWhole:
 
     def test_another_recipe_is_refused_unless_its_integers_are_the_same(self, golden_quantized):
         checkpoint = open_checkpoint(golden_quantized)
-        assert engine_weights(checkpoint, mixed_recipe()) is checkpoint.folded
+        assert engine_weights(checkpoint, mixed_recipe()).weights is checkpoint.folded
         for use in (engine_weights, plan_checkpoint):
             with pytest.raises(RecipeError, match="recipe 'mixed', whose quantize section differs") as caught:
                 use(checkpoint, recipe("int4"))

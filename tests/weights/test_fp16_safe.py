@@ -127,9 +127,9 @@ def test_a_shift_out_of_range(shift):
 def test_integers_do_not_change(name, tmp_path):
     """Scaling whole rows shifts their scales and nothing else, as long as those stay normal numbers."""
     checkpoint = open_checkpoint(copy_demo(tmp_path, plant_key_bias(demo_tensors(), key=64, query=4)))
-    plain = engine_weights(checkpoint, load_recipe(name))
+    plain = engine_weights(checkpoint, load_recipe(name)).weights
     repairs = {"residual_shift": 1, "rescaled_keys": (0, 1, 2, 3)}
-    repaired = engine_weights(checkpoint, recipe(name, repairs=repairs))
+    repaired = engine_weights(checkpoint, recipe(name, repairs=repairs)).weights
     moved = 0
     for key, weight in plain.items():
         if not key.startswith("decoder.layers.2.") or not isinstance(weight, QuantizedWeight):
@@ -153,7 +153,8 @@ def test_scales_below_the_normal_numbers_cost_little():
     exact = fold(checkpoint.weights)[name].array()
     errors = []
     for shift in (0, 8):
-        weight = engine_weights(checkpoint, recipe("int8", repairs={"residual_shift": shift}))[name]
+        settings = recipe("int8", repairs={"residual_shift": shift})
+        weight = engine_weights(checkpoint, settings).weights[name]
         assert isinstance(weight, QuantizedWeight)
         errors.append(sqnr_db(exact, weight.dense().array() * np.float32(2**shift)))
     assert errors[0] - errors[1] < 3
