@@ -14,7 +14,7 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.manifest import Source
 from fastvlm_convert.pipeline import quantize
 from fastvlm_convert.quantize.engine import engine_weights
-from fastvlm_convert.recipe import QuantizeRule
+from fastvlm_convert.recipe import CommonSettings, QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.meter import ErrorMeter
 from fastvlm_convert.weights.packing import pack
@@ -132,7 +132,8 @@ def test_palettes_are_kept_too(tmp_path):
         QuantizeRule(("*.up_proj",), "palette4", group_size=16),
         QuantizeRule(("*",), "float"),
     )
-    settings = replace(mixed_recipe(), quantize=rules)
+    size = checkpoint.config.vision.image_size
+    settings = replace(mixed_recipe(), quantize=rules, common=CommonSettings(image_size=size))
     weights = dict(fold(checkpoint.weights))
     plans = plan_layers({n: w.shape for n, w in weights.items()}, settings)
     rng = np.random.default_rng(3)
