@@ -91,11 +91,8 @@ def _affine_parts(matrix: AffineMatrix) -> Iterator[tuple[int, AffineMatrix]]:
 
 
 def _palette_parts(matrix: PaletteMatrix) -> Iterator[tuple[int, PaletteMatrix]]:
-    size = matrix.scheme.group_size
-    for a, b in _spans(matrix.indices.shape, size):
-        scale = None if matrix.scale is None else matrix.scale[a:b]
-        tables = matrix.palette[a // size : -(-b // size)]
-        yield a, PaletteMatrix(matrix.scheme, matrix.indices[a:b], tables, scale)
+    for a, b in _spans(matrix.indices.shape, matrix.scheme.group_size):
+        yield a, matrix.read(a, b)
 
 
 def _spans(shape: tuple[int, ...], multiple: int) -> Iterator[tuple[int, int]]:

@@ -98,7 +98,7 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
         return keep(f"rule '{rule}'")
     columns = size // shape[0]
     block = None if rule.block_size == "channel" else rule.block_size
-    reason = _ragged(shape, rule) if rule.is_palette else indivisible(shape, columns, block)
+    reason = ragged(shape[0], rule.group_size) if rule.is_palette else indivisible(shape, columns, block)
     if reason is not None:
         if rule.on_indivisible == "float":
             return keep(reason)
@@ -126,12 +126,11 @@ def indivisible(shape: tuple[int, ...], columns: int, block: int | None) -> str 
     return f"its width {columns} is no multiple of block_size {block}" if columns % block else None
 
 
-def _ragged(shape: tuple[int, ...], rule: QuantizeRule) -> str | None:
-    """Why tables do not fit a layer: each serves equally many output channels. None where they do."""
-    rows = shape[0]
-    if rows % rule.group_size == 0:
+def ragged(rows: int, group_size: int) -> str | None:
+    """Why tables do not fit a layer, or None where they do: each serves equally many output channels."""
+    if rows % group_size == 0:
         return None
-    return f"its {rows} output channels are no multiple of group_size {rule.group_size}"
+    return f"its {rows} output channels are no multiple of group_size {group_size}"
 
 
 def _scheme(rule: QuantizeRule, block: int | None) -> Scheme:

@@ -11,7 +11,7 @@ from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.recipe import BLOCK_SIZES, MAX_GROUP_SIZE, SchemeName, Solver
 from fastvlm_convert.weights.files import MAX_TENSOR_AXES, MAX_TENSOR_ELEMENTS
 from fastvlm_convert.weights.meter import SquaredSums
-from fastvlm_convert.weights.plan import LayerPlan, indivisible
+from fastvlm_convert.weights.plan import LayerPlan, indivisible, ragged
 from fastvlm_convert.weights.schemes import AffineScheme, PaletteScheme, Scheme
 
 COMPONENTS: Final = ("vision", "projector", "decoder", "head", "embedding")
@@ -68,6 +68,8 @@ class LayerReport:
                 raise CheckpointError(f"layer '{self.layer}' cannot have blocks: {problem}")
         if not 1 <= self.group_size <= MAX_GROUP_SIZE:
             raise CheckpointError(f"layer '{self.layer}' has the impossible group_size {self.group_size}")
+        if self.scheme.startswith("palette") and (problem := ragged(self.shape[0], self.group_size)):
+            raise CheckpointError(f"layer '{self.layer}' cannot have tables: {problem}")
         if not all(math.isfinite(x) for x in (self.squared_sum, self.sqnr_db) if x is not None):
             raise CheckpointError(f"the figures of layer '{self.layer}' are not finite")
         if self.quantized is not None:

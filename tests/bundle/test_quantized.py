@@ -149,7 +149,7 @@ def test_palettes_are_kept_too(tmp_path):
             )
             name = f"{plan.layer}.weight"
             matrices[name] = matrix
-            weights[name] = PaletteWeight(plan.shape, scheme, lambda m=matrix: m)
+            weights[name] = PaletteWeight(plan.shape, scheme, matrix.read)
     meter = ErrorMeter(fold(checkpoint.weights))
     output = tmp_path / "out"
     with resumable_folder(output, "key", False, [], QUANTIZED_CHECKPOINT) as work:
