@@ -161,7 +161,7 @@ class CalibrationSettings:
 
     num_samples: int = 64
     max_tokens: int = 384
-    token_weights: Literal["uniform", "modality", "token"] = "token"
+    token_weights: Literal["uniform", "modality", "token"] = "modality"
     damping: float = 0.01
     awq: bool = False
 
