@@ -252,7 +252,7 @@ def measure(path: Path, count: int) -> dict[str, dict[str, list[float]]]:
     weights = fold(checkpoint.weights)
     tests = {
         "held-out": ask(checkpoint, pictures(HELD_OUT_SEED, count, bad=False)),
-        "degraded": ask(checkpoint, pictures(DEGRADED_SEED, 2 * count, bad=True)),
+        "degraded": ask(checkpoint, pictures(DEGRADED_SEED, 4 * count, bad=True)),
     }
     print(f"\n## {path.name}")
     for name, test in tests.items():

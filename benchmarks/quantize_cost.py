@@ -2,8 +2,8 @@
 
     python benchmarks/quantize_cost.py [0.5b|1.5b|7b] [--recipe int4] [--checkpoint FOLDER]
 
-Limits at 0.5B on two cores: layers solved within 15 minutes beside the answers, which are asked once and kept;
-peak below 6 GB.
+Limits at 0.5B on two cores: layers solved within 15 minutes, not counting the answers, which are asked once
+and kept; peak below 6 GB.
 """
 
 import argparse
