@@ -89,17 +89,9 @@ def solve(task: Task, on_progress: OnProgress = lambda share: None) -> Solved:
         on_progress: Called with the share that is done, 0..1.
     """
     chain, found = task.chain, dict[str, AnyWeight]()
-    vision = chain.vision_blocks() if any(not n.startswith("decoder.") for n in task.plans) else []
-    decoder = chain.decoder_blocks()
+    vision, decoder = chain.vision_blocks(), chain.decoder_blocks()
     total = len(vision) + len(decoder)
-    features = torch.from_numpy(task.answered.features)
-    states = _States(features, features)
-    if vision:
-        pixels = torch.from_numpy(task.answered.pixel_values)
-        states = _States(pixels, pixels)
-        for done, block in enumerate(vision):
-            states = _through(task, block, states, None, found)
-            on_progress((done + 1) / total)
+    states = _features(task, found, lambda done: on_progress(done / total))
     samples = task.answered.samples
     batch = token_batch(samples, states.quantized, chain.embed)
     expected = token_batch(samples, states.reference, task.reference.embed)
@@ -109,6 +101,26 @@ def solve(task: Task, on_progress: OnProgress = lambda share: None) -> Solved:
         states = _through(task, block, states, batch, found)
         on_progress((len(vision) + done + 1) / total)
     return Solved(found, states.quantized[batch.answers])
+
+
+def _features(task: Task, found: dict[str, AnyWeight], on_block: Callable[[int], None]) -> _States:
+    """Image tokens of both models; the encoder runs only where it is not the float model's."""
+    features = torch.from_numpy(task.answered.features)
+    names = [name for name in task.chain.weights if not name.startswith("decoder.")]
+    is_solved = any(not layer.startswith("decoder.") for layer in task.plans)
+    if not is_solved and all(task.chain.weights[n] is task.reference.weights[n] for n in names):
+        return _States(features, features)
+    pixels = torch.from_numpy(task.answered.pixel_values)
+    states = _States(pixels, pixels)
+    for done, block in enumerate(task.chain.vision_blocks()):
+        if is_solved:
+            states = _through(task, block, states, None, found)
+        else:
+            module = task.chain.load(block)
+            fitting = _fitting(task.chain, module, states.quantized)
+            states = _States(_run(task.chain, module, states.quantized, fitting, ()), pixels)
+        on_block(done + 1)
+    return states if is_solved else _States(states.quantized, features)
 
 
 def _through(
