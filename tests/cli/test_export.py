@@ -45,6 +45,8 @@ def test_document(cli, tmp_path):
     manifest = load_manifest(output)
     files = {name: entry.size for name, entry in manifest.files.items()}
     document = result.document
+    assert document.pop("peak_memory_bytes") > 1e6
+    assert document.pop("answers")["status"] == "not_run"
     assert {layer["scheme"] for layer in document.pop("layers")} == {"float"}
     assert [c["name"] for c in document.pop("components")] == [
         "vision", "projector", "decoder", "embedding", "total",
