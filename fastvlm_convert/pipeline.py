@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from fastvlm_convert import __version__
 from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, write_apple_files, write_client_files
@@ -14,8 +14,8 @@ from fastvlm_convert.bundle.licence import NO_LICENCE, write_licence
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint
 from fastvlm_convert.contract import APPLE_FOLDER, IMAGE_TOKEN, op_component
 from fastvlm_convert.errors import MissingDependencyError, TargetError
+from fastvlm_convert.export.checks import check_coreml, check_onnx
 from fastvlm_convert.export.job import ExportJob
-from fastvlm_convert.export.onnx.write import check_target, export_onnx
 from fastvlm_convert.fp16_range import MIN_HEADROOM, RangeReport, load_report
 from fastvlm_convert.manifest import (
     FILE_NAME,
@@ -77,23 +77,10 @@ def export(
         ConversionError: The input, the recipe, the target or the output does not allow it.
     """
     protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
-    checkpoint = open_checkpoint(checkpoint_path, adapter)
-    recipe, image_size, image_mode = _resolve(checkpoint, recipe)
-    config = at_image_size(checkpoint.config, image_size)
-    plans = plan_checkpoint(checkpoint, recipe)
-    for target in targets:
-        _EXPORTERS[target].check(config, recipe, plans)
-    contract = Contract(
-        image_size=image_size,
-        image_mode=image_mode,
-        num_image_tokens=config.vision.num_image_tokens,
-        image_token=IMAGE_TOKEN,
-        image_token_id=checkpoint.tokenizer.image_token_id,
-        prompt=PROMPT_FORMAT,
-        eos_token_ids=checkpoint.eos_token_ids,
-        context_length=recipe.common.max_context_length,
-    )
-    _check_context(contract)
+    prepared = prepare(checkpoint_path, recipe, targets, adapter)
+    exporters = [_exporter(target) for target in targets]  # a missing library shows before the work begins
+    checkpoint, config, recipe = prepared.checkpoint, prepared.config, prepared.recipe
+    contract = prepared.contract
     with new_folder(output, overwrite, protected) as folder:
         licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
         job = ExportJob(
@@ -106,8 +93,8 @@ def export(
             lambda share: None,
         )
         artifacts: list[Artifact] = []
-        for target in targets:
-            artifacts += _EXPORTERS[target].export(replace(job, on_progress=partial(on_progress, target)))
+        for target, write in zip(targets, exporters, strict=True):
+            artifacts += write(replace(job, on_progress=partial(on_progress, target)))
         write_client_files(folder, checkpoint.tokenizer, config, contract, artifacts)
         if (folder / APPLE_FOLDER).is_dir():
             write_apple_files(folder / APPLE_FOLDER, checkpoint.tokenizer, config, contract)
@@ -132,35 +119,76 @@ def export(
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What an export is about to do; no weight has been read.
+
+    Attributes:
+        checkpoint: The checkpoint, adapter merged in.
+        config: Dimensions, with the image size to export.
+        recipe: The recipe, with every setting resolved.
+        plans: What happens to every layer.
+        contract: What the bundle will promise.
+    """
+
+    checkpoint: Checkpoint
+    config: ModelConfig
+    recipe: Recipe
+    plans: tuple[LayerPlan, ...]
+    contract: Contract
+
+
+def prepare(
+    checkpoint_path: Path, recipe: Recipe, targets: Sequence[Target], adapter: Path | None = None
+) -> Prepared:
+    """Open a checkpoint and see that the recipe and the targets fit it; reads config and headers alone.
+
+    Raises:
+        ConversionError: They do not.
+    """
+    checkpoint = open_checkpoint(checkpoint_path, adapter)
+    recipe, image_size, image_mode = _resolve(checkpoint, recipe)
+    config = at_image_size(checkpoint.config, image_size)
+    plans = plan_checkpoint(checkpoint, recipe)
+    for target in targets:
+        _EXPORTERS[target].check(config, recipe, plans)
+    contract = Contract(
+        image_size=image_size,
+        image_mode=image_mode,
+        num_image_tokens=config.vision.num_image_tokens,
+        image_token=IMAGE_TOKEN,
+        image_token_id=checkpoint.tokenizer.image_token_id,
+        prompt=PROMPT_FORMAT,
+        eos_token_ids=checkpoint.eos_token_ids,
+        context_length=recipe.common.max_context_length,
+    )
+    _check_context(contract)
+    return Prepared(checkpoint, config, recipe, plans, contract)
+
+
+@dataclass(frozen=True)
 class _Exporter:
-    """A target's exporter and the packages whose versions shape its bytes."""
+    """A target's checks, its exporter's module and the packages whose versions shape its bytes."""
 
     check: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], None]
-    export: Callable[[ExportJob], list[Artifact]]
+    name: str
     libraries: tuple[str, ...]
 
 
-def _check_coreml(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
-    _coreml().check_target(config, recipe, plans)
-
-
-def _export_coreml(job: ExportJob) -> list[Artifact]:
-    return _coreml().export_coreml(job)
-
-
-def _coreml() -> ModuleType:
-    """The Core ML exporter, imported late: coremltools takes seconds and, where it finds it, loads torch."""
-    try:
-        return import_module("fastvlm_convert.export.coreml.write")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "the Core ML target") from error
-
-
 _EXPORTERS: dict[Target, _Exporter] = {
-    "onnx": _Exporter(check_target, export_onnx, ("onnx",)),
-    "coreml": _Exporter(_check_coreml, _export_coreml, ("coremltools",)),
+    "onnx": _Exporter(check_onnx, "ONNX", ("onnx",)),
+    "coreml": _Exporter(check_coreml, "Core ML", ("coremltools",)),
 }
 TARGETS: tuple[Target, ...] = tuple(_EXPORTERS)
+
+
+def _exporter(target: Target) -> Callable[[ExportJob], list[Artifact]]:
+    """A target's exporter, imported late: `plan` needs none, and coremltools takes seconds."""
+    try:
+        module: Any = import_module(f"fastvlm_convert.export.{target}.write")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, f"the {_EXPORTERS[target].name} target") from error
+    write: Callable[[ExportJob], list[Artifact]] = getattr(module, f"export_{target}")
+    return write
 
 
 def _resolve(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, int, ImageMode]:

@@ -103,7 +103,9 @@ def test_export_without_onnx_says_so(tmp_path):
     arguments = ("--target", "onnx", "--recipe", "fp32", "-o", tmp_path / "bundle")
     done = run_without({"onnx"}, "export", GOLDEN / LLAVA / "checkpoint", *arguments)
     assert done.returncode == 2
-    assert "error: export needs onnx, which is not installed\nhint: pip install onnx\n" in done.stderr
+    assert (
+        "error: the ONNX target needs onnx, which is not installed\nhint: pip install onnx\n" in done.stderr
+    )
 
 
 def test_a_bundle_runs_without_torch_and_onnx(fp32_bundle):

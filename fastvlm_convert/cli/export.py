@@ -9,18 +9,23 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
-from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
-from fastvlm_convert.errors import MissingDependencyError, TargetError
-from fastvlm_convert.manifest import Target
+from fastvlm_convert.cli.options import (
+    AdapterOption,
+    CheckpointArgument,
+    JsonOption,
+    RecipeOption,
+    TargetOption,
+    VerboseOption,
+    chosen_targets,
+)
+from fastvlm_convert.pipeline import export
 from fastvlm_convert.recipe import load_recipe
 
 
 def command(
     checkpoint: CheckpointArgument,
-    target: Annotated[list[str], typer.Option(help="Format to export; may be repeated.", show_default=False)],
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A shipped recipe or a YAML file.", show_default=False)
-    ],
+    target: TargetOption,
+    recipe: RecipeOption,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.", show_default=False)
     ],
@@ -30,20 +35,10 @@ def command(
     verbose: VerboseOption = False,
 ) -> None:
     """Convert a checkpoint to a bundle that an app can ship."""
-    try:
-        from fastvlm_convert.pipeline import TARGETS, ExportResult, export
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "export") from error
-
-    targets: list[Target] = []
-    for name in dict.fromkeys(target):
-        known = [t for t in TARGETS if t == name]
-        if not known:
-            raise TargetError(f"unknown target '{name}'", hint=f"targets: {', '.join(TARGETS)}")
-        targets += known
+    targets = chosen_targets(target)
     settings = load_recipe(recipe)
     with progress(quiet=as_json) as on_stage:
-        result: ExportResult = export(
+        result = export(
             checkpoint,
             settings,
             targets,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -26,21 +26,33 @@ class Region:
     length: int
 
 
+class DataFile(Protocol):
+    """Where large tensors go."""
+
+    def append(self, chunks: Iterable[np.ndarray], length: int) -> Region:
+        """Put one tensor at the end.
+
+        Args:
+            chunks: Its bytes, made while they are written.
+            length: How many they are.
+        """
+        ...
+
+
 class ExternalData:
-    """Writes tensors one after another; nothing is kept in memory."""
+    """Writes tensors one after another, each on a page of its own; nothing is kept in memory."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name
         self._file = path.open("xb")
 
-    def append(self, chunks: Iterable[np.ndarray]) -> Region:
-        """Write the chunks of one tensor, page-aligned."""
-        offset = self._file.tell()
-        self._file.write(bytes(-offset % ALIGNMENT))
+    def append(self, chunks: Iterable[np.ndarray], length: int) -> Region:
+        self._file.write(bytes(-self._file.tell() % ALIGNMENT))
         offset = self._file.tell()
         for chunk in chunks:
             self._file.write(np.ascontiguousarray(chunk).data)
-        return Region(self._name, offset, self._file.tell() - offset)
+        assert self._file.tell() == offset + length, "a tensor is not as long as its shape says"
+        return Region(self._name, offset, length)
 
     def __enter__(self) -> Self:
         return self
@@ -49,3 +61,16 @@ class ExternalData:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+class CountedData:
+    """Lays tensors out like `ExternalData` and makes none of them."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.size = 0
+
+    def append(self, chunks: Iterable[np.ndarray], length: int) -> Region:
+        offset = self.size + -self.size % ALIGNMENT
+        self.size = offset + length
+        return Region(self._name, offset, length)
