@@ -13,7 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from random_checkpoint import DECODERS, write_checkpoint
+from random_checkpoint import write_checkpoint
+
+from fastvlm_convert.weights.published import DECODERS
 
 # The child prints its own peak: unlike a parent's view it starts with the program itself.
 CHILD = """

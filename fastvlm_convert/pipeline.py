@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm_convert import __version__
-from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, write_apple_files, write_client_files
+from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, apple_files, client_files
 from fastvlm_convert.bundle.folder import new_folder
-from fastvlm_convert.bundle.licence import NO_LICENCE, write_licence
+from fastvlm_convert.bundle.licence import NO_LICENCE, licence_files
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint
 from fastvlm_convert.contract import APPLE_FOLDER, IMAGE_TOKEN, op_component
 from fastvlm_convert.errors import MissingDependencyError, TargetError
-from fastvlm_convert.export.checks import check_coreml, check_onnx
+from fastvlm_convert.export.checks import check_target
 from fastvlm_convert.export.job import ExportJob
+from fastvlm_convert.export.onnx.sizes import onnx_dry_run
+from fastvlm_convert.export.sizes import predicted_sizes
 from fastvlm_convert.fp16_range import MIN_HEADROOM, RangeReport, load_report
 from fastvlm_convert.manifest import (
     FILE_NAME,
@@ -32,6 +34,7 @@ from fastvlm_convert.quantize.engine import engine_weights, plan_checkpoint
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.loaded import at_image_size
 from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.hollow import hollow_weights
 from fastvlm_convert.weights.plan import LayerPlan
 
 OnProgress = Callable[[str, float], None]
@@ -95,11 +98,8 @@ def export(
         artifacts: list[Artifact] = []
         for target, write in zip(targets, exporters, strict=True):
             artifacts += write(replace(job, on_progress=partial(on_progress, target)))
-        write_client_files(folder, checkpoint.tokenizer, config, contract, artifacts)
-        if (folder / APPLE_FOLDER).is_dir():
-            write_apple_files(folder / APPLE_FOLDER, checkpoint.tokenizer, config, contract)
-        if checkpoint.licence is not None:
-            write_licence(folder, checkpoint.licence, recipe)
+        for name, content in _files_beside(prepared, targets, artifacts).items():
+            (folder / name).write_bytes(content)
         on_progress("hashes", 0.0)
         sha256 = content_hash(checkpoint.files)
         scan = load_report(sha256)
@@ -150,7 +150,7 @@ def prepare(
     config = at_image_size(checkpoint.config, image_size)
     plans = plan_checkpoint(checkpoint, recipe)
     for target in targets:
-        _EXPORTERS[target].check(config, recipe, plans)
+        check_target(target, config, recipe, plans)
     contract = Contract(
         image_size=image_size,
         image_mode=image_mode,
@@ -165,18 +165,48 @@ def prepare(
     return Prepared(checkpoint, config, recipe, plans, contract)
 
 
+def predicted_files(prepared: Prepared, targets: Sequence[Target]) -> dict[str, int]:
+    """Bytes of every file but the manifest that an export writes, by its path relative to the bundle.
+
+    Exact but for the programs of Core ML packages, which are estimated (see `export.sizes`).
+    """
+    token_id = prepared.contract.image_token_id
+    sizes = predicted_sizes(
+        prepared.config, prepared.plans, prepared.recipe, targets, image_token_id=token_id
+    )
+    weights = hollow_weights(prepared.config, prepared.plans)
+    artifacts = (
+        onnx_dry_run(prepared.config, weights, prepared.recipe, token_id)[0] if "onnx" in targets else []
+    )
+    beside = _files_beside(prepared, targets, artifacts)
+    return sizes | {name: len(content) for name, content in beside.items()}
+
+
+def _files_beside(
+    prepared: Prepared, targets: Sequence[Target], artifacts: Sequence[Artifact]
+) -> dict[str, bytes]:
+    """Everything that is neither an artifact nor the manifest, by its path relative to the bundle."""
+    checkpoint, config, contract = prepared.checkpoint, prepared.config, prepared.contract
+    files = client_files(checkpoint.tokenizer, config, contract, artifacts)
+    if "coreml" in targets and prepared.recipe.coreml.drop_in:
+        apple = apple_files(checkpoint.tokenizer, config, contract)
+        files |= {f"{APPLE_FOLDER}/{name}": content for name, content in apple.items()}
+    if checkpoint.licence is not None:
+        files |= licence_files(checkpoint.licence, prepared.recipe)
+    return files
+
+
 @dataclass(frozen=True)
 class _Exporter:
-    """A target's checks, its exporter's module and the packages whose versions shape its bytes."""
+    """What people call a target, and the packages whose versions shape its bytes."""
 
-    check: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], None]
     name: str
     libraries: tuple[str, ...]
 
 
 _EXPORTERS: dict[Target, _Exporter] = {
-    "onnx": _Exporter(check_onnx, "ONNX", ("onnx",)),
-    "coreml": _Exporter(check_coreml, "Core ML", ("coremltools",)),
+    "onnx": _Exporter("ONNX", ("onnx",)),
+    "coreml": _Exporter("Core ML", ("coremltools",)),
 }
 TARGETS: tuple[Target, ...] = tuple(_EXPORTERS)
 

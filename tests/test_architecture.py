@@ -20,7 +20,7 @@ LINES = [
     ["errors"],
     ["contract"],
     ["plain"],
-    ["manifest", "recipe", "preprocess", "metrics", "decode", "demo", "fp16_range"],
+    ["manifest", "recipe", "recipe_schema", "preprocess", "metrics", "decode", "demo", "fp16_range"],
     ["weights"],
     ["checkpoint"],
     ["model"],

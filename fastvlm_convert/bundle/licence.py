@@ -1,6 +1,5 @@
 """What a model's licence asks of those who pass a derivative on."""
 
-import shutil
 from pathlib import Path
 from typing import Final
 
@@ -9,10 +8,9 @@ from fastvlm_convert.recipe import Recipe
 NO_LICENCE: Final = "not_found"
 
 
-def write_licence(folder: Path, licence: Path, recipe: Recipe) -> None:
-    """Write a copy of the licence, and a notice of what was changed."""
-    shutil.copyfile(licence, folder / licence.name)
-    (folder / "NOTICE").write_text(_notice(licence, recipe), encoding="utf-8")
+def licence_files(licence: Path, recipe: Recipe) -> dict[str, bytes]:
+    """A copy of the licence, and a notice of what was changed, by name."""
+    return {licence.name: licence.read_bytes(), "NOTICE": _notice(licence, recipe).encode()}
 
 
 def _notice(licence: Path, recipe: Recipe) -> str:

@@ -1,8 +1,10 @@
 """What a target cannot execute, known from dimensions and settings: no weight is read, no library loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from fastvlm_convert.errors import TargetError
+from fastvlm_convert.manifest import Target
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.plan import LayerPlan
@@ -12,12 +14,16 @@ _HEAD_DIM_STEP = 16  # GroupQueryAttention with rotary positions inside
 _APPLE_IMAGE_SIZE, _APPLE_WIDTH = 1024, 3072  # Apple's app aborts on any other shape
 
 
-def check_onnx(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
-    """Refuse dimensions and schemes that ONNX Runtime cannot execute.
+def check_target(target: Target, config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
+    """Refuse dimensions, settings and schemes that a target cannot take.
 
     Raises:
-        TargetError: Names the dimension or setting and what is allowed.
+        TargetError: Names what it cannot take and what is allowed.
     """
+    _CHECKS[target](config, recipe, plans)
+
+
+def _check_onnx(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
     if config.decoder.head_dim % _HEAD_DIM_STEP:
         raise TargetError(
             f"the decoder's head size is {config.decoder.head_dim}; ONNX Runtime's GroupQueryAttention "
@@ -47,12 +53,7 @@ def check_onnx(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) 
             )
 
 
-def check_coreml(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
-    """Refuse dimensions that Core ML, or Apple's app, cannot take.
-
-    Raises:
-        TargetError: Names the dimension and what is allowed.
-    """
+def _check_coreml(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
     del plans  # every scheme can be expressed
     vision = config.vision
     fits_app = (vision.image_size, vision.output_width) == (_APPLE_IMAGE_SIZE, _APPLE_WIDTH)
@@ -62,3 +63,9 @@ def check_coreml(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]
             f"{vision.image_size} pixels and features of {vision.output_width}",
             hint="set coreml.drop_in to false, or image_size to 1024 for a model of full width",
         )
+
+
+_CHECKS: Final[dict[Target, Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], None]]] = {
+    "onnx": _check_onnx,
+    "coreml": _check_coreml,
+}

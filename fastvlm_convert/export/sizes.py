@@ -7,7 +7,7 @@ exact. Core ML: `weight.bin` is counted from its format and exact; the program b
 from collections.abc import Sequence
 
 from fastvlm_convert.export.coreml.sizes import coreml_sizes
-from fastvlm_convert.export.onnx.sizes import onnx_sizes
+from fastvlm_convert.export.onnx.sizes import onnx_dry_run
 from fastvlm_convert.manifest import Target
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
@@ -38,7 +38,7 @@ def predicted_sizes(
     weights = hollow_weights(config, plans)
     sizes: dict[str, int] = {}
     if "onnx" in targets:
-        sizes |= onnx_sizes(config, weights, recipe, image_token_id)
+        sizes |= onnx_dry_run(config, weights, recipe, image_token_id)[1]
     if "coreml" in targets:
         sizes |= coreml_sizes(config, weights, recipe)
     return sizes

@@ -7,15 +7,16 @@ from fastvlm_convert.export.onnx.data import CountedData
 from fastvlm_convert.export.onnx.graph import Graph
 from fastvlm_convert.export.onnx.lower import FOLDER, Lowering
 from fastvlm_convert.export.onnx.wire import graph_bytes
+from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.quantized import MixedSource
 
 
-def onnx_sizes(
+def onnx_dry_run(
     config: ModelConfig, weights: MixedSource, recipe: Recipe, image_token_id: int
-) -> dict[str, int]:
-    """Bytes of every file under `onnx/`, by its path relative to the bundle; exact.
+) -> tuple[list[Artifact], dict[str, int]]:
+    """Artifacts that an export makes, and bytes of every file of theirs, by its path relative to the bundle.
 
     Args:
         config: Dimensions, with the image size to export.
@@ -24,8 +25,8 @@ def onnx_sizes(
         image_token_id: The table has a row for it.
     """
     files = _CountedFiles()
-    Lowering(config, weights, recipe, image_token_id, files, lambda count: None).graphs()
-    return {f"{FOLDER}/{name}": size for name, size in files.sizes.items()}
+    artifacts = Lowering(config, weights, recipe, image_token_id, files, lambda count: None).graphs()
+    return artifacts, {f"{FOLDER}/{name}": size for name, size in files.sizes.items()}
 
 
 class _CountedFiles:
