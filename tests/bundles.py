@@ -72,3 +72,25 @@ def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> N
 def manifest_of(bundle: Path) -> Manifest:
     """A bundle's manifest."""
     return load_manifest(bundle)
+
+
+TAIL = 64  # coremltools does not fill up the last array of a file, predictions do
+
+
+def check_sizes(predicted: dict[str, int], bundle: Path, programs: float = 0.2) -> None:
+    """See that a bundle's files have the sizes that were predicted of them, and that none was forgotten.
+
+    Args:
+        predicted: Bytes by file.
+        bundle: The bundle.
+        programs: How far a program without weights, which is estimated, may be off.
+    """
+    written = {name: entry.size for name, entry in load_manifest(bundle).files.items()}
+    assert set(predicted) >= {name for name in written if "/" in name}
+    for name, size in predicted.items():
+        if name.endswith(".mlmodel"):
+            assert abs(size - written[name]) <= programs * written[name], name
+        elif name.endswith("weight.bin"):
+            assert 0 <= size - written[name] < TAIL, name
+        else:
+            assert size == written[name], name

@@ -105,7 +105,8 @@ def _groups_table(facts: dict[str, Any]) -> Table:
     table = _table("component", "layers", "", "stored as", "solver", "before", "after", "bits/weight")
     last = None
     for group in facts["groups"]:
-        stored = group["scheme"] or (f"float: {group['reason']}" if group["reason"] else "float")
+        kept = f"float{group['bits_per_weight']:.0f}"
+        stored = group["scheme"] or (f"{kept}: {group['reason']}" if group["reason"] else kept)
         table.add_row(
             "" if group["component"] == last else group["component"],
             group["layers"],

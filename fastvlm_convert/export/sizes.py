@@ -1,7 +1,8 @@
 """What an export will write and need, from dimensions and settings: no weight is read, no library loaded.
 
 ONNX: the exporter itself runs, on weights without content and into files that only count, so every size is
-exact. Core ML: `weight.bin` is counted from its format and exact; the program beside it is estimated.
+exact. Core ML: `weight.bin` is counted from its format, exact to its last 63 bytes; the program beside it is
+estimated.
 """
 
 from collections.abc import Sequence

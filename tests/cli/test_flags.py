@@ -12,6 +12,7 @@ FLAGS = {
         "MODEL", "[IMAGE]... QUESTION", "--max-new-tokens", "--temperature", "--top-p", "--seed", "--target",
         "--adapter", *COMMON,
     },
+    "plan": {"CHECKPOINT", "--target", "--recipe", "--adapter", *COMMON},
     "export": {
         "CHECKPOINT", "--target", "--recipe", "--output", "-o", "--adapter", "--overwrite", *COMMON,
     },
@@ -19,6 +20,7 @@ FLAGS = {
     "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
     "scan": {"CHECKPOINT", "--images", "--max-new-tokens", "--adapter", *COMMON},
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
+    "recipes": {"[NAME]", "--schema", *COMMON},
 }  # fmt: skip
 COMMANDS = typer.main.get_command(app).commands
 

@@ -10,6 +10,8 @@ import numpy as np
 
 ALIGNMENT = 4096  # ONNX Runtime maps a tensor into memory only when it starts on a page
 
+_WRONG_LENGTH = "a tensor is not as long as its shape says"
+
 
 @dataclass(frozen=True)
 class Region:
@@ -27,7 +29,11 @@ class Region:
 
 
 class DataFile(Protocol):
-    """Where large tensors go."""
+    """Where tensors go."""
+
+    def inline(self, chunks: Iterable[np.ndarray], length: int) -> bytes:
+        """A tensor so small that it stands in the graph instead; arguments as of `append`."""
+        ...
 
     def append(self, chunks: Iterable[np.ndarray], length: int) -> Region:
         """Put one tensor at the end.
@@ -46,12 +52,17 @@ class ExternalData:
         self._name = path.name
         self._file = path.open("xb")
 
+    def inline(self, chunks: Iterable[np.ndarray], length: int) -> bytes:
+        content = b"".join(np.ascontiguousarray(chunk).tobytes() for chunk in chunks)
+        assert len(content) == length, _WRONG_LENGTH
+        return content
+
     def append(self, chunks: Iterable[np.ndarray], length: int) -> Region:
         self._file.write(bytes(-self._file.tell() % ALIGNMENT))
         offset = self._file.tell()
         for chunk in chunks:
             self._file.write(np.ascontiguousarray(chunk).data)
-        assert self._file.tell() == offset + length, "a tensor is not as long as its shape says"
+        assert self._file.tell() == offset + length, _WRONG_LENGTH
         return Region(self._name, offset, length)
 
     def __enter__(self) -> Self:
@@ -69,6 +80,9 @@ class CountedData:
     def __init__(self, name: str) -> None:
         self._name = name
         self.size = 0
+
+    def inline(self, chunks: Iterable[np.ndarray], length: int) -> bytes:
+        return bytes(length)
 
     def append(self, chunks: Iterable[np.ndarray], length: int) -> Region:
         offset = self.size + -self.size % ALIGNMENT

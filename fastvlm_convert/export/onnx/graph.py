@@ -222,6 +222,6 @@ class Graph:
         length = num_bytes(dtype, shape)
         if length >= _INLINE_BYTES:
             return self.external(name, self.data.append(chunks, length), dtype, shape)
-        content = b"".join(np.ascontiguousarray(chunk).tobytes() for chunk in chunks)
+        content = self.data.inline(chunks, length)
         self.initializers[name] = Initializer(name, dtype, tuple(shape), content)
         return name

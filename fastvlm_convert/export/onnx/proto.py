@@ -40,6 +40,5 @@ def _tensor(initializer: Initializer) -> TensorProto:
         for key, value in (("location", content.location), ("offset", content.offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
     else:
-        assert len(content) == length, f"'{initializer.name}' is not as long as its shape says"
         tensor.raw_data = content
     return tensor
