@@ -1,10 +1,9 @@
 """Sizes of the Core ML packages, counted without coremltools: it takes seconds and loads torch where it can.
 
 `weight.bin` is exact to its last 63 bytes. It is a header of 64 bytes and, for every array of ten elements or
-more, a record of 64 bytes and the elements, each begun on a multiple of 64 (`MILBlob/Blob/StorageFormat.hpp` of
-coremltools).
+more, a record of 64 bytes and the elements, each begun on a multiple of 64 (`StorageFormat.hpp` there).
 `model.mlmodel` holds no weights but the operations with their names, about 130 bytes each; it is estimated
-from the number of layers, within 1 % of what was measured at two sizes of the model, worse with settings for tests.
+from the number of layers, within 1 % of what was measured for shipped recipes at two sizes of the model.
 """
 
 from collections.abc import Iterable, Iterator
