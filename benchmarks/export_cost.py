@@ -3,8 +3,8 @@
     python benchmarks/export_cost.py 0.5b
     python benchmarks/export_cost.py 0.5b --target coreml --checkpoint FOLDER
 
-Limits at 0.5B, vision included: 0.4 GiB peak for ONNX, 1 GiB for Core ML, in every precision. Beside each size and
-peak stands what `plan` predicted. Each export runs in a process of its own.
+Limits at 0.5B, vision included: 0.4 GiB peak for ONNX, 1 GiB for Core ML, in every precision. Beside each
+size and peak stands what `plan` predicted. Each export runs in a process of its own.
 """
 
 import argparse
