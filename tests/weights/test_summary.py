@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.hollow import hollow_weights
 from fastvlm_convert.weights.plan import plan_layers
 from fastvlm_convert.weights.published import published_config
@@ -68,9 +70,6 @@ def test_schemes_in_words(scheme, text, name):
 
 def test_published_dimensions_are_those_of_a_checkpoint():
     """The demo has the same names, so the same layers at other widths."""
-    from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-    from fastvlm_convert.weights.fold import fold
-
     demo = fold(open_checkpoint(Path(__file__).parents[2] / "checkpoints" / "fastvlm-demo").weights)
     assert {n for n in demo if ".layers." not in n and "blocks" not in n} == {
         n for n in shapes() if ".layers." not in n and "blocks" not in n
