@@ -12,7 +12,7 @@ FP16_MAX: Final = 65504.0
 FP16_SMALLEST: Final = 2.0**-24  # below half of it a value becomes zero
 MIN_HEADROOM: Final = 2.0
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

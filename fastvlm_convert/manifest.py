@@ -90,11 +90,13 @@ class Source:
         layout: Layout of the checkpoint.
         sha256: Hash of the checkpoint's files, adapter included.
         licence: File name of the licence's copy, or `not_found`.
+        calibration: Hash of the data that layers were solved with, if any.
     """
 
     layout: str
     sha256: str
     licence: str
+    calibration: str | None = None
 
 
 @dataclass(frozen=True)

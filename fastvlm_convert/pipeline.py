@@ -1,5 +1,6 @@
 """The stages in order; the only module that knows them all."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,34 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm_convert import __version__
-from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, apple_files, client_files
-from fastvlm_convert.bundle.folder import new_folder
-from fastvlm_convert.bundle.licence import NO_LICENCE, licence_files
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint
-from fastvlm_convert.contract import APPLE_FOLDER, IMAGE_TOKEN, op_component
-from fastvlm_convert.errors import MissingDependencyError, TargetError
-from fastvlm_convert.export.checks import check_target
+from fastvlm_convert.bundle.folder import BUNDLE, QUANTIZED_CHECKPOINT, new_folder
+from fastvlm_convert.bundle.licence import NO_LICENCE
+from fastvlm_convert.bundle.quantized import write_settings, write_weights
+from fastvlm_convert.bundle.resumable import resumable_folder
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint, source_hash
+from fastvlm_convert.checkpoint.quantized import Quantization
+from fastvlm_convert.errors import CheckpointError, MissingDependencyError, RecipeError
+from fastvlm_convert.export.coverage import check_sizes
 from fastvlm_convert.export.job import ExportJob
-from fastvlm_convert.export.onnx.sizes import onnx_dry_run
-from fastvlm_convert.export.sizes import predicted_sizes
 from fastvlm_convert.fp16_range import MIN_HEADROOM, RangeReport, load_report
 from fastvlm_convert.manifest import (
     FILE_NAME,
     Artifact,
-    Contract,
     Manifest,
     Source,
     Status,
     Target,
     file_entries,
 )
-from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.quantize.engine import engine_weights, plan_checkpoint
+from fastvlm_convert.prepare import files_beside, predicted_artifacts, prepare, resolve
+from fastvlm_convert.quantize.calibration import Calibration
+from fastvlm_convert.quantize.engine import calibration_for, engine_weights, float_weights, plan_checkpoint
+from fastvlm_convert.quantize.score import AnswerScore
 from fastvlm_convert.recipe import Recipe
-from fastvlm_convert.runtime.loaded import at_image_size
-from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.hollow import hollow_weights
-from fastvlm_convert.weights.plan import LayerPlan
+from fastvlm_convert.verify.repairs import at_risk, missing_repairs, needed_repairs, settings_of
+from fastvlm_convert.weights.meter import ErrorMeter
+from fastvlm_convert.weights.report import LayerReport, layer_reports
 
 OnProgress = Callable[[str, float], None]
 
@@ -47,21 +47,95 @@ class ExportResult:
     Attributes:
         bundle: The folder.
         manifest: What it holds.
+        layers: What was done to every matrix and convolution.
+        score: What the integers do to the answers; None where no solver ran the model.
         warnings: What the user should know.
     """
 
     bundle: Path
     manifest: Manifest
+    layers: tuple[LayerReport, ...]
+    score: AnswerScore | None
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """A finished quantized checkpoint.
+
+    Attributes:
+        output: The folder.
+        record: What was done.
+        score: What the integers do to the answers; None where no solver ran the model.
+        num_resumed: Weights that an earlier, interrupted run had finished.
+        warnings: What the user should know.
+    """
+
+    output: Path
+    record: Quantization
+    score: AnswerScore | None
+    num_resumed: int
+    warnings: tuple[str, ...]
+
+
+def quantize(
+    checkpoint_path: Path,
+    recipe: Recipe,
+    output: Path,
+    *,
+    adapter: Path | None = None,
+    calibration: Path | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda stage, share: None,
+) -> QuantizeResult:
+    """Make a quantized checkpoint, which every command takes like any other.
+
+    Args:
+        checkpoint_path: The float checkpoint's folder; it is only read.
+        recipe: How to quantize.
+        output: Folder to make; it appears whole or not at all. An interrupted run leaves `OUTPUT.partial`,
+            with which the same call goes on.
+        adapter: PEFT folder that is merged in before, or None.
+        calibration: Pictures for solvers that need data, a folder or a .jsonl file; None generates some.
+        overwrite: Whether an existing quantized checkpoint may be replaced.
+        on_progress: Called with the name of the stage and the share of it that is done, 0..1.
+
+    Raises:
+        ConversionError: The input, the recipe or the output does not allow it.
+    """
+    protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
+    checkpoint = open_checkpoint(checkpoint_path, adapter)
+    if checkpoint.quantized is not None:
+        raise CheckpointError(
+            "the checkpoint is quantized already", where=checkpoint_path, hint="give the float checkpoint"
+        )
+    if not recipe.quantize:
+        raise RecipeError(f"recipe '{recipe.name}' quantizes no layer", hint="give it quantize rules")
+    recipe, _, _ = resolve(checkpoint, recipe)
+    plans = plan_checkpoint(checkpoint, recipe)
+    data = calibration_for(checkpoint, recipe, calibration)
+    on_progress("hashes", 0.0)
+    source = _source(checkpoint, data)
+    on_progress("hashes", 1.0)
+    key = hashlib.sha256(Quantization(__version__, source, recipe, ()).to_json().encode()).hexdigest()
+    with resumable_folder(output, key, overwrite, protected, QUANTIZED_CHECKPOINT) as work:
+        num_resumed = len(work.finished)
+        meter = ErrorMeter(float_weights(checkpoint, recipe))
+        engine = engine_weights(checkpoint, recipe, data, on_progress)
+        write_weights(work, meter.view(engine.weights), recipe, meter, partial(on_progress, "weights"))
+        record = write_settings(work, checkpoint, recipe, source, plans, __version__)
+    warnings = _checkpoint_warnings(checkpoint, QUANTIZED_CHECKPOINT.name)
+    return QuantizeResult(output, record, engine.score, num_resumed, tuple(warnings))
 
 
 def export(
     checkpoint_path: Path,
-    recipe: Recipe,
+    recipe: Recipe | None,
     targets: Sequence[Target],
     output: Path,
     *,
     adapter: Path | None = None,
+    calibration: Path | None = None,
     overwrite: bool = False,
     on_progress: OnProgress = lambda stage, share: None,
 ) -> ExportResult:
@@ -69,10 +143,11 @@ def export(
 
     Args:
         checkpoint_path: The checkpoint's folder; it is only read.
-        recipe: How to convert.
+        recipe: How to convert; None takes the recipe of a quantized checkpoint.
         targets: Formats to export.
         output: Folder to make; it appears whole or not at all.
         adapter: PEFT folder that is merged in, or None.
+        calibration: Pictures for solvers that need data, a folder or a .jsonl file; None generates some.
         overwrite: Whether an existing bundle may be replaced.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
@@ -82,118 +157,47 @@ def export(
     protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
     prepared = prepare(checkpoint_path, recipe, targets, adapter)
     exporters = [_exporter(target) for target in targets]  # a missing library shows before the work begins
-    checkpoint, config, recipe = prepared.checkpoint, prepared.config, prepared.recipe
-    contract = prepared.contract
+    checkpoint, recipe = prepared.checkpoint, prepared.recipe
+    data = calibration_for(checkpoint, recipe, calibration)
     with new_folder(output, overwrite, protected) as folder:
-        licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
+        source = _source(checkpoint, data)
+        engine = engine_weights(checkpoint, recipe, data, on_progress)
+        meter = ErrorMeter(float_weights(checkpoint, recipe))
+        weights = engine.weights if checkpoint.quantized else meter.view(engine.weights)
         job = ExportJob(
-            config,
-            engine_weights(checkpoint, recipe, on_progress),
+            prepared.config,
+            weights,
             recipe,
-            contract,
-            licence,
+            prepared.contract,
+            source.licence,
             folder,
             lambda share: None,
         )
         artifacts: list[Artifact] = []
         for target, write in zip(targets, exporters, strict=True):
             artifacts += write(replace(job, on_progress=partial(on_progress, target)))
-        for name, content in _files_beside(prepared, targets, artifacts).items():
+        check_sizes(folder, artifacts, predicted_artifacts(prepared, targets))
+        for name, content in files_beside(prepared, targets, artifacts).items():
             (folder / name).write_bytes(content)
         on_progress("hashes", 0.0)
-        sha256 = content_hash(checkpoint.files)
-        scan = load_report(sha256)
+        scan = _scan_of(checkpoint, source.sha256)
+        judged = recipe if "coreml" in targets else _without_state(recipe)
         manifest = Manifest(
             tool=__version__,
             libraries=_library_versions(targets),
-            source=Source(checkpoint.layout, sha256, licence),
+            source=source,
             recipe=recipe,
             artifacts=tuple(artifacts),
-            contract=contract,
-            fp16_range=_range_status(scan),
+            contract=prepared.contract,
+            fp16_range=_range_status(scan, judged),
             files=file_entries(folder),
         )
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
         on_progress("hashes", 1.0)
-    return ExportResult(output, manifest, tuple(_warnings(checkpoint, manifest, scan)))
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What an export is about to do; no weight has been read.
-
-    Attributes:
-        checkpoint: The checkpoint, adapter merged in.
-        config: Dimensions, with the image size to export.
-        recipe: The recipe, with every setting resolved.
-        plans: What happens to every layer.
-        contract: What the bundle will promise.
-    """
-
-    checkpoint: Checkpoint
-    config: ModelConfig
-    recipe: Recipe
-    plans: tuple[LayerPlan, ...]
-    contract: Contract
-
-
-def prepare(
-    checkpoint_path: Path, recipe: Recipe, targets: Sequence[Target], adapter: Path | None = None
-) -> Prepared:
-    """Open a checkpoint and see that the recipe and the targets fit it; reads config and headers alone.
-
-    Raises:
-        ConversionError: They do not.
-    """
-    checkpoint = open_checkpoint(checkpoint_path, adapter)
-    recipe, image_size, image_mode = _resolve(checkpoint, recipe)
-    config = at_image_size(checkpoint.config, image_size)
-    plans = plan_checkpoint(checkpoint, recipe)
-    for target in targets:
-        check_target(target, config, recipe, plans)
-    contract = Contract(
-        image_size=image_size,
-        image_mode=image_mode,
-        num_image_tokens=config.vision.num_image_tokens,
-        image_token=IMAGE_TOKEN,
-        image_token_id=checkpoint.tokenizer.image_token_id,
-        prompt=PROMPT_FORMAT,
-        eos_token_ids=checkpoint.eos_token_ids,
-        context_length=recipe.common.max_context_length,
-    )
-    _check_context(contract)
-    return Prepared(checkpoint, config, recipe, plans, contract)
-
-
-def predicted_files(prepared: Prepared, targets: Sequence[Target]) -> dict[str, int]:
-    """Bytes of every file but the manifest that an export writes, by its path relative to the bundle.
-
-    Exact but for the programs of Core ML packages, which are estimated (see `export.sizes`).
-    """
-    token_id = prepared.contract.image_token_id
-    sizes = predicted_sizes(
-        prepared.config, prepared.plans, prepared.recipe, targets, image_token_id=token_id
-    )
-    weights = hollow_weights(prepared.config, prepared.plans)
-    artifacts = (
-        onnx_dry_run(prepared.config, weights, prepared.recipe, token_id)[0] if "onnx" in targets else []
-    )
-    beside = _files_beside(prepared, targets, artifacts)
-    return sizes | {name: len(content) for name, content in beside.items()}
-
-
-def _files_beside(
-    prepared: Prepared, targets: Sequence[Target], artifacts: Sequence[Artifact]
-) -> dict[str, bytes]:
-    """Everything that is neither an artifact nor the manifest, by its path relative to the bundle."""
-    checkpoint, config, contract = prepared.checkpoint, prepared.config, prepared.contract
-    files = client_files(checkpoint.tokenizer, config, contract, artifacts)
-    if "coreml" in targets and prepared.recipe.coreml.drop_in:
-        apple = apple_files(checkpoint.tokenizer, config, contract)
-        files |= {f"{APPLE_FOLDER}/{name}": content for name, content in apple.items()}
-    if checkpoint.licence is not None:
-        files |= licence_files(checkpoint.licence, prepared.recipe)
-    return files
+    stored = checkpoint.quantized
+    layers = layer_reports(prepared.plans, meter.sums) if stored is None else stored.record.layers
+    warnings = [*_warnings(checkpoint, manifest), *_range_warnings(scan, judged)]
+    return ExportResult(output, manifest, layers, engine.score, tuple(warnings))
 
 
 @dataclass(frozen=True)
@@ -221,12 +225,18 @@ def _exporter(target: Target) -> Callable[[ExportJob], list[Artifact]]:
     return write
 
 
-def _resolve(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, int, ImageMode]:
-    """The recipe with values where it says `checkpoint`; image size and mode."""
-    size, mode = recipe.common.image_size, recipe.common.image_mode
-    size = checkpoint.config.vision.image_size if size == "checkpoint" else size
-    mode = checkpoint.image_mode if mode == "checkpoint" else mode
-    return replace(recipe, common=replace(recipe.common, image_size=size, image_mode=mode)), size, mode
+def _source(checkpoint: Checkpoint, data: Calibration | None) -> Source:
+    """Where an output comes from; a quantized checkpoint passes on what it was made of."""
+    stored = checkpoint.quantized
+    calibration = data.sha256 if data else stored.record.source.calibration if stored else None
+    licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
+    return Source(checkpoint.layout, source_hash(checkpoint), licence, calibration)
+
+
+def _scan_of(checkpoint: Checkpoint, source_sha256: str) -> RangeReport | None:
+    """The scan of a quantized checkpoint itself, or of the float checkpoint."""
+    own = None if checkpoint.quantized is None else load_report(content_hash(checkpoint.files))
+    return own or load_report(source_sha256)
 
 
 def _library_versions(targets: Sequence[Target]) -> dict[str, str]:
@@ -234,40 +244,52 @@ def _library_versions(targets: Sequence[Target]) -> dict[str, str]:
     return {name: metadata.version(name) for name in sorted({"numpy", "tokenizers", *used})}
 
 
-def _range_status(scan: RangeReport | None) -> Status:
-    """What a scan of this very checkpoint, if there was one, says of float16's range."""
+def _without_state(recipe: Recipe) -> Recipe:
+    """A recipe whose cache is as precise as the arithmetic, which it is in every target but Core ML."""
+    return replace(recipe, coreml=replace(recipe.coreml, kv_cache="tensors"))
+
+
+def _range_status(scan: RangeReport | None, recipe: Recipe) -> Status:
+    """What a scan of this very checkpoint, if there was one, says of what the recipe leaves to float16."""
     if scan is None:
         return "not_run"
-    return "failed" if scan.risky() else "passed"
+    return "failed" if at_risk(scan, recipe) else "passed"
 
 
-def _check_context(contract: Contract) -> None:
-    if contract.num_image_tokens >= contract.context_length:
-        raise TargetError(
-            f"one image of {contract.image_size} pixels takes {contract.num_image_tokens} tokens, "
-            f"the context has {contract.context_length}",
-            hint="raise common.max_context_length or lower common.image_size in the recipe",
-        )
-
-
-def _warnings(checkpoint: Checkpoint, manifest: Manifest, scan: RangeReport | None) -> list[str]:
+def _checkpoint_warnings(checkpoint: Checkpoint, made: str) -> list[str]:
     warnings = [
         f"config.json says {d.key} is {d.config}, the tensors say {d.tensors}; the tensors were followed"
         for d in checkpoint.disagreements
     ]
-    precision = {"vision": manifest.recipe.vision, "decoder": manifest.recipe.decoder}
-    risky = [op.op for op in scan.risky()] if scan else []
-    in_float16 = [op for op in risky if precision[op_component(op)].computes_in(op) == "float16"]
-    if in_float16:
-        warnings.append(
-            f"the range scan found less than {MIN_HEADROOM:.0f}x headroom to float16's limit at "
-            f"{', '.join(in_float16)}; keep them in float32 (float32_ops in the recipe)"
-        )
-    if manifest.source.licence == NO_LICENCE:
-        warnings.append("the checkpoint has no licence file; see that you may pass the bundle on")
+    if checkpoint.licence is None:
+        warnings.append(f"the checkpoint has no licence file; see that you may pass the {made} on")
+    return warnings
+
+
+def _warnings(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
+    warnings = [*manifest.recipe.notes, *_checkpoint_warnings(checkpoint, BUNDLE.name)]
     if manifest.contract.context_length > checkpoint.config.decoder.max_position_embeddings:
         warnings.append(
             f"the context of {manifest.contract.context_length} tokens is longer than the "
             f"{checkpoint.config.decoder.max_position_embeddings} the model was trained for"
+        )
+    return warnings
+
+
+def _range_warnings(scan: RangeReport | None, recipe: Recipe) -> list[str]:
+    warnings: list[str] = []
+    if scan is None:
+        return warnings
+    if missing := missing_repairs(scan, recipe):
+        warnings.append(
+            f"the range scan asks for repairs that recipe '{recipe.name}' lacks: "
+            + "; ".join(f"{repair.setting} ({repair.reason})" for repair in missing)
+            + f"; `fastvlm-convert scan CHECKPOINT --recipe {recipe.name} -o FILE` writes a recipe with them"
+        )
+    repaired = replace(recipe, repairs=settings_of(needed_repairs(scan, recipe)))
+    if left := at_risk(scan, repaired):
+        warnings.append(
+            f"the range scan found less than {MIN_HEADROOM:.0f}x headroom to float16's limit at "
+            f"{', '.join(op.op for op in left)}; keep them in float32 (float32_ops in the recipe)"
         )
     return warnings

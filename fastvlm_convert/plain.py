@@ -51,7 +51,7 @@ def from_plain(kind: type[_T], value: object, prefix: str = "") -> _T:
 
 _KINDS = {
     int: "an integer", float: "a number", bool: "true or false", str: "a text",
-    tuple: "a list", dict: "a mapping",
+    tuple: "a list", dict: "a mapping", types.NoneType: "null",
 }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
     kinds = typing.get_args(hint) if is_union else (hint,)
     literals = [v for k in kinds if typing.get_origin(k) is Literal for v in typing.get_args(k)]
     plain = [k for k in kinds if typing.get_origin(k) is not Literal]
-    if given in literals and isinstance(given, str):
+    if any(type(given) is type(v) and given == v for v in literals):  # False is no 0 here
         return given
     if type(given) in plain:
         return given

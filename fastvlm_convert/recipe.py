@@ -26,6 +26,7 @@ MAX_GROUP_SIZE: Final = 1024
 MAX_SAMPLES: Final = 4096
 MAX_PREFILL_CHUNK: Final = 1024
 MAX_ANSWER_LENGTH: Final = 1024
+MAX_RESIDUAL_SHIFT: Final = 8  # beyond it, float16 no longer holds the norms' epsilon well
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class QuantizeRule:
         channel_scale: Palettes: every output channel has a scale of its own besides.
         solver: `search` finds scales (or tables) without data; `weighted` the same with errors weighed by the
             calibration's inputs; `gptq` rounds so that later weights make up for earlier errors.
-        on_indivisible: What to do with a layer whose width the block size does not divide.
+        on_indivisible: What to do with a layer whose width the block size does not divide, or whose output
+            channels the group size does not.
     """
 
     layers: tuple[str, ...]
@@ -161,7 +163,7 @@ class CalibrationSettings:
 
     num_samples: int = 64
     max_tokens: int = 384
-    token_weights: Literal["uniform", "modality", "token"] = "token"
+    token_weights: Literal["uniform", "modality", "token"] = "modality"
     damping: float = 0.01
     awq: bool = False
 
@@ -175,15 +177,46 @@ class CalibrationSettings:
 
 
 @dataclass(frozen=True)
+class RepairSettings:
+    """Changes of the decoder that are exact in real arithmetic and keep float16 within its range.
+
+    `fastvlm-convert scan CHECKPOINT --recipe NAME -o FILE` sets them where a model needs them.
+
+    Attributes:
+        residual_shift: The residual stream is divided by 2 to this power.
+        rescaled_keys: Layers whose keys and queries exchange powers of two until they are equally large.
+        float32_scores: Layers whose attention scores are computed and normalised in float32 (Core ML only).
+        separate_key_bias: Layers whose cache holds the keys without their bias, which then enters the scores
+            as the function of the position it is; these scores are float32 too (Core ML only).
+    """
+
+    residual_shift: int = 0
+    rescaled_keys: tuple[int, ...] = ()
+    float32_scores: tuple[int, ...] = ()
+    separate_key_bias: tuple[int, ...] = ()
+
+    def has_float32_scores(self, layer: int) -> bool:
+        """Whether a layer's scores are float32, whatever the decoder computes in."""
+        return layer in self.float32_scores or layer in self.separate_key_bias
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.residual_shift <= MAX_RESIDUAL_SHIFT:
+            raise RecipeError(f"residual_shift is {self.residual_shift}, expected 0 to {MAX_RESIDUAL_SHIFT}")
+
+
+@dataclass(frozen=True)
 class OnnxSettings:
     """What only the ONNX target has.
 
     Attributes:
         shared_table: Store a tied head and embedding once, in the decoder's data file. Native runtimes and
             Node open that; a browser cannot, because it finds data files by the graph's own name.
+        accuracy_level: 4 rounds activations to int8 inside products with quantized weights, which is the only
+            fast way for 8 bits and 1.8x faster for 4; 0 keeps them in float.
     """
 
     shared_table: bool = True
+    accuracy_level: Literal[0, 4] = 4
 
 
 @dataclass(frozen=True)
@@ -261,6 +294,8 @@ class Recipe:
         coreml: Core ML only.
         quantize: Which layers are stored as integers, and how; none if empty.
         calibration: How the solvers that need data use it.
+        repairs: What keeps the decoder within float16's range.
+        notes: What users should know before they ship it; `export` prints them.
     """
 
     name: str
@@ -274,6 +309,8 @@ class Recipe:
     coreml: CoreMLSettings = CoreMLSettings()
     quantize: tuple[QuantizeRule, ...] = ()
     calibration: CalibrationSettings = CalibrationSettings()
+    repairs: RepairSettings = RepairSettings()
+    notes: tuple[str, ...] = ()
 
     @property
     def is_calibrated(self) -> bool:
@@ -296,6 +333,13 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain data."""
         return dataclasses.asdict(self)
+
+
+def without_data(recipe: Recipe) -> Recipe:
+    """The same recipe with every solver replaced by the search that needs no data."""
+    return dataclasses.replace(
+        recipe, quantize=tuple(dataclasses.replace(rule, solver="search") for rule in recipe.quantize)
+    )
 
 
 def shipped_recipes() -> dict[str, Path]:

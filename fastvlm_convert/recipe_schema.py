@@ -11,6 +11,7 @@ from fastvlm_convert.recipe import (
     MAX_GROUP_SIZE,
     MAX_IMAGE_SIZE,
     MAX_PREFILL_CHUNK,
+    MAX_RESIDUAL_SHIFT,
     MAX_SAMPLES,
     MAX_SQNR_DB,
     MIN_CONTEXT_LENGTH,
@@ -21,6 +22,7 @@ from fastvlm_convert.recipe import (
     Gates,
     QuantizeRule,
     Recipe,
+    RepairSettings,
 )
 
 # What single values must fulfil, for editors; the classes of `recipe` check the same.
@@ -34,6 +36,7 @@ _LIMITS: Final[Limits] = {
     (CalibrationSettings, "num_samples"): {"minimum": 1, "maximum": MAX_SAMPLES},
     (CalibrationSettings, "max_tokens"): {"minimum": 1, "maximum": MAX_CONTEXT_LENGTH},
     (CalibrationSettings, "damping"): {"exclusiveMinimum": 0, "maximum": 1},
+    (RepairSettings, "residual_shift"): {"minimum": 0, "maximum": MAX_RESIDUAL_SHIFT},
     (CoreMLSettings, "prefill_chunk"): {"minimum": 1, "maximum": MAX_PREFILL_CHUNK},
     (Gates, "min_sqnr_db"): {"minimum": 0, "maximum": MAX_SQNR_DB},
     (Gates, "max_new_tokens"): {"minimum": 1, "maximum": MAX_ANSWER_LENGTH},

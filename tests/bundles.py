@@ -12,7 +12,7 @@ import onnx
 from fastvlm_convert.contract import Component
 from fastvlm_convert.manifest import FILE_NAME, Manifest, load_manifest
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.recipe import Recipe, load_recipe
+from fastvlm_convert.recipe import QuantizeRule, Recipe, load_recipe
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle
 
 FP32, FP16 = "fp32", "fp16"
@@ -94,3 +94,24 @@ def check_sizes(predicted: dict[str, int], bundle: Path, programs: float = 0.2) 
             assert 0 <= size - written[name] < TAIL, name
         else:
             assert size == written[name], name
+
+
+# Integers of both widths, with and without zero points, and layers that stay in float for either reason.
+MIXED_RULES = (
+    QuantizeRule(("decoder.embed_tokens", "decoder.lm_head"), "int8", 16),
+    QuantizeRule(("*.down_proj",), "float"),
+    QuantizeRule(("decoder.*",), "int4", 16, symmetric=False),
+    QuantizeRule(("*.fc1", "*.fc2"), "int4", 64, on_indivisible="float"),
+    QuantizeRule(("*",), "int8"),
+)
+
+
+def mixed_recipe() -> Recipe:
+    """A recipe that quantizes the golden checkpoints in every way."""
+    return replace(recipe("int4"), name="mixed", quantize=MIXED_RULES)
+
+
+def write_recipe(settings: Recipe, path: Path) -> Path:
+    """A recipe as the YAML file that a user would give."""
+    path.write_text(json.dumps(settings.to_dict()))  # JSON is YAML
+    return path

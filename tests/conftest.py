@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bundles import FP16, FP32, export_bundle, recipe
+from fastvlm_convert.pipeline import quantize
+from tests.bundles import FP16, FP32, export_bundle, mixed_recipe, recipe
 from tests.checkpoints import GOLDEN, HF, LLAVA, SHARDED, copy_checkpoint
 
 # The models are tiny: a second thread saves nothing, and on a busy machine waiting for it costs seconds.
@@ -50,3 +51,11 @@ def fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The float16 bundle of the same checkpoint; copy it before changing it."""
     output = tmp_path_factory.mktemp("bundles") / FP16
     return export_bundle(GOLDEN / LLAVA / "checkpoint", output, recipe(FP16))
+
+
+@pytest.fixture(scope="session")
+def golden_quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint in Apple's layout, quantized by `mixed_recipe`; copy it before changing it."""
+    output = tmp_path_factory.mktemp("quantized") / "mixed"
+    quantize(GOLDEN / LLAVA / "checkpoint", mixed_recipe(), output)
+    return output

@@ -30,7 +30,7 @@ def test_less_than_twofold_headroom_is_risky_worst_first():
     assert OpRange("zeros", 0.0, 0.0).headroom == float("inf")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 1}', "\xff"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 2}', "\xff"])
 def test_a_cache_that_cannot_be_read_is_no_cache(content):
     save_report(REPORT).write_text(content, encoding="latin-1")
     assert load_report("ab12") is None
@@ -39,6 +39,6 @@ def test_a_cache_that_cannot_be_read_is_no_cache(content):
 def test_another_version_or_another_checkpoint_is_no_cache():
     path = save_report(REPORT)
     value = json.loads(path.read_text())
-    for change in ({"version": 2}, {"checkpoint_sha256": "cd34"}):
+    for change in ({"version": 1}, {"checkpoint_sha256": "cd34"}):
         path.write_text(json.dumps(value | change))
         assert load_report("ab12") is None

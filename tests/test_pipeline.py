@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint, source_hash
 from fastvlm_convert.errors import TargetError
+from fastvlm_convert.fp16_range import OpRange, RangeReport, save_report
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
-from tests.bundles import FP16, FP32, export_bundle, recipe
+from tests.bundles import FP16, FP32, export_bundle, mixed_recipe, recipe, write_recipe
 from tests.checkpoints import GOLDEN, LLAVA, edit_json, tree_state
 
 ROOT = Path(__file__).parent.parent
@@ -159,3 +161,29 @@ def test_the_checkpoints_own_image_mode_is_followed(llava, tmp_path):
     export(llava, recipe(), ["onnx"], tmp_path / "bundle")
     manifest = load_manifest(tmp_path / "bundle")
     assert manifest.contract.image_mode == manifest.recipe.common.image_mode == "crop"
+
+
+def test_quantizing_needs_neither_torch_nor_an_exporter(tmp_path, golden_quantized):
+    settings = write_recipe(mixed_recipe(), tmp_path / "mixed.yaml")
+    missing = {"torch", "onnxruntime", "coremltools"}
+    output = tmp_path / "out"
+    done = run_without(missing, "quantize", GOLDEN / LLAVA / "checkpoint", "--recipe", settings, "-o", output)
+    assert done.returncode == 0, done.stderr
+    done = run_without({*missing, "onnx"}, "inspect", golden_quantized)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_quantized_checkpoint_is_judged_by_its_own_scan_or_the_float_ones(
+    golden_quantized, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(tmp_path / "cache"))
+    checkpoint = open_checkpoint(golden_quantized)
+
+    def status(number: int) -> str:
+        return export(golden_quantized, None, ["onnx"], tmp_path / str(number)).manifest.fp16_range
+
+    assert status(0) == "not_run"
+    save_report(RangeReport(source_hash(checkpoint), 1, (OpRange("logits", 1.0, 0.0),)))
+    assert status(1) == "passed"
+    save_report(RangeReport(content_hash(checkpoint.files), 1, (OpRange("logits", 1e5, 0.0),)))
+    assert status(2) == "failed"

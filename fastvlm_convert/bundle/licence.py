@@ -8,12 +8,18 @@ from fastvlm_convert.recipe import Recipe
 NO_LICENCE: Final = "not_found"
 
 
-def licence_files(licence: Path, recipe: Recipe) -> dict[str, bytes]:
-    """A copy of the licence, and a notice of what was changed, by name."""
-    return {licence.name: licence.read_bytes(), "NOTICE": _notice(licence, recipe).encode()}
+def licence_files(licence: Path, recipe: Recipe, made: str) -> dict[str, bytes]:
+    """A copy of the licence, and a notice of what was changed, by name.
+
+    Args:
+        licence: The checkpoint's licence file.
+        recipe: What the checkpoint was converted with.
+        made: What people call the folder.
+    """
+    return {licence.name: licence.read_bytes(), "NOTICE": _notice(licence, recipe, made).encode()}
 
 
-def _notice(licence: Path, recipe: Recipe) -> str:
+def _notice(licence: Path, recipe: Recipe, made: str) -> str:
     """What a licence asks of those who pass a derivative on: say what it is and what was changed."""
     text = licence.read_text(encoding="utf-8", errors="replace")
     attribution = (
@@ -25,9 +31,9 @@ def _notice(licence: Path, recipe: Recipe) -> str:
     integers = ", ".join(f"{rule} as {rule.scheme}" for rule in recipe.quantize if rule.scheme != "float")
     quantized = f"These layers are stored as integers: {integers}.\n" if integers else ""
     return (
-        f"{attribution}This bundle is a derivative of a FastVLM model; its licence is in {licence.name}.\n\n"
+        f"{attribution}This {made} is a derivative of a FastVLM model; its licence is in {licence.name}.\n\n"
         "Modifications: BatchNorm and LayerScale of the image encoder were folded into the weights beside "
-        "them, the model was converted to the formats in this bundle, and its weights are stored as "
+        f"them, the model was converted to the formats in this {made}, and its weights are stored as "
         f"{recipe.vision.storage} (image encoder, projector), {recipe.embed.storage} (embedding) and "
         f"{recipe.decoder.storage} (decoder), by fastvlm-convert with the recipe '{recipe.name}'.\n"
         f"{quantized}"

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm_convert.checkpoint.files import read_json
-from fastvlm_convert.checkpoint.safetensors_file import read_safetensors
 from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.weights.lora import LowRank, merge_low_rank
+from fastvlm_convert.weights.safetensors_file import read_safetensors
 from fastvlm_convert.weights.source import Weight, WeightSource
 
 _LOW_RANK = re.compile(r"^(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.weight)?$")

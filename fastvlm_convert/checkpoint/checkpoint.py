@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastvlm_convert.checkpoint.adapter import merge_adapter, read_adapter
 from fastvlm_convert.checkpoint.dimensions import (
@@ -17,16 +17,21 @@ from fastvlm_convert.checkpoint.dimensions import (
 )
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.layouts import LAYOUTS, Layout, canonical_names
-from fastvlm_convert.checkpoint.safetensors_file import read_safetensors
+from fastvlm_convert.checkpoint.quantized import FILE_NAME as QUANTIZED_FILE
+from fastvlm_convert.checkpoint.quantized import QuantizedContent, quantized_content, read_record
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.names import convolutions, weight_shapes
+from fastvlm_convert.weights.quantized import MixedSource
 from fastvlm_convert.weights.reparameterize import reparameterize
+from fastvlm_convert.weights.safetensors_file import read_header, read_safetensors
 from fastvlm_convert.weights.source import Weight, reshaped
 
+_T = TypeVar("_T")
 _READERS: dict[str, Callable[[Path], dict[str, Weight]]] = {
     "model.safetensors": read_safetensors,
     "pytorch_model.bin": read_torch_zip,
@@ -42,7 +47,9 @@ class Checkpoint:
         path: Its folder.
         layout: Whose names and config it uses.
         config: The model's dimensions.
-        weights: Canonical name -> weight; branches merged, an adapter merged, nothing folded.
+        weights: Canonical name -> weight; branches merged, an adapter merged, nothing folded. Empty where
+            quantized: those are folded, and some are no floats.
+        quantized: What a quantized checkpoint holds instead, else None.
         stored: Stored name -> tensor, as in the files.
         tokenizer: Its tokenizer.
         eos_token_ids: Ids at which an answer ends.
@@ -50,6 +57,7 @@ class Checkpoint:
         unused: Stored names that no part of the model reads.
         disagreements: Where config.json contradicts the tensors.
         licence: The model's licence file, if it brings one.
+        settings: Every file but weights: config, tokenizer, preprocessing, generation, licence.
         files: Every file that was read, for the checkpoint's hash.
     """
 
@@ -57,6 +65,7 @@ class Checkpoint:
     layout: Layout
     config: ModelConfig
     weights: Mapping[str, Weight]
+    quantized: QuantizedContent | None
     stored: Mapping[str, Weight]
     tokenizer: TextTokenizer
     eos_token_ids: tuple[int, ...]
@@ -64,11 +73,17 @@ class Checkpoint:
     unused: tuple[str, ...]
     disagreements: tuple[Disagreement, ...]
     licence: Path | None
+    settings: tuple[Path, ...]
     files: tuple[Path, ...]
+
+    @property
+    def folded(self) -> MixedSource:
+        """Canonical names, BatchNorm and LayerScale folded; integers where quantized."""
+        return fold(self.weights) if self.quantized is None else self.quantized.weights
 
 
 def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
-    """Open a FastVLM checkpoint in Apple's or transformers' layout; only headers are read.
+    """Open a FastVLM checkpoint in Apple's or transformers' layout, or a quantized one; headers only.
 
     Args:
         path: Folder with config.json, weights and tokenizer.
@@ -84,41 +99,85 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
     raw = read_json(path / "config.json")
     layout = _layout(raw, path)
     check_supported(raw, layout, path)
-    stored, weight_files = _read_weights(path)
+    preprocessor = _optional_json(path / "preprocessor_config.json")
+    image_size = image_size_of(raw, preprocessor, layout, path)
+    if (path / QUANTIZED_FILE).is_file():
+        content = _read_quantized(path, raw, layout, image_size, adapter)
+    else:
+        content = _read_float(path, raw, layout, image_size, adapter)
+    config = content.config
+    tokenizer = read_tokenizer(path)
+    _check_embeds(tokenizer, config, path)
+    generation = _optional_json(path / "generation_config.json")
+    licence = next((path / n for n in _LICENCE_NAMES if (path / n).is_file()), None)
+    settings = [path / "config.json", *tokenizer.files]
+    extra = ("preprocessor_config.json", "generation_config.json")
+    settings += [path / n for n in extra if (path / n).is_file()]
+    settings += [] if licence is None else [licence]
+    return Checkpoint(
+        path=path,
+        layout=layout,
+        config=config,
+        weights=content.weights,
+        quantized=content.quantized,
+        stored=content.stored,
+        tokenizer=tokenizer,
+        eos_token_ids=_eos_token_ids(generation, raw, tokenizer, config, path),
+        image_mode="pad" if raw.get("image_aspect_ratio", "pad") == "pad" else "crop",
+        unused=content.unused,
+        disagreements=find_disagreements(config, raw, layout),
+        licence=licence,
+        settings=tuple(settings),
+        files=(*settings, *content.files),
+    )
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the files that hold weights give; attributes as in `Checkpoint`."""
+
+    config: ModelConfig
+    weights: Mapping[str, Weight]
+    quantized: QuantizedContent | None
+    stored: Mapping[str, Weight]
+    unused: tuple[str, ...]
+    files: list[Path]
+
+
+def _read_float(
+    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Path | None
+) -> _Content:
+    stored, files = _read_tensors(path, _READERS)
     names = canonical_names(stored, layout)
     weights = {ours: stored[name] for name, ours in names.items()}
-    files = [path / "config.json", *weight_files]
     if adapter is not None:
         opened = read_adapter(adapter)
         targets = canonical_names([*opened.low_rank, *opened.replaced], layout)
         weights = merge_adapter(weights, opened, targets)
         files += sorted(p for p in adapter.iterdir() if p.is_file())
-    preprocessor = _optional_json(path / "preprocessor_config.json")
-    config = infer_config(weights, raw, layout, image_size_of(raw, preprocessor, layout, path), path)
+    config = infer_config(weights, raw, layout, image_size, path)
     weights = reparameterize(weights, list(convolutions(config.vision)))
     expected = weight_shapes(config)
     check_shapes(weights, expected, path)
     weights = {name: reshaped(weights[name], shape) for name, shape in expected.items()}
-    tokenizer = read_tokenizer(path)
-    _check_embeds(tokenizer, config, path)
-    generation = _optional_json(path / "generation_config.json")
-    extra = ("preprocessor_config.json", "generation_config.json")
-    licence = next((path / n for n in _LICENCE_NAMES if (path / n).is_file()), None)
-    files += [*tokenizer.files, *(path / n for n in extra if (path / n).is_file())]
-    return Checkpoint(
-        path=path,
-        layout=layout,
-        config=config,
-        weights=weights,
-        stored=stored,
-        tokenizer=tokenizer,
-        eos_token_ids=_eos_token_ids(generation, raw, tokenizer, config, path),
-        image_mode="pad" if raw.get("image_aspect_ratio", "pad") == "pad" else "crop",
-        unused=tuple(_unused(stored, names, weights, config)),
-        disagreements=find_disagreements(config, raw, layout),
-        licence=licence,
-        files=tuple(files if licence is None else [*files, licence]),
-    )
+    unused = tuple(_unused(stored, names, weights, config))
+    return _Content(config, weights, None, stored, unused, files)
+
+
+def _read_quantized(
+    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Path | None
+) -> _Content:
+    if adapter is not None:
+        raise CheckpointError(
+            "an adapter cannot be merged into quantized weights",
+            where=path,
+            hint="merge it before: fastvlm-convert quantize CHECKPOINT --adapter FOLDER",
+        )
+    record = read_record(path)
+    tensors, files = _read_tensors(path, {"model.safetensors": read_header})
+    config, content, unused = quantized_content(record, tensors, raw, layout, image_size, path)
+    stored = {name: tensor.weight() for name, tensor in tensors.items()}
+    return _Content(config, {}, content, stored, unused, [path / QUANTIZED_FILE, *files])
 
 
 def content_hash(files: Iterable[Path]) -> str:
@@ -129,6 +188,13 @@ def content_hash(files: Iterable[Path]) -> str:
             digest = hashlib.file_digest(file, "sha256")
         total.update(f"{path.name}\0{digest.hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def source_hash(checkpoint: Checkpoint) -> str:
+    """Hash of the float checkpoint: of this one's files, or of what a quantized one was made from."""
+    if checkpoint.quantized is not None:
+        return checkpoint.quantized.record.source.sha256
+    return content_hash(checkpoint.files)
 
 
 def _layout(raw: Mapping[str, Any], path: Path) -> Layout:
@@ -143,25 +209,27 @@ def _layout(raw: Mapping[str, Any], path: Path) -> Layout:
     )
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Weight], list[Path]]:
-    for name, reader in _READERS.items():
+def _read_tensors(
+    path: Path, readers: Mapping[str, Callable[[Path], dict[str, _T]]]
+) -> tuple[dict[str, _T], list[Path]]:
+    for name, reader in readers.items():
         if (path / name).is_file():
             return reader(path / name), [path / name]
         index = path / f"{name}.index.json"
         if index.is_file():
             return _read_shards(path, index, reader)
     raise CheckpointError(
-        "no weights: neither " + ", ".join(_READERS) + " nor an index of shards is here", where=path
+        "no weights: neither " + ", ".join(readers) + " nor an index of shards is here", where=path
     )
 
 
 def _read_shards(
-    path: Path, index: Path, reader: Callable[[Path], dict[str, Weight]]
-) -> tuple[dict[str, Weight], list[Path]]:
+    path: Path, index: Path, reader: Callable[[Path], dict[str, _T]]
+) -> tuple[dict[str, _T], list[Path]]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError("it has no weight_map of tensor names to file names", where=index)
-    shards: dict[str, dict[str, Weight]] = {}
+    shards: dict[str, dict[str, _T]] = {}
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file or file in ("", ".", ".."):
             raise CheckpointError(f"shard '{file}' lies outside the checkpoint's folder", where=index)

@@ -8,13 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fastvlm_convert.checkpoint.files import FLOAT_DTYPES
 from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.contract import PATCH_SIZE, VISION_HEAD_DIM
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.weights.config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
+from fastvlm_convert.weights.files import FLOAT_DTYPES
 from fastvlm_convert.weights.source import WeightSource, same_content
 
+MAX_IMAGE_SIZE = 4096  # pixels a model may have been trained at
 _FEW = 8  # names listed in a message before the rest is counted
 _NUM_STAGES = 5  # the stem halves the image twice, each stage after the first once: 64 pixels a token
 
@@ -240,8 +241,10 @@ def image_size_of(raw: Mapping[str, Any], preprocessor: Mapping[str, Any], layou
             where=where,
             hint="set mm_vision_tower to 'mobileclip_l_SIZE' (Apple), or image_seq_length (transformers)",
         )
-    if size % PATCH_SIZE or not PATCH_SIZE <= size <= 4096:
-        raise CheckpointError(f"image size {size} is no multiple of {PATCH_SIZE} up to 4096", where=where)
+    if size % PATCH_SIZE or not PATCH_SIZE <= size <= MAX_IMAGE_SIZE:
+        raise CheckpointError(
+            f"image size {size} is no multiple of {PATCH_SIZE} up to {MAX_IMAGE_SIZE}", where=where
+        )
     return size
 
 

@@ -15,14 +15,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from fastvlm_convert.checkpoint.files import (
-    check_shape,
-    file_size,
-    file_weight,
-    item_size,
-    read_bytes,
-)
 from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.weights.files import FileTensor, check_shape, file_size, item_size, read_bytes
 from fastvlm_convert.weights.source import Weight
 
 _STORAGES = {
@@ -168,8 +162,8 @@ def _to_weight(
         raise CheckpointError(f"tensor '{name}' reaches outside its storage", where=path)
     start = _data_offset(path, info)
     if 0 in shape or tensor.strides == _contiguous(shape):
-        return file_weight(path, start + tensor.first * size, shape, tensor.storage.dtype, name)
-    flat = file_weight(path, start + tensor.first * size, (last + 1,), tensor.storage.dtype, name)
+        return FileTensor(path, start + tensor.first * size, shape, tensor.storage.dtype, name).weight()
+    flat = FileTensor(path, start + tensor.first * size, (last + 1,), tensor.storage.dtype, name).weight()
     steps = tuple(4 * step for step in tensor.strides)
 
     def read(first: int, stop: int) -> np.ndarray:

@@ -8,35 +8,40 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fastvlm_convert.bench.worker import peak_memory_bytes
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
+from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
 from fastvlm_convert.cli.options import (
     AdapterOption,
+    CalibrationOption,
     CheckpointArgument,
     JsonOption,
-    RecipeOption,
+    StoredRecipeOption,
     TargetOption,
     VerboseOption,
+    chosen_recipe,
     chosen_targets,
+    data_source,
 )
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.recipe import load_recipe
 
 
 def command(
     checkpoint: CheckpointArgument,
     target: TargetOption,
-    recipe: RecipeOption,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.", show_default=False)
     ],
+    recipe: StoredRecipeOption = None,
     adapter: AdapterOption = None,
+    calibration: CalibrationOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Convert a checkpoint to a bundle that an app can ship."""
     targets = chosen_targets(target)
-    settings = load_recipe(recipe)
+    settings = chosen_recipe(recipe, calibration)
     with progress(quiet=as_json) as on_stage:
         result = export(
             checkpoint,
@@ -44,6 +49,7 @@ def command(
             targets,
             output,
             adapter=adapter,
+            calibration=data_source(calibration),
             overwrite=overwrite,
             on_progress=on_stage,
         )
@@ -55,6 +61,9 @@ def command(
             bundle=str(result.bundle),
             files=files,
             total_bytes=sum(files.values()),
+            peak_memory_bytes=peak_memory_bytes(),
+            answers=score_document(result.score),
+            **layers_document(result.layers),
             warnings=list(result.warnings),
         )
         return
@@ -66,6 +75,10 @@ def command(
         table.add_row(escape(name), size_text(size))
     table.add_row("[bold]total[/]", f"[bold]{size_text(sum(files.values()))}[/]")
     out.print(table)
+    out.print()
+    out.print(layers_table(result.layers))
+    out.print(f"\n{score_text(result.score)}")
+    out.print(f"peak memory {size_text(peak_memory_bytes())}")
     paths = f"{shlex.quote(str(result.bundle))} --reference {shlex.quote(str(checkpoint))}"
     merged = "" if adapter is None else f" --adapter {shlex.quote(str(adapter))}"
     err.print(escape(f"\nverify: fastvlm-convert verify {paths}{merged}"), soft_wrap=True)

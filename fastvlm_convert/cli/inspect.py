@@ -1,5 +1,7 @@
 """`fastvlm-convert inspect`: what a checkpoint is; reads headers only."""
 
+import dataclasses
+import math
 from collections import Counter
 from typing import Any
 
@@ -7,10 +9,12 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from fastvlm_convert.checkpoint.files import item_size
+from fastvlm_convert.checkpoint.quantized import Quantization
 from fastvlm_convert.cli.console import out, print_json, size_text
+from fastvlm_convert.cli.layers import layers_document, layers_table
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 from fastvlm_convert.errors import printable
+from fastvlm_convert.weights.files import item_size
 
 _FEW = 3  # unused tensors named in the table
 _COMPONENTS = {"vision": "vision.", "projector": "projector.", "decoder": "decoder."}
@@ -39,6 +43,7 @@ def command(
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything `inspect` knows, as plain data."""
     config, decoder = checkpoint.config, checkpoint.config.decoder
+    weights = checkpoint.weights if checkpoint.quantized is None else checkpoint.folded
     dtypes: Counter[str] = Counter()
     for weight in checkpoint.stored.values():
         dtypes[weight.dtype] += weight.size * item_size(weight.dtype)
@@ -46,7 +51,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "checkpoint": str(checkpoint.path),
         "layout": checkpoint.layout,
         "parameters": {
-            name: sum(w.size for n, w in checkpoint.weights.items() if n.startswith(prefix))
+            name: sum(math.prod(w.shape) for n, w in weights.items() if n.startswith(prefix))
             for name, prefix in _COMPONENTS.items()
         },
         "stored_bytes": dict(sorted(dtypes.items())),
@@ -68,9 +73,18 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "image_token_id": checkpoint.tokenizer.image_token_id,
             "eos_token_ids": list(checkpoint.eos_token_ids),
         },
+        "quantized": None if checkpoint.quantized is None else _quantized(checkpoint.quantized.record),
         "licence": None if checkpoint.licence is None else checkpoint.licence.name,
         "unused_tensors": list(checkpoint.unused),
         "disagreements": [vars(d) for d in checkpoint.disagreements],
+    }
+
+
+def _quantized(record: Quantization) -> dict[str, Any]:
+    return {
+        "recipe": record.recipe.to_dict(),
+        "source": dataclasses.asdict(record.source),
+        **layers_document(record.layers),
     }
 
 
@@ -126,6 +140,10 @@ def _print(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     )
     for name, value in rows:
         table.add_row(f"[bold]{name}[/]", value)
+    if checkpoint.quantized is not None:
+        record = checkpoint.quantized.record
+        table.add_row("[bold]quantized[/]", f"recipe {escape(record.recipe.name)}, by {escape(record.tool)}")
+        table.add_row("[bold]made from[/]", f"sha256 {escape(record.source.sha256)}")
     if checkpoint.unused:
         shown = ", ".join(name.rpartition("model.")[2] for name in checkpoint.unused[:_FEW])
         more = len(checkpoint.unused) - _FEW
@@ -135,3 +153,6 @@ def _print(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     for d in checkpoint.disagreements:
         table.add_row("[yellow]config[/]", escape(f"{d.key} is {d.config}, the tensors say {d.tensors}"))
     out.print(table)
+    if checkpoint.quantized is not None:
+        out.print()
+        out.print(layers_table(checkpoint.quantized.record.layers))

@@ -1,28 +1,32 @@
 """`fastvlm-convert plan`: what an export will do, write and need; reads config and headers alone."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.checkpoint.files import item_size
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.cli.console import err, out, print_json, size_text
 from fastvlm_convert.cli.options import (
     AdapterOption,
     CheckpointArgument,
     JsonOption,
-    RecipeOption,
+    StoredRecipeOption,
     TargetOption,
     VerboseOption,
+    chosen_recipe,
     chosen_targets,
 )
 from fastvlm_convert.export.memory import predicted_peak
 from fastvlm_convert.export.sizes import cache_bytes
 from fastvlm_convert.manifest import Target
-from fastvlm_convert.pipeline import Prepared, predicted_files, prepare
-from fastvlm_convert.recipe import load_recipe
-from fastvlm_convert.weights.summary import LayerGroup, group_layers, scheme_text
+from fastvlm_convert.prepare import Prepared, predicted_files, prepare
+from fastvlm_convert.recipe import without_data
+from fastvlm_convert.weights.files import item_size
+from fastvlm_convert.weights.report import scheme_text
+from fastvlm_convert.weights.summary import LayerGroup, group_layers
 
 CONTEXT_LENGTHS: Final = (1024, 2048, 4096)
 
@@ -30,14 +34,14 @@ CONTEXT_LENGTHS: Final = (1024, 2048, 4096)
 def command(
     checkpoint: CheckpointArgument,
     target: TargetOption,
-    recipe: RecipeOption,
+    recipe: StoredRecipeOption = None,
     adapter: AdapterOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Show what an export will do to every layer, how large its files will be and what it needs."""
     targets = chosen_targets(target)
-    prepared = prepare(checkpoint, load_recipe(recipe), targets, adapter)
+    prepared = prepare(checkpoint, chosen_recipe(recipe), targets, adapter)
     facts = describe(prepared, targets)
     if as_json:
         print_json("plan", "passed", **facts)
@@ -51,13 +55,15 @@ def describe(prepared: Prepared, targets: Sequence[Target]) -> dict[str, Any]:
         prepared.checkpoint, prepared.config, prepared.recipe, prepared.plans
     )  # fmt: skip
     files = predicted_files(prepared, targets)
+    before = _stored_bytes(checkpoint)
     contexts = sorted({*CONTEXT_LENGTHS, recipe.common.max_context_length})
+    is_solved = checkpoint.quantized is not None
     num_weights, stored_bits = sum(p.size for p in plans), sum(p.stored_bits for p in plans)
     return {
         "checkpoint": str(checkpoint.path),
         "recipe": recipe.name,
         "targets": list(targets),
-        "groups": [_group_facts(group, prepared) for group in group_layers(plans)],
+        "groups": [_group_facts(group, prepared, before) for group in group_layers(plans)],
         "num_weights": num_weights,
         "bits_per_weight": stored_bits / num_weights,
         "files": files,
@@ -66,26 +72,46 @@ def describe(prepared: Prepared, targets: Sequence[Target]) -> dict[str, Any]:
             target: {str(n): cache_bytes(config, recipe, target, n) for n in contexts} for target in targets
         },
         "context_length": recipe.common.max_context_length,
-        "peak_memory_bytes": predicted_peak(config, plans, recipe, targets, checkpoint.tokenizer.num_tokens),
-        "needs_data": recipe.is_calibrated,
+        "peak_memory_bytes": predicted_peak(
+            config,
+            plans,
+            without_data(recipe) if is_solved else recipe,
+            targets,
+            checkpoint.tokenizer.num_tokens,
+        ),
+        "needs_data": recipe.is_calibrated and not is_solved,
     }
 
 
-def _group_facts(group: LayerGroup, prepared: Prepared) -> dict[str, Any]:
-    is_shared = group.part == "embedding" and prepared.config.decoder.tied
-    weights = prepared.checkpoint.weights
+def _group_facts(group: LayerGroup, prepared: Prepared, before: Mapping[str, int]) -> dict[str, Any]:
+    is_shared = group.component == "embedding" and prepared.config.decoder.tied
     return {
-        "component": group.part,
+        "component": group.component,
         "layers": f"{group.kind} (also the head)" if is_shared else group.kind,
         "num_layers": len(group.plans),
         "num_weights": group.num_weights,
         "scheme": None if group.scheme is None else scheme_text(group.scheme),
         "solver": group.solver,
         "reason": group.reason,
-        "bytes_before": sum(p.size * item_size(weights[f"{p.layer}.weight"].dtype) for p in group.plans),
+        "bytes_before": sum(before[plan.layer] for plan in group.plans),
         "bytes_after": -(-group.stored_bits // 8),
         "bits_per_weight": group.stored_bits / group.num_weights,
     }
+
+
+def _stored_bytes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes of every layer's weight in the checkpoint; of a quantized one its integers, scales and tables."""
+    if checkpoint.quantized is None:
+        return {
+            name.removesuffix(".weight"): weight.size * item_size(weight.dtype)
+            for name, weight in checkpoint.weights.items()
+            if name.endswith(".weight")
+        }
+    total: Counter[str] = Counter()
+    for name, tensor in checkpoint.stored.items():
+        layer, is_weight, _ = name.partition(".weight")
+        total[layer] += tensor.size * item_size(tensor.dtype) if is_weight else 0
+    return total
 
 
 def _print(facts: dict[str, Any]) -> None:

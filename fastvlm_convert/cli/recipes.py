@@ -70,7 +70,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     plans = plan_layers({name: weight.shape for name, weight in folded.items()}, recipe)
     stored: dict[str, list[str]] = {}
     for group in group_layers(plans):
-        names = stored.setdefault(group.part, [])
+        names = stored.setdefault(group.component, [])
         text = scheme_name(group.scheme) or f"float{group.stored_bits // group.num_weights}"
         if text not in names:
             names.append(text)

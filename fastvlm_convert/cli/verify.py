@@ -11,8 +11,9 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, status_text
 from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
 from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.questions import read_questions, standard_questions
 from fastvlm_convert.verify.bundle import VerifyResult, to_dict, verify
-from fastvlm_convert.verify.questions import folder_questions, standard_questions
+from fastvlm_convert.verify.check import Check
 
 _EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 
@@ -41,7 +42,7 @@ def command(
     """Compare a bundle with the PyTorch reference, stage by stage; exit code 1 if a gate fails."""
     manifest = load_manifest(bundle)
     checkpoint = open_checkpoint(reference, adapter)
-    questions = standard_questions() if images is None else folder_questions(images)
+    questions = standard_questions() if images is None else read_questions(images)
     with progress(quiet=as_json) as on_stage:
         result = verify(bundle, manifest, checkpoint, questions, on_stage, interpret=interpret)
     if as_json:
@@ -76,17 +77,17 @@ def _print(result: VerifyResult, num_questions: int) -> None:
     out.print(_check_table(result))
     out.print()
     out.print(_measurement_table(result))
-    for check in result.checks:
-        if check.reason:
-            by = f" ({check.executed_by})" if check.executed_by else ""
-            err.print(
-                f"{status_text(check.status)} {check.target} {check.stage}{by}: {escape(check.reason)}",
-                soft_wrap=True,
-            )
+    for line in dict.fromkeys(_reason(check) for check in result.checks if check.reason):
+        err.print(line, soft_wrap=True)
     pictures = f"{num_questions} picture{'' if num_questions == 1 else 's'}"
     out.print(f"\n{status_text(result.status)} on {pictures}", soft_wrap=True)
     if any((check.executed_by or "").startswith("interpreter") for check in result.checks):
         err.print("the interpreter proves the program and its weights, not Apple's kernels", soft_wrap=True)
+
+
+def _reason(check: Check) -> str:
+    by = f" ({check.executed_by})" if check.executed_by else ""
+    return f"{status_text(check.status)} {check.target} {check.stage}{by}: {escape(check.reason or '')}"
 
 
 def _check_table(result: VerifyResult) -> Table:
@@ -99,7 +100,8 @@ def _check_table(result: VerifyResult) -> Table:
     table.add_column("executed by")
     for check in result.checks:
         sign = "<=" if check.metric.endswith("_nats") else ">="
-        gate = "equal" if check.threshold is None else f"{sign} {check.threshold:g}"
+        exact = "-" if check.status == "not_run" else "equal"
+        gate = exact if check.threshold is None else f"{sign} {check.threshold:g}"
         value = "equal" if check.exact else "-" if check.value is None else _shown(check.metric, check.value)
         by = check.executed_by or ""
         table.add_row(check.target, check.stage, check.metric, value, gate, status_text(check.status), by)

@@ -1,4 +1,4 @@
-"""Pictures with questions, by seed: the held-out set and the sixteen check pictures."""
+"""Pictures with questions, by seed: the held-out set, the check pictures and those for calibration."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from fastvlm_convert.demo.questions import KINDS, Question, ask_all
 from fastvlm_convert.demo.render import render
 from fastvlm_convert.demo.scene import Scene, make_scene
 
-# Training uses seeds below the first of these; the three ranges never meet.
+# Training uses seeds below the first of these; the ranges never meet.
 HELD_OUT_SEED = 1_000_000_000
 CHECK_SEED = 2_000_000_000
+CALIBRATION_SEED = 3_000_000_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ def check_samples() -> list[tuple[Image.Image, Question]]:
             seed += 1
         samples.append(found)
         seed += 1
+    return samples
+
+
+def calibration_samples(count: int) -> list[tuple[Image.Image, Question]]:
+    """Pictures to calibrate quantization with, one question each; the kinds take turns."""
+    samples = []
+    for index in range(count):
+        sample = make_sample(CALIBRATION_SEED + index)
+        samples.append((sample.image, sample.questions[index % len(sample.questions)]))
     return samples
 
 

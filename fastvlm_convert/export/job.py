@@ -9,7 +9,7 @@ from fastvlm_convert.contract import Component, PrecisionName, precision_name
 from fastvlm_convert.manifest import Contract
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.quantized import MixedSource, QuantizedWeight
+from fastvlm_convert.weights.quantized import MixedSource, StoredWeight
 
 OnProgress = Callable[[float], None]
 
@@ -54,7 +54,7 @@ def precision_of(component: Component, weights: MixedSource, recipe: Recipe) -> 
     bits = [
         weight.scheme.bits
         for name, weight in weights.items()
-        if isinstance(weight, QuantizedWeight) and name.startswith(_PREFIXES[component])
+        if isinstance(weight, StoredWeight) and name.startswith(_PREFIXES[component])
     ]
     storage = recipe.embed.storage if component == "embed" else settings.storage
     return precision_name(storage, settings.compute, min(bits, default=None))

@@ -100,9 +100,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache) -> Tensor:
@@ -118,7 +118,7 @@ class Qwen2(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.embed_rows, config.hidden_size)
         self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def new_cache(self, context: int) -> list[KVCache]:
@@ -138,7 +138,7 @@ class Qwen2(nn.Module):
         """
         past, tokens = cache[0].length, inputs_embeds.shape[1]
         cos, sin = (table[past:] for table in rotary_table(self.config, past + tokens))
-        x = inputs_embeds
+        x = inputs_embeds * self.config.residual_scale
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer(x, cos, sin, layer_cache)
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight

@@ -19,6 +19,15 @@ def depthwise(width_in: int, width_out: int, kernel: int, stride: int = 1, bias:
     return nn.Conv2d(width_in, width_out, kernel, stride, kernel // 2, groups=width_in, bias=bias)
 
 
+class GeluConvs(nn.ModuleList):
+    """Convolutions with a GELU after each; [B, C, H, W] -> [B, C', H', W']."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self:
+            x = functional.gelu(conv(x))
+        return x
+
+
 class ConvFFN(nn.Module):
     """Feed-forward network that looks at a 7 x 7 neighbourhood first; [B, C, H, W] -> [B, C, H, W]."""
 
@@ -88,7 +97,7 @@ class Stage(nn.Module):
         super().__init__()
         self.downsample = None
         if width_in is not None:
-            self.downsample = nn.ModuleList(
+            self.downsample = GeluConvs(
                 [depthwise(width_in, stage.width, 7, stride=2), nn.Conv2d(stage.width, stage.width, 1)]
             )
         self.position = depthwise(stage.width, stage.width, 7) if stage.has_position else None
@@ -96,8 +105,8 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList([block(stage, folded) for _ in range(stage.depth)])
 
     def forward(self, x: Tensor) -> Tensor:
-        for conv in self.downsample or ():
-            x = functional.gelu(conv(x))
+        if self.downsample is not None:
+            x = self.downsample(x)
         if self.position is not None:
             x = self.position(x)
         for block in self.blocks:
@@ -136,7 +145,7 @@ class FastViTHD(nn.Module):
     def __init__(self, vision: VisionConfig, folded: bool = False) -> None:
         super().__init__()
         width = vision.stem_width
-        self.stem = nn.ModuleList(
+        self.stem = GeluConvs(
             [
                 nn.Conv2d(3, width, 3, stride=2, padding=1),
                 depthwise(width, width, 3, stride=2),
@@ -150,9 +159,7 @@ class FastViTHD(nn.Module):
         self.final = FinalConv(vision.stages[-1].width, vision)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        x = pixel_values
-        for conv in self.stem:
-            x = functional.gelu(conv(x))
+        x = self.stem(pixel_values)
         for stage in self.stages:
             x = stage(x)
         return self.final(x).flatten(2).transpose(1, 2)

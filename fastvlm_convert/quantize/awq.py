@@ -19,8 +19,21 @@ from fastvlm_convert.quantize.feedback import output_error
 from fastvlm_convert.quantize.search import quantize_affine
 from fastvlm_convert.weights.schemes import AffineScheme
 
+NORMS = (
+    ("self_attn.q_proj", "input_layernorm"),
+    ("mlp.gate_proj", "post_attention_layernorm"),
+    ("attention.qkv", "norm"),
+)  # first layer that reads a norm, and the norm; nothing else reads these
 GRID = tuple(step / 10 for step in range(1, 11))
 MOST = 16.0  # a scale and its inverse; what is folded must stay a good float16 number
+
+
+def norm_before(layer: str) -> str | None:
+    """The norm into which the scales of a layer's inputs can be folded, or None where that is not exact."""
+    for last, norm in NORMS:
+        if layer.endswith(f".{last}"):
+            return layer.removesuffix(last) + norm
+    return None
 
 
 def channel_scales(

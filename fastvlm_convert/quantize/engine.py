@@ -1,42 +1,115 @@
 """The weights that a recipe makes of a checkpoint: what exporters write and the reference can hold."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
-from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.checkpoint.quantized import check_recipe
+from fastvlm_convert.errors import MissingDependencyError
 from fastvlm_convert.quantize.apply import quantize_weights
+from fastvlm_convert.quantize.calibration import Calibration, read_calibration
+from fastvlm_convert.quantize.score import AnswerScore
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.weights.config import at_image_size
 from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.fp16_safe import fp16_safe
 from fastvlm_convert.weights.plan import LayerPlan, plan_layers
 from fastvlm_convert.weights.quantized import MixedSource
+from fastvlm_convert.weights.source import WeightSource
 
 OnProgress = Callable[[str, float], None]
 
 
+@dataclass(frozen=True)
+class Engine:
+    """A checkpoint's weights as a recipe wants them.
+
+    Attributes:
+        weights: Canonical names, folded; integers where planned.
+        score: What the integers do to the answers; None where no solver ran the model.
+    """
+
+    weights: MixedSource
+    score: AnswerScore | None
+
+
 def plan_checkpoint(checkpoint: Checkpoint, recipe: Recipe) -> tuple[LayerPlan, ...]:
-    """What a recipe does to every layer of a checkpoint; reads no weight.
+    """What a recipe does to every layer of a checkpoint, or did where it is quantized; reads no weight.
 
     Raises:
-        RecipeError: The rules do not fit the model.
+        RecipeError: The rules do not fit the model, or are others than a quantized checkpoint's.
     """
-    folded = fold(checkpoint.weights)
-    return plan_layers({name: weight.shape for name, weight in folded.items()}, recipe)
+    if checkpoint.quantized is not None:
+        check_recipe(checkpoint.quantized.record, recipe, checkpoint.path)
+        return checkpoint.quantized.record.plans
+    return plan_layers({name: weight.shape for name, weight in checkpoint.folded.items()}, recipe)
+
+
+def calibration_for(checkpoint: Checkpoint, recipe: Recipe, source: Path | None) -> Calibration | None:
+    """The data that a recipe calibrates with, or None where it needs none.
+
+    Args:
+        checkpoint: A quantized one needs no data any more.
+        recipe: Its rules.
+        source: A folder or a .jsonl file; None takes the demo generator's pictures.
+
+    Raises:
+        ImageError: The source is missing, empty or damaged.
+    """
+    if checkpoint.quantized is not None or not recipe.is_calibrated:
+        return None
+    return read_calibration(source, recipe.calibration)
+
+
+def remembered_calibration(recipe: Recipe, sha256: str | None) -> Calibration | None:
+    """The data of a hash: the demo generator's if it is theirs, else the hash alone, enough for the cache."""
+    if sha256 is None:
+        return None
+    default = read_calibration(None, recipe.calibration)
+    return default if default.sha256 == sha256 else Calibration((), sha256)
+
+
+def float_weights(checkpoint: Checkpoint, recipe: Recipe) -> WeightSource:
+    """The weights that are quantized: folded, and repaired where the recipe says so."""
+    return fp16_safe(fold(checkpoint.weights), checkpoint.config.decoder, recipe.repairs)
 
 
 def engine_weights(
-    checkpoint: Checkpoint, recipe: Recipe, on_progress: OnProgress = lambda stage, share: None
-) -> MixedSource:
-    """Fold and quantize: canonical names, integers where planned.
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    calibration: Calibration | None = None,
+    on_progress: OnProgress = lambda stage, share: None,
+) -> Engine:
+    """Fold, repair and quantize. A quantized checkpoint has all that done.
 
     Args:
         checkpoint: The checkpoint.
-        recipe: Its `quantize` and `calibration` sections.
+        recipe: Its `quantize`, `calibration` and `repairs` sections, and its image size.
+        calibration: Data for the solvers that need it; None where none does.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
     Raises:
-        RecipeError: The rules do not fit the model.
+        RecipeError: The rules do not fit the model, or are others than a quantized checkpoint's.
+        MissingDependencyError: Solvers need data, and torch is not installed.
     """
     plans = plan_checkpoint(checkpoint, recipe)
-    if recipe.is_calibrated:
-        raise RecipeError("solvers that need data are not joined in yet")
-    return quantize_weights(fold(checkpoint.weights), plans)
+    if checkpoint.quantized is not None:
+        return Engine(checkpoint.quantized.weights, None)
+    floats = float_weights(checkpoint, recipe)
+    searched = quantize_weights(floats, plans)
+    if not recipe.is_calibrated:
+        return Engine(searched, None)
+    try:
+        from fastvlm_convert.quantize.solve import solved_layers
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "calibration") from error
+
+    assert calibration is not None
+    size, mode = recipe.common.image_size, recipe.common.image_mode
+    config = checkpoint.config if size == "checkpoint" else at_image_size(checkpoint.config, size)
+    mode = checkpoint.image_mode if mode == "checkpoint" else mode
+    solved = solved_layers(
+        checkpoint, config, mode, recipe, plans, floats, searched, calibration, on_progress
+    )
+    return Engine({**searched, **solved.weights}, solved.score)

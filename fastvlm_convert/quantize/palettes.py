@@ -1,16 +1,15 @@
 """Palettes: indices into small tables of float16 values, one table for some rows.
 
-Without calibration a table is found by k-means on a line, which needs no distances: points are sorted once, a
-cluster is a range of them, and its mean comes from prefix sums, so that a step of Lloyd's algorithm costs no
-more than a binary search per value of the table. With a Hessian, GPTQ's error feedback (see `gptq`) rounds to
-the table, and the table moves to where the compensated weights are (the first round of that is SqueezeLLM's
-weighted k-means, arXiv:2306.07629).
+Without calibration a table is found by k-means (see `clustering`), in turn with the scales of the rows. With
+a Hessian, GPTQ's error feedback (see `gptq`) rounds to the table, and the table moves to where the
+compensated weights are (the first round of that is SqueezeLLM's weighted k-means, arXiv:2306.07629).
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fastvlm_convert.quantize.clustering import kmeans
 from fastvlm_convert.quantize.feedback import (
     PANEL,
     Factor,
@@ -21,14 +20,12 @@ from fastvlm_convert.quantize.feedback import (
     round_in_turn,
 )
 from fastvlm_convert.quantize.search import storable
-from fastvlm_convert.weights.schemes import PaletteMatrix, PaletteScheme
+from fastvlm_convert.weights.schemes import PaletteMatrix, PaletteScheme, joined
 
-LLOYD_STEPS = 40
+CHUNK = 1 << 21  # weights clustered at a time, whole groups
 SCALE_ROUNDS = 3
 FEEDBACK_ROUNDS = 4
 SWEEPS = 2
-START_DENSITIES = (1.0, 1 / 3, 0.0)  # powers of the density: quantiles, the best for smooth ones, equal steps
-HISTOGRAM = 256
 
 
 def palettize(
@@ -41,6 +38,8 @@ def palettize(
 ) -> PaletteMatrix:
     """Finds tables and indices.
 
+    Without a Hessian, groups of rows do not depend on each other, to the last bit.
+
     Args:
         weight: float32 [rows, columns].
         scheme: Bits, rows of a table, and whether every row has a scale.
@@ -49,12 +48,15 @@ def palettize(
         damping: See `gptq`.
     """
     weight = np.ascontiguousarray(weight, np.float32)
-    if hessian is None:
-        return _cluster(
-            weight, np.ones(weight.shape[1]) if importance is None else importance, scheme
-        ).matrix()
-    factor = factorize(hessian, importance_order(np.diag(hessian), 1), damping)
-    return _with_feedback(weight, factor, scheme)
+    if hessian is not None:
+        factor = factorize(hessian, importance_order(np.diag(hessian), 1), damping)
+        return _with_feedback(weight, factor, scheme)
+    rows, columns = weight.shape
+    masses = np.ones(columns) if importance is None else np.asarray(importance, np.float64)
+    step = max(1, CHUNK // (columns * scheme.group_size)) * scheme.group_size
+    return joined(
+        [_cluster(weight[row : row + step], masses, scheme).matrix() for row in range(0, rows, step)]
+    )
 
 
 @dataclass(frozen=True)
@@ -90,88 +92,45 @@ class _Tables:
 
 def _cluster(weight: np.ndarray, importance: np.ndarray, scheme: PaletteScheme) -> _Tables:
     """Tables by k-means, in turn with the scales where there are any."""
-    scale = np.ones(len(weight), np.float32)
-    rounds = 1
-    if scheme.per_channel_scale:
-        scale, rounds = storable(np.abs(weight).max(1)), SCALE_ROUNDS
-    tables = _tables(weight, importance, scale, scheme)
-    for _ in range(1, rounds):
-        values = tables.values() / tables.scale[:, None]
-        norm = (values * values) @ importance
-        scale = storable(
-            np.where(norm > 0, (values * weight) @ importance / np.where(norm > 0, norm, 1), scale)
-        )
-        tables = _tables(weight, importance, scale, scheme)
+    if not scheme.per_channel_scale:
+        return _tables(weight, importance, np.ones(len(weight), np.float32), scheme)
+    tables = _tables(weight, importance, storable(np.abs(weight).max(1)), scheme)
+    for _ in range(1, SCALE_ROUNDS):
+        values = tables.palette[tables.group[:, None], tables.indices]
+        norm, overlap = (np.sum(values * other * importance, axis=1) for other in (values, weight))
+        fitted = np.where(norm > 0, overlap / np.where(norm > 0, norm, 1), tables.scale)
+        tables = _tables(weight, importance, storable(fitted), scheme, tables.palette)
     return tables
 
 
-def _tables(weight: np.ndarray, importance: np.ndarray, scale: np.ndarray, scheme: PaletteScheme) -> _Tables:
-    """The best table of every group for given scales, and the indices."""
-    columns = weight.shape[1]
-    palette = np.empty((scheme.num_groups(len(weight)), scheme.levels), np.float32)
+def _tables(
+    weight: np.ndarray,
+    importance: np.ndarray,
+    scale: np.ndarray,
+    scheme: PaletteScheme,
+    start: np.ndarray | None = None,
+) -> _Tables:
+    """The best table of every group for given scales, and the indices; `start` has tables to begin with."""
+    rows, columns = weight.shape
+    points = weight / scale[:, None]
+    masses = np.square(scale, dtype=np.float64)[:, None] * importance
+    palette = np.empty((scheme.num_groups(rows), scheme.levels), np.float32)
     indices = np.empty(weight.shape, np.uint8)
-    for group, table in enumerate(palette):
-        rows = slice(group * scheme.group_size, (group + 1) * scheme.group_size)
-        points = (weight[rows] / scale[rows, None]).reshape(-1)
-        masses = (np.square(scale[rows], dtype=np.float64)[:, None] * importance).reshape(-1)
-        table[:] = kmeans(points, masses, scheme.levels)
-        indices[rows] = np.searchsorted(_borders(table), points).reshape(-1, columns)
+    whole = rows // scheme.group_size  # the last group may be smaller
+    for groups, part in (
+        (slice(whole), slice(whole * scheme.group_size)),
+        (slice(whole, None), slice(whole * scheme.group_size, None)),
+    ):
+        if len(palette[groups]):
+            lines = (len(palette[groups]), -1)
+            palette[groups], found = kmeans(
+                points[part].reshape(lines),
+                masses[part].reshape(lines),
+                scheme.levels,
+                None if start is None else start[groups],
+            )
+            indices[part] = found.reshape(-1, columns)
     return _Tables(scheme, palette, scale, indices)
-
-
-def kmeans(points: np.ndarray, masses: np.ndarray, count: int) -> np.ndarray:
-    """The best of several weighted k-means on a line.
-
-    Args:
-        points: float32 [n].
-        masses: Their weights, [n], not negative.
-        count: Values wanted.
-
-    Returns:
-        float32 [count], ascending, representable in float16.
-    """
-    order = np.argsort(points, kind="stable")
-    ordered = points[order].astype(np.float64)
-    mass = masses[order].astype(np.float64)
-    sums = np.zeros((3, len(points) + 1))
-    np.cumsum([mass, mass * ordered, mass * ordered**2], axis=1, out=sums[:, 1:])
-    fits = [_lloyd(start, ordered, sums) for start in _starts(ordered, mass, count)]
-    return min(fits, key=lambda fit: fit[1])[0]
-
-
-def _starts(ordered: np.ndarray, mass: np.ndarray, count: int) -> list[np.ndarray]:
-    """First tables: quantiles of powers of the density of the points."""
-    density, edges = np.histogram(ordered, HISTOGRAM, weights=mass)
-    places = (np.arange(count) + 0.5) / count
-    starts = []
-    for power in START_DENSITIES:
-        cumulated = np.concatenate([[0], np.cumsum(np.maximum(density, 0) ** power)])
-        starts.append(np.interp(places * cumulated[-1], cumulated, edges))
-    return starts
-
-
-def _lloyd(values: np.ndarray, ordered: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, float]:
-    """Lloyd's algorithm; the table in float16 and its squared error. Empty clusters keep their value."""
-    for _ in range(LLOYD_STEPS):
-        mass, first, _ = _cluster_sums(values, ordered, sums)
-        moved = np.where(mass > 0, first / np.where(mass > 0, mass, 1), values)
-        if np.array_equal(moved, values):
-            break
-        values = np.sort(moved)
-    table = np.sort(values.astype(np.float16)).astype(np.float32)
-    mass, first, second = _cluster_sums(table, ordered, sums)
-    return table, float(np.sum(second - 2 * table * first + mass * table.astype(np.float64) ** 2))
-
-
-def _cluster_sums(values: np.ndarray, ordered: np.ndarray, sums: np.ndarray) -> np.ndarray:
-    """Mass, first and second moment of the points nearest to each value; float64 [3, count]."""
-    ends = np.searchsorted(ordered, _borders(values))
-    return np.diff(sums[:, np.concatenate([[0], ends, [len(ordered)]])])
-
-
-def _borders(values: np.ndarray) -> np.ndarray:
-    """Midpoints between neighbours of the last axis."""
-    return (values[..., 1:] + values[..., :-1]) / 2
 
 
 def _with_feedback(weight: np.ndarray, factor: Factor, scheme: PaletteScheme) -> PaletteMatrix:
@@ -187,9 +146,8 @@ def _with_feedback(weight: np.ndarray, factor: Factor, scheme: PaletteScheme) ->
         wanted, error = _round(weight, factor, tables)
         left = wanted - (weight - error)
         cost = float(np.sum(np.square(left, dtype=np.float64) @ importance))
-        rounded = replace(tables, indices=_indices_of(weight - error, tables))
         if cost < least:
-            best, least = rounded, cost
+            best, least = _Rounder.of(tables).rounded(weight - error), cost
         tables = _tables(wanted, importance, tables.scale, scheme)
     for _ in range(SWEEPS):
         best = _sweep(weight, factor, best)
@@ -199,13 +157,14 @@ def _with_feedback(weight: np.ndarray, factor: Factor, scheme: PaletteScheme) ->
 def _round(weight: np.ndarray, factor: Factor, tables: _Tables) -> tuple[np.ndarray, np.ndarray]:
     """Compensated weights that were rounded, and the errors made; float32 [rows, columns] each."""
     source = np.ascontiguousarray(weight.T[factor.order])
-    error = round_in_turn(source, factor, lambda _, values: _nearest(values, tables))
+    error = round_in_turn(source, factor, _Rounder.of(tables).nearest)
     wanted = source + factor.unit.T @ error - error
     return _rows_first(wanted, factor), _rows_first(error, factor)
 
 
 def _sweep(weight: np.ndarray, factor: Factor, tables: _Tables) -> _Tables:
     """Rounds panels anew while all others stay, where that lowers the exact error; tables stay."""
+    rounder = _Rounder.of(tables)
     source = weight.T[factor.order]
     error = np.ascontiguousarray(source - tables.values().T[factor.order])
     for start in range(0, len(source), PANEL):
@@ -213,10 +172,10 @@ def _sweep(weight: np.ndarray, factor: Factor, tables: _Tables) -> _Tables:
         matrix = factor.matrix[panel, panel]
         pull = np.linalg.solve(matrix.astype(np.float64), factor.matrix[panel] @ error).astype(np.float32)
         target = source[panel] - error[panel] + pull
-        left = feedback(target, block_factor(matrix)[0], lambda _, values: _nearest(values, tables))
+        left = feedback(target, block_factor(matrix)[0], rounder.nearest)
         better = np.sum(left * (matrix @ left), 0) < np.sum(pull * (matrix @ pull), 0)
         np.copyto(error[panel], source[panel] - (target - left), where=better)
-    return replace(tables, indices=_indices_of(_rows_first(source - error, factor), tables))
+    return rounder.rounded(_rows_first(source - error, factor))
 
 
 def _rows_first(values: np.ndarray, factor: Factor) -> np.ndarray:
@@ -226,23 +185,44 @@ def _rows_first(values: np.ndarray, factor: Factor) -> np.ndarray:
     return np.ascontiguousarray(stored.T)
 
 
-def _nearest(values: np.ndarray, tables: _Tables) -> np.ndarray:
-    """Rounds one weight of every row, float32 [rows]."""
-    index = _search(_borders(tables.palette), tables.group, values / tables.scale)
-    return tables.palette[tables.group, index] * tables.scale
+@dataclass(frozen=True)
+class _Rounder:
+    """Rounds weights to the tables of their rows.
 
+    Attributes:
+        tables: The tables and scales; its indices do not matter.
+        borders: Midpoints between neighbours, infinity after a table's last, float32 [groups * levels].
+        first: Place of the first value of every row's table, int64 [rows].
+    """
 
-def _indices_of(values: np.ndarray, tables: _Tables) -> np.ndarray:
-    """Indices of the nearest values, uint8 [rows, columns]."""
-    group = np.broadcast_to(tables.group[:, None], values.shape)
-    return _search(_borders(tables.palette), group, values / tables.scale[:, None]).astype(np.uint8)
+    tables: _Tables
+    borders: np.ndarray
+    first: np.ndarray
 
+    @classmethod
+    def of(cls, tables: _Tables) -> "_Rounder":
+        """A rounder to these tables."""
+        borders = np.full(tables.palette.shape, np.inf, np.float32)
+        borders[:, :-1] = (tables.palette[:, 1:] + tables.palette[:, :-1]) / 2
+        return cls(tables, borders.reshape(-1), tables.group * tables.scheme.levels)
 
-def _search(borders: np.ndarray, group: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """How many of its group's borders lie below each value; a binary search, all values at once."""
-    index = np.zeros(values.shape, np.int64)
-    half = (borders.shape[1] + 1) // 2
-    while half:
-        index += half * (values > borders[group, index + half - 1])
-        half //= 2
-    return index
+    def nearest(self, _: int, values: np.ndarray) -> np.ndarray:
+        """The nearest values to one weight of every row, float32 [rows]."""
+        places = self._places(values, self.tables.scale, self.first)
+        return self.tables.palette.reshape(-1)[places] * self.tables.scale
+
+    def rounded(self, values: np.ndarray) -> _Tables:
+        """The tables with the indices of the values nearest to [rows, columns]."""
+        first = self.first[:, None]
+        places = self._places(values, self.tables.scale[:, None], first)
+        return replace(self.tables, indices=(places - first).astype(np.uint8))
+
+    def _places(self, values: np.ndarray, scale: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Places in all tables, by a binary search for all values at once."""
+        points = values / scale
+        places = np.broadcast_to(first, values.shape).copy()
+        half = self.tables.scheme.levels // 2
+        while half:
+            places += half * (points > self.borders[places + (half - 1)])
+            half //= 2
+        return places

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,10 @@ from fastvlm_convert.decode import Session
 from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.manifest import Manifest, Target
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
-from fastvlm_convert.quantize.engine import engine_weights
+from fastvlm_convert.quantize.engine import engine_weights, remembered_calibration
 from fastvlm_convert.recipe import Recipe
-from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.config import ModelConfig, at_image_size
+from fastvlm_convert.weights.fp16_safe import repaired_config
 from fastvlm_convert.weights.quantized import dense_view
 from fastvlm_convert.weights.source import WeightSource
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # the reference needs torch, which only those who run it load
 REFERENCE_CONTEXT = 2048
 
 OnProgress = Callable[[float], None]
+OnStage = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,6 @@ class LoadedModel:
         return build_prompt(question, images, self.tokenizer, self.image_size, self.image_mode)
 
 
-def at_image_size(config: ModelConfig, image_size: int) -> ModelConfig:
-    """The same network for another input size: it is convolutional, and its attention has no fixed length."""
-    return replace(config, vision=replace(config.vision, image_size=image_size))
-
-
 def load_reference(
     checkpoint: Checkpoint,
     image_size: int | None = None,
@@ -78,7 +75,10 @@ def load_reference(
         MissingDependencyError: torch is not installed.
     """
     config = checkpoint.config if image_size is None else at_image_size(checkpoint.config, image_size)
-    loaded, _ = _load_model(checkpoint, config, checkpoint.weights, False, context_length, on_progress)
+    # A float checkpoint is run as the original code runs it, with BatchNorm and LayerScale on their own.
+    folded = checkpoint.quantized is not None
+    weights = dense_view(checkpoint.folded) if folded else checkpoint.weights
+    loaded, _ = _load_model(checkpoint, config, weights, folded, context_length, on_progress)
     return loaded if image_mode is None else replace(loaded, image_mode=image_mode)
 
 
@@ -90,24 +90,39 @@ def load_folded_reference(
     Raises:
         MissingDependencyError: torch is not installed.
     """
-    folded = fold(checkpoint.weights)
-    return _load_model(checkpoint, checkpoint.config, folded, True, REFERENCE_CONTEXT, on_progress)
+    weights = dense_view(checkpoint.folded)
+    return _load_model(checkpoint, checkpoint.config, weights, True, REFERENCE_CONTEXT, on_progress)
 
 
 def load_engine(
-    checkpoint: Checkpoint, recipe: Recipe, context_length: int, on_progress: OnProgress | None = None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    context_length: int,
+    calibration: str | None = None,
+    on_progress: OnStage = lambda stage, share: None,
 ) -> LoadedModel:
     """The reference holding the weights that a recipe's integers stand for.
 
     It judges the integers alone, and gives the exporters' graphs something to be exact to.
 
+    Args:
+        checkpoint: The checkpoint.
+        recipe: The recipe.
+        context_length: Tokens its KV cache holds.
+        calibration: Hash of the data that its layers were solved with, if any.
+        on_progress: Called with the name of the stage and the share of it that is done, 0..1.
+
     Raises:
+        RecipeError: Layers must be solved with data that is not at hand.
         MissingDependencyError: torch is not installed.
     """
     size, mode = recipe.common.image_size, recipe.common.image_mode
     config = checkpoint.config if size == "checkpoint" else at_image_size(checkpoint.config, size)
-    weights = dense_view(engine_weights(checkpoint, recipe))
-    loaded, _ = _load_model(checkpoint, config, weights, True, context_length, on_progress)
+    config = repaired_config(config, recipe.repairs)
+    data = None if checkpoint.quantized else remembered_calibration(recipe, calibration)
+    weights = dense_view(engine_weights(checkpoint, recipe, data, on_progress).weights)
+    load = partial(on_progress, "quantized")
+    loaded, _ = _load_model(checkpoint, config, weights, True, context_length, load)
     return loaded if mode == "checkpoint" else replace(loaded, image_mode=mode)
 
 
@@ -122,7 +137,7 @@ def _load_model(
     """The torch model with some weights, ready to answer; and the module itself."""
     try:
         from fastvlm_convert.model.fastvlm import load_model
-        from fastvlm_convert.runtime.torch_session import TorchSession
+        from fastvlm_convert.model.session import TorchSession
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, "running a checkpoint") from error
 

@@ -3,20 +3,26 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint, source_hash
 from fastvlm_convert.contract import STAGES
 from fastvlm_convert.errors import BundleError, MissingDependencyError, TokenizerError
 from fastvlm_convert.manifest import Manifest, changed_files
+from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import Gates
-from fastvlm_convert.runtime.loaded import load_engine, load_reference
+from fastvlm_convert.runtime.loaded import LoadedModel, load_engine, load_reference
 from fastvlm_convert.verify.check import Check, Measurement, equal, not_run
-from fastvlm_convert.verify.compare import StageGates, compare
+from fastvlm_convert.verify.compare import Comparison, StageGates, compare
 from fastvlm_convert.verify.executions import executions
-from fastvlm_convert.verify.questions import Question
 
 OnProgress = Callable[[str, float], None]
+
+_QUANTIZED_REFERENCE = (
+    "the reference is quantized itself, so what the integers cost cannot be told; "
+    "give the float checkpoint it was made from"
+)
 
 
 @dataclass(frozen=True)
@@ -53,38 +59,15 @@ def verify(
         on_progress: Called with what is being done and the share of it that is done, 0..1.
         interpret: On a Mac, interpret Core ML packages beside running them.
     """
-    contract = manifest.contract
     on_progress("files", 0.0)
     changed = changed_files(bundle, manifest)
     on_progress("files", 1.0)
     checks = [equal("bundle", "files", "sha256", len(changed), f"changed: {', '.join(changed)}", None)]
     measurements: list[Measurement] = []
     warnings: list[str] = []
-    reference = load_reference(
-        checkpoint,
-        contract.image_size,
-        contract.image_mode,
-        contract.context_length,
-        lambda share: on_progress("reference", share),
-    )
-    if manifest.recipe.quantize:
-        engine = load_engine(
-            checkpoint,
-            manifest.recipe,
-            contract.context_length,
-            lambda share: on_progress("quantize", share),
-        )
-        found = compare(
-            "weights",
-            engine,
-            reference,
-            questions,
-            _quantizer_gates(manifest.recipe.gates),
-            lambda share: on_progress("weights", share),
-        )
-        checks += found.checks
-        measurements += found.measurements
-        reference = engine
+    reference, quantizer = _reference(manifest, checkpoint, questions, on_progress)
+    checks += quantizer.checks
+    measurements += quantizer.measurements
     for target in manifest.targets:
         for execution in executions(manifest, target, interpret):
             try:
@@ -105,10 +88,38 @@ def verify(
             if loaded.session.trouble:
                 warnings.append(f"{target}, {loaded.session.executed_by}: {loaded.session.trouble}")
     on_progress("checkpoint", 0.0)
-    if content_hash(checkpoint.files) != manifest.source.sha256:
+    if source_hash(checkpoint) != manifest.source.sha256:
         warnings.append("the bundle was made from other files than this reference (their hashes differ)")
     on_progress("checkpoint", 1.0)
     return VerifyResult(tuple(checks), tuple(measurements), tuple(warnings))
+
+
+def _reference(
+    manifest: Manifest, checkpoint: Checkpoint, questions: Sequence[Question], on_progress: OnProgress
+) -> tuple[LoadedModel, Comparison]:
+    """What every target is compared with, and the quantizer's share: what its integers cost."""
+    recipe, contract = manifest.recipe, manifest.contract
+
+    def engine() -> LoadedModel:
+        calibration = manifest.source.calibration
+        return load_engine(checkpoint, recipe, contract.context_length, calibration, on_progress)
+
+    if checkpoint.quantized is not None:
+        metrics = ("kl_mean_nats", "top1_agreement")
+        skipped = [not_run("weights", "answers", metric, _QUANTIZED_REFERENCE) for metric in metrics]
+        return engine(), Comparison(tuple(skipped), ())
+    reference = load_reference(
+        checkpoint,
+        contract.image_size,
+        contract.image_mode,
+        contract.context_length,
+        lambda share: on_progress("reference", share),
+    )
+    if not recipe.quantize:
+        return reference, Comparison((), ())
+    candidate = engine()
+    gates, report = _quantizer_gates(recipe.gates), partial(on_progress, "weights")
+    return candidate, compare("weights", candidate, reference, questions, gates, report)
 
 
 def _quantizer_gates(gates: Gates) -> StageGates:

@@ -12,9 +12,9 @@ import numpy as np
 from fastvlm_convert import metrics
 from fastvlm_convert.decode import embed_prompt, generate, teacher_forced
 from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verify.check import Check, Measurement, at_least, at_most, equal
-from fastvlm_convert.verify.questions import Question
 
 OnProgress = Callable[[float], None]
 

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fastvlm_convert.contract import decoder_op, vision_op
+from fastvlm_convert.contract import decoder_op, op_component, vision_op
 from fastvlm_convert.decode import generate
 from fastvlm_convert.fp16_range import FP16_SMALLEST, OpRange, RangeReport
-from fastvlm_convert.model.decoder import DecoderLayer
+from fastvlm_convert.model.decoder import DecoderLayer, Qwen2
 from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.model.vision import AttentionBlock, RepMixerBlock, Stage
+from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
-from fastvlm_convert.verify.questions import Question
 
 OnProgress = Callable[[float], None]
 
@@ -50,6 +50,10 @@ class _Recorder(TorchFunctionMode):
             group = query.shape[1] // key.shape[1]
             scores = query @ key.repeat_interleave(group, 1).transpose(-1, -2)
             self.record(f"{self.attention}_scores", scores)  # before they are divided by sqrt(head_dim)
+            if op_component(self.attention) == "decoder":
+                layer = self.attention.removesuffix("attn")
+                self.record(f"{layer}q_rotated", query)
+                self.record(f"{layer}k_rotated", key)
         return func(*args, **kwargs)
 
 
@@ -72,16 +76,17 @@ def scan(
         on_progress: Called with the share of the questions done, 0..1.
     """
     recorder = _Recorder()
-    handles = _attach(model, recorder)
+    hooks = _Hooks(recorder)
     try:
+        _attach_vision(hooks, model)
+        _attach_decoder(hooks, model.decoder)
         with recorder:
             for number, question in enumerate(questions):
                 prompt = loaded.prompt(question.text, [question.image])
                 generate(loaded.session, prompt, loaded.eos_token_ids, max_new_tokens)
                 on_progress((number + 1) / len(questions))
     finally:
-        for handle in handles:
-            handle.remove()
+        hooks.remove()
     ops = tuple(
         OpRange(name, seen.max_abs, seen.flushed / max(1, seen.non_zero))
         for name, seen in recorder.seen.items()
@@ -89,65 +94,87 @@ def scan(
     return RangeReport(checkpoint_sha256, len(questions), ops)
 
 
-def _attach(model: FastVLM, recorder: _Recorder) -> list[Any]:
-    handles: list[Any] = []
+class _Hooks:
+    """Hooks on the model's modules that tell a recorder what goes in and out."""
 
-    def output(module: nn.Module, op: str) -> None:
-        handles.append(module.register_forward_hook(lambda _m, _i, y: recorder.record(op, y)))
+    def __init__(self, recorder: _Recorder) -> None:
+        self._recorder = recorder
+        self._handles: list[Any] = []
 
-    def first_input(module: nn.Module, op: str) -> None:
-        handles.append(module.register_forward_pre_hook(lambda _m, x: recorder.record(op, x[0])))
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
-    def attention(module: nn.Module, op: str) -> None:
+    def output(self, module: nn.Module, op: str) -> None:
+        record = self._recorder.record
+        self._handles.append(module.register_forward_hook(lambda _m, _i, y: record(op, y)))
+
+    def without_bias(self, linear: nn.Module, op: str) -> None:
+        record = self._recorder.record
+        self._handles.append(linear.register_forward_hook(lambda m, _i, y: record(op, y - m.bias)))
+
+    def first_input(self, module: nn.Module, op: str) -> None:
+        record = self._recorder.record
+        self._handles.append(module.register_forward_pre_hook(lambda _m, x: record(op, x[0])))
+
+    def attention(self, module: nn.Module, op: str) -> None:
+        """Tell the recorder whose attention runs."""
+
         def enter(_module: nn.Module, _inputs: Any) -> None:  # noqa: ANN401
-            recorder.attention = op
+            self._recorder.attention = op
 
         def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:  # noqa: ANN401
-            recorder.attention = ""
+            self._recorder.attention = ""
 
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave))
+        self._handles.append(module.register_forward_pre_hook(enter))
+        self._handles.append(module.register_forward_hook(leave))
 
+
+def _attach_vision(hooks: _Hooks, model: FastVLM) -> None:
     for i, conv in enumerate(model.vision.stem):
-        output(conv, f"stem_{i}")
+        hooks.output(conv, f"stem_{i}")
     for s, stage in enumerate(model.vision.stages):
         assert isinstance(stage, Stage)
         for i, conv in enumerate(stage.downsample or ()):
-            output(conv, f"s{s}_down_{i}")
+            hooks.output(conv, f"s{s}_down_{i}")
         if stage.position is not None:
-            output(stage.position, f"s{s}_position")
+            hooks.output(stage.position, f"s{s}_position")
         for b, block in enumerate(stage.blocks):
             assert isinstance(block, RepMixerBlock | AttentionBlock)
             if isinstance(block, RepMixerBlock):
-                output(block.mixer, vision_op(s, b, "mixer"))
+                hooks.output(block.mixer, vision_op(s, b, "mixer"))
             else:
-                first_input(block.ffn, vision_op(s, b, "attn_residual"))
-                output(block.norm, vision_op(s, b, "norm"))
-                output(block.attention.qkv, vision_op(s, b, "qkv"))
-                output(block.attention.proj, vision_op(s, b, "proj"))
-                attention(block.attention, vision_op(s, b, "attn"))
-            output(block.ffn.conv, vision_op(s, b, "ffn_conv"))
-            output(block.ffn.fc1, vision_op(s, b, "fc1"))
-            output(block.ffn.fc2, vision_op(s, b, "fc2"))
-            output(block, vision_op(s, b, "residual"))
-    output(model.vision.final.conv, "final")
-    output(model.vision.final.se, "se_scaled")
-    output(model.projector.fc1, "projector_fc1")
-    output(model.projector.fc2, "projector_fc2")
-    for i, layer in enumerate(model.decoder.layers):
+                hooks.first_input(block.ffn, vision_op(s, b, "attn_residual"))
+                hooks.output(block.norm, vision_op(s, b, "norm"))
+                hooks.output(block.attention.qkv, vision_op(s, b, "qkv"))
+                hooks.output(block.attention.proj, vision_op(s, b, "proj"))
+                hooks.attention(block.attention, vision_op(s, b, "attn"))
+            hooks.output(block.ffn.conv, vision_op(s, b, "ffn_conv"))
+            hooks.output(block.ffn.fc1, vision_op(s, b, "fc1"))
+            hooks.output(block.ffn.fc2, vision_op(s, b, "fc2"))
+            hooks.output(block, vision_op(s, b, "residual"))
+    hooks.output(model.vision.final.conv, "final")
+    hooks.output(model.vision.final.se, "se_scaled")
+    hooks.output(model.projector.fc1, "projector_fc1")
+    hooks.output(model.projector.fc2, "projector_fc2")
+
+
+def _attach_decoder(hooks: _Hooks, decoder: Qwen2) -> None:
+    for i, layer in enumerate(decoder.layers):
         assert isinstance(layer, DecoderLayer)
-        output(layer.input_layernorm, decoder_op(i, "attn_norm"))
+        hooks.output(layer.input_layernorm, decoder_op(i, "attn_norm"))
         for proj in "qkv":
-            output(getattr(layer.self_attn, f"{proj}_proj"), decoder_op(i, "qkv"))
-        output(layer.self_attn.o_proj, decoder_op(i, "o"))
-        attention(layer.self_attn, decoder_op(i, "attn"))
-        first_input(layer.post_attention_layernorm, decoder_op(i, "attn_residual"))
-        output(layer.post_attention_layernorm, decoder_op(i, "mlp_norm"))
-        output(layer.mlp.gate_proj, decoder_op(i, "gate"))
-        output(layer.mlp.up_proj, decoder_op(i, "up"))
-        first_input(layer.mlp.down_proj, decoder_op(i, "gated"))
-        output(layer.mlp.down_proj, decoder_op(i, "down"))
-        output(layer, decoder_op(i, "residual"))
-    output(model.decoder.norm, "final_norm")
-    output(model.decoder, "logits")
-    return handles
+            hooks.output(getattr(layer.self_attn, f"{proj}_proj"), decoder_op(i, "qkv"))
+        hooks.output(layer.self_attn.v_proj, decoder_op(i, "v_heads"))
+        hooks.without_bias(layer.self_attn.k_proj, decoder_op(i, "k_unbiased"))
+        hooks.output(layer.self_attn.o_proj, decoder_op(i, "o"))
+        hooks.attention(layer.self_attn, decoder_op(i, "attn"))
+        hooks.first_input(layer.post_attention_layernorm, decoder_op(i, "attn_residual"))
+        hooks.output(layer.post_attention_layernorm, decoder_op(i, "mlp_norm"))
+        hooks.output(layer.mlp.gate_proj, decoder_op(i, "gate"))
+        hooks.output(layer.mlp.up_proj, decoder_op(i, "up"))
+        hooks.first_input(layer.mlp.down_proj, decoder_op(i, "gated"))
+        hooks.output(layer.mlp.down_proj, decoder_op(i, "down"))
+        hooks.output(layer, decoder_op(i, "residual"))
+    hooks.output(decoder.norm, "final_norm")
+    hooks.output(decoder, "logits")

@@ -1,6 +1,6 @@
 """What the network is: dimensions, read off the tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastvlm_convert.contract import VISION_HEAD_DIM, num_image_tokens
@@ -71,6 +71,7 @@ class DecoderConfig:
         rms_norm_eps: Epsilon of every RMSNorm.
         rope_theta: Base of the rotary position embedding.
         max_position_embeddings: Positions the model was trained for.
+        residual_shift: The residual stream is divided by 2 to this power (see `weights.fp16_safe`).
     """
 
     hidden_size: int
@@ -85,6 +86,17 @@ class DecoderConfig:
     rms_norm_eps: float
     rope_theta: float
     max_position_embeddings: int
+    residual_shift: int = 0
+
+    @property
+    def residual_scale(self) -> float:
+        """What embeddings are multiplied by where they enter the residual stream."""
+        return 2.0**-self.residual_shift
+
+    @property
+    def norm_eps(self) -> float:
+        """Epsilon of every RMSNorm on the scaled stream: their results stay the same."""
+        return self.rms_norm_eps * self.residual_scale**2
 
 
 @dataclass(frozen=True)
@@ -100,3 +112,8 @@ class ModelConfig:
     vision: VisionConfig
     projector_width: int
     decoder: DecoderConfig
+
+
+def at_image_size(config: ModelConfig, image_size: int) -> ModelConfig:
+    """The same network for another input size: it is convolutional, and its attention has no fixed length."""
+    return replace(config, vision=replace(config.vision, image_size=image_size))

@@ -3,7 +3,7 @@
 Both are linear at inference, so folding is exact in real arithmetic; it is computed in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -26,6 +26,12 @@ def fold(weights: WeightSource) -> dict[str, Weight]:
         elif name.endswith(".attention_scale"):
             _fold_scale(folded, name, name.removesuffix("_scale") + ".proj")
     return folded
+
+
+def folded_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what `fold` makes of weights with these shapes."""
+    unread = {name: computed(shape, "float32", lambda: np.zeros(0)) for name, shape in shapes.items()}
+    return {name: weight.shape for name, weight in fold(unread).items()}
 
 
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
@@ -52,17 +58,19 @@ def _fold_batch_norm(weights: dict[str, Weight], ffn: str) -> None:
     def affine() -> tuple[np.ndarray, np.ndarray]:
         return batch_norm_affine(f"{ffn}.bn", *(part.array() for part in parts))
 
-    weights[f"{ffn}.conv.weight"] = _scaled_rows(conv, lambda: affine()[0])
+    weights[f"{ffn}.conv.weight"] = scaled_rows(conv, lambda: affine()[0])
     weights[f"{ffn}.conv.bias"] = computed(conv.shape[:1], parts[1].dtype, lambda: affine()[1])
 
 
 def _fold_scale(weights: dict[str, Weight], scale_name: str, layer: str) -> None:
     scale = weights.pop(scale_name)
     for name in (f"{layer}.weight", f"{layer}.bias"):
-        weights[name] = _scaled_rows(weights[name], scale.array)
+        weights[name] = scaled_rows(weights[name], scale.array)
 
 
-def _scaled_rows(weight: Weight, scale: Callable[[], np.ndarray]) -> Weight:
+def scaled_rows(weight: Weight, scale: Callable[[], np.ndarray]) -> Weight:
+    """A weight whose rows are multiplied by what `scale` returns, [rows]; computed in float64."""
+
     def read(start: int, stop: int) -> np.ndarray:
         rows = weight.read(start, stop)
         factors = scale()[start:stop].astype(np.float64)

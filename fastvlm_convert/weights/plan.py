@@ -1,6 +1,6 @@
 """What a recipe does to every layer, decided from dimensions alone: no weight is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,16 +67,19 @@ def plan_layers(shapes: Mapping[str, tuple[int, ...]], recipe: Recipe) -> tuple[
     for rule in recipe.quantize:
         if not any(rule.fits(layer) for layer in layers):
             raise RecipeError(f"quantize: '{rule}' fits no layer", hint=_examples(layers))
-    _check_groups({plan.layer: plan for plan in plans})
+    check_groups(plans)
     return plans
 
 
+def float_storage(name: str, recipe: Recipe) -> FloatName:
+    """Dtype in which a recipe stores the floats of a layer or of one of its tensors."""
+    if name.startswith("decoder.embed_tokens"):
+        return recipe.embed.storage
+    return recipe.decoder.storage if name.startswith("decoder.") else recipe.vision.storage
+
+
 def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
-    component = layer.partition(".")[0]
-    if layer == "decoder.embed_tokens":
-        storage = recipe.embed.storage
-    else:
-        storage = recipe.decoder.storage if component == "decoder" else recipe.vision.storage
+    storage = float_storage(layer, recipe)
     size = 1
     for n in shape:
         size *= n
@@ -95,13 +98,14 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
         return keep(f"rule '{rule}'")
     columns = size // shape[0]
     block = None if rule.block_size == "channel" else rule.block_size
-    reason = _indivisible(shape, columns, block)
+    reason = ragged(shape[0], rule.group_size) if rule.is_palette else indivisible(shape, columns, block)
     if reason is not None:
         if rule.on_indivisible == "float":
             return keep(reason)
         raise RecipeError(
             f"quantize: '{rule}' fits layer '{layer}', but {reason}",
-            hint="choose another block_size, or set on_indivisible: float",
+            hint=f"choose another {'group_size' if rule.is_palette else 'block_size'}, "
+            "or set on_indivisible: float",
         )
     if rule.solver != "search" and len(shape) > 2 and shape[2:] != (1, 1):
         raise RecipeError(
@@ -113,13 +117,20 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
     return LayerPlan(layer, shape, scheme, rule.solver, None, scheme.stored_bits(shape[0], columns))
 
 
-def _indivisible(shape: tuple[int, ...], columns: int, block: int | None) -> str | None:
+def indivisible(shape: tuple[int, ...], columns: int, block: int | None) -> str | None:
     """Why blocks do not fit a layer, or None where they do."""
     if block is None:
         return None
     if len(shape) > 2 and shape[2:] != (1, 1):
         return f"blocks do not fit a convolution of {shape[2]} x {shape[3]}"
     return f"its width {columns} is no multiple of block_size {block}" if columns % block else None
+
+
+def ragged(rows: int, group_size: int) -> str | None:
+    """Why tables do not fit a layer, or None where they do: each serves equally many output channels."""
+    if rows % group_size == 0:
+        return None
+    return f"its {rows} output channels are no multiple of group_size {group_size}"
 
 
 def _scheme(rule: QuantizeRule, block: int | None) -> Scheme:
@@ -129,7 +140,13 @@ def _scheme(rule: QuantizeRule, block: int | None) -> Scheme:
     return AffineScheme(bits, block, rule.symmetric)
 
 
-def _check_groups(plans: Mapping[str, LayerPlan]) -> None:
+def check_groups(layers: Sequence[LayerPlan]) -> None:
+    """See that layers which exporters stack have one scheme.
+
+    Raises:
+        RecipeError: They have not.
+    """
+    plans = {plan.layer: plan for plan in layers}
     for layer, plan in plans.items():
         for first, *others in _GROUPS:
             if not layer.endswith(f".{first}"):

@@ -1,11 +1,13 @@
 """A quantized weight: what a `WeightSource` holds where a recipe asks for integers."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from fastvlm_convert.weights.schemes import AffineMatrix, AffineScheme, PaletteMatrix, PaletteScheme
+from fastvlm_convert.errors import TargetError
+from fastvlm_convert.weights.schemes import AffineMatrix, AffineScheme, PaletteMatrix, PaletteScheme, joined
 from fastvlm_convert.weights.source import CHUNK_BYTES, Weight
 
 
@@ -50,17 +52,17 @@ class QuantizedWeight:
 
 @dataclass(frozen=True)
 class PaletteWeight:
-    """One tensor as indices into tables.
+    """One tensor as indices into tables, read on demand.
 
     Attributes:
         shape: Dimensions of the weight; rows are the first axis, columns all others.
         scheme: How it is quantized.
-        matrix: Returns it whole; cheap, because palettes are solved before.
+        read: Returns rows [start, stop), whole groups, which is what can be solved alone.
     """
 
     shape: tuple[int, ...]
     scheme: PaletteScheme
-    matrix: Callable[[], PaletteMatrix]
+    read: Callable[[int, int], PaletteMatrix]
 
     @property
     def rows(self) -> int:
@@ -72,12 +74,25 @@ class PaletteWeight:
         """Weights of one output channel."""
         return int(np.prod(self.shape[1:], dtype=np.int64))
 
+    def matrix(self) -> PaletteMatrix:
+        """All of it."""
+        return self.read(0, self.rows)
+
+    def chunks(self) -> Iterator[PaletteMatrix]:
+        """Consecutive groups, about `CHUNK_BYTES` of float32 at a time."""
+        size = self.scheme.group_size
+        step = max(1, CHUNK_BYTES // (4 * self.columns * size)) * size
+        for start in range(0, self.rows, step):
+            yield self.read(start, min(start + step, self.rows))
+
     def dense(self) -> Weight:
-        """The same weight as the float32 that its table and scales give."""
+        """The same weight as the float32 that its tables and scales give."""
 
         def read(start: int, stop: int) -> np.ndarray:
-            values = self.matrix().dequantized()[start:stop]
-            return values.reshape((stop - start, *self.shape[1:]))
+            size = self.scheme.group_size
+            first = start // size * size
+            groups = self.read(first, min(-(-stop // size) * size, self.rows))
+            return groups.dequantized()[start - first : stop - first].reshape((stop - start, *self.shape[1:]))
 
         return Weight(self.shape, f"palette{self.scheme.bits}", read)
 
@@ -85,6 +100,9 @@ class PaletteWeight:
 StoredWeight = QuantizedWeight | PaletteWeight
 AnyWeight = Weight | StoredWeight
 MixedSource = Mapping[str, AnyWeight]
+AffineSource = Mapping[str, Weight | QuantizedWeight]
+
+_T = TypeVar("_T", Weight, QuantizedWeight, PaletteWeight)
 
 
 def dense_view(weights: MixedSource) -> dict[str, Weight]:
@@ -92,20 +110,14 @@ def dense_view(weights: MixedSource) -> dict[str, Weight]:
     return {name: w if isinstance(w, Weight) else w.dense() for name, w in weights.items()}
 
 
-def stacked(weights: list[QuantizedWeight]) -> QuantizedWeight:
+def stacked(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
     """Several weights of one scheme and width, one above the other."""
     first = weights[0]
-    assert all((w.scheme, w.shape[1:]) == (first.scheme, first.shape[1:]) for w in weights)
     if len(weights) == 1:
         return first
-    starts = np.cumsum([0, *(w.rows for w in weights)])
 
     def read(start: int, stop: int) -> AffineMatrix:
-        parts = [
-            weight.read(max(start, begin) - begin, min(stop, begin + weight.rows) - begin)
-            for weight, begin in zip(weights, starts.tolist(), strict=False)
-            if start < begin + weight.rows and stop > begin
-        ]
+        parts = [weights[i].read(begin, end) for i, begin, end in _rows_of(weights, start, stop)]
         return AffineMatrix(
             first.scheme,
             np.concatenate([p.q for p in parts]),
@@ -113,7 +125,35 @@ def stacked(weights: list[QuantizedWeight]) -> QuantizedWeight:
             np.concatenate([p.zero_point for p in parts]),
         )
 
-    return QuantizedWeight((int(starts[-1]), *first.shape[1:]), first.scheme, read)
+    return QuantizedWeight(_stacked_shape(weights), first.scheme, read)
+
+
+def stacked_palettes(weights: Sequence[PaletteWeight]) -> PaletteWeight:
+    """Several weights of one scheme and width, one above the other; each is whole groups."""
+    first = weights[0]
+    if len(weights) == 1:
+        return first
+    assert all(w.rows % w.scheme.group_size == 0 for w in weights)
+
+    def read(start: int, stop: int) -> PaletteMatrix:
+        return joined([weights[i].read(begin, end) for i, begin, end in _rows_of(weights, start, stop)])
+
+    return PaletteWeight(_stacked_shape(weights), first.scheme, read)
+
+
+def _stacked_shape(weights: Sequence[StoredWeight]) -> tuple[int, ...]:
+    first = weights[0]
+    assert all((w.scheme, w.shape[1:]) == (first.scheme, first.shape[1:]) for w in weights)
+    return (sum(w.rows for w in weights), *first.shape[1:])
+
+
+def _rows_of(weights: Sequence[StoredWeight], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Which rows of which weights are rows [start, stop) of all: numbers and local ranges."""
+    begin = 0
+    for i, weight in enumerate(weights):
+        if start < begin + weight.rows and stop > begin:
+            yield i, max(start - begin, 0), min(stop - begin, weight.rows)
+        begin += weight.rows
 
 
 def float_weight(weights: MixedSource, name: str) -> Weight:
@@ -123,8 +163,22 @@ def float_weight(weights: MixedSource, name: str) -> Weight:
     return weight
 
 
-def quantized_only(weights: list[AnyWeight]) -> list[QuantizedWeight]:
-    """The weights if all of them are quantized, which is so for all or for none; else nothing."""
-    found = [w for w in weights if isinstance(w, QuantizedWeight)]
+def alike(kind: type[_T], weights: Sequence[AnyWeight]) -> list[_T]:
+    """The weights if they are of a kind, which all of them are or none; else nothing."""
+    found = [w for w in weights if isinstance(w, kind)]
     assert len(found) in (0, len(weights)), "weights that are stacked must be quantized alike"
     return found
+
+
+def without_palettes(weights: MixedSource) -> AffineSource:
+    """The weights for a target that has no tables.
+
+    Raises:
+        TargetError: Names a weight that has one.
+    """
+    kept: dict[str, Weight | QuantizedWeight] = {}
+    for name, weight in weights.items():
+        if isinstance(weight, PaletteWeight):
+            raise TargetError(f"weight '{name}' is a palette, which this target cannot express")
+        kept[name] = weight
+    return kept

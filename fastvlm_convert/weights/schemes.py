@@ -5,6 +5,7 @@ into a small table. Weights are seen as matrices [rows, columns]: rows are outpu
 axis along which blocks run. Scales are float16 everywhere, because that is what both targets store.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,6 +126,32 @@ class PaletteMatrix:
         group = np.arange(len(self.indices)) // self.scheme.group_size
         values = self.palette.astype(np.float32)[group[:, None], self.indices]
         return values if self.scale is None else values * self.scale.astype(np.float32)[:, None]
+
+    def read(self, start: int, stop: int) -> "PaletteMatrix":
+        """Rows [start, stop), which are whole groups."""
+        size = self.scheme.group_size
+        assert start % size == 0
+        assert stop % size == 0 or stop == len(self.indices)
+        return PaletteMatrix(
+            self.scheme,
+            self.indices[start:stop],
+            self.palette[start // size : self.scheme.num_groups(stop)],
+            None if self.scale is None else self.scale[start:stop],
+        )
+
+
+def joined(matrices: Sequence[PaletteMatrix]) -> PaletteMatrix:
+    """Matrices of one scheme, one above the other; all but the last are whole groups."""
+    first, *others = matrices
+    if not others:
+        return first
+    scales = [m.scale for m in matrices if m.scale is not None]
+    return PaletteMatrix(
+        first.scheme,
+        np.concatenate([m.indices for m in matrices]),
+        np.concatenate([m.palette for m in matrices]),
+        np.concatenate(scales) if scales else None,
+    )
 
 
 QuantizedMatrix = AffineMatrix | PaletteMatrix

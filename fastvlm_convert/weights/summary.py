@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
 
 from fastvlm_convert.recipe import Solver
 from fastvlm_convert.weights.plan import LayerPlan
+from fastvlm_convert.weights.report import COMPONENTS, component_of
 from fastvlm_convert.weights.schemes import AffineScheme, Scheme
-
-Part = Literal["vision", "projector", "decoder", "head", "embedding"]
-PARTS: Final[tuple[Part, ...]] = ("vision", "projector", "decoder", "head", "embedding")
 
 _MODULES = (  # of a layer's name -> what people call the group
     (".self_attn.", "attention q/k/v/o"),
@@ -24,12 +21,12 @@ class LayerGroup:
     """Layers of one kind with one fate.
 
     Attributes:
-        part: Part of the model.
+        component: One of `weights.report.COMPONENTS`.
         kind: Kind of the layers.
         plans: The layers, one at least.
     """
 
-    part: Part
+    component: str
     kind: str
     plans: tuple[LayerPlan, ...]
 
@@ -59,20 +56,9 @@ class LayerGroup:
         return sum(plan.stored_bits for plan in self.plans)
 
 
-def part_of(layer: str) -> Part:
-    """The part of the model that a layer, or any weight, belongs to."""
-    if layer.startswith("decoder.embed_tokens"):
-        return "embedding"
-    if layer.startswith("decoder.lm_head"):
-        return "head"
-    return (
-        "decoder" if layer.startswith("decoder.") else "projector" if layer.startswith("proj") else "vision"
-    )
-
-
 def kind_of(plan: LayerPlan) -> str:
     """What people call layers of this kind."""
-    if part_of(plan.layer) in ("head", "embedding"):
+    if component_of(plan.layer) in ("head", "embedding"):
         return "table"
     for module, kind in _MODULES:
         if module in plan.layer:
@@ -83,22 +69,13 @@ def kind_of(plan: LayerPlan) -> str:
 
 
 def group_layers(plans: Sequence[LayerPlan]) -> tuple[LayerGroup, ...]:
-    """Groups of layers of one kind and one fate, by part of the model, in the order of the first layers."""
+    """Groups of layers of one kind and one fate, by component, in the order of the first layers."""
     groups: dict[tuple[object, ...], list[LayerPlan]] = {}
     for plan in plans:
-        fate = (part_of(plan.layer), kind_of(plan), plan.scheme, plan.solver, plan.reason)
+        fate = (component_of(plan.layer), kind_of(plan), plan.scheme, plan.solver, plan.reason)
         groups.setdefault(fate, []).append(plan)
-    found = [LayerGroup(part_of(p[0].layer), kind_of(p[0]), tuple(p)) for p in groups.values()]
-    return tuple(sorted(found, key=lambda group: PARTS.index(group.part)))
-
-
-def scheme_text(scheme: Scheme) -> str:
-    """A scheme in words: `int4, blocks of 32, symmetric`."""
-    if isinstance(scheme, AffineScheme):
-        blocks = "per channel" if scheme.block_size is None else f"blocks of {scheme.block_size}"
-        return f"int{scheme.bits}, {blocks}, {'symmetric' if scheme.symmetric else 'zero points'}"
-    scale = ", channel scales" if scheme.per_channel_scale else ""
-    return f"palette{scheme.bits}, groups of {scheme.group_size}{scale}"
+    found = [LayerGroup(component_of(p[0].layer), kind_of(p[0]), tuple(p)) for p in groups.values()]
+    return tuple(sorted(found, key=lambda group: COMPONENTS.index(group.component)))
 
 
 def scheme_name(scheme: Scheme | None) -> str | None:

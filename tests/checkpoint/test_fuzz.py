@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.checkpoint.safetensors_file import read_safetensors
 from fastvlm_convert.checkpoint.tokenizer import read_tokenizer
 from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.weights.safetensors_file import read_safetensors
 from tests.checkpoints import HF, LLAVA, SHARDED, copy_checkpoint
 
 JUNK = [

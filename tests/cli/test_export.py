@@ -44,7 +44,14 @@ def test_document(cli, tmp_path):
     assert (result.code, result.err) == (0, "")
     manifest = load_manifest(output)
     files = {name: entry.size for name, entry in manifest.files.items()}
-    assert result.document == {
+    document = result.document
+    assert document.pop("answers")["status"] == "not_run"
+    assert document.pop("peak_memory_bytes") > sum(files.values())
+    assert {layer["scheme"] for layer in document.pop("layers")} == {"float"}
+    assert [c["name"] for c in document.pop("components")] == [
+        "vision", "projector", "decoder", "embedding", "total",
+    ]  # fmt: skip
+    assert document == {
         "schema_version": 1,
         "command": "export",
         "status": "passed",
@@ -196,7 +203,7 @@ class TestOverwrite:
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fastvlm_convert.pipeline.content_hash", interrupt)
+        monkeypatch.setattr("fastvlm_convert.pipeline.source_hash", interrupt)
         before = tree_state(old)
         assert self.export(cli, old, "--overwrite").code == 130
         assert tree_state(old) == before
@@ -209,11 +216,11 @@ import sys, time
 from fastvlm_convert import pipeline
 from fastvlm_convert.cli.main import main
 
-def wait(files):
+def wait(folder):
     print("ready", flush=True)
     time.sleep(60)
 
-pipeline.content_hash = wait
+pipeline.file_entries = wait
 raise SystemExit(main(sys.argv[1:]))
 """
 

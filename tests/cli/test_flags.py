@@ -13,12 +13,18 @@ FLAGS = {
         "--adapter", *COMMON,
     },
     "plan": {"CHECKPOINT", "--target", "--recipe", "--adapter", *COMMON},
+    "quantize": {
+        "CHECKPOINT", "--recipe", "--output", "-o", "--adapter", "--calibration", "--overwrite", *COMMON,
+    },
     "export": {
-        "CHECKPOINT", "--target", "--recipe", "--output", "-o", "--adapter", "--overwrite", *COMMON,
+        "CHECKPOINT", "--target", "--recipe", "--output", "-o", "--adapter", "--calibration", "--overwrite",
+        *COMMON,
     },
     "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--adapter", *COMMON},
     "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
-    "scan": {"CHECKPOINT", "--images", "--max-new-tokens", "--adapter", *COMMON},
+    "scan": {
+        "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", "--adapter", *COMMON,
+    },
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
     "recipes": {"[NAME]", "--schema", *COMMON},
 }  # fmt: skip

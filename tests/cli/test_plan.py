@@ -37,14 +37,14 @@ def test_document(cli):
         "layers": "mlp gate/up/down",
         "num_layers": 12,
         "num_weights": weights,
-        "scheme": "int4, blocks of 32, symmetric",
+        "scheme": "int4 block 32",
         "solver": "search",
         "reason": None,
         "bytes_before": 2 * weights,
         "bytes_after": weights * 4.5 / 8,
         "bits_per_weight": 4.5,
     }
-    assert groups["embedding", "table (also the head)"]["scheme"] == "int8, blocks of 128, symmetric"
+    assert groups["embedding", "table (also the head)"]["scheme"] == "int8 block 128"
     bits = sum(g["bits_per_weight"] * g["num_weights"] for g in document["groups"])
     assert document["bits_per_weight"] == pytest.approx(bits / document["num_weights"])
     assert document["total_bytes"] == sum(document["files"].values())
@@ -58,7 +58,7 @@ def test_for_people(cli):
     result = cli("plan", DEMO, "--recipe", "int4", *BOTH)
     assert (result.code, result.err) == (0, "")
     for text in (
-        "1x1 convolutions", "int8, per channel, symmetric", "onnx/decoder_model_merged_q4f16.onnx_data",
+        "1x1 convolutions", "int8 channel", "onnx/decoder_model_merged_q4f16.onnx_data",
         "1.5 MB", "2048 tokens (recipe)", "6.32 bits per weight over 4.81 M weights",
     ):  # fmt: skip
         assert text in result.out, result.out

@@ -3,8 +3,8 @@ import sys
 import numpy as np
 import pytest
 
+from fastvlm_convert.questions import standard_questions
 from fastvlm_convert.runtime import onnx_session
-from fastvlm_convert.verify.questions import standard_questions
 from tests.bundles import copy_bundle
 from tests.checkpoints import edit_tensors, read_tensors
 from tests.cli.conftest import CHECKPOINT

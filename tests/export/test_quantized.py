@@ -4,21 +4,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import coremltools
 import numpy as np
 import onnx
 import pytest
-from coremltools.converters.mil.frontend.milproto.load import load as load_program
 from onnx import numpy_helper
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
-from fastvlm_convert.export.coreml.paths import FILES
 from fastvlm_convert.export.sizes import predicted_sizes
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db
-from fastvlm_convert.pipeline import export, prepare
-from fastvlm_convert.quantize.apply import quantize_weights
+from fastvlm_convert.pipeline import export
+from fastvlm_convert.prepare import prepare
 from fastvlm_convert.recipe import QuantizeRule, Recipe
 from fastvlm_convert.runtime.loaded import load_bundle, load_engine
 from fastvlm_convert.weights.fold import fold
@@ -26,9 +23,7 @@ from fastvlm_convert.weights.plan import plan_layers
 from fastvlm_convert.weights.quantized import QuantizedWeight, stacked
 from fastvlm_convert.weights.schemes import AffineMatrix
 from tests.bundles import FP16, FP32, check_sizes, graph_path, recipe
-from tests.checkpoints import GOLDEN, LLAVA
-
-CHECKPOINT = GOLDEN / LLAVA / "checkpoint"
+from tests.export.stored import CHECKPOINT, decompressions, engine, shapes
 
 # Names of quantized tensors in the graphs -> layers of the checkpoint.
 DECODER = {
@@ -72,11 +67,6 @@ def made(request, tmp_path_factory) -> tuple[Path, Recipe]:
     output = tmp_path_factory.mktemp("quantized") / "bundle"
     export(CHECKPOINT, chosen, ["onnx", "coreml"], output)
     return output, chosen
-
-
-def engine(chosen: Recipe) -> dict:
-    folded = fold(open_checkpoint(CHECKPOINT).weights)
-    return quantize_weights(folded, plan_layers({n: w.shape for n, w in folded.items()}, chosen))
 
 
 def expected(weights: dict, layers: list[str]) -> AffineMatrix | None:
@@ -151,14 +141,7 @@ def test_onnx_vision_holds_the_engines_integers(made):
 ])  # fmt: skip
 def test_core_ml_holds_the_engines_integers(made, package, function, names):
     bundle, chosen = made
-    path = bundle / f"coreml/{package}.mlpackage"
-    spec = coremltools.models.utils.load_spec(str(path / FILES[1]))
-    program = load_program(spec, spec.specificationVersion, str((path / FILES[2]).parent))
-    found = {
-        op.outputs[0].name: op
-        for op in program.functions[function].operations
-        if op.op_type == "constexpr_blockwise_shift_scale"
-    }
+    found = decompressions(bundle, package, function)
     weights = engine(chosen)
     checked = 0
     for op, layers in names.items():
@@ -251,10 +234,6 @@ def test_a_changed_scale_is_found(tmp_path):
     assert sqnr_db(reference.prefill(embeds), session.prefill(embeds)) < 60
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    return {n: w.shape for n, w in fold(open_checkpoint(CHECKPOINT).weights).items()}
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -279,6 +258,25 @@ def test_impossible_rules(given, message):
     with pytest.raises(RecipeError) as caught:
         plan_layers(shapes(), replace(recipe(FP16), quantize=tuple(given)))
     assert message in str(caught.value)
+
+
+def test_accuracy_level(tmp_path):
+    """0 keeps activations in float; with 8 bits it would be 250 times slower, so that is refused."""
+    chosen = settings("int4", 16, symmetric=True)
+    chosen = replace(chosen, onnx=replace(chosen.onnx, accuracy_level=0))
+    export(CHECKPOINT, chosen, ["onnx"], tmp_path / "bundle")
+    nodes = onnx.load(graph_path(tmp_path / "bundle", "decoder"), load_external_data=False).graph.node
+    levels = [
+        a.i for n in nodes if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "accuracy_level"
+    ]
+    assert levels
+    assert set(levels) == {0}
+    chosen = replace(chosen, quantize=(QuantizeRule(("*.gate_proj",), "int8", 16), *chosen.quantize))
+    with pytest.raises(
+        TargetError, match=r"'decoder.layers.0.mlp.gate_proj' has 8 bits, and onnx.accuracy_le"
+    ):
+        export(CHECKPOINT, chosen, ["onnx"], tmp_path / "slow")
+    export(CHECKPOINT, chosen, ["coreml"], tmp_path / "slow")
 
 
 def test_onnx_takes_no_whole_rows_in_the_decoder(tmp_path):

@@ -10,7 +10,8 @@ from coremltools.converters.mil.mil import types
 
 from fastvlm_convert.export.coreml.sizes import blob_file_bytes, vision_blobs
 from fastvlm_convert.export.sizes import cache_bytes, predicted_sizes
-from fastvlm_convert.pipeline import export, prepare
+from fastvlm_convert.pipeline import export
+from fastvlm_convert.prepare import prepare
 from fastvlm_convert.recipe import FloatSettings, QuantizeRule
 from fastvlm_convert.weights.hollow import hollow_weights
 from fastvlm_convert.weights.plan import LayerPlan
@@ -32,6 +33,18 @@ VARIANTS = {
     "untied": (SHARDED, recipe(FP16, common={"max_context_length": 512})),
     "one_function": (LLAVA, recipe(FP16, coreml={"sequence_lengths": "range", "prefill_chunk": 8})),
     "float16_storage": (LLAVA, recipe(FP32, decoder=HALF, embed=HALF, vision=HALF)),
+    "repaired": (
+        LLAVA,
+        recipe(
+            FP16,
+            repairs={
+                "residual_shift": 3,
+                "rescaled_keys": (0,),
+                "float32_scores": (0,),
+                "separate_key_bias": (1,),
+            },
+        ),
+    ),
     # Scales have the dtype of the operation that reads them.
     "float32_operations": (
         LLAVA,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fastvlm_convert.decode import embed_prompt, generate, teacher_forced
+from fastvlm_convert.model.session import TorchSession
 from fastvlm_convert.preprocess import Prompt, build_prompt, load_image
-from fastvlm_convert.runtime.torch_session import TorchSession
 from tests.checkpoints import GoldenCase, golden_cases, golden_checkpoint, golden_model
 
 CASES = golden_cases()

@@ -1,47 +1,16 @@
-"""Palettes against exhaustive clustering, and with error feedback."""
-
-from itertools import combinations
+"""Palettes by clustering, and with error feedback."""
 
 import numpy as np
 import pytest
 
 from fastvlm_convert.quantize.feedback import output_error
-from fastvlm_convert.quantize.palettes import kmeans, palettize
-from fastvlm_convert.weights.schemes import PaletteScheme
+from fastvlm_convert.quantize.palettes import palettize
+from fastvlm_convert.weights.schemes import PaletteScheme, joined
 from tests.quantize.layers import correlated_hessian, weights
 
 SCHEMES = [
     PaletteScheme(bits, size, scaled) for bits in (4, 6, 8) for size in (1, 16) for scaled in (False, True)
 ]
-
-
-def clustering_error(points: np.ndarray, masses: np.ndarray, table: np.ndarray) -> float:
-    """Squared error of the nearest values."""
-    return float(masses @ np.square(points[:, None] - table).min(1))
-
-
-def least_error(points: np.ndarray, masses: np.ndarray, count: int) -> float:
-    """Over all ways to cut sorted points into ranges."""
-    order = np.argsort(points)
-    points, masses = points[order].astype(np.float64), masses[order]
-    least = np.inf
-    for cuts in combinations(range(1, len(points)), count - 1):
-        parts = np.split(np.arange(len(points)), cuts)
-        means = np.array([np.average(points[part], weights=masses[part]) for part in parts])
-        least = min(least, clustering_error(points, masses, means))
-    return least
-
-
-def test_kmeans_near_the_best() -> None:
-    ratios = []
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        points, masses = rng.standard_normal(14).astype(np.float32), rng.uniform(0.1, 1, 14)
-        ratios.append(
-            clustering_error(points, masses, kmeans(points, masses, 4)) / least_error(points, masses, 4)
-        )
-    assert min(ratios) > 0.999
-    assert np.median(ratios) < 1.05
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -75,6 +44,19 @@ def test_few_distinct_values_are_exact() -> None:
     weight = values[np.random.default_rng(0).integers(0, 5, (16, 64))]
     matrix = palettize(weight, PaletteScheme(4, 16, per_channel_scale=False))
     np.testing.assert_array_equal(matrix.dequantized(), weight)
+
+
+@pytest.mark.parametrize("columns", [9, 64, 4864])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_groups_can_be_solved_alone(scheme: PaletteScheme, columns: int) -> None:
+    """What lets exporters read a weight piece by piece."""
+    weight = weights(columns, 80, columns)
+    whole = palettize(weight, scheme)
+    pieces = joined([palettize(weight[rows], scheme) for rows in (slice(16), slice(16, 64), slice(64, 80))])
+    np.testing.assert_array_equal(pieces.indices, whole.indices)
+    np.testing.assert_array_equal(pieces.palette, whole.palette)
+    np.testing.assert_array_equal(pieces.dequantized(), whole.dequantized())
+    np.testing.assert_array_equal(whole.read(16, 64).dequantized(), whole.dequantized()[16:64])
 
 
 def test_scales_and_importance_help() -> None:

@@ -18,10 +18,11 @@ from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db, top1_agreement
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.preprocess import load_image
-from fastvlm_convert.recipe import FloatSettings
+from fastvlm_convert.recipe import FloatSettings, RepairSettings
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 from fastvlm_convert.runtime.mil.interpreter import Interpreter
 from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.fp16_safe import repaired_config
 from fastvlm_convert.weights.source import computed
 from tests.bundles import FP16, FP32, recipe
 from tests.checkpoints import GOLDEN, LLAVA, golden_cases, golden_checkpoint
@@ -105,12 +106,13 @@ def test_300_forced_tokens(reference, tmp_path):
     assert top1_agreement(expected, logits) >= 0.99
 
 
-def rms_norm(tmp_path: Path, rows: np.ndarray, precision: str) -> np.ndarray:
-    """The decoder's own RMSNorm, float16, on its own in a package."""
-    checkpoint = golden_checkpoint(LLAVA)
+def rms_norm(tmp_path: Path, rows: np.ndarray, shift: int, precision: str) -> np.ndarray:
+    """The decoder's own RMSNorm, float16, on its own in a package, for a stream that is shifted."""
+    repairs = RepairSettings(residual_shift=shift)
+    config = repaired_config(golden_checkpoint(LLAVA).config, repairs)
     weights = Weights(lambda count: None)
     settings = FloatSettings("float16", "float16")
-    builder = DecoderBuilder(checkpoint.config.decoder, {}, settings, recipe(FP16).coreml, 64, weights)
+    builder = DecoderBuilder(config.decoder, {}, settings, recipe(FP16).coreml, repairs, 64, weights)
     scale = computed((rows.shape[-1],), "float32", lambda: np.ones(rows.shape[-1], np.float32))
 
     def body(inputs):
@@ -127,7 +129,8 @@ def rms_norm(tmp_path: Path, rows: np.ndarray, precision: str) -> np.ndarray:
     return result
 
 
-def test_rms_norm_neither_overflows_nor_divides_by_zero(tmp_path):
+@pytest.mark.parametrize("shift", [0, 3])
+def test_rms_norm_neither_overflows_nor_divides_by_zero(shift, tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((1, 5, 896)).astype(np.float32)
     rows[0, 1] *= 2000
@@ -136,7 +139,7 @@ def test_rms_norm_neither_overflows_nor_divides_by_zero(tmp_path):
     rows[0, 4, 7] = 30_000
     x = rows.astype(np.float16).astype(np.float64)
     expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
-    found = rms_norm(tmp_path, rows, "device")
+    found = rms_norm(tmp_path, rows / 2**shift, shift, "device")
     assert np.all(found[0, 3] == 0)
     for row, least in ((0, 55), (1, 55), (2, 30), (4, 55)):
         assert sqnr_db(expected[0, row], found[0, row]) >= least, row

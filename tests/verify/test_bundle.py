@@ -9,8 +9,8 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.contract import Component
 from fastvlm_convert.manifest import FILE_NAME, file_entries, load_manifest
 from fastvlm_convert.preprocess import load_image
+from fastvlm_convert.questions import Question
 from fastvlm_convert.verify.bundle import VerifyResult, verify
-from fastvlm_convert.verify.questions import Question
 from tests.bundles import (
     copy_bundle,
     edit_manifest,

@@ -9,11 +9,11 @@ from PIL import Image
 from fastvlm_convert.decode import Session
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.preprocess import Prompt, load_image
+from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel, load_reference
 from fastvlm_convert.verify.check import Check
 from fastvlm_convert.verify.compare import Comparison, compare
 from fastvlm_convert.verify.executions import executions
-from fastvlm_convert.verify.questions import Question
 from tests.bundles import open_bundle
 from tests.checkpoints import LLAVA, golden_cases, golden_checkpoint
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import coremltools
 import pytest
@@ -11,10 +12,11 @@ from fastvlm_convert.fp16_range import RangeReport, save_report
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.preprocess import load_image
+from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import load_folded_reference
-from fastvlm_convert.verify.questions import Question
+from fastvlm_convert.verify.repairs import needed_repairs, settings_of
 from fastvlm_convert.verify.scan import scan
-from tests.bundles import FP16, recipe
+from tests.bundles import FP16, FP32, recipe
 from tests.checkpoints import LLAVA, copy_checkpoint, edit_tensors, golden_cases, read_tensors
 
 CASES = [case for case in golden_cases() if case.name == LLAVA]
@@ -67,9 +69,8 @@ def test_operations_are_called_as_in_the_programs(report, llava, tmp_path):
         for function in spec.mlProgram.functions.values():
             for block in function.block_specializations.values():
                 names |= {output.name for operation in block.operations for output in operation.outputs}
-    scanned = {
-        o.op for o in report.ops if not o.op.endswith("_scores")
-    }  # scores are inside the fused operation
+    # Scores are inside the fused operation, keys without their bias inside the product.
+    scanned = {o.op for o in report.ops if not o.op.endswith(("_scores", "_k_unbiased"))}
     assert scanned <= names
     assert len(scanned) > 60
 
@@ -95,10 +96,11 @@ def test_export_reads_what_was_scanned(factor, status, llava, tmp_path, monkeypa
     result = export(llava, recipe(FP16), ["onnx"], tmp_path / "after")
     assert load_manifest(tmp_path / "after").fp16_range == status
     warned = [w for w in result.warnings if "headroom" in w]
-    assert len(warned) == (status == "failed")
+    assert bool(warned) == (status == "failed")
     if warned:
-        assert "l1_residual" in warned[0]
-        assert "stem" not in warned[0]  # the encoder computes in float32
+        assert "repairs that recipe 'fp16' lacks: residual_shift (l1_" in warned[0]
+        assert "`fastvlm-convert scan CHECKPOINT --recipe fp16 -o FILE`" in warned[0]
+        assert "stem" not in "".join(warned)  # the encoder computes in float32
 
 
 def test_islands_silence_the_warning(llava, tmp_path, monkeypatch):
@@ -109,3 +111,41 @@ def test_islands_silence_the_warning(llava, tmp_path, monkeypatch):
     kept = tuple(o.op for o in found.risky() if not o.op.endswith("scores"))
     result = export(llava, recipe(FP16, decoder={"float32_ops": kept}), ["coreml"], tmp_path / "bundle")
     assert not [w for w in result.warnings if "headroom" in w]
+
+
+def test_a_repaired_recipe_silences_the_warning(llava, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(tmp_path / "cache"))
+    multiply(llava, "model.layers.1.mlp.down_proj.weight", 3e4)
+    found = run_scan(llava)
+    save_report(found)
+    chosen = needed_repairs(found, recipe(FP16))
+    assert [repair.setting for repair in chosen] == ["residual_shift"]
+    settings = replace(recipe(FP16), repairs=settings_of(chosen))
+    result = export(llava, settings, ["onnx", "coreml"], tmp_path / "bundle")
+    assert not [w for w in result.warnings if "scan" in w]
+    assert result.manifest.fp16_range == "passed"
+    assert load_manifest(tmp_path / "bundle").recipe.repairs == settings.repairs
+
+
+def test_in_float32_a_key_bias_matters_to_the_state_alone(llava, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(tmp_path / "cache"))
+    attention = "model.layers.1.self_attn"
+    biases = {f"{attention}.k_proj.bias": torch.full((32,), 1e3), f"{attention}.q_proj.bias": torch.ones(64)}
+    edit_tensors(llava, biases)
+    save_report(run_scan(llava))
+    for target, asks in (("onnx", False), ("coreml", True)):
+        result = export(llava, recipe(FP32), [target], tmp_path / target)
+        assert any("lacks: separate_key_bias (keys of layer 1" in w for w in result.warnings) == asks
+        assert result.manifest.fp16_range == "passed"  # imprecise, but within range
+
+
+def test_keys_are_measured_before_and_after_bias_and_rotation(report, llava):
+    found = {o.op: o.max_abs for o in report.ops}
+    edit_tensors(llava, {"model.layers.1.self_attn.k_proj.bias": torch.full((32,), 50.0)})
+    biased = {o.op: o.max_abs for o in run_scan(llava).ops}
+    assert biased["l1_k_unbiased"] == pytest.approx(found["l1_k_unbiased"], rel=1e-5)
+    length = 50 * 2**0.5  # of a pair
+    assert abs(biased["l1_k_rotated"] - length) <= 2**0.5 * found["l1_k_unbiased"]
+    assert biased["l0_k_rotated"] == found["l0_k_rotated"] >= found["l0_k_unbiased"] / 2**0.5
+    assert 0 < found["l1_v_heads"] <= found["l1_qkv"]
+    assert 0 < found["l1_q_rotated"] <= 2**0.5 * found["l1_qkv"]

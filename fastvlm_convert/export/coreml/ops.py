@@ -12,7 +12,14 @@ from fastvlm_convert.contract import FloatName
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.export.coreml.weights import Weights
 from fastvlm_convert.recipe import FloatSettings
-from fastvlm_convert.weights.quantized import AnyWeight, quantized_only, stacked
+from fastvlm_convert.weights.quantized import (
+    AnyWeight,
+    PaletteWeight,
+    QuantizedWeight,
+    alike,
+    stacked,
+    stacked_palettes,
+)
 from fastvlm_convert.weights.source import Weight
 
 _FEW = 6  # names that an error message gives as examples
@@ -107,10 +114,11 @@ class Ops:
     def weight(self, key: str, owner: str, *weights: AnyWeight) -> Var:
         """A weight, or several stacked, in the dtype in which the operation `owner` computes."""
         dtype = self.dtype(owner)
-        if integers := quantized_only(list(weights)):
+        if integers := alike(QuantizedWeight, weights):
             return self.weights.affine(key, dtype, stacked(integers))
-        floats = [w for w in weights if isinstance(w, Weight)]
-        return self.weights.weight(key, self.precision.storage, dtype, *floats)
+        if palettes := alike(PaletteWeight, weights):
+            return self.weights.palette(key, dtype, stacked_palettes(palettes))
+        return self.weights.weight(key, self.precision.storage, dtype, *alike(Weight, weights))
 
     def linear(
         self, name: str, x: Var, weights: Sequence[AnyWeight], biases: Sequence[AnyWeight] | None = None

@@ -19,7 +19,7 @@ from fastvlm_convert.weights.quantized import (
     QuantizedWeight,
     dense_view,
 )
-from fastvlm_convert.weights.schemes import PaletteScheme
+from fastvlm_convert.weights.schemes import PaletteScheme, Scheme
 from fastvlm_convert.weights.source import Weight
 
 _ALIGNMENT = 64
@@ -35,8 +35,12 @@ _VISION_LINEAR = 2348  # with its share of attention
 _STEP: dict[FloatName, int] = {"float32": 6650, "float16": 8200}  # of the decoder, beside its layers
 _LAYER: dict[FloatName, int] = {"float32": 15_690, "float16": 18_005}
 _CAST = 297
-_DEQUANTIZED = 103
-_THIRD_PART = 200  # zero points, or scales of a palette's channels
+_DEQUANTIZED: dict[FloatName, int] = {"float32": 103, "float16": 109}
+_ZERO_POINTS = 200
+_CHANNEL_SCALES = 255  # of a palette
+_RESIDUAL_SCALE = 240
+_FLOAT32_SCORES: dict[FloatName, int] = {"float32": 1530, "float16": 2460}
+_KEY_BIAS: dict[FloatName, int] = {"float32": 4030, "float16": 4970}  # with its layer's float32 scores
 
 Blob = tuple[int, int]  # elements and bits of each
 
@@ -88,7 +92,16 @@ def _decoder_program(config: DecoderConfig, weights: MixedSource, recipe: Recipe
     once = [w for n, w in weights.items() if ".k_proj." not in n and ".v_proj." not in n]
     reads = _reads(once, recipe.decoder)
     layers = config.num_layers * _LAYER[recipe.decoder.compute]
-    return _FUNCTION + steps * (_STEP[recipe.decoder.compute] + layers + reads)
+    repairs = _repairs_program(recipe)
+    return _FUNCTION + steps * (_STEP[recipe.decoder.compute] + layers + reads + repairs)
+
+
+def _repairs_program(recipe: Recipe) -> int:
+    repairs, compute = recipe.repairs, recipe.decoder.compute
+    biases = set(repairs.separate_key_bias)
+    scores = set(repairs.float32_scores) - biases
+    scaled = _RESIDUAL_SCALE if repairs.residual_shift else 0
+    return scaled + len(scores) * _FLOAT32_SCORES[compute] + len(biases) * _KEY_BIAS[compute]
 
 
 def _reads(weights: Iterable[AnyWeight], precision: FloatSettings) -> int:
@@ -98,10 +111,15 @@ def _reads(weights: Iterable[AnyWeight], precision: FloatSettings) -> int:
         if isinstance(weight, Weight):
             total += _CAST if precision.storage != precision.compute else 0
         else:
-            scheme = weight.scheme
-            has_more = scheme.per_channel_scale if isinstance(scheme, PaletteScheme) else not scheme.symmetric
-            total += _DEQUANTIZED + (_THIRD_PART if has_more else 0)
+            total += _DEQUANTIZED[precision.compute] + _more_parts(weight.scheme)
     return total
+
+
+def _more_parts(scheme: Scheme) -> int:
+    """Bytes of what stands in a program for parts that not every scheme has."""
+    if isinstance(scheme, PaletteScheme):
+        return _CHANNEL_SCALES if scheme.per_channel_scale else 0
+    return 0 if scheme.symmetric else _ZERO_POINTS
 
 
 def blob_file_bytes(blobs: Iterator[Blob]) -> int:
@@ -149,6 +167,7 @@ def decoder_blobs(config: DecoderConfig, weights: MixedSource, recipe: Recipe) -
         yield from _stacked([weights[f"decoder.{table}.weight"]], precision, "lm_head")
     yield from ((rows, _BITS[dtype]) for rows, dtype in zeros)
     yield from _positions(config, recipe)
+    yield from _key_biases(config, recipe)
 
 
 _LINEARS = {"o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
@@ -162,6 +181,15 @@ def _positions(config: DecoderConfig, recipe: Recipe) -> Iterator[Blob]:
     for tokens in (1, chunk) if recipe.coreml.sequence_lengths == "fixed" else (chunk,):
         yield tokens, _INT32
         yield context, _INT32
+
+
+def _key_biases(config: DecoderConfig, recipe: Recipe) -> Iterator[Blob]:
+    """Biases of keys that are kept apart, in two parts a layer, and the rotary columns they share."""
+    layers = set(recipe.repairs.separate_key_bias)
+    for _ in layers:
+        yield from [(config.num_kv_heads * config.head_dim, _BITS["float32"])] * 2
+    if layers:
+        yield config.head_dim * recipe.common.max_context_length, _BITS["float32"]
 
 
 def _stacked(weights: list[AnyWeight], precision: FloatSettings, op: str) -> Iterator[Blob]:

@@ -9,15 +9,14 @@ from coremltools.converters.mil.mil import Var, types
 
 from fastvlm_convert.contract import FloatName
 from fastvlm_convert.errors import TargetError
-from fastvlm_convert.weights.quantized import QuantizedWeight
+from fastvlm_convert.weights.quantized import PaletteWeight, QuantizedWeight
 from fastvlm_convert.weights.schemes import AffineScheme
 from fastvlm_convert.weights.source import Weight
 
 OnBytes = Callable[[int], None]
 
-_SMALL = (
-    1024  # elements; coremltools puts the smallest constants into the program itself, without `flatten()`
-)
+# Most elements of a constant that coremltools puts into the program itself, so that it is read at once.
+_SMALL = 9
 
 
 class _Flat(np.ndarray):
@@ -116,6 +115,28 @@ class Weights:
         self._vars[key] = mb.constexpr_blockwise_shift_scale(name=key, **arguments)
         return self._vars[key]
 
+    def palette(self, key: str, compute: FloatName, weight: PaletteWeight) -> Var:
+        """A weight behind the compile-time look-up of iOS 18: a table for every group of output channels.
+
+        A scale per channel, where there is one, multiplies what was looked up, in the same way as `affine`.
+        Tables and scales have the compute dtype; float32 holds them exactly.
+        """
+        if key in self._vars:
+            return self._vars[key]
+        scheme, parts = weight.scheme, _PaletteParts(weight, self._on_bytes)
+        ones = [1] * (len(weight.shape) - 1)
+        tables = (scheme.num_groups(weight.rows), *ones, scheme.levels, 1)
+        dense = mb.constexpr_lut_to_dense(
+            indices=self._part(f"{key}_indices", weight.shape, _INDEX_TYPES[scheme.bits], parts.indices),
+            lut=self._part(f"{key}_lut", tables, _dtype(compute), parts.tables),
+            name=f"{key}_unscaled" if scheme.per_channel_scale else key,
+        )
+        if scheme.per_channel_scale:
+            scale = self._part(f"{key}_scale", (weight.rows, *ones), _dtype(compute), parts.scales)
+            dense = mb.constexpr_blockwise_shift_scale(data=dense, scale=scale, name=key)
+        self._vars[key] = dense
+        return dense
+
     def _part(
         self,
         key: str,
@@ -207,6 +228,48 @@ class _AffineParts:
         return self._rest
 
 
+class _PaletteParts:
+    """The indices, tables and scales of a weight, which is solved once for all three.
+
+    Indices, the bulk, are kept until they are asked for, which the writer does first.
+    """
+
+    def __init__(self, weight: PaletteWeight, on_bytes: OnBytes) -> None:
+        self._weight = weight
+        self._on_bytes = on_bytes
+        self._indices: np.ndarray | None = None
+        self._small: tuple[np.ndarray, np.ndarray] | None = None
+
+    def indices(self) -> np.ndarray:
+        """One a byte."""
+        self._solve()
+        indices, self._indices = self._indices, None
+        assert indices is not None, "indices were asked for twice"
+        return indices
+
+    def tables(self) -> np.ndarray:
+        return self._solve()[0]
+
+    def scales(self) -> np.ndarray:
+        return self._solve()[1]
+
+    def _solve(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._small is None:
+            self._indices = np.empty((self._weight.rows, self._weight.columns), np.uint8)
+            tables, scales, row = [], [np.empty(0, np.float16)], 0
+            for part in self._weight.chunks():
+                self._indices[row : row + len(part.indices)] = part.indices
+                row += len(part.indices)
+                tables.append(part.palette)
+                scales += [] if part.scale is None else [part.scale]
+                self._on_bytes(4 * part.indices.size)
+            self._small = np.concatenate(tables), np.concatenate(scales)
+        return self._small
+
+
+_INDEX_TYPES: dict[int, Any] = {4: types.np_uint4_dtype, 6: types.np_uint6_dtype, 8: np.uint8}
+
+
 def _integer_type(scheme: AffineScheme) -> Any:  # noqa: ANN401
     if scheme.bits == 8:
         return np.int8 if scheme.symmetric else np.uint8
@@ -229,7 +292,8 @@ def _read(
             if storage == "float16" and not np.isfinite(values[row : row + len(chunk)]).all():
                 raise TargetError(
                     f"weight '{key}' reaches {float(np.abs(chunk).max()):.4g}, beyond float16's 65504",
-                    hint="store that component as float32 in the recipe",
+                    hint="store that component as float32 in the recipe; for a bias of keys, "
+                    "`scan -o FILE` writes a recipe that repairs it",
                 )
             row += len(chunk)
             on_bytes(4 * chunk.size)

@@ -86,6 +86,7 @@ class _Writer:
             self.weights,
             settings,
             recipe.coreml,
+            recipe.repairs,
             recipe.common.max_context_length,
             weights,
         )

@@ -22,7 +22,13 @@ from fastvlm_convert.export.onnx.affine import StoredAffine, matmul, store_affin
 from fastvlm_convert.export.onnx.embed import Table
 from fastvlm_convert.export.onnx.graph import Graph
 from fastvlm_convert.weights.config import DecoderConfig
-from fastvlm_convert.weights.quantized import AnyWeight, MixedSource, float_weight, quantized_only, stacked
+from fastvlm_convert.weights.quantized import (
+    AffineSource,
+    QuantizedWeight,
+    alike,
+    float_weight,
+    stacked,
+)
 from fastvlm_convert.weights.source import Weight
 
 
@@ -42,7 +48,7 @@ class _Context:
 
 
 def build_decoder(
-    graph: Graph, config: DecoderConfig, weights: MixedSource, context_length: int, head: Table
+    graph: Graph, config: DecoderConfig, weights: AffineSource, context_length: int, head: Table
 ) -> None:
     """Add the whole decoder to a graph.
 
@@ -60,6 +66,9 @@ def build_decoder(
     embeds = graph.input(INPUTS_EMBEDS, "float32", [BATCH, SEQUENCE, config.hidden_size])
     context = _context(graph, config, context_length)
     x = embeds if graph.compute == "float32" else graph.cast(embeds, graph.compute, "inputs_cast")
+    if config.residual_shift:
+        scale = graph.constant("residual_scale", np.array(config.residual_scale, graph.compute))
+        x = graph.op("Mul", [x, scale], "inputs_scaled")
     skip = ""  # the output of the last block, not yet added to the residual stream x
     for i in range(config.num_layers):
         x, skip = _layer(graph, config, weights, i, x, skip, context)
@@ -119,7 +128,7 @@ def _table(graph: Graph, name: str, values: np.ndarray) -> str:
 
 
 def _layer(
-    graph: Graph, config: DecoderConfig, weights: MixedSource, i: int, x: str, skip: str, context: _Context
+    graph: Graph, config: DecoderConfig, weights: AffineSource, i: int, x: str, skip: str, context: _Context
 ) -> tuple[str, str]:
     """One layer; returns the residual stream and the MLP's output that is still to be added to it."""
     layer = f"decoder.layers.{i}"
@@ -161,12 +170,12 @@ def _layer(
     return x, _linear(graph, op("down"), gated, [weights[f"{layer}.mlp.down_proj.weight"]])
 
 
-def _linear(graph: Graph, name: str, x: str, weights: list[AnyWeight]) -> str:
+def _linear(graph: Graph, name: str, x: str, weights: list[Weight | QuantizedWeight]) -> str:
     """Multiply by W^T, with W as the checkpoint stores it, [out, in]: nothing is transposed on the way."""
-    if integers := quantized_only(weights):
+    if integers := alike(QuantizedWeight, weights):
         whole = stacked(integers)
         return matmul(graph, name, x, store_affine(graph, whole), whole.rows)
-    matrix = graph.weight(f"{name}_weight", *(w for w in weights if isinstance(w, Weight)))
+    matrix = graph.weight(f"{name}_weight", *alike(Weight, weights))
     return graph.fused("FusedMatMul", [x, matrix], name, transB=1)
 
 
@@ -181,7 +190,7 @@ def _norm(
             [x, scale],
             name,
             axis=-1,
-            epsilon=config.rms_norm_eps,
+            epsilon=config.norm_eps,
             stash_type=1,
         )
         return normed, x
@@ -191,7 +200,7 @@ def _norm(
         [x, skip, scale],
         name,
         outputs=[name, "", "", residual],
-        epsilon=config.rms_norm_eps,
+        epsilon=config.norm_eps,
     )
     return normed, residual
 

@@ -8,13 +8,13 @@ from fastvlm_convert.contract import BATCH, INPUT_IDS, INPUTS_EMBEDS, SEQUENCE
 from fastvlm_convert.export.onnx.affine import StoredAffine, gather, store_affine
 from fastvlm_convert.export.onnx.data import Region
 from fastvlm_convert.export.onnx.graph import Graph, num_bytes
-from fastvlm_convert.weights.quantized import AnyWeight, QuantizedWeight
+from fastvlm_convert.weights.quantized import QuantizedWeight
 from fastvlm_convert.weights.source import Weight
 
 Table = Region | StoredAffine
 
 
-def store_table(graph: Graph, table: AnyWeight, rows: int) -> Table:
+def store_table(graph: Graph, table: Weight | QuantizedWeight, rows: int) -> Table:
     """Write a table to a graph's data file, followed by zero rows up to `rows`.
 
     Clients look up `<image>` before they overwrite its rows with image features, so that id needs a row;

@@ -98,15 +98,23 @@ class Graph:
         storage: Dtype of float weights in the file.
         compute: Dtype they are used in; a Cast stands between where the two differ (runtimes fold it).
         on_bytes: Called with the number of bytes of each weight written.
+        accuracy_level: Of products with quantized weights, see `OnnxSettings`.
     """
 
     def __init__(
-        self, name: str, data: DataFile, storage: FloatName, compute: FloatName, on_bytes: OnBytes
+        self,
+        name: str,
+        data: DataFile,
+        storage: FloatName,
+        compute: FloatName,
+        on_bytes: OnBytes,
+        accuracy_level: int = 4,
     ) -> None:
         self.name = name
         self.data = data
         self.storage = storage
         self.compute = compute
+        self.accuracy_level = accuracy_level
         self.opset = OPSET
         self._on_bytes = on_bytes
         self.nodes: list[Node] = []
@@ -199,7 +207,8 @@ class Graph:
                 if not np.isfinite(half).all():
                     raise TargetError(
                         f"weight '{name}' reaches {float(np.abs(chunk).max()):.4g}, beyond float16's 65504",
-                        hint="store that component as float32 in the recipe",
+                        hint="store that component as float32 in the recipe; for a bias of keys, "
+                        "`scan -o FILE` writes a recipe that repairs it",
                     )
                 yield half
             else:

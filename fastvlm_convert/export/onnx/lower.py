@@ -14,7 +14,7 @@ from fastvlm_convert.export.onnx.vision import build_vision
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.recipe import FloatSettings, Recipe
 from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.quantized import MixedSource
+from fastvlm_convert.weights.quantized import MixedSource, without_palettes
 
 FOLDER = "onnx"
 
@@ -53,7 +53,7 @@ class Lowering:
         on_bytes: Callable[[int], None],
     ) -> None:
         self.config = config
-        self.weights = weights
+        self.weights = without_palettes(weights)
         self.recipe = recipe
         self.embed_rows = max(image_token_id + 1, config.decoder.embed_rows)
         self._files = files
@@ -80,7 +80,14 @@ class Lowering:
         shared = decoder.tied and self.recipe.onnx.shared_table
         head = self.weights["decoder.embed_tokens.weight" if decoder.tied else "decoder.lm_head.weight"]
         with self._data(file) as data:
-            graph = Graph("fastvlm_decoder", data, settings.storage, settings.compute, self._on_bytes)
+            graph = Graph(
+                "fastvlm_decoder",
+                data,
+                settings.storage,
+                settings.compute,
+                self._on_bytes,
+                self.recipe.onnx.accuracy_level,
+            )
             table = store_table(graph, head, self.embed_rows if shared else decoder.vocab_size)
             build_decoder(graph, decoder, self.weights, self.recipe.common.max_context_length, table)
             self._files.save(graph, file)

@@ -14,10 +14,10 @@ from fastvlm_convert.contract import (
 from fastvlm_convert.export.onnx.affine import dequantized
 from fastvlm_convert.export.onnx.graph import Graph
 from fastvlm_convert.weights.config import ModelConfig, StageConfig
-from fastvlm_convert.weights.quantized import MixedSource, QuantizedWeight, float_weight
+from fastvlm_convert.weights.quantized import AffineSource, QuantizedWeight, float_weight
 
 
-def build_vision(graph: Graph, config: ModelConfig, weights: MixedSource) -> None:
+def build_vision(graph: Graph, config: ModelConfig, weights: AffineSource) -> None:
     """Add encoder and projector to a graph.
 
     Args:
@@ -44,7 +44,7 @@ def build_vision(graph: Graph, config: ModelConfig, weights: MixedSource) -> Non
 class _Builder:
     """Adds the blocks of the encoder; every method takes and returns the name of a value."""
 
-    def __init__(self, graph: Graph, weights: MixedSource) -> None:
+    def __init__(self, graph: Graph, weights: AffineSource) -> None:
         self.graph = graph
         self.weights = weights
 

@@ -1,6 +1,6 @@
 from fastvlm_convert.export.sizes import predicted_sizes
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.pipeline import prepare
+from fastvlm_convert.prepare import prepare
 from tests.export.onnx.conftest import Variant
 
 

@@ -7,9 +7,10 @@ from fastvlm_convert import metrics
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.decode import generate
 from fastvlm_convert.model.fastvlm import FastVLM, load_model
+from fastvlm_convert.model.session import TorchSession
 from fastvlm_convert.preprocess import load_image
-from fastvlm_convert.runtime.loaded import at_image_size, load_reference
-from fastvlm_convert.runtime.torch_session import TorchSession
+from fastvlm_convert.runtime.loaded import load_reference
+from fastvlm_convert.weights.config import at_image_size
 from fastvlm_convert.weights.fold import fold
 from tests.bundles import FP16, export_bundle, graph_path, load_graph, open_bundle, recipe
 from tests.checkpoints import GOLDEN, HF, LLAVA, golden_cases, golden_checkpoint, golden_model

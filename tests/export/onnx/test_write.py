@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from fastvlm_convert.checkpoint import files
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import TargetError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
+from fastvlm_convert.weights import files
 from fastvlm_convert.weights.fold import fold
 from tests.bundles import FP16, external_regions, graph_path, load_graph, recipe
 from tests.checkpoints import GOLDEN, SHARDED, edit_json, edit_tensors, read_tensors

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fastvlm_convert.errors import ImageError
-from fastvlm_convert.verify.questions import DEFAULT_QUESTION, folder_questions, standard_questions
+from fastvlm_convert.questions import DEFAULT_QUESTION, read_questions, standard_questions
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 def test_pictures_are_taken_in_the_order_of_their_names(folder):
-    found = folder_questions(folder)
+    found = read_questions(folder)
     assert [q.text for q in found] == [DEFAULT_QUESTION] * 2
     assert [np.asarray(q.image)[0, 0].argmax() for q in found] == [2, 0]  # a blue, b red
 
@@ -30,7 +30,7 @@ def test_a_listing_decides(folder):
         {"image": "b.png", "question": "W?"},
     ]
     (folder / "questions.json").write_text(json.dumps(entries))
-    found = folder_questions(folder)
+    found = read_questions(folder)
     assert [q.text for q in found] == ["What?", "W?"]
     assert all(np.asarray(q.image)[0, 0].argmax() == 0 for q in found)
 
@@ -42,37 +42,37 @@ def test_a_listing_decides(folder):
 )
 def test_a_malformed_listing(folder, content):
     (folder / "questions.json").write_text(content)
-    with pytest.raises(ImageError, match="expected a list of objects with 'image' and 'question'") as caught:
-        folder_questions(folder)
+    with pytest.raises(ImageError, match=r"expected a list of objects|not valid JSON") as caught:
+        read_questions(folder)
     assert str(folder / "questions.json") in str(caught.value)
 
 
 def test_an_empty_listing(folder):
     (folder / "questions.json").write_text("[]")
     with pytest.raises(ImageError, match="no images here"):
-        folder_questions(folder)
+        read_questions(folder)
 
 
 def test_a_picture_that_is_listed_but_not_there(folder):
     (folder / "questions.json").write_text('[{"image": "c.png", "question": "?"}]')
     with pytest.raises(ImageError, match=r"there is no such image \(.*c.png\)"):
-        folder_questions(folder)
+        read_questions(folder)
 
 
 def test_a_picture_that_is_none(folder):
     (folder / "c.png").write_text("text")
     with pytest.raises(ImageError, match=r"not an image.*c.png"):
-        folder_questions(folder)
+        read_questions(folder)
 
 
 def test_a_folder_without_pictures(tmp_path):
     with pytest.raises(ImageError, match=r"no images here \(.png, "):
-        folder_questions(tmp_path)
+        read_questions(tmp_path)
 
 
 def test_no_folder(tmp_path):
     with pytest.raises(ImageError, match="there is no such folder of images"):
-        folder_questions(tmp_path / "none")
+        read_questions(tmp_path / "none")
 
 
 def test_sixteen_standard_pictures():

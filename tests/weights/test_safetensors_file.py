@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from fastvlm_convert.checkpoint.files import MAX_TENSOR_AXES
-from fastvlm_convert.checkpoint.safetensors_file import MAX_HEADER_BYTES, read_safetensors
 from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.weights.files import MAX_TENSOR_AXES, item_size
+from fastvlm_convert.weights.safetensors_file import MAX_HEADER_BYTES, lay_out, read_safetensors
 from tests.checkpoints import SETS, copy_checkpoint, read_tensors
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -166,3 +167,40 @@ def test_a_file_that_cannot_be_read_is_an_error_for_the_user(tmp_path, monkeypat
         read_safetensors(path)
     with pytest.raises(CheckpointError, match="cannot read: Permission denied"):
         weight.array()
+
+
+def test_tensors_that_share_bytes_are_refused(tmp_path):
+    header = entry() | {"v": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}
+    path = write_raw(tmp_path / "a.safetensors", header, bytes(16))
+    with pytest.raises(CheckpointError, match="tensors 'w' and 'v' overlap"):
+        read_safetensors(path)
+
+
+def test_what_it_writes_the_safetensors_package_reads(tmp_path):
+    rng = np.random.default_rng(1)
+    arrays = {
+        "bytes": rng.integers(0, 256, (3, 5), np.uint8),
+        "half": rng.standard_normal((2, 3)).astype(np.float16),
+        "single \u00e4": rng.standard_normal((4, 2, 3)).astype(np.float32),
+        "scalar": np.float32(2.5).reshape(()),
+        "many": np.arange(7, dtype=np.int64),
+    }
+    layout = lay_out(tmp_path / "a", {n: (a.dtype.name, a.shape) for n, a in arrays.items()})
+    layout.create()
+    for name, array in reversed(arrays.items()):  # in any order
+        layout.write(name, [array] if array.ndim < 2 else [array[:1], array[1:]])
+    theirs = load_file(tmp_path / "a")
+    assert set(theirs) == set(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(theirs[name], array)
+    assert layout.size == (tmp_path / "a").stat().st_size
+    for tensor in layout.tensors.values():
+        assert tensor.offset % item_size(tensor.dtype) == 0
+    assert len(layout.header) % 8 == 0
+
+
+def test_rows_are_written_where_they_belong(tmp_path):
+    layout = lay_out(tmp_path / "a", {"w": ("float32", (5, 2))})
+    layout.create()
+    layout.write("w", [np.ones((2, 2), np.float32)], first_row=3)
+    np.testing.assert_array_equal(load_file(tmp_path / "a")["w"], np.repeat([[0], [0], [0], [1], [1]], 2, 1))

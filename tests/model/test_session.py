@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastvlm_convert.runtime.torch_session import TorchSession
+from fastvlm_convert.model.session import TorchSession
 from tests.checkpoints import LLAVA, SETS, golden_model
 
 

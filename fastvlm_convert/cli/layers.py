@@ -1,0 +1,83 @@
+"""What quantization did, by component: the table and the document that several commands end with."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from fastvlm_convert.cli.console import size_text
+from fastvlm_convert.errors import printable
+from fastvlm_convert.quantize.score import AnswerScore
+from fastvlm_convert.weights.report import ComponentReport, LayerReport, component_reports
+
+_NOT_RUN = "no solver ran the model, verify measures it"
+_FEW = 2  # layers named beside a reason before the rest is counted
+
+
+def layers_document(layers: Sequence[LayerReport]) -> dict[str, Any]:
+    """Components and layers as plain data."""
+    return {
+        "components": [dataclasses.asdict(report) for report in component_reports(layers)],
+        "layers": [dataclasses.asdict(report) for report in layers],
+    }
+
+
+def layers_table(layers: Sequence[LayerReport]) -> Table:
+    """One row for each component, and the total."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("component")
+    for name in ("layers", "bits per weight", "size", "SQNR dB"):
+        table.add_column(name, justify="right")
+    table.add_column("stored as")
+    for report in component_reports(layers):
+        is_total = report.name == "total"
+        cells = (
+            report.name,
+            str(report.num_layers),
+            f"{report.bits_per_weight:.2f}",
+            size_text(report.stored_bytes),
+            _sqnr(report),
+            "" if is_total else _stored_as(report),
+        )
+        table.add_row(*cells, style="bold" if is_total else "")
+    return table
+
+
+def score_document(score: AnswerScore | None) -> dict[str, Any]:
+    """What the integers do to the answers, or why that is not known."""
+    if score is None:
+        return {"status": "not_run", "reason": _NOT_RUN}
+    return {"status": "measured", **dataclasses.asdict(score)}
+
+
+def score_text(score: AnswerScore | None) -> str:
+    """The same in a line."""
+    if score is None:
+        return f"answers: not run; {_NOT_RUN}"
+    return (
+        f"answers: KL {score.kl_mean_nats:.2g} nats, {100 * score.top1_agreement:.2f} % keep the likeliest "
+        f"({score.num_tokens} tokens of the calibration's answers)"
+    )
+
+
+def _sqnr(report: ComponentReport) -> str:
+    if report.sqnr_db is not None:
+        return f"{report.sqnr_db:.1f}"
+    return "-" if len(report.in_float) == report.num_layers else "exact"
+
+
+def _stored_as(report: ComponentReport) -> str:
+    """`24 int4 block 32; 1 float: a.b (why)`."""
+    parts = [f"{count} {scheme}" for scheme, count in report.schemes.items() if scheme != "float"]
+    if report.in_float:
+        parts.append(f"{len(report.in_float)} float")
+    reasons: dict[str, list[str]] = {}
+    for layer, reason in report.in_float.items():
+        if reason is not None:
+            reasons.setdefault(reason, []).append(layer)
+    for reason, named in reasons.items():
+        more = f" and {len(named) - _FEW} more" if len(named) > _FEW else ""
+        parts.append(f"{', '.join(named[:_FEW])}{more}: {reason}")
+    return escape(printable("; ".join(parts)))

@@ -1,0 +1,50 @@
+"""What integers do to the reference's answers."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastvlm_convert import metrics
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """What the integers do to the reference's answers about the calibration's pictures.
+
+    Attributes:
+        kl_mean_nats: Mean divergence of the tokens' distributions.
+        top1_agreement: Share of tokens that stay the likeliest.
+        num_tokens: Tokens compared.
+    """
+
+    kl_mean_nats: float
+    top1_agreement: float
+    num_tokens: int
+
+
+def answer_score(reference: np.ndarray, candidate: np.ndarray) -> AnswerScore:
+    """Compare logits, float32 [tokens, vocab] each."""
+    divergence = metrics.kl_divergence(reference, candidate)
+    agreement = metrics.top1_agreement(reference, candidate)
+    return AnswerScore(float(np.mean(divergence)), agreement, len(reference))
+
+
+def keep_score(path: Path, score: AnswerScore) -> None:
+    """Write a score whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(asdict(score)))
+    partial.replace(path)
+
+
+def kept_score(path: Path) -> AnswerScore | None:
+    """A score that was kept, or None where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return AnswerScore(
+            float(value["kl_mean_nats"]), float(value["top1_agreement"]), int(value["num_tokens"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,139 @@
+"""Find the integers of layers that need data: ask the reference, weigh the tokens, solve in turn."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastvlm_convert import __version__
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash
+from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.fp16_range import cache_folder
+from fastvlm_convert.model.chain import Chain
+from fastvlm_convert.preprocess import ImageMode
+from fastvlm_convert.quantize.answers import Answered, TokenBatch, answered, token_batch
+from fastvlm_convert.quantize.calibration import Calibration
+from fastvlm_convert.quantize.score import AnswerScore, answer_score, keep_score, kept_score
+from fastvlm_convert.quantize.sequential import Task, solve
+from fastvlm_convert.quantize.token_weights import FloatPass, averaged, float_pass
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.fp16_safe import repaired_config
+from fastvlm_convert.weights.plan import LayerPlan
+from fastvlm_convert.weights.quantized import AnyWeight, MixedSource, dense_view
+from fastvlm_convert.weights.source import WeightSource
+from fastvlm_convert.weights.store import load_layer
+
+OnProgress = Callable[[str, float], None]
+
+_SCORE = "answers.json"
+
+
+@dataclass(frozen=True)
+class SolvedLayers:
+    """Weights by canonical name, and what they do to the answers."""
+
+    weights: dict[str, AnyWeight]
+    score: AnswerScore
+
+
+def solved_layers(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    mode: ImageMode,
+    recipe: Recipe,
+    plans: Sequence[LayerPlan],
+    folded: WeightSource,
+    searched: MixedSource,
+    calibration: Calibration,
+    on_progress: OnProgress,
+) -> SolvedLayers:
+    """Solve the layers whose rules need data; finished ones are kept in the user's cache.
+
+    Args:
+        checkpoint: The float checkpoint.
+        config: Its dimensions, with the image size to calibrate for.
+        mode: How images are made square.
+        recipe: Its `quantize` and `calibration` sections.
+        plans: One a layer.
+        folded: The float weights, folded and repaired.
+        searched: The same with those layers quantized that need no data.
+        calibration: Pictures with questions.
+        on_progress: Called with the name of the stage and the share of it that is done, 0..1.
+
+    Raises:
+        RecipeError: The data is not at hand, or a prompt is too long.
+    """
+    todo = {plan.layer: plan for plan in plans if plan.scheme is not None and plan.solver != "search"}
+    folder = cache_folder() / "solved" / _key(checkpoint, config, mode, recipe, calibration)
+    score = kept_score(folder / _SCORE)
+    if score is None:
+        if not calibration.questions:
+            raise RecipeError(
+                "the layers were calibrated with data that is not at hand",
+                hint="give the quantized checkpoint as the reference, or calibrate with the same data again",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        data = answered(
+            checkpoint, config, mode, calibration, recipe.calibration, partial(on_progress, "answers")
+        )
+        score = _solve(
+            repaired_config(config, recipe.repairs), recipe, todo, folded, searched, data, folder, on_progress
+        )
+        keep_score(folder / _SCORE, score)
+    weights: dict[str, AnyWeight] = {}
+    for layer, plan in todo.items():
+        assert plan.scheme is not None
+        weight, floats = load_layer(folder / f"{layer}.safetensors", plan.shape, plan.scheme)
+        weights |= {f"{layer}.weight": weight, **floats}
+    return SolvedLayers(weights, score)
+
+
+def _key(
+    checkpoint: Checkpoint, config: ModelConfig, mode: ImageMode, recipe: Recipe, calibration: Calibration
+) -> str:
+    rules = [asdict(rule) for rule in recipe.quantize]
+    settings = asdict(recipe.calibration)
+    files = content_hash(checkpoint.files)
+    repairs = asdict(recipe.repairs)
+    size = config.vision.image_size
+    parts = (__version__, files, calibration.sha256, size, mode, rules, settings, repairs)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _solve(
+    config: ModelConfig,
+    recipe: Recipe,
+    todo: dict[str, LayerPlan],
+    folded: WeightSource,
+    searched: MixedSource,
+    data: Answered,
+    folder: Path,
+    on_progress: OnProgress,
+) -> AnswerScore:
+    reference = Chain(config, folded)
+    batch = token_batch(data.samples, torch.from_numpy(data.features), reference.embed)
+    kind = recipe.calibration.token_weights
+    passed = float_pass(reference, batch, kind != "uniform", partial(on_progress, "token weights"))
+    task = Task(
+        reference,
+        Chain(config, dense_view(searched)),
+        todo,
+        recipe.calibration,
+        data,
+        _weights(passed, batch, kind),
+        folder,
+    )
+    solved = solve(task, partial(on_progress, "layers"))
+    logits = (reference.logits(passed.hidden), task.chain.logits(solved.hidden))
+    return answer_score(*(found.numpy() for found in logits))
+
+
+def _weights(passed: FloatPass, batch: TokenBatch, kind: str) -> dict[str, Tensor]:
+    if kind == "modality":
+        return {name: averaged(weights, batch) for name, weights in passed.weights.items()}
+    return dict(passed.weights)

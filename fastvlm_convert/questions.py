@@ -1,0 +1,96 @@
+"""Pictures with questions: to compare models on, and to calibrate with."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from fastvlm_convert.demo.samples import calibration_samples, check_samples
+from fastvlm_convert.errors import ImageError
+from fastvlm_convert.preprocess import load_image
+
+IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+DEFAULT_QUESTION: Final = "Describe the image."
+
+
+@dataclass(frozen=True)
+class Question:
+    """A picture with a question about it.
+
+    Attributes:
+        image: RGB.
+        text: The question.
+        answer: The answer to calibrate with; None asks the reference.
+    """
+
+    image: Image.Image
+    text: str
+    answer: str | None = None
+
+
+def standard_questions() -> list[Question]:
+    """The standard check pictures of the demo generator, one question each."""
+    return [Question(image, question.question) for image, question in check_samples()]
+
+
+def generated_questions(count: int) -> list[Question]:
+    """Pictures of the demo generator for calibration, one question each."""
+    return [Question(image, question.question) for image, question in calibration_samples(count)]
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The pictures of a folder or of a JSON lines file.
+
+    A folder has a `questions.json`, a list of objects with `image`, `question` and perhaps `answer`, or its
+    pictures get one default question each. A `.jsonl` file has such an object a line. Images are named
+    relative to where they are listed.
+
+    Raises:
+        ImageError: There is no such folder or file, it names no pictures, or one cannot be read.
+    """
+    if path.is_file() and path.suffix == ".jsonl":
+        lines = _read_text(path).splitlines()
+        entries = [_parsed(line, path, f"line {n + 1}: ") for n, line in enumerate(lines) if line.strip()]
+        return _questions(entries, path.parent, path)
+    if not path.is_dir():
+        what = "neither a folder of images nor a .jsonl file" if path.exists() else "there is no such folder"
+        raise ImageError(f"{what}{'' if path.exists() else ' of images'}", where=path)
+    listing = path / "questions.json"
+    if listing.is_file():
+        value = _parsed(_read_text(listing), listing)
+        if not isinstance(value, list):
+            raise ImageError(_EXPECTED, where=listing)
+        return _questions(value, path, listing)
+    names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    return _questions([{"image": name, "question": DEFAULT_QUESTION} for name in names], path, path)
+
+
+_EXPECTED = "expected a list of objects with 'image', 'question' and perhaps 'answer'"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(f"cannot read: {error}", where=path) from error
+
+
+def _parsed(text: str, where: Path, place: str = "") -> Any:  # noqa: ANN401
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ImageError(f"{place}not valid JSON: {error}", where=where) from error
+
+
+def _questions(entries: Sequence[Any], folder: Path, where: Path) -> list[Question]:
+    if not entries:
+        raise ImageError(f"no images here ({', '.join(IMAGE_SUFFIXES)})", where=where)
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("answer"), str | None):
+            raise ImageError(_EXPECTED, where=where)
+        if not all(isinstance(entry.get(key), str) for key in ("image", "question")):
+            raise ImageError(_EXPECTED, where=where)
+    return [Question(load_image(folder / e["image"]), e["question"], e.get("answer")) for e in entries]
