@@ -26,15 +26,19 @@ demo: setup
 	@echo
 	$(BIN)/fastvlm-convert run $(DEMO) $(DEMO)/check_images/00.png "Describe the image."
 	@echo
-	$(BIN)/fastvlm-convert export $(DEMO) --target onnx --target coreml --recipe fp16 -o $(OUT)/fp16
+	$(BIN)/fastvlm-convert plan $(DEMO) --recipe int4 --target onnx --target coreml
 	@echo
-	$(BIN)/fastvlm-convert run $(OUT)/fp16 --target onnx $(DEMO)/check_images/00.png "Describe the image."
+	$(BIN)/fastvlm-convert quantize $(DEMO) --recipe int4 -o $(OUT)/quantized
 	@echo
-	$(BIN)/fastvlm-convert run $(OUT)/fp16 --target coreml $(DEMO)/check_images/00.png "Describe the image."
+	$(BIN)/fastvlm-convert export $(OUT)/quantized --target onnx --target coreml -o $(OUT)/int4
 	@echo
-	$(BIN)/fastvlm-convert verify $(OUT)/fp16 --reference $(DEMO)
+	$(BIN)/fastvlm-convert run $(OUT)/int4 --target onnx $(DEMO)/check_images/00.png "Describe the image."
 	@echo
-	$(BIN)/fastvlm-convert bench $(OUT)/fp16 --reference $(DEMO)
+	$(BIN)/fastvlm-convert run $(OUT)/int4 --target coreml $(DEMO)/check_images/00.png "Describe the image."
+	@echo
+	$(BIN)/fastvlm-convert verify $(OUT)/int4 --reference $(DEMO)
+	@echo
+	$(BIN)/fastvlm-convert bench $(OUT)/int4 --reference $(DEMO)
 
 test: setup
 	$(BIN)/python -m pytest -q
@@ -54,6 +58,8 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/demo_accuracy.py
 	$(BIN)/python benchmarks/export_cost.py 0.5b
+	$(BIN)/python benchmarks/quantize_answers.py $(DEMO)
+	$(BIN)/python benchmarks/quantize_cost.py 0.5b
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache

@@ -29,7 +29,8 @@ from benchmarks.quantize_layers import coreml, onnxruntime
 from fastvlm_convert import metrics
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_convert.decode import generate
-from fastvlm_convert.demo.samples import HELD_OUT_SEED, Sample, make_sample
+from fastvlm_convert.demo.camera import badly_taken
+from fastvlm_convert.demo.samples import HELD_OUT_SEED, make_sample
 from fastvlm_convert.model.chain import Chain
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.model.session import TorchSession
@@ -64,22 +65,12 @@ class Test:
     logits: np.ndarray
 
 
-def degraded(sample: Sample, seed: int) -> Image.Image:
-    """A picture seen badly: a quarter of its resolution and noise."""
-    image, noise = sample.image, np.random.default_rng(seed)
-    factor = (0.2, 0.3, 0.4)[seed % 3]
-    small = image.resize([max(8, int(n * factor)) for n in image.size], Image.Resampling.BILINEAR)
-    values = np.asarray(small.resize(image.size, Image.Resampling.BILINEAR), np.float32)
-    values = values + noise.normal(0, 24, values.shape)
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-
-
 def pictures(first: int, count: int, bad: bool) -> Iterator[tuple[Image.Image, list[str]]]:
     """Pictures with all their questions, or with three each where they are degraded."""
     for seed in range(first, first + count):
         sample = make_sample(seed)
         texts = [q.question for q in sample.questions]
-        yield (degraded(sample, seed), texts[seed % 3 :: 3]) if bad else (sample.image, texts)
+        yield (badly_taken(sample.image, seed), texts[seed % 3 :: 3]) if bad else (sample.image, texts)
 
 
 def ask(checkpoint: Checkpoint, found: Iterator[tuple[Image.Image, list[str]]]) -> Test:
@@ -261,7 +252,7 @@ def measure(path: Path, count: int) -> dict[str, dict[str, list[float]]]:
     weights = fold(checkpoint.weights)
     tests = {
         "held-out": ask(checkpoint, pictures(HELD_OUT_SEED, count, bad=False)),
-        "degraded": ask(checkpoint, pictures(DEGRADED_SEED, 2 * count, bad=True)),
+        "degraded": ask(checkpoint, pictures(DEGRADED_SEED, 4 * count, bad=True)),
     }
     print(f"\n## {path.name}")
     for name, test in tests.items():

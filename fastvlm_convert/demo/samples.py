@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fastvlm_convert.demo.camera import badly_taken
 from fastvlm_convert.demo.draw import Draw
 from fastvlm_convert.demo.questions import KINDS, Question, ask_all
 from fastvlm_convert.demo.render import render
@@ -53,11 +54,16 @@ def check_samples() -> list[tuple[Image.Image, Question]]:
 
 
 def calibration_samples(count: int) -> list[tuple[Image.Image, Question]]:
-    """Pictures to calibrate quantization with, one question each; the kinds take turns."""
+    """Pictures to calibrate quantization with, one question each; the kinds take turns.
+
+    Every second picture is badly taken: weights that suit clean drawings alone are wrong for all others.
+    """
     samples = []
     for index in range(count):
-        sample = make_sample(CALIBRATION_SEED + index)
-        samples.append((sample.image, sample.questions[index % len(sample.questions)]))
+        seed = CALIBRATION_SEED + index
+        sample = make_sample(seed)
+        image = badly_taken(sample.image, seed) if index % 2 else sample.image
+        samples.append((image, sample.questions[index % len(sample.questions)]))
     return samples
 
 

@@ -13,7 +13,7 @@ PLANS = [
     LayerPlan("vision.stem.0", (8, 3, 3, 3), AffineScheme(8, None, True), "search", None, 8 * (27 * 8 + 16)),
     LayerPlan("projector.fc1", (4, 32), None, "search", "rule '*.fc1'", 4 * 32 * 16),
     LayerPlan("decoder.layers.0.mlp.up_proj", (4, 64), AffineScheme(4, 32, False), "gptq", None, 4 * 296),
-    LayerPlan("decoder.layers.0.mlp.gate_proj", (6, 64), PaletteScheme(6, 4, True), "weighted", None, 4448),
+    LayerPlan("decoder.layers.0.mlp.gate_proj", (8, 64), PaletteScheme(6, 4, True), "weighted", None, 5248),
     LayerPlan("decoder.embed_tokens", (10, 64), AffineScheme(8, 16, True), "search", None, 10 * 64 * 9),
     LayerPlan("decoder.lm_head", (10, 64), None, "search", None, 10 * 64 * 16),
 ]
@@ -41,9 +41,9 @@ def test_components(layers):
     vision, projector, decoder, head, embedding, total = component_reports(layers)
     names = ["vision", "projector", "decoder", "head", "embedding", "total"]
     assert [c.name for c in (vision, projector, decoder, head, embedding, total)] == names
-    assert decoder.num_weights == 640
-    assert decoder.stored_bytes == (4 * 296 + 4448) / 8
-    assert decoder.bits_per_weight == (4 * 296 + 4448) / 640
+    assert decoder.num_weights == 768
+    assert decoder.stored_bytes == (4 * 296 + 5248) / 8
+    assert decoder.bits_per_weight == (4 * 296 + 5248) / 768
     assert decoder.schemes == {"int4 block 32, asymmetric": 1, "palette6 group 4, channel scale": 1}
     assert decoder.sqnr_db == pytest.approx(10 * math.log10(10 / 0.05), abs=0.01)
     assert (projector.sqnr_db, projector.in_float) == (None, {"projector.fc1": "rule '*.fc1'"})

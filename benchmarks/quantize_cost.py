@@ -1,0 +1,52 @@
+"""Time and peak memory of quantizing a model of Apple's dimensions (random weights), stage by stage.
+
+    python benchmarks/quantize_cost.py [0.5b|1.5b|7b] [--recipe int4] [--checkpoint FOLDER]
+
+Limits at 0.5B on two cores: layers solved within 15 minutes, not counting the answers, which are asked once
+and kept; peak below 6 GB.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from random_checkpoint import write_checkpoint
+
+from fastvlm_convert.bench.worker import peak_memory_bytes
+from fastvlm_convert.pipeline import quantize
+from fastvlm_convert.recipe import load_recipe
+
+
+def main() -> None:
+    """Print one row a stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("size", nargs="?", default="0.5b")
+    parser.add_argument("--recipe", default="int4")
+    parser.add_argument("--checkpoint", type=Path)
+    arguments = parser.parse_args()
+    marks: dict[str, tuple[float, float, int]] = {}
+
+    def on_progress(stage: str, share: float) -> None:
+        marks[stage] = (time.perf_counter(), time.process_time(), peak_memory_bytes())
+        if share == 1.0:
+            print(f"# {stage} done after {time.perf_counter() - start:.0f} s", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = arguments.checkpoint
+        if checkpoint is None:
+            checkpoint = Path(folder) / "checkpoint"
+            write_checkpoint(checkpoint, arguments.size)
+        start, start_cpu = time.perf_counter(), time.process_time()
+        quantize(checkpoint, load_recipe(arguments.recipe), Path(folder) / "out", on_progress=on_progress)
+        size = sum(path.stat().st_size for path in (Path(folder) / "out").iterdir())
+    print("| stage | seconds | CPU seconds | peak GB so far |\n|---|---|---|---|")
+    last, last_cpu = start, start_cpu
+    for stage, (wall, cpu, peak) in marks.items():
+        print(f"| {stage} | {wall - last:.0f} | {cpu - last_cpu:.0f} | {peak / 1e9:.2f} |")
+        last, last_cpu = wall, cpu
+    print(f"\n{arguments.recipe}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
