@@ -8,8 +8,11 @@ The model behind it, fitted to peaks measured on Linux at two sizes of the model
   are streamed;
 - Core ML: the largest weight, which coremltools wants whole: four bytes for each number of a float in either
   precision, one for each integer or index;
-- a recipe that needs data: torch and the reference in float32, whose answers are measured against, one
-  picture's activations, and for the layers of one input the Hessian in float64, its factor and a copy.
+- a recipe that needs data: torch, the pictures, and the greatest of three phases. While the reference
+  answers, all weights in float32 and one picture's activations. While layers are solved, the states of all
+  samples in the float and in the quantized model before and after a block, copies of a block's widest
+  activation over the samples that pass together, and the float64 matrices of the widest layer. While the
+  answers are compared, the logits of all their tokens.
 """
 
 from collections.abc import Sequence
@@ -24,8 +27,12 @@ _MB: Final = 1_000_000
 _LIBRARIES: Final[dict[Target, int]] = {"onnx": 70 * _MB, "coreml": 340 * _MB}
 _TORCH: Final = 350 * _MB
 _TOKEN_READ, _TOKEN_WRITTEN = 630, 540  # bytes for each of the tokenizer's ids
-_HESSIANS: Final = 3
-_ACTIVATIONS: Final = 300 * _MB
+_STATES: Final = 5  # two models' before and after a block, and the parts that are joined
+_WIDEST: Final = 4  # activations as large as a block's widest
+_MAX_ACTIVATION: Final = 512 << 20  # as `quantize.sequential` bounds it
+_HESSIANS: Final = 5  # two sums, their damped copy, its factor and one more
+_LOGIT: Final = 40  # bytes: of both models in float32, compared in float64
+_ANSWER_TOKENS: Final = 12  # of an answer to the demo generator's questions, on average; at most 64
 
 
 def predicted_peak(
@@ -45,9 +52,13 @@ def predicted_peak(
         num_tokens: Ids of the tokenizer.
     """
     libraries = max(_LIBRARIES[target] for target in targets)
+    tokenizer = num_tokens * _TOKEN_READ
     writing = max(_working_bytes(config, plans, recipe, target) for target in targets)
-    peak = libraries + num_tokens * _TOKEN_READ + max(writing, num_tokens * _TOKEN_WRITTEN)
-    return peak + _calibration_bytes(plans) if recipe.is_calibrated else peak
+    peak = libraries + tokenizer + max(writing, num_tokens * _TOKEN_WRITTEN)
+    if not recipe.is_calibrated:
+        return peak
+    with_torch = max(libraries, _LIBRARIES["onnx"] + _TORCH)
+    return max(peak, with_torch + tokenizer + _calibration_bytes(config, plans, recipe))
 
 
 def _working_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: Recipe, target: Target) -> int:
@@ -58,7 +69,30 @@ def _working_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: Reci
     return max(angles, encoder)
 
 
-def _calibration_bytes(plans: Sequence[LayerPlan]) -> int:
-    reference = 4 * sum(plan.size for plan in plans)
-    widest = max((plan.columns for plan in plans if plan.scheme and plan.solver != "search"), default=0)
-    return _TORCH + reference + _ACTIVATIONS + _HESSIANS * 8 * widest * widest
+def _calibration_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: Recipe) -> int:
+    """What solvers need beside the libraries; a floating-point number takes four bytes."""
+    decoder, count = config.decoder, recipe.calibration.num_samples
+    solved = [plan for plan in plans if plan.scheme and plan.solver != "search"]
+    picture, encoded = _picture_bytes(config)
+    row = 4 * recipe.calibration.max_tokens
+    state, widest = row * decoder.hidden_size, row * decoder.intermediate_size
+    if any(not plan.layer.startswith("decoder.") for plan in solved):
+        state, widest = max(state, encoded), max(widest, picture)
+    columns = max((plan.columns for plan in solved), default=0)
+    answering = 4 * sum(plan.size for plan in plans) + _WIDEST * picture
+    solving = (
+        _STATES * count * state
+        + _WIDEST * max(widest, min(count * widest, _MAX_ACTIVATION))
+        + _HESSIANS * 8 * columns * columns
+    )
+    comparing = count * _ANSWER_TOKENS * decoder.vocab_size * _LOGIT
+    pixels = count * 3 * 4 * config.vision.image_size**2
+    return pixels + max(answering, solving, comparing)
+
+
+def _picture_bytes(config: ModelConfig) -> tuple[int, int]:
+    """Of one picture's activations in the encoder: the widest, and the widest between two blocks."""
+    vision = config.vision
+    half, quarter = (vision.image_size // 2) ** 2, (vision.image_size // 4) ** 2
+    ffn = max(stage.ffn_width * quarter >> 2 * s for s, stage in enumerate(vision.stages))
+    return 4 * max(vision.stages[0].width * half, ffn), 4 * vision.stages[0].width * quarter

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fastvlm_convert.recipe import shipped_recipes
+from fastvlm_convert.pipeline import quantize
+from fastvlm_convert.recipe import load_recipe, shipped_recipes, without_data
+from fastvlm_convert.weights.safetensors_file import read_header
 from tests.checkpoints import GOLDEN, LLAVA, SHARDED
 from tests.test_architecture import HEAVY
 
@@ -31,18 +34,18 @@ def test_document(cli):
     assert document["targets"] == ["onnx", "coreml"]
     groups = {(g["component"], g["layers"]): g for g in document["groups"]}
     mlp = groups["decoder", "mlp gate/up/down"]
-    weights = 4 * 3 * 256 * 512
+    weights, bits = 4 * 3 * 256 * 512, 4 + (16 + 4) / 64
     assert mlp == {
         "component": "decoder",
         "layers": "mlp gate/up/down",
         "num_layers": 12,
         "num_weights": weights,
-        "scheme": "int4 block 32",
-        "solver": "search",
+        "scheme": "int4 block 64, asymmetric",
+        "solver": "gptq",
         "reason": None,
         "bytes_before": 2 * weights,
-        "bytes_after": weights * 4.5 / 8,
-        "bits_per_weight": 4.5,
+        "bytes_after": weights * bits / 8,
+        "bits_per_weight": bits,
     }
     assert groups["embedding", "table (also the head)"]["scheme"] == "int8 block 128"
     bits = sum(g["bits_per_weight"] * g["num_weights"] for g in document["groups"])
@@ -51,15 +54,23 @@ def test_document(cli):
     assert document["kv_cache_bytes"]["onnx"] == {
         str(n): 2 * 2 * 4 * 4 * 32 * n for n in (1024, 2048, 4096)
     }  # fmt: skip
+    assert document["needs_data"]
+    assert 6e8 < document["peak_memory_bytes"] < 1e9
+
+
+def test_what_is_searched_needs_no_data_and_little_memory(cli):
+    document = cli("plan", DEMO, "--recipe", "int8", *BOTH, "--json").document
+    assert not document["needs_data"]
     assert 3e8 < document["peak_memory_bytes"] < 5e8
 
 
 def test_for_people(cli):
     result = cli("plan", DEMO, "--recipe", "int4", *BOTH)
-    assert (result.code, result.err) == (0, "")
+    assert result.code == 0
+    assert result.err == "solvers that need data run the reference: the memory is a rough estimate\n"
     for text in (
         "1x1 convolutions", "int8 channel", "onnx/decoder_model_merged_q4f16.onnx_data",
-        "1.5 MB", "2048 tokens (recipe)", "6.32 bits per weight over 4.81 M weights",
+        "1.5 MB", "2048 tokens (recipe)", "6.23 bits per weight over 4.81 M weights",
     ):  # fmt: skip
         assert text in result.out, result.out
 
@@ -176,3 +187,54 @@ def test_unknown_target(cli):
     result = cli("plan", DEMO, "--recipe", "fp16", "--target", "tflite")
     assert (result.code, result.out) == (2, "")
     assert result.err == "error: unknown target 'tflite'\nhint: targets: onnx, coreml\n"
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("demo") / "quantized"
+    quantize(DEMO, without_data(load_recipe("int4")), output)
+    return output
+
+
+def test_a_quantized_checkpoint_is_planned_with_its_own_recipe(cli, quantized, tmp_path):
+    document = cli("plan", quantized, *BOTH, "--json").document
+    own = written(tmp_path, lambda r: [rule.update(solver="search") for rule in r["quantize"]])
+    direct = cli("plan", DEMO, "--recipe", own, *BOTH, "--json").document
+    assert document["files"] == direct["files"]
+    assert document["recipe"] == "int4"
+    before = {(g["component"], g["layers"]): g.pop("bytes_before") for g in document["groups"]}
+    for group in direct["groups"]:
+        group.pop("bytes_before")
+    assert document["groups"] == direct["groups"]
+    assert not document["needs_data"]
+    assert document["peak_memory_bytes"] == direct["peak_memory_bytes"]
+    # Of 64 weights their integers, a float16 scale and a zero point in a byte.
+    assert before["decoder", "mlp gate/up/down"] == 4 * 3 * 256 * 512 * (32 + 2 + 1) // 64
+    stored = read_header(quantized / "model.safetensors").items()
+    matrices = [t.num_bytes for n, t in stored if ".weight" in n and "norm" not in n]
+    assert sum(before.values()) == sum(matrices)
+
+
+def test_what_was_solved_needs_no_data_again(cli, quantized, tmp_path):
+    """The solver is part of the record; the integers are there."""
+    copied = Path(shutil.copytree(quantized, tmp_path / "solved"))
+    content = json.loads((copied / "quantized.json").read_text())
+    for part in (*content["recipe"]["quantize"], *content["layers"]):
+        part["solver"] = "gptq" if part["scheme"] == "int4" else part["solver"]
+    (copied / "quantized.json").write_text(json.dumps(content))
+    document = cli("plan", copied, *BOTH, "--json").document
+    assert "gptq" in {group["solver"] for group in document["groups"]}
+    assert not document["needs_data"]
+    assert document["peak_memory_bytes"] < 5e8
+
+
+def test_another_recipe_than_the_stored_one_is_refused(cli, quantized):
+    result = cli("plan", quantized, "--recipe", "int8", *BOTH)
+    assert result.code == 2
+    assert "the checkpoint was quantized with recipe 'int4'" in result.err
+
+
+def test_a_float_checkpoint_needs_a_recipe(cli):
+    result = cli("plan", DEMO, *BOTH)
+    assert result.code == 2
+    assert "a float checkpoint needs a recipe" in result.err
