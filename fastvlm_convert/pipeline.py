@@ -30,7 +30,7 @@ from fastvlm_convert.manifest import (
 )
 from fastvlm_convert.prepare import files_beside, predicted_artifacts, prepare, resolve
 from fastvlm_convert.quantize.calibration import Calibration
-from fastvlm_convert.quantize.engine import calibration_for, engine_weights, float_weights, plan_checkpoint
+from fastvlm_convert.quantize.engine import calibration_for, engine_weights, plan_checkpoint
 from fastvlm_convert.quantize.score import AnswerScore
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.verify.repairs import at_risk, missing_repairs, needed_repairs, settings_of
@@ -120,8 +120,8 @@ def quantize(
     key = hashlib.sha256(Quantization(__version__, source, recipe, ()).to_json().encode()).hexdigest()
     with resumable_folder(output, key, overwrite, protected, QUANTIZED_CHECKPOINT) as work:
         num_resumed = len(work.finished)
-        meter = ErrorMeter(float_weights(checkpoint, recipe))
         engine = engine_weights(checkpoint, recipe, data, on_progress)
+        meter = ErrorMeter(engine.floats)
         write_weights(work, meter.view(engine.weights), recipe, meter, partial(on_progress, "weights"))
         record = write_settings(work, checkpoint, recipe, source, plans, __version__)
     warnings = _checkpoint_warnings(checkpoint, QUANTIZED_CHECKPOINT.name)
@@ -162,7 +162,7 @@ def export(
     with new_folder(output, overwrite, protected) as folder:
         source = _source(checkpoint, data)
         engine = engine_weights(checkpoint, recipe, data, on_progress)
-        meter = ErrorMeter(float_weights(checkpoint, recipe))
+        meter = ErrorMeter(engine.floats)
         weights = engine.weights if checkpoint.quantized else meter.view(engine.weights)
         job = ExportJob(
             prepared.config,

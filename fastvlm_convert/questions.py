@@ -41,34 +41,39 @@ def generated_questions(count: int) -> list[Question]:
     return [Question(image, question.question) for image, question in calibration_samples(count)]
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_questions(path: Path, at_most: int | None = None) -> list[Question]:
     """The pictures of a folder or of a JSON lines file.
 
     A folder has a `questions.json`, a list of objects with `image`, `question` and perhaps `answer`, or its
     pictures get one default question each. A `.jsonl` file has such an object a line. Images are named
     relative to where they are listed.
 
+    Args:
+        path: The folder or file.
+        at_most: Entries read, the first ones; None reads all.
+
     Raises:
         ImageError: There is no such folder or file, it names no pictures, or one cannot be read.
     """
     if path.is_file() and path.suffix == ".jsonl":
-        lines = _read_text(path).splitlines()
+        lines = _read_text(path).split("\n")  # not splitlines: JSON strings may hold U+2028
         entries = [_parsed(line, path, f"line {n + 1}: ") for n, line in enumerate(lines) if line.strip()]
-        return _questions(entries, path.parent, path)
+        return _questions(entries, path.parent, path, at_most)
     if not path.is_dir():
-        what = "neither a folder of images nor a .jsonl file" if path.exists() else "there is no such folder"
-        raise ImageError(f"{what}{'' if path.exists() else ' of images'}", where=path)
+        missing = "there is no such file" if path.suffix == ".jsonl" else "there is no such folder of images"
+        what = "neither a folder of images nor a .jsonl file" if path.exists() else missing
+        raise ImageError(what, where=path)
     listing = path / "questions.json"
     if listing.is_file():
         value = _parsed(_read_text(listing), listing)
         if not isinstance(value, list):
-            raise ImageError(_EXPECTED, where=listing)
-        return _questions(value, path, listing)
+            raise ImageError(f"expected a list, each entry {_EXPECTED}", where=listing)
+        return _questions(value, path, listing, at_most)
     names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    return _questions([{"image": name, "question": DEFAULT_QUESTION} for name in names], path, path)
+    return _questions([{"image": name, "question": DEFAULT_QUESTION} for name in names], path, path, at_most)
 
 
-_EXPECTED = "expected a list of objects with 'image', 'question' and perhaps 'answer'"
+_EXPECTED = "an object with 'image', 'question' and perhaps 'answer'"
 
 
 def _read_text(path: Path) -> str:
@@ -85,12 +90,20 @@ def _parsed(text: str, where: Path, place: str = "") -> Any:  # noqa: ANN401
         raise ImageError(f"{place}not valid JSON: {error}", where=where) from error
 
 
-def _questions(entries: Sequence[Any], folder: Path, where: Path) -> list[Question]:
+def _questions(entries: Sequence[Any], folder: Path, where: Path, at_most: int | None) -> list[Question]:
     if not entries:
-        raise ImageError(f"no images here ({', '.join(IMAGE_SUFFIXES)})", where=where)
-    for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("answer"), str | None):
-            raise ImageError(_EXPECTED, where=where)
-        if not all(isinstance(entry.get(key), str) for key in ("image", "question")):
-            raise ImageError(_EXPECTED, where=where)
-    return [Question(load_image(folder / e["image"]), e["question"], e.get("answer")) for e in entries]
+        expected = f"no images here ({', '.join(IMAGE_SUFFIXES)})" if where.is_dir() else "no entries here"
+        raise ImageError(expected, where=where)
+    for number, entry in enumerate(entries):
+        if not _is_question(entry):
+            raise ImageError(f"entry {number + 1}: expected {_EXPECTED}", where=where)
+    chosen = entries[:at_most]
+    return [Question(load_image(folder / e["image"]), e["question"], e.get("answer")) for e in chosen]
+
+
+def _is_question(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), str) for key in ("image", "question"))
+        and isinstance(entry.get("answer"), str | None)
+    )

@@ -42,14 +42,14 @@ def test_a_listing_decides(folder):
 )
 def test_a_malformed_listing(folder, content):
     (folder / "questions.json").write_text(content)
-    with pytest.raises(ImageError, match=r"expected a list of objects|not valid JSON") as caught:
+    with pytest.raises(ImageError, match=r"expected a|not valid JSON") as caught:
         read_questions(folder)
     assert str(folder / "questions.json") in str(caught.value)
 
 
 def test_an_empty_listing(folder):
     (folder / "questions.json").write_text("[]")
-    with pytest.raises(ImageError, match="no images here"):
+    with pytest.raises(ImageError, match="no entries here"):
         read_questions(folder)
 
 

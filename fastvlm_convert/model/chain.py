@@ -74,8 +74,9 @@ class Chain:
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 [n] -> float32 [n, hidden]; reads only the rows it needs."""
         table = self.weights["decoder.embed_tokens.weight"]
-        rows = [torch.from_numpy(table.read(i, i + 1)) for i in token_ids.tolist()]
-        return torch.cat(rows) if rows else torch.zeros(0, table.shape[1])
+        ids, places = torch.unique(token_ids, return_inverse=True)
+        rows = [torch.from_numpy(table.read(i, i + 1)) for i in ids.tolist()]
+        return torch.cat([torch.zeros(0, table.shape[1]), *rows])[places]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Residual stream [n, hidden] -> logits [n, vocab]; the head is read some rows at a time."""

@@ -120,9 +120,8 @@ def _asked(
     path: Path,
     on_progress: OnProgress,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    session = TorchSession(
-        load_model(config, checkpoint.weights), max(p_len(p, config) for p in prompts) + 64
-    )
+    longest = max(prompt.length(config.vision.num_image_tokens) for prompt in prompts)
+    session = TorchSession(load_model(config, checkpoint.weights), longest + MAX_ANSWER_TOKENS)
     end = checkpoint.eos_token_ids[0]
     answers, features = [], []
     for n, (prompt, limit, question) in enumerate(zip(prompts, limits, questions, strict=True)):
@@ -141,11 +140,6 @@ def _asked(
     return answers, stacked
 
 
-def p_len(prompt: Prompt, config: ModelConfig) -> int:
-    """Tokens of a prompt."""
-    return prompt.length(config.vision.num_image_tokens)
-
-
 def _keep(path: Path, answers: Sequence[np.ndarray], features: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial.npz")
@@ -159,7 +153,8 @@ def _cached(path: Path) -> tuple[list[np.ndarray], np.ndarray] | None:
         with np.load(path) as arrays:
             ends = np.cumsum(arrays["lengths"])[:-1]
             return np.split(arrays["ids"], ends), arrays["features"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # a cache that cannot be read is no cache
+    # A cache that cannot be read is no cache.
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
 

@@ -12,28 +12,63 @@ Nothing else is exact: not across GELU, a residual sum, or a norm whose output o
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from fastvlm_convert.quantize.feedback import output_error
 from fastvlm_convert.quantize.search import quantize_affine
+from fastvlm_convert.weights.fold import scaled_columns
+from fastvlm_convert.weights.quantized import MixedSource, float_weight
 from fastvlm_convert.weights.schemes import AffineScheme
+from fastvlm_convert.weights.source import Weight, WeightSource
 
 NORMS = (
-    ("self_attn.q_proj", "input_layernorm"),
-    ("mlp.gate_proj", "post_attention_layernorm"),
-    ("attention.qkv", "norm"),
-)  # first layer that reads a norm, and the norm; nothing else reads these
+    (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"),
+    (("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
+    (("attention.qkv",), "norm"),
+)  # all layers that read a norm, and the norm
 GRID = tuple(step / 10 for step in range(1, 11))
 MOST = 16.0  # a scale and its inverse; what is folded must stay a good float16 number
 
 
-def norm_before(layer: str) -> str | None:
-    """The norm into which the scales of a layer's inputs can be folded, or None where that is not exact."""
-    for last, norm in NORMS:
-        if layer.endswith(f".{last}"):
-            return layer.removesuffix(last) + norm
+def norm_before(layers: Sequence[str]) -> str | None:
+    """The norm into which the scales of the layers' shared input can be folded.
+
+    Returns:
+        Its name, or None where that is not exact: no norm gives the input, or other layers read it too.
+    """
+    for readers, norm in NORMS:
+        stem = layers[0].removesuffix(readers[0])
+        if list(layers) == [stem + reader for reader in readers]:
+            return stem + norm
     return None
+
+
+def behind_scales(floats: WeightSource, quantized: MixedSource) -> dict[str, Weight]:
+    """The floats that quantized weights stand for: with the scales that were taken out of their norms.
+
+    Args:
+        floats: Canonical names, folded.
+        quantized: The same; norms that are not those of `floats` had scales taken out.
+    """
+    scaled = dict(floats)
+    for name in floats:
+        for readers, norm in NORMS:
+            stem = name.removesuffix(f"{readers[0]}.weight")
+            gain = f"{stem}{norm}.weight"
+            if stem != name and quantized[gain] is not floats[gain]:
+                scales = partial(_ratio, floats[gain], float_weight(quantized, gain))
+                for reader in readers:
+                    layer = f"{stem}{reader}.weight"
+                    scaled[layer] = scaled_columns(floats[layer], scales)
+    return scaled
+
+
+def _ratio(before: Weight, after: Weight) -> np.ndarray:
+    """Scales that were taken out of a norm; 1 where its weight is zero, for there they are lost."""
+    taken = after.array()
+    return np.divide(before.array(), taken, out=np.ones_like(taken), where=taken != 0)
 
 
 def channel_scales(

@@ -30,7 +30,7 @@ def read_calibration(source: Path | None, settings: CalibrationSettings) -> Cali
     if source is None:
         questions = generated_questions(settings.num_samples)
     else:
-        questions = read_questions(source)[: settings.num_samples]
+        questions = read_questions(source, settings.num_samples)
     digest = hashlib.sha256()
     for question in questions:
         digest.update(repr((question.image.size, question.text, question.answer)).encode())

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.quantized import check_recipe
-from fastvlm_convert.errors import MissingDependencyError
+from fastvlm_convert.errors import MissingDependencyError, RecipeError
 from fastvlm_convert.quantize.apply import quantize_weights
+from fastvlm_convert.quantize.awq import behind_scales
 from fastvlm_convert.quantize.calibration import Calibration, read_calibration
 from fastvlm_convert.quantize.score import AnswerScore
 from fastvlm_convert.recipe import Recipe
@@ -27,10 +28,12 @@ class Engine:
 
     Attributes:
         weights: Canonical names, folded; integers where planned.
+        floats: What they stand for: folded, repaired, behind AWQ's scales. Empty for a quantized checkpoint.
         score: What the integers do to the answers; None where no solver ran the model.
     """
 
     weights: MixedSource
+    floats: WeightSource
     score: AnswerScore | None
 
 
@@ -56,10 +59,16 @@ def calibration_for(checkpoint: Checkpoint, recipe: Recipe, source: Path | None)
 
     Raises:
         ImageError: The source is missing, empty or damaged.
+        RecipeError: There is a source, but nothing to calibrate.
     """
-    if checkpoint.quantized is not None or not recipe.is_calibrated:
-        return None
-    return read_calibration(source, recipe.calibration)
+    if checkpoint.quantized is None and recipe.is_calibrated:
+        return read_calibration(source, recipe.calibration)
+    if source is not None:
+        why = f"no solver of recipe '{recipe.name}' needs data"
+        if checkpoint.quantized is not None:
+            why = "the checkpoint is quantized already"
+        raise RecipeError(f"there is nothing to calibrate: {why}", hint="leave --calibration out")
+    return None
 
 
 def remembered_calibration(recipe: Recipe, sha256: str | None) -> Calibration | None:
@@ -90,26 +99,29 @@ def engine_weights(
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
     Raises:
-        RecipeError: The rules do not fit the model, or are others than a quantized checkpoint's.
+        RecipeError: The rules do not fit the model, or are others than a quantized checkpoint's; or solvers
+            need data, and there is none.
         MissingDependencyError: Solvers need data, and torch is not installed.
     """
     plans = plan_checkpoint(checkpoint, recipe)
     if checkpoint.quantized is not None:
-        return Engine(checkpoint.quantized.weights, None)
+        return Engine(checkpoint.quantized.weights, {}, None)
     floats = float_weights(checkpoint, recipe)
     searched = quantize_weights(floats, plans)
     if not recipe.is_calibrated:
-        return Engine(searched, None)
+        return Engine(searched, floats, None)
     try:
         from fastvlm_convert.quantize.solve import solved_layers
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, "calibration") from error
 
-    assert calibration is not None
+    if calibration is None:
+        raise RecipeError(f"recipe '{recipe.name}' needs data to calibrate with, and none is recorded")
     size, mode = recipe.common.image_size, recipe.common.image_mode
     config = checkpoint.config if size == "checkpoint" else at_image_size(checkpoint.config, size)
     mode = checkpoint.image_mode if mode == "checkpoint" else mode
     solved = solved_layers(
         checkpoint, config, mode, recipe, plans, floats, searched, calibration, on_progress
     )
-    return Engine({**searched, **solved.weights}, solved.score)
+    weights = {**searched, **solved.weights}
+    return Engine(weights, behind_scales(floats, weights), solved.score)

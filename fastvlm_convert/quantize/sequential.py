@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.model.chain import Chain
 from fastvlm_convert.quantize.answers import Answered, TokenBatch, token_batch
 from fastvlm_convert.quantize.awq import channel_scales, norm_before
@@ -24,7 +25,7 @@ from fastvlm_convert.quantize.search import quantize_affine
 from fastvlm_convert.quantize.targets import Moments, aimed, moments_of, shifted_bias
 from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.weights.plan import LayerPlan
-from fastvlm_convert.weights.quantized import AnyWeight
+from fastvlm_convert.weights.quantized import AnyWeight, StoredWeight
 from fastvlm_convert.weights.schemes import AffineScheme, QuantizedMatrix
 from fastvlm_convert.weights.source import Weight
 from fastvlm_convert.weights.store import load_layer, save_layer
@@ -88,17 +89,9 @@ def solve(task: Task, on_progress: OnProgress = lambda share: None) -> Solved:
         on_progress: Called with the share that is done, 0..1.
     """
     chain, found = task.chain, dict[str, AnyWeight]()
-    vision = chain.vision_blocks() if any(not n.startswith("decoder.") for n in task.plans) else []
-    decoder = chain.decoder_blocks()
+    vision, decoder = chain.vision_blocks(), chain.decoder_blocks()
     total = len(vision) + len(decoder)
-    features = torch.from_numpy(task.answered.features)
-    states = _States(features, features)
-    if vision:
-        pixels = torch.from_numpy(task.answered.pixel_values)
-        states = _States(pixels, pixels)
-        for done, block in enumerate(vision):
-            states = _through(task, block, states, None, found)
-            on_progress((done + 1) / total)
+    states = _features(task, found, lambda done: on_progress(done / total))
     samples = task.answered.samples
     batch = token_batch(samples, states.quantized, chain.embed)
     expected = token_batch(samples, states.reference, task.reference.embed)
@@ -108,6 +101,26 @@ def solve(task: Task, on_progress: OnProgress = lambda share: None) -> Solved:
         states = _through(task, block, states, batch, found)
         on_progress((len(vision) + done + 1) / total)
     return Solved(found, states.quantized[batch.answers])
+
+
+def _features(task: Task, found: dict[str, AnyWeight], on_block: Callable[[int], None]) -> _States:
+    """Image tokens of both models; the encoder runs only where it is not the float model's."""
+    features = torch.from_numpy(task.answered.features)
+    names = [name for name in task.chain.weights if not name.startswith("decoder.")]
+    is_solved = any(not layer.startswith("decoder.") for layer in task.plans)
+    if not is_solved and all(task.chain.weights[n] is task.reference.weights[n] for n in names):
+        return _States(features, features)
+    pixels = torch.from_numpy(task.answered.pixel_values)
+    states = _States(pixels, pixels)
+    for done, block in enumerate(task.chain.vision_blocks()):
+        if is_solved:
+            states = _through(task, block, states, None, found)
+        else:
+            module = task.chain.load(block)
+            fitting = _fitting(task.chain, module, states.quantized)
+            states = _States(_run(task.chain, module, states.quantized, fitting, ()), pixels)
+        on_block(done + 1)
+    return states if is_solved else _States(states.quantized, features)
 
 
 def _through(
@@ -128,7 +141,7 @@ def _through(
     expected = _run(task.chain, reference, states.reference, fitting, hooks)
     hooks = []
     for first, members in shared.items():
-        before = norm_before(first) if task.settings.awq else None
+        before = norm_before(members) if task.settings.awq else None
         norm = None if before is None else (before, module.get_submodule(before.removeprefix(f"{block}.")))
         solver = _Solver(task, {n: layers[n] for n in members}, norm, inputs, first, batch, found)
         hooks += [layers[name].register_forward_pre_hook(solver) for name in members]
@@ -204,38 +217,28 @@ class _Solver:
         return (x if self._divisor is None else x / self._divisor,)
 
     def _all(self, x: Tensor) -> None:
-        missing = [name for name in self._layers if not self._path(name).is_file()]
+        missing = [name for name in self._layers if self._kept(name) is None]
         if missing:
             moments = self._moments(x)
-            scales, norm = self._scaling(moments, self._first in missing)
+            scales, norm = self._scaling(moments)  # of all layers, so that a later run finds the same
             for name in missing:
                 self._solve(name, moments.scaled(scales), scales, norm if name == self._first else {})
         for name in self._layers:
             self._take(name)
 
-    def _scaling(self, moments: Moments, is_new: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Channel scales, and the norm with them taken out; those of a run before where it got that far."""
-        ones = np.ones(len(moments.hessian), np.float32)
-        if self._norm is None:
-            return ones, {}
-        name, norm = self._norm
-        parts = {f"{name}.{part}": value.numpy() for part, value in norm.named_parameters()}
-        if not is_new:
-            plan = self._task.plans[self._first]
-            assert plan.scheme is not None
-            _, floats = load_layer(self._path(self._first), plan.shape, plan.scheme)
-            stored = floats[f"{name}.weight"].array()
-            return np.divide(parts[f"{name}.weight"], stored, out=ones, where=stored != 0), {}
+    def _scaling(self, moments: Moments) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Channel scales, and the norm with them taken out."""
         schemes = {self._task.plans[layer].scheme for layer in self._layers}
         (scheme,) = schemes if len(schemes) == 1 else (None,)
-        if not isinstance(scheme, AffineScheme):
-            return ones, parts
-        weights = [layer.weight.numpy() for layer in self._layers.values()]  # type: ignore[operator]
+        if self._norm is None or not isinstance(scheme, AffineScheme):
+            return np.ones(len(moments.hessian), np.float32), {}
+        weights = [layer.get_parameter("weight").numpy() for layer in self._layers.values()]
         scales = channel_scales(weights, moments.hessian, scheme)
-        return scales, {part: value / scales for part, value in parts.items()}
+        name, norm = self._norm
+        return scales, {f"{name}.{part}": value.numpy() / scales for part, value in norm.named_parameters()}
 
-    def _path(self, name: str) -> Path:
-        return self._task.folder / f"{name}.safetensors"
+    def _kept(self, name: str) -> tuple[StoredWeight, dict[str, Weight]] | None:
+        return kept_layer(self._task.folder, self._task.plans[name])
 
     def _solve(self, name: str, moments: Moments, scales: np.ndarray, norm: Mapping[str, np.ndarray]) -> None:
         weight, bias = (getattr(self._layers[name], part) for part in ("weight", "bias"))
@@ -246,13 +249,14 @@ class _Solver:
         if bias is not None:
             rounded = matrix.dequantized()
             floats[f"{name}.bias"] = shifted_bias(bias.numpy(), original, rounded, moments)
-        save_layer(self._path(name), matrix, floats)
+        save_layer(_path(self._task.folder, name), matrix, floats)
 
     def _take(self, name: str) -> None:
         """Give a layer what its file holds."""
-        plan, layer = self._task.plans[name], self._layers[name]
-        assert plan.scheme is not None
-        weight, floats = load_layer(self._path(name), plan.shape, plan.scheme)
+        layer = self._layers[name]
+        kept = self._kept(name)
+        assert kept is not None, "it was written just now"
+        weight, floats = kept
         self._found |= {f"{name}.weight": weight, **floats}
         layer.weight = _fixed(weight.dense().array())
         if f"{name}.bias" in floats:
@@ -280,6 +284,19 @@ class _Solver:
         if self._task.token_weights:
             weights *= torch.stack([self._task.token_weights[name][:count] for name in self._layers]).sum(0)
         return weights.reshape(-1).numpy()
+
+
+def kept_layer(folder: Path, plan: LayerPlan) -> tuple[StoredWeight, dict[str, Weight]] | None:
+    """A finished layer: its weight and the floats that solving it changed; None where there is none."""
+    assert plan.scheme is not None
+    try:
+        return load_layer(_path(folder, plan.layer), plan.shape, plan.scheme)
+    except CheckpointError:  # a cache that cannot be read is no cache
+        return None
+
+
+def _path(folder: Path, layer: str) -> Path:
+    return folder / f"{layer}.safetensors"
 
 
 def _fixed(values: np.ndarray) -> nn.Parameter:

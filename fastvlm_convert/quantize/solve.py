@@ -1,7 +1,7 @@
 """Find the integers of layers that need data: ask the reference, weigh the tokens, solve in turn."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantize.answers import Answered, TokenBatch, answered, token_batch
 from fastvlm_convert.quantize.calibration import Calibration
 from fastvlm_convert.quantize.score import AnswerScore, answer_score, keep_score, kept_score
-from fastvlm_convert.quantize.sequential import Task, solve
+from fastvlm_convert.quantize.sequential import Task, kept_layer, solve
 from fastvlm_convert.quantize.token_weights import FloatPass, averaged, float_pass
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
@@ -26,7 +26,6 @@ from fastvlm_convert.weights.fp16_safe import repaired_config
 from fastvlm_convert.weights.plan import LayerPlan
 from fastvlm_convert.weights.quantized import AnyWeight, MixedSource, dense_view
 from fastvlm_convert.weights.source import WeightSource
-from fastvlm_convert.weights.store import load_layer
 
 OnProgress = Callable[[str, float], None]
 
@@ -70,8 +69,8 @@ def solved_layers(
     """
     todo = {plan.layer: plan for plan in plans if plan.scheme is not None and plan.solver != "search"}
     folder = cache_folder() / "solved" / _key(checkpoint, config, mode, recipe, calibration)
-    score = kept_score(folder / _SCORE)
-    if score is None:
+    kept, score = _kept_layers(folder, todo), kept_score(folder / _SCORE)
+    if kept is None or score is None:
         if not calibration.questions:
             raise RecipeError(
                 "the layers were calibrated with data that is not at hand",
@@ -81,16 +80,23 @@ def solved_layers(
         data = answered(
             checkpoint, config, mode, calibration, recipe.calibration, partial(on_progress, "answers")
         )
-        score = _solve(
+        kept, score = _solve(
             repaired_config(config, recipe.repairs), recipe, todo, folded, searched, data, folder, on_progress
         )
         keep_score(folder / _SCORE, score)
+    return SolvedLayers(kept, score)
+
+
+def _kept_layers(folder: Path, plans: Mapping[str, LayerPlan]) -> dict[str, AnyWeight] | None:
+    """What an earlier run found, or None where a layer is missing or damaged."""
     weights: dict[str, AnyWeight] = {}
-    for layer, plan in todo.items():
-        assert plan.scheme is not None
-        weight, floats = load_layer(folder / f"{layer}.safetensors", plan.shape, plan.scheme)
+    for layer, plan in plans.items():
+        kept = kept_layer(folder, plan)
+        if kept is None:
+            return None
+        weight, floats = kept
         weights |= {f"{layer}.weight": weight, **floats}
-    return SolvedLayers(weights, score)
+    return weights
 
 
 def _key(
@@ -114,7 +120,7 @@ def _solve(
     data: Answered,
     folder: Path,
     on_progress: OnProgress,
-) -> AnswerScore:
+) -> tuple[dict[str, AnyWeight], AnswerScore]:
     reference = Chain(config, folded)
     batch = token_batch(data.samples, torch.from_numpy(data.features), reference.embed)
     kind = recipe.calibration.token_weights
@@ -130,7 +136,7 @@ def _solve(
     )
     solved = solve(task, partial(on_progress, "layers"))
     logits = (reference.logits(passed.hidden), task.chain.logits(solved.hidden))
-    return answer_score(*(found.numpy() for found in logits))
+    return solved.weights, answer_score(*(found.numpy() for found in logits))
 
 
 def _weights(passed: FloatPass, batch: TokenBatch, kind: str) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def float_pass(chain: Chain, batch: TokenBatch, backward: bool, on_progress: OnP
         for done, block in enumerate(blocks):
             inputs.append(keep(x) if backward else None)
             x = _forward(chain, chain.load(block), x)
-            on_progress(done / steps)
+            on_progress((done + 1) / steps)
         hidden = x[batch.answers]
         if not backward:
             return FloatPass(hidden, {})
@@ -66,7 +66,7 @@ def float_pass(chain: Chain, batch: TokenBatch, backward: bool, on_progress: OnP
         weights: dict[str, Tensor] = {}
         for done, (block, kept) in enumerate(zip(reversed(blocks), reversed(inputs), strict=True)):
             gradient = _backward(chain, block, kept, gradient, weights)
-            on_progress((len(blocks) + 3 * done) / steps)
+            on_progress((len(blocks) + 3 * (done + 1)) / steps)
     return FloatPass(hidden, weights)
 
 

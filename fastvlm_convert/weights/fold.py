@@ -78,3 +78,12 @@ def scaled_rows(weight: Weight, scale: Callable[[], np.ndarray]) -> Weight:
         return scaled.astype(np.float32)
 
     return Weight(weight.shape, weight.dtype, read)
+
+
+def scaled_columns(weight: Weight, scale: Callable[[], np.ndarray]) -> Weight:
+    """A matrix whose columns are multiplied by what `scale` returns, float32 [columns]."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return weight.read(start, stop) * scale()
+
+    return Weight(weight.shape, weight.dtype, read)

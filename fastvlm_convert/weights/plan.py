@@ -11,6 +11,7 @@ from fastvlm_convert.weights.schemes import AffineScheme, PaletteScheme, Scheme
 
 _FLOAT_BITS: dict[FloatName, int] = {"float32": 32, "float16": 16}
 _GROUPS = (("q_proj", "k_proj", "v_proj"),)  # exporters stack these, so their schemes must be equal
+_TABLES = ("decoder.embed_tokens", "decoder.lm_head")
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,20 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
             hint=f"choose another {'group_size' if rule.is_palette else 'block_size'}, "
             "or set on_indivisible: float",
         )
-    if rule.solver != "search" and len(shape) > 2 and shape[2:] != (1, 1):
+    if rule.solver != "search" and (problem := _unsolvable(layer, shape)) is not None:
         raise RecipeError(
-            f"quantize: '{rule}' fits layer '{layer}', but solver {rule.solver} needs a matrix or a 1x1 "
-            f"convolution, not one of {shape[2]} x {shape[3]}",
+            f"quantize: '{rule}' fits layer '{layer}', but solver {rule.solver} needs {problem}",
             hint="give such layers a rule with solver: search before this one",
         )
     scheme = _scheme(rule, block)
     return LayerPlan(layer, shape, scheme, rule.solver, None, scheme.stored_bits(shape[0], columns))
+
+
+def _unsolvable(layer: str, shape: tuple[int, ...]) -> str | None:
+    """What solvers that need data miss in a layer, or None where they can solve it."""
+    if len(shape) > 2 and shape[2:] != (1, 1):
+        return f"a matrix or a 1x1 convolution, not one of {shape[2]} x {shape[3]}"
+    return "a layer of a block, not the table of the embedding or the head" if layer in _TABLES else None
 
 
 def indivisible(shape: tuple[int, ...], columns: int, block: int | None) -> str | None:

@@ -631,7 +631,7 @@ def pictures_empty(place):
     return ("verify", place.fp32_bundle, "--reference", CHECKPOINT, "--images", place.folder)
 
 
-@case("expected a list of objects with 'image' and 'question'")
+@case("expected a list, each entry an object with 'image', 'question'")
 def picture_listing_malformed(place):
     place.file("questions.json", '{"a.png": "What?"}')
     return ("verify", place.fp32_bundle, "--reference", CHECKPOINT, "--images", place.folder)
