@@ -10,12 +10,14 @@ The model behind it, fitted to peaks measured on Linux at two sizes of the model
   precision, one for each integer or index;
 - a recipe that needs data: torch, the pictures, and the greatest of three phases. While the reference
   answers, all weights in float32 and one picture's activations. While layers are solved, the states of all
-  samples in the float and in the quantized model before and after a block, copies of a block's widest
-  activation over the samples that pass together, and the float64 matrices of the widest layer. While the
-  answers are compared, the logits of all their tokens.
+  samples in the float and in the quantized model before and after a block (of the encoder in the quantized
+  one alone, if its integers need no data), copies of a block's widest activation over the samples that pass
+  together, and the float64 matrices of the widest layer. While the answers are compared, the logits of all
+  their tokens.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from fastvlm_convert.manifest import Target
@@ -27,8 +29,7 @@ _MB: Final = 1_000_000
 _LIBRARIES: Final[dict[Target, int]] = {"onnx": 70 * _MB, "coreml": 340 * _MB}
 _TORCH: Final = 350 * _MB
 _TOKEN_READ, _TOKEN_WRITTEN = 630, 540  # bytes for each of the tokenizer's ids
-_STATES: Final = 5  # two models' before and after a block, and the parts that are joined
-_WIDEST: Final = 4  # activations as large as a block's widest
+_PICTURE: Final = 4  # activations as large as the widest
 _MAX_ACTIVATION: Final = 512 << 20  # as `quantize.sequential` bounds it
 _HESSIANS: Final = 5  # two sums, their damped copy, its factor and one more
 _LOGIT: Final = 40  # bytes: of both models in float32, compared in float64
@@ -69,25 +70,52 @@ def _working_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: Reci
     return max(angles, encoder)
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """How much of all samples is in memory while they go through blocks.
+
+    Attributes:
+        states: Of what stands between two blocks, so many of every sample.
+        activations: Of a block's widest activation, so many of the samples that pass together.
+    """
+
+    states: int
+    activations: int
+
+    def bytes(self, count: int, state: int, widest: int) -> int:
+        """For `count` samples with states and a widest activation of so many bytes."""
+        together = max(widest, min(count * widest, _MAX_ACTIVATION))
+        return self.states * count * state + self.activations * together
+
+
+_SOLVED: Final = _Pass(5, 4)  # two models' states before and after a block, and the parts that are joined
+_RUN: Final = _Pass(3, 2)  # one model's
+
+
 def _calibration_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: Recipe) -> int:
     """What solvers need beside the libraries; a floating-point number takes four bytes."""
-    decoder, count = config.decoder, recipe.calibration.num_samples
-    solved = [plan for plan in plans if plan.scheme and plan.solver != "search"]
+    decoder, settings = config.decoder, recipe.calibration
+    count = settings.num_samples
+    state, widest = (4 * settings.max_tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)
-    row = 4 * recipe.calibration.max_tokens
-    state, widest = row * decoder.hidden_size, row * decoder.intermediate_size
-    if any(not plan.layer.startswith("decoder.") for plan in solved):
-        state, widest = max(state, encoded), max(widest, picture)
-    columns = max((plan.columns for plan in solved), default=0)
-    answering = 4 * sum(plan.size for plan in plans) + _WIDEST * picture
-    solving = (
-        _STATES * count * state
-        + _WIDEST * max(widest, min(count * widest, _MAX_ACTIVATION))
-        + _HESSIANS * 8 * columns * columns
+    language, vision = (
+        [p for p in plans if p.layer.startswith("decoder.") is part] for part in (True, False)
     )
+    solving = _SOLVED.bytes(count, state, widest) + _hessian_bytes(language)
+    if hessian := _hessian_bytes(vision):
+        solving = max(solving, _SOLVED.bytes(count, encoded, picture) + hessian)
+    elif any(plan.scheme for plan in vision):
+        solving = max(solving, _RUN.bytes(count, encoded, picture))
+    answering = 4 * sum(plan.size for plan in plans) + _PICTURE * picture
     comparing = count * _ANSWER_TOKENS * decoder.vocab_size * _LOGIT
     pixels = count * 3 * 4 * config.vision.image_size**2
     return pixels + max(answering, solving, comparing)
+
+
+def _hessian_bytes(plans: Sequence[LayerPlan]) -> int:
+    """Of the widest layer whose solver needs data; 0 where there is none."""
+    columns = max((plan.columns for plan in plans if plan.scheme and plan.solver != "search"), default=0)
+    return _HESSIANS * 8 * columns * columns
 
 
 def _picture_bytes(config: ModelConfig) -> tuple[int, int]:

@@ -42,8 +42,8 @@ def test_two_targets_need_as_much_as_the_hungrier_one():
 
 # The demo, whose own tokens are few; one thread.
 CALIBRATED = {
-    ("int4", 256): 692_146_176,
-    ("int4", 512): 1_052_352_512,
+    ("int4", 256): 894_697_472,
+    ("int4", 512): 2_322_722_816,
     ("int4-small", 256): 1_245_626_368,
     ("int4-small", 512): 3_666_558_976,
 }
@@ -61,7 +61,7 @@ def test_peaks_with_data_are_near_those_that_were_measured(name, size):
 
 def test_data_needs_the_reference_beside_it():
     recipe = load_recipe("int4")
-    assert peak(without_data(recipe), ["onnx"]) + 4 * 620_000_000 < peak(recipe, ["onnx"]) < 6.5e9
+    assert peak(without_data(recipe), ["onnx"]) + 4 * 620_000_000 < peak(recipe, ["onnx"]) < 7.5e9
 
 
 def test_more_data_needs_more():
