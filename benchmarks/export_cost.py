@@ -1,19 +1,27 @@
 """Time, peak memory and sizes of exporting a model of Apple's true dimensions (random weights).
 
     python benchmarks/export_cost.py 0.5b
+    python benchmarks/export_cost.py 0.5b --target coreml --checkpoint FOLDER
 
-Limit at 0.5B, vision included: 0.4 GiB peak, in every precision. Each export runs in a process of its own.
+Limits at 0.5B, vision included: 0.4 GiB peak for ONNX, 1 GiB for Core ML, in every precision. Beside each
+size and peak stands what `plan` predicted. Each export runs in a process of its own.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from random_checkpoint import DECODERS, write_checkpoint
+from random_checkpoint import write_checkpoint
+
+from fastvlm_convert.manifest import FILE_NAME as MANIFEST
+from fastvlm_convert.recipe import shipped_recipes
+from fastvlm_convert.weights.published import DECODERS
 
 # The child prints its own peak: unlike a parent's view it starts with the program itself.
 CHILD = """
@@ -26,32 +34,61 @@ raise SystemExit(code)
 """
 
 
-def measure(checkpoint: Path, recipe: str, bundle: Path) -> tuple[float, int, dict[str, int]]:
+def measure(checkpoint: Path, target: str, recipe: str, bundle: Path) -> tuple[float, int, dict[str, int]]:
     """Export once; seconds, peak bytes and the sizes of all files."""
-    command = ["export", str(checkpoint), "--target", "onnx", "--recipe", recipe, "-o", str(bundle), "--json"]
+    command = ["export", str(checkpoint), "--target", target, "--recipe", recipe, "-o", str(bundle), "--json"]
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", CHILD, *command], capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start
     return seconds, int(done.stderr.split()[-1]), json.loads(done.stdout)["files"]
 
 
+def plan(checkpoint: Path, target: str, recipe: str) -> dict[str, Any]:
+    """What `plan` says."""
+    command = ["plan", str(checkpoint), "--target", target, "--recipe", recipe, "--json"]
+    code = [sys.executable, "-m", "fastvlm_convert", *command]
+    return json.loads(subprocess.run(code, capture_output=True, text=True, check=True).stdout)
+
+
+def row(checkpoint: Path, target: str, recipe: str, bundle: Path) -> str:
+    """One row of the table."""
+    planned = plan(checkpoint, target, recipe)
+    seconds, peak, files = measure(checkpoint, target, recipe, bundle)
+    worst = max(abs(planned["files"][file] / size - 1) for file, size in files.items() if file != MANIFEST)
+    vision = sum(n for f, n in files.items() if "vision" in f)
+    text = sum(n for f, n in files.items() if "decoder" in f or "embed_tokens" in f)
+    total = sum(n for f, n in files.items() if f != MANIFEST)
+    sizes = " | ".join(f"{n / 1e6:.1f}" for n in (vision, text, total, planned["total_bytes"]))
+    predicted = planned["peak_memory_bytes"] / 2**30
+    return (
+        f"| {recipe} | {target} | {seconds:.1f} | {peak / 2**30:.2f} | {predicted:.2f} "
+        f"| {sizes} | {100 * worst:.2f} % |"
+    )
+
+
 def main() -> None:
-    """Print one row a recipe."""
+    """Print one row a recipe and target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("size", choices=DECODERS)
+    parser.add_argument("--target", action="append", choices=("onnx", "coreml"), help="ONNX by default")
+    parser.add_argument("--recipe", action="append", choices=tuple(shipped_recipes()), help="four by default")
+    parser.add_argument("--checkpoint", type=Path, help="one that was written before")
     arguments = parser.parse_args()
-    print("| recipe | seconds | peak GiB | vision MB | decoder and table MB | total MB |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| recipe | target | seconds | peak GiB | predicted | vision MB | decoder and table MB | total MB "
+        "| predicted | worst file |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "checkpoint"
-        write_checkpoint(checkpoint, arguments.size)
-        for recipe in ("fp32", "fp16", "int8", "int4"):
-            seconds, peak, files = measure(checkpoint, recipe, Path(folder) / recipe)
-            vision = sum(n for f, n in files.items() if "vision_encoder" in f)
-            text = sum(n for f, n in files.items() if "decoder_model" in f or "embed_tokens" in f)
-            total = sum(files.values())
-            sizes = " | ".join(f"{n / 1e6:.1f}" for n in (vision, text, total))
-            print(f"| {recipe} | {seconds:.1f} | {peak / 2**30:.2f} | {sizes} |")
+        checkpoint = arguments.checkpoint
+        if checkpoint is None:
+            checkpoint = Path(folder) / "checkpoint"
+            write_checkpoint(checkpoint, arguments.size)
+        for recipe in arguments.recipe or ("fp32", "fp16", "int8", "int4"):
+            for target in arguments.target or ("onnx",):
+                bundle = Path(folder) / "bundle"
+                print(row(checkpoint, target, recipe, bundle), flush=True)
+                shutil.rmtree(bundle)
 
 
 if __name__ == "__main__":

@@ -14,45 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvlm_convert.weights.config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
+from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.names import weight_shapes
+from fastvlm_convert.weights.published import DECODERS, FEATURES, published_config
 
-WIDTHS, DEPTHS = (96, 192, 384, 768, 1536), (2, 12, 24, 4, 2)
-FEATURES = 3072
 NUM_TOKENS = 151_643  # Qwen2's vocabulary without its special tokens
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHUNK = 1 << 22
-
-# hidden, layers, query heads, KV heads, MLP, rows of the table, tied
-DECODERS = {
-    "0.5b": (896, 24, 14, 2, 4864, 151_936, True),
-    "1.5b": (1536, 28, 12, 2, 8960, 151_936, True),
-    "7b": (3584, 28, 28, 4, 18_944, 152_064, False),
-}
-
-
-def model_config(size: str, num_layers: int | None = None) -> ModelConfig:
-    """Dimensions of one of Apple's models, optionally with fewer decoder layers."""
-    hidden, layers, heads, kv_heads, mlp, rows, tied = DECODERS[size]
-    stages = tuple(
-        StageConfig("attention" if s > 2 else "conv", width, depth, 4 * width, s > 2)
-        for s, (width, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True))
-    )
-    decoder = DecoderConfig(
-        hidden_size=hidden,
-        num_layers=num_layers or layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=hidden // heads,
-        intermediate_size=mlp,
-        vocab_size=rows,
-        embed_rows=rows,
-        tied=tied,
-        rms_norm_eps=1e-6,
-        rope_theta=1e6,
-        max_position_embeddings=32_768,
-    )
-    return ModelConfig(VisionConfig(1024, WIDTHS[0], stages, FEATURES // 16, FEATURES), hidden, decoder)
 
 
 def apple_name(name: str) -> str:
@@ -208,7 +176,7 @@ def write_config(folder: Path, config: ModelConfig) -> None:
 def write_checkpoint(folder: Path, size: str, num_layers: int | None = None, seed: int = 0) -> None:
     """Write a whole checkpoint."""
     folder.mkdir(parents=True)
-    config = model_config(size, num_layers)
+    config = published_config(size, num_layers)
     write_config(folder, config)
     write_tokenizer(folder)
     write_weights(folder / "model.safetensors", config, seed)

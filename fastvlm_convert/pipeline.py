@@ -6,41 +6,35 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from fastvlm_convert import __version__
-from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, write_apple_files, write_client_files
 from fastvlm_convert.bundle.folder import BUNDLE, QUANTIZED_CHECKPOINT, new_folder
-from fastvlm_convert.bundle.licence import NO_LICENCE, write_licence
+from fastvlm_convert.bundle.licence import NO_LICENCE
 from fastvlm_convert.bundle.quantized import write_settings, write_weights
 from fastvlm_convert.bundle.resumable import resumable_folder
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint, source_hash
 from fastvlm_convert.checkpoint.quantized import Quantization
-from fastvlm_convert.contract import APPLE_FOLDER, IMAGE_TOKEN
-from fastvlm_convert.errors import CheckpointError, MissingDependencyError, RecipeError, TargetError
+from fastvlm_convert.errors import CheckpointError, MissingDependencyError, RecipeError
+from fastvlm_convert.export.coverage import check_sizes
 from fastvlm_convert.export.job import ExportJob
-from fastvlm_convert.export.onnx.write import check_target, export_onnx
 from fastvlm_convert.fp16_range import MIN_HEADROOM, RangeReport, load_report
 from fastvlm_convert.manifest import (
     FILE_NAME,
     Artifact,
-    Contract,
     Manifest,
     Source,
     Status,
     Target,
     file_entries,
 )
-from fastvlm_convert.preprocess import ImageMode
+from fastvlm_convert.prepare import files_beside, predicted_artifacts, prepare, resolve
 from fastvlm_convert.quantize.calibration import Calibration
 from fastvlm_convert.quantize.engine import calibration_for, engine_weights, plan_checkpoint
 from fastvlm_convert.quantize.score import AnswerScore
-from fastvlm_convert.recipe import Recipe, shipped_recipes
+from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.verify.repairs import at_risk, missing_repairs, needed_repairs, settings_of
-from fastvlm_convert.weights.config import ModelConfig, at_image_size
-from fastvlm_convert.weights.fp16_safe import repaired_config
 from fastvlm_convert.weights.meter import ErrorMeter
-from fastvlm_convert.weights.plan import LayerPlan
 from fastvlm_convert.weights.report import LayerReport, layer_reports
 
 OnProgress = Callable[[str, float], None]
@@ -117,7 +111,7 @@ def quantize(
         )
     if not recipe.quantize:
         raise RecipeError(f"recipe '{recipe.name}' quantizes no layer", hint="give it quantize rules")
-    recipe, _, _ = _resolve(checkpoint, recipe)
+    recipe, _, _ = resolve(checkpoint, recipe)
     plans = plan_checkpoint(checkpoint, recipe)
     data = calibration_for(checkpoint, recipe, calibration)
     on_progress("hashes", 0.0)
@@ -161,38 +155,30 @@ def export(
         ConversionError: The input, the recipe, the target or the output does not allow it.
     """
     protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
-    checkpoint = open_checkpoint(checkpoint_path, adapter)
-    recipe, image_size, image_mode = _resolve(checkpoint, recipe or _stored_recipe(checkpoint))
-    config = repaired_config(at_image_size(checkpoint.config, image_size), recipe.repairs)
-    plans = plan_checkpoint(checkpoint, recipe)
-    for target in targets:
-        _EXPORTERS[target].check(config, recipe, plans)
-    contract = Contract(
-        image_size=image_size,
-        image_mode=image_mode,
-        num_image_tokens=config.vision.num_image_tokens,
-        image_token=IMAGE_TOKEN,
-        image_token_id=checkpoint.tokenizer.image_token_id,
-        prompt=PROMPT_FORMAT,
-        eos_token_ids=checkpoint.eos_token_ids,
-        context_length=recipe.common.max_context_length,
-    )
-    _check_context(contract)
+    prepared = prepare(checkpoint_path, recipe, targets, adapter)
+    exporters = [_exporter(target) for target in targets]  # a missing library shows before the work begins
+    checkpoint, recipe = prepared.checkpoint, prepared.recipe
     data = calibration_for(checkpoint, recipe, calibration)
     with new_folder(output, overwrite, protected) as folder:
         source = _source(checkpoint, data)
         engine = engine_weights(checkpoint, recipe, data, on_progress)
         meter = ErrorMeter(engine.floats)
         weights = engine.weights if checkpoint.quantized else meter.view(engine.weights)
-        job = ExportJob(config, weights, recipe, contract, source.licence, folder, lambda share: None)
+        job = ExportJob(
+            prepared.config,
+            weights,
+            recipe,
+            prepared.contract,
+            source.licence,
+            folder,
+            lambda share: None,
+        )
         artifacts: list[Artifact] = []
-        for target in targets:
-            artifacts += _EXPORTERS[target].export(replace(job, on_progress=partial(on_progress, target)))
-        write_client_files(folder, checkpoint.tokenizer, config, contract, artifacts)
-        if (folder / APPLE_FOLDER).is_dir():
-            write_apple_files(folder / APPLE_FOLDER, checkpoint.tokenizer, config, contract)
-        if checkpoint.licence is not None:
-            write_licence(folder, checkpoint.licence, recipe, BUNDLE.name)
+        for target, write in zip(targets, exporters, strict=True):
+            artifacts += write(replace(job, on_progress=partial(on_progress, target)))
+        check_sizes(folder, artifacts, predicted_artifacts(prepared, targets))
+        for name, content in files_beside(prepared, targets, artifacts).items():
+            (folder / name).write_bytes(content)
         on_progress("hashes", 0.0)
         scan = _scan_of(checkpoint, source.sha256)
         judged = recipe if "coreml" in targets else _without_state(recipe)
@@ -202,56 +188,41 @@ def export(
             source=source,
             recipe=recipe,
             artifacts=tuple(artifacts),
-            contract=contract,
+            contract=prepared.contract,
             fp16_range=_range_status(scan, judged),
             files=file_entries(folder),
         )
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
         on_progress("hashes", 1.0)
     stored = checkpoint.quantized
-    layers = layer_reports(plans, meter.sums) if stored is None else stored.record.layers
+    layers = layer_reports(prepared.plans, meter.sums) if stored is None else stored.record.layers
     warnings = [*_warnings(checkpoint, manifest), *_range_warnings(scan, judged)]
     return ExportResult(output, manifest, layers, engine.score, tuple(warnings))
 
 
 @dataclass(frozen=True)
 class _Exporter:
-    """A target's exporter and the packages whose versions shape its bytes."""
+    """What people call a target, and the packages whose versions shape its bytes."""
 
-    check: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], None]
-    export: Callable[[ExportJob], list[Artifact]]
+    name: str
     libraries: tuple[str, ...]
 
 
-def _check_coreml(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
-    _coreml().check_target(config, recipe, plans)
-
-
-def _export_coreml(job: ExportJob) -> list[Artifact]:
-    return _coreml().export_coreml(job)
-
-
-def _coreml() -> ModuleType:
-    """The Core ML exporter, imported late: coremltools takes seconds and, where it finds it, loads torch."""
-    try:
-        return import_module("fastvlm_convert.export.coreml.write")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "the Core ML target") from error
-
-
 _EXPORTERS: dict[Target, _Exporter] = {
-    "onnx": _Exporter(check_target, export_onnx, ("onnx",)),
-    "coreml": _Exporter(_check_coreml, _export_coreml, ("coremltools",)),
+    "onnx": _Exporter("ONNX", ("onnx",)),
+    "coreml": _Exporter("Core ML", ("coremltools",)),
 }
 TARGETS: tuple[Target, ...] = tuple(_EXPORTERS)
 
 
-def _resolve(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, int, ImageMode]:
-    """The recipe with values where it says `checkpoint`; image size and mode."""
-    size, mode = recipe.common.image_size, recipe.common.image_mode
-    size = checkpoint.config.vision.image_size if size == "checkpoint" else size
-    mode = checkpoint.image_mode if mode == "checkpoint" else mode
-    return replace(recipe, common=replace(recipe.common, image_size=size, image_mode=mode)), size, mode
+def _exporter(target: Target) -> Callable[[ExportJob], list[Artifact]]:
+    """A target's exporter, imported late: `plan` needs none, and coremltools takes seconds."""
+    try:
+        module: Any = import_module(f"fastvlm_convert.export.{target}.write")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, f"the {_EXPORTERS[target].name} target") from error
+    write: Callable[[ExportJob], list[Artifact]] = getattr(module, f"export_{target}")
+    return write
 
 
 def _source(checkpoint: Checkpoint, data: Calibration | None) -> Source:
@@ -260,17 +231,6 @@ def _source(checkpoint: Checkpoint, data: Calibration | None) -> Source:
     calibration = data.sha256 if data else stored.record.source.calibration if stored else None
     licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
     return Source(checkpoint.layout, source_hash(checkpoint), licence, calibration)
-
-
-def _stored_recipe(checkpoint: Checkpoint) -> Recipe:
-    """What a checkpoint was quantized with."""
-    if checkpoint.quantized is None:
-        raise RecipeError(
-            "a float checkpoint needs a recipe",
-            where=checkpoint.path,
-            hint=f"shipped recipes: {', '.join(shipped_recipes())}; or give the path of a .yaml file",
-        )
-    return checkpoint.quantized.record.recipe
 
 
 def _scan_of(checkpoint: Checkpoint, source_sha256: str) -> RangeReport | None:
@@ -294,15 +254,6 @@ def _range_status(scan: RangeReport | None, recipe: Recipe) -> Status:
     if scan is None:
         return "not_run"
     return "failed" if at_risk(scan, recipe) else "passed"
-
-
-def _check_context(contract: Contract) -> None:
-    if contract.num_image_tokens >= contract.context_length:
-        raise TargetError(
-            f"one image of {contract.image_size} pixels takes {contract.num_image_tokens} tokens, "
-            f"the context has {contract.context_length}",
-            hint="raise common.max_context_length or lower common.image_size in the recipe",
-        )
 
 
 def _checkpoint_warnings(checkpoint: Checkpoint, made: str) -> list[str]:

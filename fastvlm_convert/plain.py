@@ -1,9 +1,12 @@
 """Plain data, as YAML and JSON hold it, to frozen dataclasses; strict, with errors for people."""
 
 import dataclasses
+import inspect
+import re
 import reprlib
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from fastvlm_convert.errors import ConversionError, RecipeError
@@ -76,3 +79,58 @@ def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
 
 def _shown(value: object) -> str:
     return reprlib.repr(value)  # whatever the file holds, a message stays short
+
+
+Limits = Mapping[tuple[type, str], Mapping[str, Any]]
+
+_SCHEMA_KINDS = {int: "integer", float: "number", bool: "boolean", str: "string"}
+
+
+def schema_of(kind: type, limits: Limits) -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of the plain data from which `from_plain` builds a dataclass.
+
+    Args:
+        kind: The dataclass. Texts come from the `Attributes` of its docstring.
+        limits: What single fields' values must fulfil beside their types, by dataclass and field: keywords of
+            the schema, `minimum` for example. Rules between fields have no place in a schema.
+    """
+    hints = typing.get_type_hints(kind)
+    described = _described(kind)
+    properties, required = {}, []
+    for field in dataclasses.fields(kind):
+        schema = _schema(hints[field.name], limits, limits.get((kind, field.name), {}))
+        if field.name in described:
+            schema["description"] = described[field.name]
+        if field.default is dataclasses.MISSING:
+            required.append(field.name)
+        elif not dataclasses.is_dataclass(field.default):
+            schema["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
+        properties[field.name] = schema
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _schema(hint: Any, limits: Limits, own: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    if dataclasses.is_dataclass(hint):
+        return schema_of(hint, limits)  # type: ignore[arg-type]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        return {"type": "array", "items": _schema(arguments[0], limits, {}), **own}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema(arguments[1], limits, {}), **own}
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema(member, limits, own) for member in arguments]}
+    return {"type": _SCHEMA_KINDS[hint], **own}
+
+
+def _described(kind: type) -> dict[str, str]:
+    """Texts of the `Attributes` section of a docstring, by field."""
+    section = inspect.cleandoc(kind.__doc__ or "").partition("\nAttributes:\n")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}

@@ -24,6 +24,8 @@ MAX_CONTEXT_LENGTH: Final = 131072
 MAX_SQNR_DB: Final = 200.0
 MAX_GROUP_SIZE: Final = 1024
 MAX_SAMPLES: Final = 4096
+MAX_PREFILL_CHUNK: Final = 1024
+MAX_ANSWER_LENGTH: Final = 1024
 MAX_RESIDUAL_SHIFT: Final = 8  # beyond it, float16 no longer holds the norms' epsilon well
 
 
@@ -237,8 +239,8 @@ class CoreMLSettings:
     drop_in: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.prefill_chunk <= 1024:
-            raise RecipeError(f"prefill_chunk is {self.prefill_chunk}, expected 1 to 1024")
+        if not 1 <= self.prefill_chunk <= MAX_PREFILL_CHUNK:
+            raise RecipeError(f"prefill_chunk is {self.prefill_chunk}, expected 1 to {MAX_PREFILL_CHUNK}")
 
 
 @dataclass(frozen=True)
@@ -272,8 +274,8 @@ class Gates:
     def __post_init__(self) -> None:
         if not 0 <= self.min_sqnr_db <= MAX_SQNR_DB:
             raise RecipeError(f"min_sqnr_db is {self.min_sqnr_db:g}, expected 0 to {MAX_SQNR_DB:g}")
-        if not 1 <= self.max_new_tokens <= 1024:
-            raise RecipeError(f"max_new_tokens is {self.max_new_tokens}, expected 1 to 1024")
+        if not 1 <= self.max_new_tokens <= MAX_ANSWER_LENGTH:
+            raise RecipeError(f"max_new_tokens is {self.max_new_tokens}, expected 1 to {MAX_ANSWER_LENGTH}")
 
 
 @dataclass(frozen=True)

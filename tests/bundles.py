@@ -74,6 +74,28 @@ def manifest_of(bundle: Path) -> Manifest:
     return load_manifest(bundle)
 
 
+TAIL = 64  # coremltools does not fill up the last array of a file, predictions do
+
+
+def check_sizes(predicted: dict[str, int], bundle: Path, programs: float = 0.2) -> None:
+    """See that a bundle's files have the sizes that were predicted of them, and that none was forgotten.
+
+    Args:
+        predicted: Bytes by file.
+        bundle: The bundle.
+        programs: How far a program without weights, which is estimated, may be off.
+    """
+    written = {name: entry.size for name, entry in load_manifest(bundle).files.items()}
+    assert set(predicted) >= {name for name in written if "/" in name}
+    for name, size in predicted.items():
+        if name.endswith(".mlmodel"):
+            assert abs(size - written[name]) <= programs * written[name], name
+        elif name.endswith("weight.bin"):
+            assert 0 <= size - written[name] < TAIL, name
+        else:
+            assert size == written[name], name
+
+
 # Integers of both widths, with and without zero points, and layers that stay in float for either reason.
 MIXED_RULES = (
     QuantizeRule(("decoder.embed_tokens", "decoder.lm_head"), "int8", 16),

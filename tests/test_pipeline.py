@@ -3,19 +3,25 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fastvlm_convert import pipeline
 from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint, source_hash
 from fastvlm_convert.errors import TargetError
 from fastvlm_convert.fp16_range import OpRange, RangeReport, save_report
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
+from fastvlm_convert.quantize.engine import Engine, engine_weights
+from fastvlm_convert.recipe import without_data
+from fastvlm_convert.weights.quantized import dense_view
 from tests.bundles import FP16, FP32, export_bundle, mixed_recipe, recipe, write_recipe
 from tests.checkpoints import GOLDEN, LLAVA, edit_json, tree_state
 
 ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "checkpoints" / "fastvlm-demo"
 
 # Makes imports fail as if the packages were not installed, then runs the command line.
 WITHOUT = """
@@ -105,7 +111,9 @@ def test_export_without_onnx_says_so(tmp_path):
     arguments = ("--target", "onnx", "--recipe", "fp32", "-o", tmp_path / "bundle")
     done = run_without({"onnx"}, "export", GOLDEN / LLAVA / "checkpoint", *arguments)
     assert done.returncode == 2
-    assert "error: export needs onnx, which is not installed\nhint: pip install onnx\n" in done.stderr
+    assert (
+        "error: the ONNX target needs onnx, which is not installed\nhint: pip install onnx\n" in done.stderr
+    )
 
 
 def test_a_bundle_runs_without_torch_and_onnx(fp32_bundle):
@@ -185,3 +193,19 @@ def test_a_quantized_checkpoint_is_judged_by_its_own_scan_or_the_float_ones(
     assert status(1) == "passed"
     save_report(RangeReport(content_hash(checkpoint.files), 1, (OpRange("logits", 1e5, 0.0),)))
     assert status(2) == "failed"
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml"])
+def test_weights_that_do_not_shrink_as_planned_fail_the_export(target, tmp_path, monkeypatch):
+    """As if the engine had left the decoder's widest layers in float."""
+
+    def engine(*arguments: object) -> Engine:
+        made = engine_weights(*arguments)
+        wide = {name: w for name, w in made.weights.items() if name.endswith("down_proj.weight")}
+        return replace(made, weights={**made.weights, **dense_view(wide)})
+
+    monkeypatch.setattr(pipeline, "engine_weights", engine)
+    with pytest.raises(TargetError, match="bytes of weights, the plan says") as caught:
+        export(DEMO, without_data(recipe("int4")), [target], tmp_path / "out" / "bundle")
+    assert "decoder" in str(caught.value)
+    assert not (tmp_path / "out").exists()

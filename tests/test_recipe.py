@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
+from fastvlm_convert.cli.recipes import describe
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.plain import from_plain
-from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
-from tests.bundles import recipe
-from tests.checkpoints import GOLDEN, LLAVA
+from fastvlm_convert.prepare import predicted_files, prepare
+from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes, without_data
+from tests.bundles import check_sizes, recipe
 
 DEMO = Path(__file__).parent.parent / "checkpoints" / "fastvlm-demo"
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -50,15 +51,19 @@ class TestShipped:
         settings = load_recipe(path.stem)
         assert from_plain(Recipe, settings.to_dict()) == settings
 
-    def test_exports(self, path, tmp_path):
+    def test_exports_in_the_sizes_that_were_predicted(self, path, tmp_path):
+        """To every target that takes it; the demo, because blocks of integers need real widths."""
         settings = load_recipe(path.stem)
-        # Blocks of integers need real widths, which the demo has and the goldens have not.
-        checkpoint = DEMO if settings.quantize else GOLDEN / LLAVA / "checkpoint"
-        target = "coreml" if any(rule.is_palette for rule in settings.quantize) else "onnx"
-        result = export(checkpoint, settings, [target], tmp_path / "bundle")
+        targets = [name for name, facts in describe(settings)["targets"].items() if not facts["refused"]]
+        assert targets
+        quick = without_data(settings)  # sizes do not depend on the solver
+        predicted = predicted_files(prepare(DEMO, settings, targets), targets)
+        result = export(DEMO, quick, targets, tmp_path / "bundle")
         assert set(settings.notes) <= set(result.warnings)
         manifest = load_manifest(tmp_path / "bundle")
         assert manifest.recipe.notes == settings.notes
+        assert set(predicted) == set(manifest.files)
+        check_sizes(predicted, tmp_path / "bundle", programs=0.01)
         stored = {artifact.component: artifact.storage for artifact in manifest.artifacts}
         assert stored == {
             "vision": settings.vision.storage,

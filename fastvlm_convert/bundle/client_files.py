@@ -1,6 +1,7 @@
 """The files that clients read beside the graphs: config, tokenizer, preprocessing, generation."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,36 +33,39 @@ CHAT_TEMPLATE = (
 _MAX_NEW_TOKENS = 256  # as Apple's predict.py; without it transformers.js stops after one token
 
 
-def write_client_files(
-    folder: Path, tokenizer: TextTokenizer, config: ModelConfig, contract: Contract, artifacts: list[Artifact]
-) -> None:
-    """Write what transformers.js, transformers and onnxruntime-genai read at the root of a bundle."""
-    _write_json(folder / "generation_config.json", _generation_config(contract, tokenizer))
-    _write_common(folder, tokenizer, contract)
-    _write_json(
-        folder / "preprocessor_config.json",
-        _preprocessor_config(contract.image_size, contract.image_mode == "pad"),
-    )
-    _write_json(folder / "config.json", _config(config, contract, tokenizer) | _transformers_js(artifacts))
+def client_files(
+    tokenizer: TextTokenizer, config: ModelConfig, contract: Contract, artifacts: Sequence[Artifact]
+) -> dict[str, bytes]:
+    """What transformers.js, transformers and onnxruntime-genai read at the root of a bundle, by name."""
+    return {
+        **_common_files(tokenizer, contract),
+        "generation_config.json": _json(_generation_config(contract, tokenizer)),
+        "preprocessor_config.json": _json(
+            _preprocessor_config(contract.image_size, contract.image_mode == "pad")
+        ),
+        "config.json": _json(_config(config, contract, tokenizer) | _transformers_js(artifacts)),
+    }
 
 
-def write_apple_files(
-    folder: Path, tokenizer: TextTokenizer, config: ModelConfig, contract: Contract
-) -> None:
-    """Write what Apple's app reads beside its vision package; whatever they say, the app crops."""
-    _write_common(folder, tokenizer, contract)
-    _write_json(folder / "preprocessor_config.json", _preprocessor_config(contract.image_size, False))
-    _write_json(folder / "config.json", _config(config, contract, tokenizer))
+def apple_files(tokenizer: TextTokenizer, config: ModelConfig, contract: Contract) -> dict[str, bytes]:
+    """What Apple's app reads beside its vision package, by name; whatever they say, the app crops."""
+    return {
+        **_common_files(tokenizer, contract),
+        "preprocessor_config.json": _json(_preprocessor_config(contract.image_size, False)),
+        "config.json": _json(_config(config, contract, tokenizer)),
+    }
 
 
-def _write_common(folder: Path, tokenizer: TextTokenizer, contract: Contract) -> None:
-    (folder / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, contract))
-    _write_json(folder / "processor_config.json", _PROCESSOR_CONFIG)
+def _common_files(tokenizer: TextTokenizer, contract: Contract) -> dict[str, bytes]:
+    return {
+        "tokenizer.json": tokenizer_json(tokenizer).encode(),
+        "tokenizer_config.json": _json(_tokenizer_config(tokenizer, contract)),
+        "processor_config.json": _json(_PROCESSOR_CONFIG),
+    }
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _config(config: ModelConfig, contract: Contract, tokenizer: TextTokenizer) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def _config(config: ModelConfig, contract: Contract, tokenizer: TextTokenizer) -
     }
 
 
-def _transformers_js(artifacts: list[Artifact]) -> dict[str, Any]:
+def _transformers_js(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     onnx = {a.component: a for a in artifacts if a.target == "onnx"}
     if not onnx:
         return {}

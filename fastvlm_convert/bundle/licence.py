@@ -1,6 +1,5 @@
 """What a model's licence asks of those who pass a derivative on."""
 
-import shutil
 from pathlib import Path
 from typing import Final
 
@@ -9,17 +8,15 @@ from fastvlm_convert.recipe import Recipe
 NO_LICENCE: Final = "not_found"
 
 
-def write_licence(folder: Path, licence: Path, recipe: Recipe, made: str) -> None:
-    """Write a copy of the licence, and a notice of what was changed.
+def licence_files(licence: Path, recipe: Recipe, made: str) -> dict[str, bytes]:
+    """A copy of the licence, and a notice of what was changed, by name.
 
     Args:
-        folder: Where to.
         licence: The checkpoint's licence file.
         recipe: What the checkpoint was converted with.
         made: What people call the folder.
     """
-    shutil.copyfile(licence, folder / licence.name)
-    (folder / "NOTICE").write_text(_notice(licence, recipe, made), encoding="utf-8")
+    return {licence.name: licence.read_bytes(), "NOTICE": _notice(licence, recipe, made).encode()}
 
 
 def _notice(licence: Path, recipe: Recipe, made: str) -> str:

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from fastvlm_convert.bundle.folder import QUANTIZED_CHECKPOINT
-from fastvlm_convert.bundle.licence import write_licence
+from fastvlm_convert.bundle.licence import licence_files
 from fastvlm_convert.bundle.resumable import Work
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.quantized import FILE_NAME, Quantization
@@ -85,7 +85,8 @@ def write_settings(
         if path != checkpoint.licence:
             shutil.copyfile(path, work.folder / path.name)
     if checkpoint.licence is not None:
-        write_licence(work.folder, checkpoint.licence, recipe, QUANTIZED_CHECKPOINT.name)
+        for name, content in licence_files(checkpoint.licence, recipe, QUANTIZED_CHECKPOINT.name).items():
+            (work.folder / name).write_bytes(content)
     layers = layer_reports(plans, lambda name: SquaredSums(**work.finished[name]))
     record = Quantization(tool, source, recipe, layers)
     (work.folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")

@@ -12,33 +12,27 @@ from fastvlm_convert.bench.worker import peak_memory_bytes
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
 from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
 from fastvlm_convert.cli.options import (
-    NO_DATA,
     AdapterOption,
     CalibrationOption,
     CheckpointArgument,
     JsonOption,
+    StoredRecipeOption,
+    TargetOption,
     VerboseOption,
+    chosen_recipe,
+    chosen_targets,
     data_source,
 )
-from fastvlm_convert.errors import MissingDependencyError, TargetError
-from fastvlm_convert.manifest import Target
-from fastvlm_convert.recipe import load_recipe, without_data
+from fastvlm_convert.pipeline import export
 
 
 def command(
     checkpoint: CheckpointArgument,
-    target: Annotated[list[str], typer.Option(help="Format to export; may be repeated.", show_default=False)],
+    target: TargetOption,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.", show_default=False)
     ],
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="A shipped recipe or a YAML file; a quantized checkpoint has its own.",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: StoredRecipeOption = None,
     adapter: AdapterOption = None,
     calibration: CalibrationOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
@@ -46,22 +40,10 @@ def command(
     verbose: VerboseOption = False,
 ) -> None:
     """Convert a checkpoint to a bundle that an app can ship."""
-    try:
-        from fastvlm_convert.pipeline import TARGETS, ExportResult, export
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "export") from error
-
-    targets: list[Target] = []
-    for name in dict.fromkeys(target):
-        known = [t for t in TARGETS if t == name]
-        if not known:
-            raise TargetError(f"unknown target '{name}'", hint=f"targets: {', '.join(TARGETS)}")
-        targets += known
-    settings = None if recipe is None else load_recipe(recipe)
-    if calibration == NO_DATA and settings is not None:
-        settings = without_data(settings)
+    targets = chosen_targets(target)
+    settings = chosen_recipe(recipe, calibration)
     with progress(quiet=as_json) as on_stage:
-        result: ExportResult = export(
+        result = export(
             checkpoint,
             settings,
             targets,

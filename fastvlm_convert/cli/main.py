@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fastvlm_convert import __version__
-from fastvlm_convert.cli import bench, export, inspect, mil, quantize, run, scan, verify
+from fastvlm_convert.cli import bench, export, inspect, mil, plan, quantize, recipes, run, scan, verify
 from fastvlm_convert.cli.console import err, print_error, print_json
 from fastvlm_convert.errors import ConversionError
 
@@ -31,8 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _module in (
-    ("inspect", inspect), ("run", run), ("quantize", quantize), ("export", export), ("verify", verify),
-    ("bench", bench), ("scan", scan), ("mil", mil),
+    ("inspect", inspect), ("run", run), ("plan", plan), ("quantize", quantize), ("export", export),
+    ("verify", verify), ("bench", bench), ("scan", scan), ("mil", mil), ("recipes", recipes),
 ):  # fmt: skip
     app.command(_name)(_module.command)
 

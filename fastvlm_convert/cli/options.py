@@ -5,6 +5,11 @@ from typing import Annotated
 
 import typer
 
+from fastvlm_convert.errors import TargetError
+from fastvlm_convert.manifest import Target
+from fastvlm_convert.pipeline import TARGETS
+from fastvlm_convert.recipe import Recipe, load_recipe, without_data
+
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a FastVLM checkpoint.", show_default=False)
 ]
@@ -27,6 +32,53 @@ CalibrationOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+TargetOption = Annotated[
+    list[str], typer.Option("--target", help="Format to export; may be repeated.", show_default=False)
+]
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe", metavar="NAME|FILE", help="A shipped recipe or a YAML file.", show_default=False
+    ),
+]
+StoredRecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="A shipped recipe or a YAML file; a quantized checkpoint has its own.",
+        show_default=False,
+    ),
+]
+
+
+def chosen_targets(names: list[str]) -> list[Target]:
+    """The targets of `--target`, each once.
+
+    Raises:
+        TargetError: There is no such target.
+    """
+    chosen: list[Target] = []
+    for name in dict.fromkeys(names):
+        known = [target for target in TARGETS if target == name]
+        if not known:
+            raise TargetError(f"unknown target '{name}'", hint=f"targets: {', '.join(TARGETS)}")
+        chosen += known
+    return chosen
+
+
+def chosen_recipe(name: str | None, calibration: str | None = None) -> Recipe | None:
+    """The recipe of `--recipe`, None where a quantized checkpoint's own is meant.
+
+    Args:
+        name: Name or path.
+        calibration: What `--calibration` says; `none` replaces the solvers that need data.
+
+    Raises:
+        RecipeError: It is unknown or malformed.
+    """
+    recipe = None if name is None else load_recipe(name)
+    return without_data(recipe) if recipe is not None and calibration == NO_DATA else recipe
 
 
 def data_source(calibration: str | None) -> Path | None:

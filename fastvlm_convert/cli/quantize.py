@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from fastvlm_convert.bench.worker import peak_memory_bytes
+from fastvlm_convert.bundle.resumable import partial_folder
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
 from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
 from fastvlm_convert.cli.options import (
@@ -16,18 +17,17 @@ from fastvlm_convert.cli.options import (
     CalibrationOption,
     CheckpointArgument,
     JsonOption,
+    RecipeOption,
     VerboseOption,
     data_source,
 )
-from fastvlm_convert.errors import MissingDependencyError
+from fastvlm_convert.pipeline import quantize
 from fastvlm_convert.recipe import load_recipe, without_data
 
 
 def command(
     checkpoint: CheckpointArgument,
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A shipped recipe or a YAML file.", show_default=False)
-    ],
+    recipe: RecipeOption,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="QUANTIZED", help="Folder to make.", show_default=False)
     ],
@@ -40,18 +40,12 @@ def command(
     verbose: VerboseOption = False,
 ) -> None:
     """Make a quantized checkpoint; after an interruption the same command goes on where it was."""
-    try:
-        from fastvlm_convert.bundle.resumable import partial_folder
-        from fastvlm_convert.pipeline import QuantizeResult, quantize
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "quantize") from error
-
     settings = load_recipe(recipe)
     if calibration == NO_DATA:
         settings = without_data(settings)
     try:
         with progress(quiet=as_json) as on_stage:
-            result: QuantizeResult = quantize(
+            result = quantize(
                 checkpoint,
                 settings,
                 output,

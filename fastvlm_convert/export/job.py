@@ -44,15 +44,20 @@ class ExportJob:
     on_progress: OnProgress
 
     def precision(self, component: Component) -> PrecisionName:
-        """Name of a component's precision: that of its smallest weights."""
-        settings = self.recipe.vision if component == "vision" else self.recipe.decoder
-        bits = [
-            weight.scheme.bits
-            for name, weight in self.weights.items()
-            if isinstance(weight, StoredWeight) and name.startswith(_PREFIXES[component])
-        ]
-        storage = self.recipe.embed.storage if component == "embed" else settings.storage
-        return precision_name(storage, settings.compute, min(bits, default=None))
+        """Name of a component's precision."""
+        return precision_of(component, self.weights, self.recipe)
+
+
+def precision_of(component: Component, weights: MixedSource, recipe: Recipe) -> PrecisionName:
+    """Name of a component's precision: that of its smallest weights."""
+    settings = recipe.vision if component == "vision" else recipe.decoder
+    bits = [
+        weight.scheme.bits
+        for name, weight in weights.items()
+        if isinstance(weight, StoredWeight) and name.startswith(_PREFIXES[component])
+    ]
+    storage = recipe.embed.storage if component == "embed" else settings.storage
+    return precision_name(storage, settings.compute, min(bits, default=None))
 
 
 class ByteCounter:

@@ -45,8 +45,8 @@ def test_document(cli, tmp_path):
     manifest = load_manifest(output)
     files = {name: entry.size for name, entry in manifest.files.items()}
     document = result.document
-    assert document.pop("peak_memory_bytes") > 1e6
     assert document.pop("answers")["status"] == "not_run"
+    assert document.pop("peak_memory_bytes") > sum(files.values())
     assert {layer["scheme"] for layer in document.pop("layers")} == {"float"}
     assert [c["name"] for c in document.pop("components")] == [
         "vision", "projector", "decoder", "embedding", "total",
@@ -216,11 +216,11 @@ import sys, time
 from fastvlm_convert import pipeline
 from fastvlm_convert.cli.main import main
 
-def wait(checkpoint):
+def wait(folder):
     print("ready", flush=True)
     time.sleep(60)
 
-pipeline.source_hash = wait
+pipeline.file_entries = wait
 raise SystemExit(main(sys.argv[1:]))
 """
 

@@ -12,9 +12,13 @@ FLAGS = {
         "MODEL", "[IMAGE]... QUESTION", "--max-new-tokens", "--temperature", "--top-p", "--seed", "--target",
         "--adapter", *COMMON,
     },
-    "quantize": {"CHECKPOINT", "--recipe", "--output", "-o", "--adapter", "--overwrite", *COMMON},
+    "plan": {"CHECKPOINT", "--target", "--recipe", "--adapter", *COMMON},
+    "quantize": {
+        "CHECKPOINT", "--recipe", "--output", "-o", "--adapter", "--calibration", "--overwrite", *COMMON,
+    },
     "export": {
-        "CHECKPOINT", "--target", "--recipe", "--output", "-o", "--adapter", "--overwrite", *COMMON,
+        "CHECKPOINT", "--target", "--recipe", "--output", "-o", "--adapter", "--calibration", "--overwrite",
+        *COMMON,
     },
     "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--adapter", *COMMON},
     "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
@@ -22,6 +26,7 @@ FLAGS = {
         "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", "--adapter", *COMMON,
     },
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
+    "recipes": {"[NAME]", "--schema", *COMMON},
 }  # fmt: skip
 COMMANDS = typer.main.get_command(app).commands
 

@@ -7,7 +7,7 @@ import coremltools
 from coremltools.converters.mil.frontend.milproto.load import load as load_program
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.export.coreml.package import FILES
+from fastvlm_convert.export.coreml.paths import FILES
 from fastvlm_convert.quantize.apply import quantize_weights
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.fold import fold

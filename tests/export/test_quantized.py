@@ -11,16 +11,18 @@ from onnx import numpy_helper
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
+from fastvlm_convert.export.sizes import predicted_sizes
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.pipeline import export
+from fastvlm_convert.prepare import prepare
 from fastvlm_convert.recipe import QuantizeRule, Recipe
 from fastvlm_convert.runtime.loaded import load_bundle, load_engine
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.plan import plan_layers
 from fastvlm_convert.weights.quantized import QuantizedWeight, stacked
 from fastvlm_convert.weights.schemes import AffineMatrix
-from tests.bundles import FP16, FP32, graph_path, recipe
+from tests.bundles import FP16, FP32, check_sizes, graph_path, recipe
 from tests.export.stored import CHECKPOINT, decompressions, engine, shapes
 
 # Names of quantized tensors in the graphs -> layers of the checkpoint.
@@ -175,6 +177,16 @@ def test_the_lowering_is_exact(made):
         assert sqnr_db(reference.prefill(embeds), session.prefill(embeds)) >= 100
         step = embeds[:1]
         assert sqnr_db(reference.decode(step), session.decode(step)) >= 100
+
+
+def test_sizes_are_known_before_anything_is_written(made):
+    bundle, chosen = made
+    prepared = prepare(CHECKPOINT, chosen, ["onnx", "coreml"])
+    token_id = prepared.contract.image_token_id
+    predicted = predicted_sizes(
+        prepared.config, prepared.plans, prepared.recipe, ["onnx", "coreml"], image_token_id=token_id
+    )
+    check_sizes(predicted, bundle)
 
 
 def test_files_are_as_small_as_planned(made):

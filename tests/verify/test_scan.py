@@ -7,7 +7,7 @@ import torch
 
 from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint
 from fastvlm_convert.decode import embed_prompt
-from fastvlm_convert.export.coreml.package import FILES
+from fastvlm_convert.export.coreml.paths import FILES
 from fastvlm_convert.fp16_range import RangeReport, save_report
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export

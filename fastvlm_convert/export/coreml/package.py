@@ -12,11 +12,8 @@ from coremltools.converters.mil.backend.mil.load import load
 from coremltools.converters.mil.mil import Function, Program
 from coremltools.proto import Model_pb2
 
+from fastvlm_convert.export.coreml.paths import AUTHOR, FILES, SPEC
 from fastvlm_convert.export.coreml.weights import Weights
-
-_AUTHOR = "com.apple.CoreML"
-_SPEC = "model.mlmodel"
-FILES = ("Manifest.json", f"Data/{_AUTHOR}/{_SPEC}", f"Data/{_AUTHOR}/weights/weight.bin")
 
 
 @dataclass(frozen=True)
@@ -118,12 +115,12 @@ def _manifest(content: bytes) -> str:
     )
 
     def entry(description: str, name: str) -> dict[str, str]:
-        return {"author": _AUTHOR, "description": description, "name": name, "path": f"{_AUTHOR}/{name}"}
+        return {"author": AUTHOR, "description": description, "name": name, "path": f"{AUTHOR}/{name}"}
 
     manifest = {
         "fileFormatVersion": "1.0.0",
         "itemInfoEntries": {
-            model_id: entry("CoreML Model Specification", _SPEC),
+            model_id: entry("CoreML Model Specification", SPEC),
             weights_id: entry("CoreML Model Weights", "weights"),
         },
         "rootModelIdentifier": model_id,

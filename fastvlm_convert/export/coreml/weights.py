@@ -150,7 +150,7 @@ class Weights:
             def read() -> np.ndarray:
                 return (
                     load()
-                    .astype(np.int8 if dtype is types.np_int4_dtype else dtype)
+                    .astype(np.int8 if dtype is types.np_int4_dtype else dtype, copy=False)
                     .view(dtype)
                     .reshape(shape)
                 )
@@ -200,12 +200,20 @@ class _AffineParts:
 
     def integers(self) -> np.ndarray:
         """Signed where symmetric, else unsigned; one a byte."""
-        parts = list(self._weight.chunks())
-        self._on_bytes(4 * self._weight.rows * self._weight.columns)
-        self._rest = np.concatenate([p.scale for p in parts]), np.concatenate([p.zero_point for p in parts])
-        q = np.concatenate([p.q for p in parts])
-        scheme = self._weight.scheme
-        return q.astype(np.int16) - scheme.middle if scheme.symmetric else q
+        weight = self._weight
+        q = np.empty((weight.rows, weight.columns), np.uint8)
+        scales, zero_points, row = [], [], 0
+        for part in weight.chunks():
+            q[row : row + len(part.q)] = part.q
+            row += len(part.q)
+            scales.append(part.scale)
+            zero_points.append(part.zero_point)
+            self._on_bytes(4 * part.q.size)
+        self._rest = np.concatenate(scales), np.concatenate(zero_points)
+        if weight.scheme.symmetric:
+            q -= np.uint8(weight.scheme.middle)  # wraps round, so the bits are those of the signed difference
+            return q.view(np.int8)
+        return q
 
     def scales(self) -> np.ndarray:
         return self._others()[0]

@@ -1,6 +1,6 @@
 """Write the packages of a bundle."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import coremltools
 from coremltools.converters.mil.mil import Function
@@ -8,25 +8,17 @@ from coremltools.proto import FeatureTypes_pb2, Model_pb2
 
 from fastvlm_convert import contract as names
 from fastvlm_convert.contract import Component, PrecisionName, TensorSpec
-from fastvlm_convert.errors import TargetError
 from fastvlm_convert.export.coreml.decoder import TARGET as DECODER_TARGET
 from fastvlm_convert.export.coreml.decoder import DecoderBuilder
-from fastvlm_convert.export.coreml.package import FILES, Metadata, write_package
+from fastvlm_convert.export.coreml.package import Metadata, write_package
+from fastvlm_convert.export.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, FILES, VISION_PACKAGE
 from fastvlm_convert.export.coreml.vision import APPLE_INPUT, VisionBuilder
 from fastvlm_convert.export.coreml.weights import Weights
 from fastvlm_convert.export.job import ByteCounter, ExportJob
 from fastvlm_convert.manifest import Artifact
-from fastvlm_convert.recipe import FloatSettings, Recipe
-from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.plan import LayerPlan
+from fastvlm_convert.recipe import FloatSettings
 from fastvlm_convert.weights.quantized import dense_view
 
-FOLDER = "coreml"
-VISION_PACKAGE = f"{FOLDER}/vision.mlpackage"
-DECODER_PACKAGE = f"{FOLDER}/decoder.mlpackage"
-
-APPLE_PACKAGE = f"{names.APPLE_FOLDER}/fastvithd.mlpackage"
-_APPLE_IMAGE_SIZE, _APPLE_WIDTH = 1024, 3072  # Apple's app aborts on any other shape
 _APPLE_TARGET = coremltools.target.iOS16
 
 _MAIN = "main"
@@ -46,23 +38,6 @@ _FEATURES = {
     names.LOGITS: "logits of the next token",
     APPLE_INPUT: "RGB in 0..1, channels first",
 }
-
-
-def check_target(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
-    """Refuse dimensions that Core ML, or Apple's app, cannot take; reads no weight.
-
-    Raises:
-        TargetError: Names the dimension and what is allowed.
-    """
-    del plans  # every affine scheme can be expressed
-    vision = config.vision
-    fits_app = (vision.image_size, vision.output_width) == (_APPLE_IMAGE_SIZE, _APPLE_WIDTH)
-    if recipe.coreml.drop_in and not fits_app:
-        raise TargetError(
-            f"Apple's app takes {_APPLE_IMAGE_SIZE} pixels and features of {_APPLE_WIDTH}; this model has "
-            f"{vision.image_size} pixels and features of {vision.output_width}",
-            hint="set coreml.drop_in to false, or image_size to 1024 for a model of full width",
-        )
 
 
 def export_coreml(job: ExportJob) -> list[Artifact]:

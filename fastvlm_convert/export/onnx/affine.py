@@ -57,29 +57,34 @@ def pack(values: np.ndarray, bits: int) -> np.ndarray:
     return values[:, 0::2] | (values[:, 1::2] << 4)
 
 
-def store_affine(graph: Graph, weight: QuantizedWeight, rows: int | None = None) -> StoredAffine:
+def store_affine(graph: Graph, weight: QuantizedWeight, rows: int = 0) -> StoredAffine:
     """Write a matrix to a graph's data file; each row is quantized once, while it is written.
 
     Args:
         graph: Whose file.
         weight: The matrix.
-        rows: Pad to so many rows, which dequantize to zero.
+        rows: Pad to at least so many rows, which dequantize to zero.
     """
     scheme, columns = weight.scheme, weight.columns
+    rows = max(rows, weight.rows)
     scales: list[np.ndarray] = []
     zeros: list[np.ndarray] = []
 
     def integers() -> Iterator[np.ndarray]:
-        for part in _padded(weight, rows or weight.rows):
+        for part in _padded(weight, rows):
             scales.append(part.scale)
             zeros.append(part.zero_point)
             graph.count(4 * part.q.size)
             yield pack(part.q, scheme.bits)
 
-    q = graph.data.append(integers())
-    scale = graph.data.append(scales)
-    zero_point = None if scheme.symmetric else graph.data.append(pack(z, scheme.bits) for z in zeros)
-    return StoredAffine(scheme, rows or weight.rows, columns, q, scale, zero_point)
+    blocks = scheme.num_blocks(columns)
+    q = graph.data.append(integers(), rows * columns * scheme.bits // 8)
+    scale = graph.data.append(scales, rows * blocks * 2)
+    zero_point = None
+    if not scheme.symmetric:
+        packed = (pack(z, scheme.bits) for z in zeros)
+        zero_point = graph.data.append(packed, rows * -(-blocks * scheme.bits // 8))
+    return StoredAffine(scheme, rows, columns, q, scale, zero_point)
 
 
 def _padded(weight: QuantizedWeight, rows: int) -> Iterator[AffineMatrix]:
@@ -161,27 +166,35 @@ def dequantized(graph: Graph, name: str, weight: QuantizedWeight) -> str:
     blocks = scheme.num_blocks(weight.columns)
     is_signed = scheme.symmetric
     dtype = f"{'int' if is_signed else 'uint'}{scheme.bits}"
-    scales, zeros, q_chunks = [], [], []
-    for part in weight.chunks():
-        scales.append(part.scale)
-        zeros.append(part.zero_point)
-        q_chunks.append(part.q)
-        graph.count(4 * part.q.size)
-    q = np.concatenate(q_chunks)
-    if is_signed:  # the zero point of signed integers is zero and need not be stored
-        q = q - np.uint8(scheme.middle)
-        q &= np.uint8(scheme.levels - 1)
+    scales: list[np.ndarray] = []
+    zeros: list[np.ndarray] = []
+
+    def integers() -> Iterator[np.ndarray]:
+        chunks = []
+        for part in weight.chunks():
+            scales.append(part.scale)
+            zeros.append(part.zero_point)
+            chunks.append(part.q)
+            graph.count(4 * part.q.size)
+        q = np.concatenate(chunks)
+        if is_signed:  # the zero point of signed integers is zero and need not be stored
+            q = q - np.uint8(scheme.middle)
+            q &= np.uint8(scheme.levels - 1)
+        yield pack(q.reshape(1, -1), scheme.bits)
+
+    def zero_points() -> Iterator[np.ndarray]:
+        yield pack(np.concatenate(zeros).reshape(1, -1), scheme.bits)
+
     per_block = blocks > 1
     scale_shape = (rows, blocks, *shape[2:]) if per_block else (rows,)
     inputs = [
-        graph.tensor(f"{name}_q", pack(q.reshape(1, -1), scheme.bits), dtype, shape),
-        graph.tensor(f"{name}_scale", np.concatenate(scales), "float16", scale_shape),
+        graph.tensor(f"{name}_q", integers(), dtype, shape),
+        graph.tensor(f"{name}_scale", scales, "float16", scale_shape),
     ]
     if graph.compute != "float16":
         inputs[1] = graph.cast(inputs[1], graph.compute, f"{name}_scale_{graph.compute}")
     if not is_signed:
-        packed = pack(np.concatenate(zeros).reshape(1, -1), scheme.bits)
-        inputs.append(graph.tensor(f"{name}_zero_point", packed, dtype, scale_shape))
+        inputs.append(graph.tensor(f"{name}_zero_point", zero_points(), dtype, scale_shape))
     if per_block:
         return graph.op("DequantizeLinear", inputs, name, axis=1, block_size=weight.columns // blocks)
     return graph.op("DequantizeLinear", inputs, name, axis=0)

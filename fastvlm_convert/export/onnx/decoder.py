@@ -123,8 +123,8 @@ def _context(graph: Graph, config: DecoderConfig, context_length: int) -> _Conte
 
 def _table(graph: Graph, name: str, values: np.ndarray) -> str:
     """A table that is no weight of the model, so it is stored as precisely as it is used."""
-    region = graph.data.append([values.astype(graph.compute)])
-    return graph.external(name, region, graph.compute, values.shape)
+    stored = values.astype(graph.compute)
+    return graph.external(name, graph.data.append([stored], stored.nbytes), graph.compute, values.shape)
 
 
 def _layer(

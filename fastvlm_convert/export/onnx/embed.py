@@ -7,7 +7,7 @@ import numpy as np
 from fastvlm_convert.contract import BATCH, INPUT_IDS, INPUTS_EMBEDS, SEQUENCE
 from fastvlm_convert.export.onnx.affine import StoredAffine, gather, store_affine
 from fastvlm_convert.export.onnx.data import Region
-from fastvlm_convert.export.onnx.graph import Graph
+from fastvlm_convert.export.onnx.graph import Graph, num_bytes
 from fastvlm_convert.weights.quantized import QuantizedWeight
 from fastvlm_convert.weights.source import Weight
 
@@ -22,13 +22,15 @@ def store_table(graph: Graph, table: Weight | QuantizedWeight, rows: int) -> Tab
     """
     if isinstance(table, QuantizedWeight):
         return store_affine(graph, table, rows)
+    assert isinstance(table, Weight), "ONNX has no palettes"
 
     def chunks() -> Iterator[np.ndarray]:
         yield from table.chunks()
         if rows > table.shape[0]:
             yield np.zeros((rows - table.shape[0], table.shape[1]), np.float32)
 
-    return graph.data.append(graph.stored("embed_tokens", chunks()))
+    length = num_bytes(graph.storage, (max(rows, table.shape[0]), table.shape[1]))
+    return graph.data.append(graph.stored("embed_tokens", chunks()), length)
 
 
 def build_embed(graph: Graph, stored: Table, rows: int, width: int) -> None:

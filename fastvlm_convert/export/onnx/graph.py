@@ -1,34 +1,36 @@
-"""Build an ONNX graph by hand: names and shapes in memory, weights straight into the data file."""
+"""Build an ONNX graph by hand: names and shapes in memory, weights straight into the data file.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+A graph is plain data: `proto` makes onnx's message of it, `wire` tells how long that will be without onnx.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from fastvlm_convert.contract import FloatName, TensorSpec
 from fastvlm_convert.errors import TargetError
-from fastvlm_convert.export.onnx.data import ExternalData, Region
+from fastvlm_convert.export.onnx.data import DataFile, Region
 from fastvlm_convert.weights.source import Weight
 
 # Pinned: onnx's own defaults move with every release, and bytes must depend on inputs alone.
 IR_VERSION = 10
 OPSET = 20
+PRODUCER = "fastvlm-convert"
 MICROSOFT = "com.microsoft"  # ONNX Runtime's fused operators
 
 _INLINE_BYTES = 4096  # smaller tensors stand in the graph itself: a page each would waste more
 
-_TYPES = {  # ONNX's number and the bits of an element
-    "float32": (TensorProto.FLOAT, 32),
-    "float16": (TensorProto.FLOAT16, 16),
-    "int64": (TensorProto.INT64, 64),
-    "int32": (TensorProto.INT32, 32),
-    "int8": (TensorProto.INT8, 8),
-    "uint8": (TensorProto.UINT8, 8),
-    "int4": (TensorProto.INT4, 4),
-    "uint4": (TensorProto.UINT4, 4),
+_TYPES = {  # TensorProto.DataType and the bits of an element
+    "float32": (1, 32),
+    "float16": (10, 16),
+    "int64": (7, 64),
+    "int32": (6, 32),
+    "int8": (3, 8),
+    "uint8": (2, 8),
+    "int4": (22, 4),
+    "uint4": (21, 4),
 }
 
 OnBytes = Callable[[int], None]
@@ -41,7 +43,50 @@ def num_bytes(dtype: str, shape: Sequence[int]) -> int:
 
 def tensor_type(name: str) -> int:
     """ONNX's number of a dtype."""
-    return int(_TYPES[name][0])
+    return _TYPES[name][0]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation.
+
+    Attributes:
+        kind: Operator.
+        inputs: Values it reads; "" for an optional one left out.
+        outputs: Values it gives.
+        name: Unique name.
+        domain: Operator set.
+        attributes: Integers, floats, texts and lists of integers.
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    name: str
+    domain: str
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """A constant.
+
+    Attributes:
+        name: Unique name.
+        dtype: Of its elements.
+        shape: Dimensions.
+        content: Its bytes where they stand in the graph, or the region of a data file that begins with them.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    content: bytes | Region
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its elements."""
+        return num_bytes(self.dtype, self.shape)
 
 
 class Graph:
@@ -59,7 +104,7 @@ class Graph:
     def __init__(
         self,
         name: str,
-        data: ExternalData,
+        data: DataFile,
         storage: FloatName,
         compute: FloatName,
         on_bytes: OnBytes,
@@ -72,8 +117,8 @@ class Graph:
         self.accuracy_level = accuracy_level
         self.opset = OPSET
         self._on_bytes = on_bytes
-        self._nodes: list[onnx.NodeProto] = []
-        self._initializers: dict[str, onnx.TensorProto] = {}
+        self.nodes: list[Node] = []
+        self.initializers: dict[str, Initializer] = {}
         self.inputs: list[TensorSpec] = []
         self.outputs: list[TensorSpec] = []
         self._names: set[str] = set()
@@ -110,10 +155,8 @@ class Graph:
         if name in self._names:
             raise AssertionError(f"two operations are called '{name}'")
         self._names.add(name)
-        outputs = [name] if outputs is None else list(outputs)
-        self._nodes.append(
-            helper.make_node(kind, list(inputs), outputs, name=name, domain=domain, **attributes)
-        )
+        outputs = (name,) if outputs is None else tuple(outputs)
+        self.nodes.append(Node(kind, tuple(inputs), outputs, name, domain, attributes))
         return outputs[0]
 
     def fused(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:  # noqa: ANN401
@@ -122,8 +165,9 @@ class Graph:
 
     def constant(self, name: str, values: np.ndarray) -> str:
         """A small tensor that stands in the graph, kept in the dtype it has."""
-        if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        if name not in self.initializers:
+            values = np.atleast_1d(values)
+            self.initializers[name] = Initializer(name, values.dtype.name, values.shape, values.tobytes())
         return name
 
     def cast(self, value: str, dtype: str, name: str) -> str:
@@ -139,23 +183,15 @@ class Graph:
         """
         shape = (sum(w.shape[0] for w in weights), *weights[0].shape[1:])
         stored = self.stored(name, (chunk for w in weights for chunk in w.chunks()))
-        if num_bytes(self.storage, shape) < _INLINE_BYTES:
-            self.constant(name, np.concatenate(list(stored)).reshape(shape))
-        else:
-            self.external(name, self.data.append(stored), self.storage, shape)
+        self.tensor(name, stored, self.storage, shape)
         return (
             name if self.storage == self.compute else self.cast(name, self.compute, f"{name}_{self.compute}")
         )
 
     def external(self, name: str, region: Region, dtype: str, shape: Sequence[int]) -> str:
         """A tensor whose bytes lie in a data file; it may read less of the region than is there."""
-        tensor = TensorProto(name=name, data_type=tensor_type(dtype), dims=list(shape))
-        tensor.data_location = TensorProto.EXTERNAL
-        length = num_bytes(dtype, shape)
-        assert length <= region.length, f"'{name}' is larger than its region"
-        for key, value in (("location", region.location), ("offset", region.offset), ("length", length)):
-            tensor.external_data.add(key=key, value=str(value))
-        self._initializers[name] = tensor
+        assert num_bytes(dtype, shape) <= region.length, f"'{name}' is larger than its region"
+        self.initializers[name] = Initializer(name, dtype, tuple(shape), region)
         return name
 
     def stored(self, name: str, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -183,26 +219,18 @@ class Graph:
         """Report bytes of weights as written, counted as float32."""
         self._on_bytes(num_bytes)
 
-    def tensor(self, name: str, content: np.ndarray, dtype: str, shape: Sequence[int]) -> str:
-        """Bytes that are ready, as a tensor of a type that numpy may not have."""
-        if content.nbytes >= _INLINE_BYTES:
-            return self.external(name, self.data.append([content]), dtype, shape)
-        tensor = TensorProto(name=name, data_type=tensor_type(dtype), dims=list(shape))
-        tensor.raw_data = np.ascontiguousarray(content).tobytes()
-        self._initializers[name] = tensor
-        return name
+    def tensor(self, name: str, chunks: Iterable[np.ndarray], dtype: str, shape: Sequence[int]) -> str:
+        """A constant in the graph or, if it is large, in the data file.
 
-    def save(self, path: Path) -> None:
-        """Write the graph; its data file is complete once the `ExternalData` is closed."""
-        inputs, outputs = (
-            [helper.make_tensor_value_info(t.name, tensor_type(t.dtype), t.shape) for t in tensors]
-            for tensors in (self.inputs, self.outputs)
-        )
-        graph = helper.make_graph(self._nodes, self.name, inputs, outputs, list(self._initializers.values()))
-        model = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", self.opset), helper.make_opsetid(MICROSOFT, 1)],
-            ir_version=IR_VERSION,
-            producer_name="fastvlm-convert",
-        )
-        path.write_bytes(model.SerializeToString(deterministic=True))
+        Args:
+            name: Unique name.
+            chunks: Its bytes, made while they are written.
+            dtype: Of its elements; a type that numpy may not have.
+            shape: Dimensions.
+        """
+        length = num_bytes(dtype, shape)
+        if length >= _INLINE_BYTES:
+            return self.external(name, self.data.append(chunks, length), dtype, shape)
+        content = self.data.inline(chunks, length)
+        self.initializers[name] = Initializer(name, dtype, tuple(shape), content)
+        return name

@@ -155,7 +155,7 @@ class _Builder:
         found = self.weights[weight]
         if isinstance(found, QuantizedWeight):
             return dequantized(self.graph, name, found)
-        return self.graph.weight(name, found)
+        return self.graph.weight(name, float_weight(self.weights, weight))
 
     def gelu(self, x: str) -> str:
         return self.graph.op("Gelu", [x], f"{x}_gelu")

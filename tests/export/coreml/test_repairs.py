@@ -11,7 +11,7 @@ from coremltools.converters.mil.mil import types
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
-from fastvlm_convert.export.coreml.package import FILES
+from fastvlm_convert.export.coreml.paths import FILES
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.pipeline import export

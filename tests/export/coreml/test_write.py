@@ -10,7 +10,7 @@ import pytest
 from coremltools.converters.mil.frontend.milproto.load import load as load_program
 
 from fastvlm_convert.errors import RecipeError, TargetError
-from fastvlm_convert.export.coreml.package import FILES
+from fastvlm_convert.export.coreml.paths import FILES
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
 from tests.bundles import FP16, FP32, load_graph, recipe

@@ -1,0 +1,174 @@
+"""`fastvlm-convert plan`: what an export will do, write and need; reads config and headers alone."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rich.markup import escape
+from rich.table import Table
+
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint
+from fastvlm_convert.cli.console import err, out, print_json, size_text
+from fastvlm_convert.cli.options import (
+    AdapterOption,
+    CheckpointArgument,
+    JsonOption,
+    StoredRecipeOption,
+    TargetOption,
+    VerboseOption,
+    chosen_recipe,
+    chosen_targets,
+)
+from fastvlm_convert.export.memory import predicted_peak
+from fastvlm_convert.export.sizes import cache_bytes
+from fastvlm_convert.manifest import Target
+from fastvlm_convert.prepare import Prepared, predicted_files, prepare
+from fastvlm_convert.recipe import without_data
+from fastvlm_convert.weights.files import item_size
+from fastvlm_convert.weights.report import scheme_text
+from fastvlm_convert.weights.summary import LayerGroup, group_layers
+
+CONTEXT_LENGTHS: Final = (1024, 2048, 4096)
+
+
+def command(
+    checkpoint: CheckpointArgument,
+    target: TargetOption,
+    recipe: StoredRecipeOption = None,
+    adapter: AdapterOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what an export will do to every layer, how large its files will be and what it needs."""
+    targets = chosen_targets(target)
+    prepared = prepare(checkpoint, chosen_recipe(recipe), targets, adapter)
+    facts = describe(prepared, targets)
+    if as_json:
+        print_json("plan", "passed", **facts)
+    else:
+        _print(facts)
+
+
+def describe(prepared: Prepared, targets: Sequence[Target]) -> dict[str, Any]:
+    """Everything `plan` knows, as plain data."""
+    checkpoint, config, recipe, plans = (
+        prepared.checkpoint, prepared.config, prepared.recipe, prepared.plans
+    )  # fmt: skip
+    files = predicted_files(prepared, targets)
+    before = _stored_bytes(checkpoint)
+    contexts = sorted({*CONTEXT_LENGTHS, recipe.common.max_context_length})
+    is_solved = checkpoint.quantized is not None
+    num_weights, stored_bits = sum(p.size for p in plans), sum(p.stored_bits for p in plans)
+    return {
+        "checkpoint": str(checkpoint.path),
+        "recipe": recipe.name,
+        "targets": list(targets),
+        "groups": [_group_facts(group, prepared, before) for group in group_layers(plans)],
+        "num_weights": num_weights,
+        "bits_per_weight": stored_bits / num_weights,
+        "files": files,
+        "total_bytes": sum(files.values()),
+        "kv_cache_bytes": {
+            target: {str(n): cache_bytes(config, recipe, target, n) for n in contexts} for target in targets
+        },
+        "context_length": recipe.common.max_context_length,
+        "peak_memory_bytes": predicted_peak(
+            config,
+            plans,
+            without_data(recipe) if is_solved else recipe,
+            targets,
+            checkpoint.tokenizer.num_tokens,
+        ),
+        "needs_data": recipe.is_calibrated and not is_solved,
+    }
+
+
+def _group_facts(group: LayerGroup, prepared: Prepared, before: Mapping[str, int]) -> dict[str, Any]:
+    is_shared = group.component == "embedding" and prepared.config.decoder.tied
+    return {
+        "component": group.component,
+        "layers": f"{group.kind} (also the head)" if is_shared else group.kind,
+        "num_layers": len(group.plans),
+        "num_weights": group.num_weights,
+        "scheme": None if group.scheme is None else scheme_text(group.scheme),
+        "solver": group.solver,
+        "reason": group.reason,
+        "bytes_before": sum(before[plan.layer] for plan in group.plans),
+        "bytes_after": -(-group.stored_bits // 8),
+        "bits_per_weight": group.stored_bits / group.num_weights,
+    }
+
+
+def _stored_bytes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes of every layer's weight in the checkpoint; of a quantized one its integers, scales and tables."""
+    if checkpoint.quantized is None:
+        return {
+            name.removesuffix(".weight"): weight.size * item_size(weight.dtype)
+            for name, weight in checkpoint.weights.items()
+            if name.endswith(".weight")
+        }
+    total: Counter[str] = Counter()
+    for name, tensor in checkpoint.stored.items():
+        layer, is_weight, _ = name.partition(".weight")
+        total[layer] += tensor.size * item_size(tensor.dtype) if is_weight else 0
+    return total
+
+
+def _print(facts: dict[str, Any]) -> None:
+    for table in (_groups_table(facts), _files_table(facts), _cache_table(facts)):
+        out.print(table)
+        out.print()
+    out.print(
+        f"{facts['bits_per_weight']:.2f} bits per weight over {facts['num_weights'] / 1e6:.2f} M weights; "
+        f"the conversion needs about {size_text(facts['peak_memory_bytes'])} of memory",
+        soft_wrap=True,
+    )
+    if facts["needs_data"]:
+        err.print("solvers that need data run the reference: the memory is a rough estimate", soft_wrap=True)
+
+
+def _groups_table(facts: dict[str, Any]) -> Table:
+    table = _table("component", "layers", "", "stored as", "solver", "before", "after", "bits/weight")
+    last = None
+    for group in facts["groups"]:
+        kept = f"float{group['bits_per_weight']:.0f}"
+        stored = group["scheme"] or (f"{kept}: {group['reason']}" if group["reason"] else kept)
+        table.add_row(
+            "" if group["component"] == last else group["component"],
+            group["layers"],
+            str(group["num_layers"]),
+            escape(stored),
+            group["solver"] or "",
+            size_text(group["bytes_before"]),
+            size_text(group["bytes_after"]),
+            f"{group['bits_per_weight']:.2f}",
+        )
+        last = group["component"]
+    return table
+
+
+def _files_table(facts: dict[str, Any]) -> Table:
+    table = _table("file", "size")
+    for name, size in facts["files"].items():
+        table.add_row(escape(name), size_text(size))
+    table.add_row("[bold]total[/] without the manifest", f"[bold]{size_text(facts['total_bytes'])}[/]")
+    return table
+
+
+def _cache_table(facts: dict[str, Any]) -> Table:
+    caches = facts["kv_cache_bytes"]
+    contexts = [int(n) for n in next(iter(caches.values()))]
+    own = facts["context_length"]
+    table = _table("KV cache", *(f"{n} tokens{' (recipe)' if n == own else ''}" for n in contexts))
+    for target, sizes in caches.items():
+        table.add_row(target, *(size_text(size) for size in sizes.values()))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    numbers = ("", "before", "after", "bits/weight", "size")
+    for column in columns:
+        is_number = column in numbers or "tokens" in column
+        table.add_column(column, justify="right" if is_number else "left")
+    return table
