@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -219,12 +220,18 @@ def fixed(values: np.ndarray) -> Weight:
     return computed(values.shape, "float32", lambda: values)
 
 
-def ours(layers: Sequence[str], part: str, **rule: object) -> Recipe:
-    """A recipe for the layers of a part."""
-    chosen = tuple(layer for layer in layers if fits(layer, part))
-    recipe = load_recipe("int4")
-    rules = (KEPT, QuantizeRule(chosen, **rule), FLOAT)  # type: ignore[arg-type]
-    return replace(recipe, quantize=rules)
+def ours(weights: WeightSource, part: str, **rule: object) -> Recipe:
+    """A recipe for the layers of a part; where blocks are too wide for a layer it gets blocks of 32."""
+    size = rule.get("block_size", 1)
+    assert isinstance(size, int)
+    narrow, wide = [], []
+    for layer in matrices(weights):
+        if fits(layer, part):
+            (narrow if weights[f"{layer}.weight"].shape[1] % size else wide).append(layer)
+    rules = [QuantizeRule(tuple(wide), **rule)]  # type: ignore[arg-type]
+    if narrow:
+        rules.append(QuantizeRule(tuple(narrow), **{**rule, "block_size": 32}))  # type: ignore[arg-type]
+    return replace(load_recipe("int4"), quantize=(KEPT, *rules, FLOAT))
 
 
 def main() -> None:
@@ -237,6 +244,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # ONNX Runtime logs every node
+    warnings.simplefilter("ignore")
     results: dict[str, dict[str, dict[str, list[float]]]] = {}
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("FASTVLM_CONVERT_CACHE", cache)
@@ -252,7 +260,7 @@ def measure(path: Path, count: int) -> dict[str, dict[str, list[float]]]:
     weights = fold(checkpoint.weights)
     tests = {
         "held-out": ask(checkpoint, pictures(HELD_OUT_SEED, count, bad=False)),
-        "degraded": ask(checkpoint, pictures(DEGRADED_SEED, 4 * count, bad=True)),
+        "degraded": ask(checkpoint, pictures(DEGRADED_SEED, 3 * count, bad=True)),
     }
     print(f"\n## {path.name}")
     for name, test in tests.items():
@@ -278,7 +286,6 @@ def measure(path: Path, count: int) -> dict[str, dict[str, list[float]]]:
         cells = "".join(f"{m:16.3g}{p:10.2g}{t:9.5f}" for m, p, t in rows[label].values())
         print(f"{label:36}{cells}{seconds:10.1f}", flush=True)
 
-    layers = matrices(weights)
     found = hessians(checkpoint, load_recipe("int4"))
     data = read_calibration(None, load_recipe("int4").calibration)
 
@@ -288,30 +295,30 @@ def measure(path: Path, count: int) -> dict[str, dict[str, list[float]]]:
     for name, solve in peers(32).items():
         show(f"{name}", lambda solve=solve: by_peer(weights, solve, found, "all"))  # type: ignore[misc]
     four = {"scheme": "int4", "block_size": 32}
-    show("search, symmetric", lambda: engine(ours(layers, "all", **four)))
-    show("search, asymmetric", lambda: engine(ours(layers, "all", **four, symmetric=False)))
+    show("search, symmetric", lambda: engine(ours(weights, "all", **four)))
+    show("search, asymmetric", lambda: engine(ours(weights, "all", **four, symmetric=False)))
     free = {"scheme": "int4", "symmetric": False, "solver": "gptq"}
     for size in (32, 64, 128):
         show(
-            f"ours, blocks of {size}", lambda size=size: engine(ours(layers, "all", **free, block_size=size))
+            f"ours, blocks of {size}", lambda size=size: engine(ours(weights, "all", **free, block_size=size))
         )  # type: ignore[misc]
     even = {**free, "symmetric": True}
-    show("ours, symmetric, blocks of 32", lambda: engine(ours(layers, "all", **even, block_size=32)))
+    show("ours, symmetric, blocks of 32", lambda: engine(ours(weights, "all", **even, block_size=32)))
     for kind in ("uniform", "modality", "token"):
-        recipe = ours(layers, "decoder", **free, block_size=32)
+        recipe = ours(weights, "decoder", **free, block_size=32)
         settings = replace(recipe.calibration, token_weights=kind)
         show(
             f"decoder: ours, token weights {kind}",
             lambda settings=settings, recipe=recipe: engine(replace(recipe, calibration=settings)),  # type: ignore[misc]
         )
     palettes = {"scheme": "palette4", "channel_scale": True}
-    show("palettes, k-means", lambda: engine(ours(layers, "all", **palettes)))
-    show("palettes, ours", lambda: engine(ours(layers, "all", **palettes, solver="gptq")))
+    show("palettes, k-means", lambda: engine(ours(weights, "all", **palettes)))
+    show("palettes, ours", lambda: engine(ours(weights, "all", **palettes, solver="gptq")))
     for part in ("vision", "decoder"):
         for name in ("coremltools RTN, asymmetric", "ONNX Runtime RTN, symmetric", "textbook GPTQ"):
             solve = peers(32)[name]
             show(f"{part}: {name}", lambda solve=solve, part=part: by_peer(weights, solve, found, part))  # type: ignore[misc]
-        show(f"{part}: ours", lambda part=part: engine(ours(layers, part, **free, block_size=32)))  # type: ignore[misc]
+        show(f"{part}: ours", lambda part=part: engine(ours(weights, part, **free, block_size=32)))  # type: ignore[misc]
     show("int8, everything", lambda: engine(load_recipe("int8")))
     vision8 = replace(load_recipe("int8"), quantize=(QuantizeRule(("vision.*",), "int8"), FLOAT))
     show("vision: int8", lambda: engine(vision8))

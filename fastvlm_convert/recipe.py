@@ -158,7 +158,7 @@ class CalibrationSettings:
         token_weights: `uniform` weighs all tokens alike; `modality` weighs image and text tokens as the
             divergence of the answers feels their errors on average; `token` does that for each token.
         damping: Share of the mean diagonal added to a Hessian's.
-        awq: Fold AWQ's channel scales into the decoder's norms before rounding.
+        awq: Fold AWQ's channel scales into the norms before layers that are solved, where that is exact.
     """
 
     num_samples: int = 64

@@ -5,7 +5,12 @@ import pytest
 from PIL import Image
 
 from fastvlm_convert.errors import ImageError
-from fastvlm_convert.questions import DEFAULT_QUESTION, read_questions, standard_questions
+from fastvlm_convert.questions import (
+    DEFAULT_QUESTION,
+    generated_questions,
+    read_questions,
+    standard_questions,
+)
 
 
 @pytest.fixture
@@ -73,6 +78,49 @@ def test_a_folder_without_pictures(tmp_path):
 def test_no_folder(tmp_path):
     with pytest.raises(ImageError, match="there is no such folder of images"):
         read_questions(tmp_path / "none")
+
+
+def test_lines(folder):
+    path = folder / "data.jsonl"
+    lines = [
+        {"image": "b.png", "question": "What\u2028now?", "answer": "Red."},
+        {"image": "a.JPG", "question": "W?", "answer": None},
+    ]
+    path.write_text(
+        "\n" + "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n", "utf-8"
+    )
+    found = read_questions(path)
+    assert [(q.text, q.answer) for q in found] == [("What\u2028now?", "Red."), ("W?", None)]
+    assert [np.asarray(q.image)[0, 0].argmax() for q in found] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "entry", ["1", "[]", '{"image": "b.png"}', '{"image": "b.png", "question": "?", "answer": 4}']
+)
+def test_a_malformed_line(folder, entry):
+    path = folder / "data.jsonl"
+    path.write_text('{"image": "b.png", "question": "?"}\n' + entry)
+    with pytest.raises(ImageError, match=r"entry 2: expected an object with .*data.jsonl"):
+        read_questions(path)
+    path.write_text('\n{"image": "b.png", "question": "?"}\n{')
+    with pytest.raises(ImageError, match=r"line 3: not valid JSON.*data.jsonl"):
+        read_questions(path)
+
+
+def test_no_more_than_asked_for_are_read(folder):
+    (folder / "c.png").write_text("text")
+    assert len(read_questions(folder, 2)) == 2
+    with pytest.raises(ImageError, match=r"not an image.*c.png"):
+        read_questions(folder, 3)
+
+
+def test_generated_pictures():
+    found = generated_questions(5)
+    assert [q.text for q in found] == [q.text for q in generated_questions(9)[:5]]
+    held_out = {q.text for q in standard_questions()}
+    pictures = [np.asarray(q.image).tobytes() for q in (*found, *standard_questions())]
+    assert len(set(pictures)) == len(pictures)
+    assert len({q.text for q in found} | held_out) > len(held_out)
 
 
 def test_sixteen_standard_pictures():

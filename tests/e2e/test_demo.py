@@ -51,7 +51,7 @@ def test_its_licence_comes_along(bundle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["fp32", "fp16", "int8", "int4", "ios-ane"])
+@pytest.mark.parametrize("recipe", ["fp32", "fp16", "int8", "int4", "int4-small", "ios-ane"])
 def test_the_targets_of_every_recipe_are_verified(recipe, tmp_path, capsys):
     targets = ["--target", "coreml"] if recipe == "ios-ane" else ["--target", "onnx", "--target", "coreml"]
     output = tmp_path / recipe

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastvlm_convert.quantize.awq import MOST, channel_scales, scaled_error
+from fastvlm_convert.quantize.awq import MOST, channel_scales, norm_before, scaled_error
 from fastvlm_convert.weights.schemes import AffineScheme
 from tests.quantize.layers import correlated_hessian, correlated_inputs, weights
 
@@ -27,6 +27,15 @@ def test_never_harmful() -> None:
         scales = channel_scales([weight], hessian, SCHEME)
         ones = np.ones(256, np.float32)
         assert scaled_error(weight, hessian, SCHEME, scales) <= scaled_error(weight, hessian, SCHEME, ones)
+
+
+def test_which_norm():
+    attention = [f"decoder.layers.3.self_attn.{name}_proj" for name in "qkv"]
+    assert norm_before(attention) == "decoder.layers.3.input_layernorm"
+    assert norm_before(["a.mlp.gate_proj", "a.mlp.up_proj"]) == "a.post_attention_layernorm"
+    assert norm_before(["vision.stages.3.blocks.0.attention.qkv"]) == "vision.stages.3.blocks.0.norm"
+    for layers in (attention[:2], attention[1:], ["a.mlp.gate_proj"], ["a.mlp.down_proj"], ["a.ffn.fc1"]):
+        assert norm_before(layers) is None
 
 
 def test_nothing_to_choose_from() -> None:

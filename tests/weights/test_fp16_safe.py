@@ -7,7 +7,7 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.quantize.engine import engine_weights
-from fastvlm_convert.recipe import RepairSettings, load_recipe
+from fastvlm_convert.recipe import RepairSettings, load_recipe, without_data
 from fastvlm_convert.weights.fold import fold, scaled_rows
 from fastvlm_convert.weights.fp16_safe import fp16_safe, key_exponents, repaired_config
 from fastvlm_convert.weights.quantized import QuantizedWeight
@@ -127,9 +127,9 @@ def test_a_shift_out_of_range(shift):
 def test_integers_do_not_change(name, tmp_path):
     """Scaling whole rows shifts their scales and nothing else, as long as those stay normal numbers."""
     checkpoint = open_checkpoint(copy_demo(tmp_path, plant_key_bias(demo_tensors(), key=64, query=4)))
-    plain = engine_weights(checkpoint, load_recipe(name)).weights
+    plain = engine_weights(checkpoint, without_data(load_recipe(name))).weights
     repairs = {"residual_shift": 1, "rescaled_keys": (0, 1, 2, 3)}
-    repaired = engine_weights(checkpoint, recipe(name, repairs=repairs)).weights
+    repaired = engine_weights(checkpoint, without_data(recipe(name, repairs=repairs))).weights
     moved = 0
     for key, weight in plain.items():
         if not key.startswith("decoder.layers.2.") or not isinstance(weight, QuantizedWeight):
