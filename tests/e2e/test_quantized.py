@@ -28,7 +28,7 @@ def test_it_is_what_the_recipe_says(quantized, capsys):
     assert facts["recipe"]["name"] == "int4"
     components = {c["name"]: c for c in facts["components"]}
     assert components["decoder"]["schemes"] == {"int4 block 64, asymmetric": 28}
-    assert components["decoder"]["bits_per_weight"] == 4.5
+    assert components["decoder"]["bits_per_weight"] == 4 + (16 + 4) / 64
     assert components["vision"]["schemes"] == {"int8 channel": 42}
     assert components["embedding"]["schemes"] == {"int8 block 128": 1}
     size = (quantized / "model.safetensors").stat().st_size
