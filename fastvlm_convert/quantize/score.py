@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,11 +26,18 @@ class AnswerScore:
     num_tokens: int
 
 
-def answer_score(reference: np.ndarray, candidate: np.ndarray) -> AnswerScore:
-    """Compare logits, float32 [tokens, vocab] each."""
-    divergence = metrics.kl_divergence(reference, candidate)
-    agreement = metrics.top1_agreement(reference, candidate)
-    return AnswerScore(float(np.mean(divergence)), agreement, len(reference))
+def answer_score(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> AnswerScore:
+    """Compare the logits of the reference and of a candidate, some tokens at a time.
+
+    Args:
+        parts: float32 [tokens, vocab] twice; at least one token in all.
+    """
+    divergence, agreeing, tokens = 0.0, 0.0, 0
+    for reference, candidate in parts:
+        divergence += float(metrics.kl_divergence(reference, candidate).sum())
+        agreeing += metrics.top1_agreement(reference, candidate) * len(reference)
+        tokens += len(reference)
+    return AnswerScore(divergence / tokens, agreeing / tokens, tokens)
 
 
 def keep_score(path: Path, score: AnswerScore) -> None:

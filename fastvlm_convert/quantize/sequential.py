@@ -25,7 +25,7 @@ from fastvlm_convert.quantize.search import quantize_affine
 from fastvlm_convert.quantize.targets import Moments, aimed, moments_of, shifted_bias
 from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.weights.plan import LayerPlan
-from fastvlm_convert.weights.quantized import AnyWeight, StoredWeight
+from fastvlm_convert.weights.quantized import AnyWeight, StoredWeight, dense_view
 from fastvlm_convert.weights.schemes import AffineScheme, QuantizedMatrix
 from fastvlm_convert.weights.source import Weight
 from fastvlm_convert.weights.store import load_layer, save_layer
@@ -33,6 +33,8 @@ from fastvlm_convert.weights.store import load_layer, save_layer
 OnProgress = Callable[[float], None]
 
 MAX_ACTIVATION_BYTES = 512 << 20  # of the widest activation of a block, over the samples that solve it
+MAX_PIXELS = 32 << 20  # of the images that solve the encoder's layers: 32 of 1024 x 1024
+PIXELS_TOGETHER = 2 << 20  # that go through the whole encoder at a time
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers with one input
 
 
@@ -104,23 +106,38 @@ def solve(task: Task, on_progress: OnProgress = lambda share: None) -> Solved:
 
 
 def _features(task: Task, found: dict[str, AnyWeight], on_block: Callable[[int], None]) -> _States:
-    """Image tokens of both models; the encoder runs only where it is not the float model's."""
-    features = torch.from_numpy(task.answered.features)
-    names = [name for name in task.chain.weights if not name.startswith("decoder.")]
+    """Image tokens of both models; the encoder runs only where it is not the float model's.
+
+    Some images solve its layers, and all go through it in the end.
+    """
+    reference = torch.from_numpy(task.answered.features)
+    weights = task.chain.weights
     is_solved = any(not layer.startswith("decoder.") for layer in task.plans)
-    if not is_solved and all(task.chain.weights[n] is task.reference.weights[n] for n in names):
-        return _States(features, features)
+    names = [name for name in weights if not name.startswith("decoder.")]
+    if not is_solved and all(weights[name] is task.reference.weights[name] for name in names):
+        return _States(reference, reference)
     pixels = torch.from_numpy(task.answered.pixel_values)
-    states = _States(pixels, pixels)
+    if not is_solved:
+        return _States(_encoded(task.chain, pixels), reference)
+    few = max(1, MAX_PIXELS // pixels[0, 0].numel())
+    states = _States(pixels[:few], pixels[:few])
     for done, block in enumerate(task.chain.vision_blocks()):
-        if is_solved:
-            states = _through(task, block, states, None, found)
-        else:
-            module = task.chain.load(block)
-            fitting = _fitting(task.chain, module, states.quantized)
-            states = _States(_run(task.chain, module, states.quantized, fitting, ()), pixels)
+        states = _through(task, block, states, None, found)
         on_block(done + 1)
-    return states if is_solved else _States(states.quantized, features)
+    solved = Chain(task.chain.config, {**weights, **dense_view(found)})
+    return _States(torch.cat([states.quantized, _encoded(solved, pixels[few:])]), reference)
+
+
+def _encoded(chain: Chain, pixels: Tensor) -> Tensor:
+    """Image tokens, float32 [images, num_image_tokens, hidden]; some images at a time through all blocks."""
+    modules = [chain.load(block) for block in chain.vision_blocks()]
+    shape = (chain.config.vision.num_image_tokens, chain.config.decoder.hidden_size)
+    features = [torch.zeros(0, *shape)]
+    for part in torch.split(pixels, max(1, PIXELS_TOGETHER // (pixels.shape[-1] ** 2))):
+        for module in modules:
+            part = chain.run(module, part)
+        features.append(part)
+    return torch.cat(features)
 
 
 def _through(

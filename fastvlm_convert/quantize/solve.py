@@ -29,6 +29,8 @@ from fastvlm_convert.weights.source import WeightSource
 
 OnProgress = Callable[[str, float], None]
 
+ROWS = 256  # of logits at a time
+
 _SCORE = "answers.json"
 
 
@@ -125,18 +127,12 @@ def _solve(
     batch = token_batch(data.samples, torch.from_numpy(data.features), reference.embed)
     kind = recipe.calibration.token_weights
     passed = float_pass(reference, batch, kind != "uniform", partial(on_progress, "token weights"))
-    task = Task(
-        reference,
-        Chain(config, dense_view(searched)),
-        todo,
-        recipe.calibration,
-        data,
-        _weights(passed, batch, kind),
-        folder,
-    )
+    chain, weights = Chain(config, dense_view(searched)), _weights(passed, batch, kind)
+    task = Task(reference, chain, todo, recipe.calibration, data, weights, folder)
     solved = solve(task, partial(on_progress, "layers"))
-    logits = (reference.logits(passed.hidden), task.chain.logits(solved.hidden))
-    return solved.weights, answer_score(*(found.numpy() for found in logits))
+    hidden = (torch.split(part, ROWS) for part in (passed.hidden, solved.hidden))
+    logits = ((reference.logits(x).numpy(), chain.logits(y).numpy()) for x, y in zip(*hidden, strict=True))
+    return solved.weights, answer_score(logits)
 
 
 def _weights(passed: FloatPass, batch: TokenBatch, kind: str) -> dict[str, Tensor]:

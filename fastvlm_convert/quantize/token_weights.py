@@ -24,6 +24,7 @@ from fastvlm_convert.quantize.answers import TokenBatch
 OnProgress = Callable[[float], None]
 
 SAMPLES = 8  # run side by side: bounds the memory that a backward pass takes
+ROWS = 256  # of logits at a time
 SEED = 0
 
 
@@ -88,7 +89,7 @@ def _probe(chain: Chain, hidden: Tensor) -> Tensor:
     """Gradient of `v . logits` with `v = sqrt(p) * noise - p (sqrt(p) . noise)`, whose covariance is F."""
     noise = torch.Generator().manual_seed(SEED)
     parts: list[Tensor] = []
-    for rows in torch.split(hidden, SAMPLES):
+    for rows in torch.split(hidden, ROWS):
         leaf = rows.detach().clone().requires_grad_()
         with torch.enable_grad():
             logits = chain.logits(leaf)
