@@ -152,11 +152,16 @@ def _run(
     chain: Chain, module: nn.Module, x: Tensor, fitting: int, hooks: Sequence[RemovableHandle]
 ) -> Tensor:
     """The first samples pass with hooks in place, the others without, as many at a time."""
-    first, *rest = torch.split(x, fitting)
-    parts = [chain.run(module, first)]
+    first = chain.run(module, x[:fitting])
     for hook in hooks:
         hook.remove()
-    return torch.cat([*parts, *(chain.run(module, part) for part in rest)])
+    if fitting >= len(x):
+        return first
+    result = first.new_empty(len(x), *first.shape[1:])  # no list of parts: they would be held twice
+    result[:fitting] = first
+    for start in range(fitting, len(x), fitting):
+        result[start : start + fitting] = chain.run(module, x[start : start + fitting])
+    return result
 
 
 def _sharing(layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:

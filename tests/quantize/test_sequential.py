@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastvlm_convert.model.chain import Chain
-from fastvlm_convert.quantize import sequential
+from fastvlm_convert.quantize import sequential, targets
 from fastvlm_convert.quantize.awq import behind_scales
 from fastvlm_convert.recipe import QuantizeRule
 from fastvlm_convert.weights.quantized import dense_view
@@ -79,6 +79,23 @@ class TestWhatComesOut:
     def test_it_beats_the_search(self, plain, tmp_path):
         searched = hidden_of(Chain(CONFIG, dense_view(run(tmp_path / "a", without_solvers()).weights)))
         assert sqnr(golden_pass().hidden, plain.solved.hidden) > sqnr(golden_pass().hidden, searched) + 1
+
+    def test_aiming_at_the_float_model_helps(self, plain, tmp_path, monkeypatch):
+        monkeypatch.setattr(targets, "STEP", 0.0)
+        straight = run(tmp_path / "straight", calibrated_recipe()).solved.hidden
+        assert sqnr(golden_pass().hidden, plain.solved.hidden) > sqnr(golden_pass().hidden, straight) + 0.1
+
+    def test_a_bias_keeps_the_mean(self, tmp_path):
+        layer = "projector.fc2"
+        found = run(tmp_path / "a", calibrated_recipe(), weights=floats(), only=lambda n: n == layer)
+        x = torch.from_numpy(golden_answers().pixel_values)
+        chain = Chain(CONFIG, {**floats(), **dense_view(found.solved.weights)})
+        for block in chain.vision_blocks():
+            x = chain.run(chain.load(block), x)
+        reference = torch.from_numpy(golden_answers().features)
+        torch.testing.assert_close(x.mean((0, 1)), reference.mean((0, 1)), rtol=1e-4, atol=1e-5)
+        shift = found.solved.weights[f"{layer}.bias"].array() - floats()[f"{layer}.bias"].array()
+        assert np.abs(shift).max() > 1e-3
 
     def test_nothing_to_solve(self, tmp_path):
         found = run(tmp_path / "a", calibrated_recipe(), weights=floats(), only=lambda layer: False)
