@@ -38,8 +38,9 @@ def test_figures_of_a_group_are_sums():
     groups = {(g.component, g.kind): g for g in group_layers(plan_layers(shapes(), load_recipe("int4")))}
     mlp = groups["decoder", "mlp gate/up/down"]
     assert mlp.num_weights == 24 * 3 * 896 * 4864
-    assert mlp.stored_bits == mlp.num_weights * 4.5  # four bits, and sixteen of a scale for 32 weights
-    assert (mlp.scheme, mlp.solver, mlp.reason) == (AffineScheme(4, 32, True), "search", None)
+    # Four bits; for 64 weights sixteen of a scale and four of a zero point.
+    assert mlp.stored_bits == mlp.num_weights * (4 + (16 + 4) / 64)
+    assert (mlp.scheme, mlp.solver, mlp.reason) == (AffineScheme(4, 64, False), "gptq", None)
 
 
 def test_layers_of_different_fates_are_different_groups():
