@@ -1,6 +1,7 @@
 """Time and peak memory of quantizing a model of Apple's dimensions (random weights), stage by stage.
 
     python benchmarks/quantize_cost.py [0.5b|1.5b|7b] [--recipe int4] [--checkpoint FOLDER]
+    python benchmarks/quantize_cost.py --layers 2 --samples 8       # in minutes, to extrapolate from
 
 Calibrated with the demo generator's pictures, questions and answers: a random model would never stop talking.
 "answers" then is the reference's look at the pictures. Limits at 0.5B on two cores: layers solved within 15
@@ -11,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from random_checkpoint import write_checkpoint
@@ -38,6 +40,8 @@ def main() -> None:
     parser.add_argument("size", nargs="?", default="0.5b")
     parser.add_argument("--recipe", default="int4")
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--layers", type=int, help="decoder layers, to extrapolate from")
+    parser.add_argument("--samples", type=int, help="instead of the recipe's")
     arguments = parser.parse_args()
     marks: dict[str, tuple[float, float, int]] = {}
 
@@ -50,9 +54,12 @@ def main() -> None:
         checkpoint = arguments.checkpoint
         if checkpoint is None:
             checkpoint = Path(folder) / "checkpoint"
-            write_checkpoint(checkpoint, arguments.size)
+            write_checkpoint(checkpoint, arguments.size, arguments.layers)
         start, start_cpu = time.perf_counter(), time.process_time()
         recipe, output = load_recipe(arguments.recipe), Path(folder) / "out"
+        if arguments.samples:
+            fewer = replace(recipe.calibration, num_samples=arguments.samples)
+            recipe = replace(recipe, calibration=fewer)
         data = write_calibration(Path(folder) / "pictures", recipe.calibration.num_samples)
         quantize(checkpoint, recipe, output, calibration=data, on_progress=on_progress)
         size = sum(path.stat().st_size for path in (Path(folder) / "out").iterdir())
