@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -238,6 +239,7 @@ def main() -> None:
     )
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--pictures", type=int, default=150)
+    parser.add_argument("--only", default="", help="rows whose label this regular expression finds")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # ONNX Runtime logs every node
@@ -246,12 +248,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("FASTVLM_CONVERT_CACHE", cache)
         for path in arguments.checkpoints:
-            results[path.name] = measure(path, arguments.pictures)
+            results[path.name] = measure(path, arguments.pictures, arguments.only)
             if arguments.output:
                 arguments.output.write_text(json.dumps(results, indent=1))
 
 
-def measure(path: Path, count: int) -> dict[str, dict[str, list[float]]]:
+def measure(path: Path, count: int, only: str) -> dict[str, dict[str, list[float]]]:
     """Mean KL, its 99th percentile and top-1 agreement by method and set of pictures."""
     checkpoint = open_checkpoint(path)
     weights = fold(checkpoint.weights)
@@ -271,6 +273,8 @@ def measure(path: Path, count: int) -> dict[str, dict[str, list[float]]]:
     rows: dict[str, dict[str, list[float]]] = {}
 
     def show(label: str, make: Callable[[], WeightSource]) -> None:
+        if not re.search(only, label):
+            return
         start = time.process_time()
         changed = make()
         seconds = time.process_time() - start

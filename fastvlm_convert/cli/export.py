@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastvlm_convert.bench.worker import peak_memory_bytes
+from fastvlm_convert.checkpoint.quantized import is_quantized
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
 from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
 from fastvlm_convert.cli.options import (
@@ -79,7 +80,9 @@ def command(
     out.print(layers_table(result.layers))
     out.print(f"\n{score_text(result.score)}")
     out.print(f"peak memory {size_text(peak_memory_bytes())}")
-    paths = f"{shlex.quote(str(result.bundle))} --reference {shlex.quote(str(checkpoint))}"
+    # The quantizer's share shows against the float checkpoint only.
+    reference = "CHECKPOINT" if is_quantized(checkpoint) else shlex.quote(str(checkpoint))
+    paths = f"{shlex.quote(str(result.bundle))} --reference {reference}"
     merged = "" if adapter is None else f" --adapter {shlex.quote(str(adapter))}"
     err.print(escape(f"\nverify: fastvlm-convert verify {paths}{merged}"), soft_wrap=True)
     err.print(escape(f"bench:  fastvlm-convert bench {paths}"), soft_wrap=True)

@@ -12,7 +12,6 @@ import numpy as np
 from fastvlm_convert.quantize.feedback import TOKENS
 
 RIDGE = 0.1  # share of the mean diagonal: few samples must not bend the weights
-STEP = 1.0  # all the way there
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ def aimed(weight: np.ndarray, moments: Moments) -> np.ndarray:
     if mean == 0:
         return weight
     damped = moments.hessian + np.eye(len(moments.hessian)) * (RIDGE * mean)
-    pull = np.linalg.solve(damped, moments.cross.T).T  # the damped Hessian is symmetric
-    return (weight + STEP * (weight @ pull)).astype(np.float32)
+    pull = np.linalg.solve(damped, (weight @ moments.cross).T).T  # the damped Hessian is symmetric
+    return (weight + pull).astype(np.float32)
 
 
 def shifted_bias(bias: np.ndarray, weight: np.ndarray, rounded: np.ndarray, moments: Moments) -> np.ndarray:
