@@ -1,12 +1,13 @@
 """Accuracy of the demo checkpoint on held-out pictures: the reference and the ONNX bundle of every recipe.
 
-    python benchmarks/demo_accuracy.py [CHECKPOINT] [--pictures 500]
+    python benchmarks/demo_accuracy.py [CHECKPOINT] [--pictures 500] [--recipe int4 --recipe int4-small]
 
 Limit: at least 95 % of all answers exactly right, and bundles within half a point of the reference.
 """
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
@@ -20,12 +21,12 @@ RECIPES = ("fp32", "fp16", "int8", "int4")
 DEMO = Path(__file__).parent.parent / "checkpoints" / "fastvlm-demo"
 
 
-def scores(checkpoint: Path, pictures: int) -> dict[str, dict[str, Score]]:
+def scores(checkpoint: Path, pictures: int, recipes: Sequence[str]) -> dict[str, dict[str, Score]]:
     """Scores per contender and kind of question."""
     samples = held_out(pictures)
     found = {"reference": accuracy(load_reference(open_checkpoint(checkpoint)), samples)}
     with tempfile.TemporaryDirectory() as folder:
-        for recipe in RECIPES:
+        for recipe in recipes:
             result = export(checkpoint, load_recipe(recipe), ["onnx"], Path(folder) / recipe)
             found[f"{recipe} onnx"] = accuracy(load_bundle(result.bundle, result.manifest, "onnx"), samples)
     return found
@@ -36,8 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO)
     parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--recipe", action="append", help="instead of fp32, fp16, int8 and int4")
     arguments = parser.parse_args()
-    found = scores(arguments.checkpoint, arguments.pictures)
+    found = scores(arguments.checkpoint, arguments.pictures, arguments.recipe or RECIPES)
     print(f"| kind | questions | {' | '.join(found)} |")
     print("|---|---|" + "---|" * len(found))
     reference = found["reference"]
