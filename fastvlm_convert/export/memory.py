@@ -33,6 +33,9 @@ _PICTURE: Final = 4  # activations as large as the widest
 _MAX_ACTIVATION: Final = 512 << 20  # as `quantize.sequential` bounds it
 _HESSIANS: Final = 5  # two sums, their damped copy, its factor and one more
 _LOGIT: Final = 40  # bytes: of both models in float32, compared in float64
+_LOGIT_ROWS: Final = 256  # compared at a time
+_MAX_PIXELS: Final = 32 << 20  # of the pictures that solve the encoder
+_PIXELS_TOGETHER: Final = 2 << 20  # that go through the whole encoder at a time
 _ANSWER_TOKENS: Final = 12  # of an answer to the demo generator's questions, on average; at most 64
 
 
@@ -89,7 +92,6 @@ class _Pass:
 
 
 _SOLVED: Final = _Pass(5, 4)  # two models' states before and after a block, and the parts that are joined
-_RUN: Final = _Pass(3, 2)  # one model's
 
 
 def _calibration_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: Recipe) -> int:
@@ -102,13 +104,16 @@ def _calibration_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: 
         [p for p in plans if p.layer.startswith("decoder.") is part] for part in (True, False)
     )
     solving = _SOLVED.bytes(count, state, widest) + _hessian_bytes(language)
+    size = config.vision.image_size**2
     if hessian := _hessian_bytes(vision):
-        solving = max(solving, _SOLVED.bytes(count, encoded, picture) + hessian)
-    elif any(plan.scheme for plan in vision):
-        solving = max(solving, _RUN.bytes(count, encoded, picture))
-    answering = 4 * sum(plan.size for plan in plans) + _PICTURE * picture
-    comparing = count * _ANSWER_TOKENS * decoder.vocab_size * _LOGIT
-    pixels = count * 3 * 4 * config.vision.image_size**2
+        few = min(count, max(1, _MAX_PIXELS // size))
+        solving = max(solving, _SOLVED.bytes(few, encoded, picture) + hessian)
+    if any(plan.scheme for plan in vision):
+        together = min(count, max(1, _PIXELS_TOGETHER // size))
+        solving = max(solving, together * _PICTURE * picture)
+    pixels = count * 3 * 4 * size
+    answering = pixels + 4 * sum(plan.size for plan in plans) + _PICTURE * picture
+    comparing = min(count * _ANSWER_TOKENS, _LOGIT_ROWS) * decoder.vocab_size * _LOGIT
     return pixels + max(answering, solving, comparing)
 
 
