@@ -212,7 +212,8 @@ class TestOverwrite:
 
 # Stops where everything but the manifest is written, until a signal comes.
 WAITING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from fastvlm_convert import pipeline
 from fastvlm_convert.cli.main import main
 
