@@ -13,7 +13,7 @@ from fastvlm_convert.bundle.folder import BUNDLE, QUANTIZED_CHECKPOINT, new_fold
 from fastvlm_convert.bundle.licence import NO_LICENCE
 from fastvlm_convert.bundle.quantized import write_settings, write_weights
 from fastvlm_convert.bundle.resumable import resumable_folder
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash, open_checkpoint, source_hash
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint, source_hash
 from fastvlm_convert.checkpoint.quantized import Quantization
 from fastvlm_convert.errors import CheckpointError, MissingDependencyError, RecipeError
 from fastvlm_convert.export.coverage import check_sizes
@@ -235,7 +235,7 @@ def _source(checkpoint: Checkpoint, data: Calibration | None) -> Source:
 
 def _scan_of(checkpoint: Checkpoint, source_sha256: str) -> RangeReport | None:
     """The scan of a quantized checkpoint itself, or of the float checkpoint."""
-    own = None if checkpoint.quantized is None else load_report(content_hash(checkpoint.files))
+    own = None if checkpoint.quantized is None else load_report(checkpoint.sha256)
     return own or load_report(source_sha256)
 
 

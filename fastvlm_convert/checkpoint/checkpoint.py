@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +76,11 @@ class Checkpoint:
     licence: Path | None
     settings: tuple[Path, ...]
     files: tuple[Path, ...]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of its files; they are read whole, once."""
+        return content_hash(self.files)
 
     @property
     def folded(self) -> MixedSource:
@@ -194,7 +200,7 @@ def source_hash(checkpoint: Checkpoint) -> str:
     """Hash of the float checkpoint: of this one's files, or of what a quantized one was made from."""
     if checkpoint.quantized is not None:
         return checkpoint.quantized.record.source.sha256
-    return content_hash(checkpoint.files)
+    return checkpoint.sha256
 
 
 def _layout(raw: Mapping[str, Any], path: Path) -> Layout:

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_json, progress
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 from fastvlm_convert.errors import OutputError
@@ -64,7 +64,7 @@ def command(
             model,
             loaded,
             questions,
-            content_hash(opened.files),
+            opened.sha256,
             max_new_tokens,
             lambda share: on_stage("pictures", share),
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.decode import generate
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.fp16_range import cache_folder
@@ -83,7 +83,7 @@ def answered(
         for q in calibration.questions
     ]
     limits = [_room(n, prompt, config, settings) for n, prompt in enumerate(prompts)]
-    key = (content_hash(checkpoint.files), calibration.sha256, config.vision.image_size, mode, limits)
+    key = (checkpoint.sha256, calibration.sha256, config.vision.image_size, mode, limits)
     path = cache_folder() / "answers" / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.npz"
     answers, features = _cached(path) or _asked(
         checkpoint, config, prompts, limits, calibration.questions, path, on_progress

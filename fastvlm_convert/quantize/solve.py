@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastvlm_convert import __version__
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint, content_hash
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.fp16_range import cache_folder
 from fastvlm_convert.model.chain import Chain
@@ -106,10 +106,9 @@ def _key(
 ) -> str:
     rules = [asdict(rule) for rule in recipe.quantize]
     settings = asdict(recipe.calibration)
-    files = content_hash(checkpoint.files)
     repairs = asdict(recipe.repairs)
     size = config.vision.image_size
-    parts = (__version__, files, calibration.sha256, size, mode, rules, settings, repairs)
+    parts = (__version__, checkpoint.sha256, calibration.sha256, size, mode, rules, settings, repairs)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
