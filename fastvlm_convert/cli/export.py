@@ -42,7 +42,7 @@ def command(
 ) -> None:
     """Convert a checkpoint to a bundle that an app can ship."""
     targets = chosen_targets(target)
-    settings = chosen_recipe(recipe, calibration)
+    settings = None if recipe is None else chosen_recipe(recipe, calibration)
     with progress(quiet=as_json) as on_stage:
         result = export(
             checkpoint,

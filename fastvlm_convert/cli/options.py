@@ -67,8 +67,8 @@ def chosen_targets(names: list[str]) -> list[Target]:
     return chosen
 
 
-def chosen_recipe(name: str | None, calibration: str | None = None) -> Recipe | None:
-    """The recipe of `--recipe`, None where a quantized checkpoint's own is meant.
+def chosen_recipe(name: str, calibration: str | None = None) -> Recipe:
+    """The recipe of `--recipe`.
 
     Args:
         name: Name or path.
@@ -77,8 +77,8 @@ def chosen_recipe(name: str | None, calibration: str | None = None) -> Recipe | 
     Raises:
         RecipeError: It is unknown or malformed.
     """
-    recipe = None if name is None else load_recipe(name)
-    return without_data(recipe) if recipe is not None and calibration == NO_DATA else recipe
+    recipe = load_recipe(name)
+    return without_data(recipe) if calibration == NO_DATA else recipe
 
 
 def data_source(calibration: str | None) -> Path | None:

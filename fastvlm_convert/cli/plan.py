@@ -16,14 +16,13 @@ from fastvlm_convert.cli.options import (
     StoredRecipeOption,
     TargetOption,
     VerboseOption,
-    chosen_recipe,
     chosen_targets,
 )
 from fastvlm_convert.export.memory import predicted_peak
 from fastvlm_convert.export.sizes import cache_bytes
 from fastvlm_convert.manifest import Target
 from fastvlm_convert.prepare import Prepared, predicted_files, prepare
-from fastvlm_convert.recipe import without_data
+from fastvlm_convert.recipe import load_recipe, without_data
 from fastvlm_convert.weights.files import item_size
 from fastvlm_convert.weights.report import scheme_text
 from fastvlm_convert.weights.summary import LayerGroup, group_layers
@@ -41,7 +40,7 @@ def command(
 ) -> None:
     """Show what an export will do to every layer, how large its files will be and what it needs."""
     targets = chosen_targets(target)
-    prepared = prepare(checkpoint, chosen_recipe(recipe), targets, adapter)
+    prepared = prepare(checkpoint, None if recipe is None else load_recipe(recipe), targets, adapter)
     facts = describe(prepared, targets)
     if as_json:
         print_json("plan", "passed", **facts)

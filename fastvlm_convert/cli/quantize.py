@@ -12,17 +12,16 @@ from fastvlm_convert.bundle.resumable import partial_folder
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
 from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
 from fastvlm_convert.cli.options import (
-    NO_DATA,
     AdapterOption,
     CalibrationOption,
     CheckpointArgument,
     JsonOption,
     RecipeOption,
     VerboseOption,
+    chosen_recipe,
     data_source,
 )
 from fastvlm_convert.pipeline import quantize
-from fastvlm_convert.recipe import load_recipe, without_data
 
 
 def command(
@@ -40,9 +39,7 @@ def command(
     verbose: VerboseOption = False,
 ) -> None:
     """Make a quantized checkpoint; after an interruption the same command goes on where it was."""
-    settings = load_recipe(recipe)
-    if calibration == NO_DATA:
-        settings = without_data(settings)
+    settings = chosen_recipe(recipe, calibration)
     try:
         with progress(quiet=as_json) as on_stage:
             result = quantize(

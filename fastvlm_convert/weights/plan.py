@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fastvlm_convert.contract import FloatName
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.recipe import QuantizeRule, Recipe, Solver
+from fastvlm_convert.recipe import Recipe, SchemeName, Solver
 from fastvlm_convert.weights.schemes import AffineScheme, PaletteScheme, Scheme
 
 _FLOAT_BITS: dict[FloatName, int] = {"float32": 32, "float16": 16}
@@ -95,7 +95,8 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
         raise RecipeError(
             f"quantize: no rule fits layer '{layer}'", hint="add a last rule: {layers: ['*'], scheme: float}"
         )
-    if rule.scheme == "float":
+    scheme = scheme_of(rule.scheme, rule.block_size, rule.symmetric, rule.group_size, rule.channel_scale)
+    if scheme is None:
         return keep(f"rule '{rule}'")
     columns = size // shape[0]
     block = None if rule.block_size == "channel" else rule.block_size
@@ -113,7 +114,6 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
             f"quantize: '{rule}' fits layer '{layer}', but solver {rule.solver} needs {problem}",
             hint="give such layers a rule with solver: search before this one",
         )
-    scheme = _scheme(rule, block)
     return LayerPlan(layer, shape, scheme, rule.solver, None, scheme.stored_bits(shape[0], columns))
 
 
@@ -140,11 +140,20 @@ def ragged(rows: int, group_size: int) -> str | None:
     return f"its {rows} output channels are no multiple of group_size {group_size}"
 
 
-def _scheme(rule: QuantizeRule, block: int | None) -> Scheme:
-    bits: Any = int(rule.scheme[-1])
-    if rule.is_palette:
-        return PaletteScheme(bits, rule.group_size, rule.channel_scale)
-    return AffineScheme(bits, block, rule.symmetric)
+def scheme_of(
+    name: SchemeName,
+    block_size: int | Literal["channel"],
+    symmetric: bool,
+    group_size: int,
+    channel_scale: bool,
+) -> Scheme | None:
+    """The scheme that the words of a rule describe; None for float."""
+    if name == "float":
+        return None
+    bits: Any = int(name[-1])
+    if name.startswith("palette"):
+        return PaletteScheme(bits, group_size, channel_scale)
+    return AffineScheme(bits, None if block_size == "channel" else block_size, symmetric)
 
 
 def check_groups(layers: Sequence[LayerPlan]) -> None:

@@ -11,7 +11,7 @@ from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.recipe import BLOCK_SIZES, MAX_GROUP_SIZE, SchemeName, Solver
 from fastvlm_convert.weights.files import MAX_TENSOR_AXES, MAX_TENSOR_ELEMENTS
 from fastvlm_convert.weights.meter import SquaredSums
-from fastvlm_convert.weights.plan import LayerPlan, indivisible, ragged
+from fastvlm_convert.weights.plan import LayerPlan, indivisible, ragged, scheme_of
 from fastvlm_convert.weights.schemes import AffineScheme, PaletteScheme, Scheme
 
 COMPONENTS: Final = ("vision", "projector", "decoder", "head", "embedding")
@@ -80,12 +80,7 @@ class LayerReport:
     @property
     def quantized(self) -> Scheme | None:
         """Its scheme; None in float."""
-        if self.scheme == "float":
-            return None
-        bits: Any = int(self.scheme[-1])
-        if self.scheme.startswith("palette"):
-            return PaletteScheme(bits, self.group_size, self.channel_scale)
-        return AffineScheme(bits, None if self.block_size == "channel" else self.block_size, self.symmetric)
+        return scheme_of(self.scheme, self.block_size, self.symmetric, self.group_size, self.channel_scale)
 
     @property
     def plan(self) -> LayerPlan:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastvlm_convert.export.onnx.data import Region
 from fastvlm_convert.export.onnx.graph import Graph
+from fastvlm_convert.weights.packing import pack
 from fastvlm_convert.weights.quantized import QuantizedWeight
 from fastvlm_convert.weights.schemes import AffineMatrix, AffineScheme
 
@@ -46,15 +47,6 @@ class StoredAffine:
     def blocks(self) -> int:
         """Blocks of a row."""
         return self.scheme.num_blocks(self.columns)
-
-
-def pack(values: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 [rows, n] -> bytes [rows, ceil(n * bits / 8)]."""
-    if bits == 8:
-        return values
-    if values.shape[1] % 2:
-        values = np.pad(values, ((0, 0), (0, 1)))
-    return values[:, 0::2] | (values[:, 1::2] << 4)
 
 
 def store_affine(graph: Graph, weight: QuantizedWeight, rows: int = 0) -> StoredAffine:
