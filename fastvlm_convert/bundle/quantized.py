@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,7 @@ from fastvlm_convert.manifest import Source
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.meter import ErrorMeter, SquaredSums
 from fastvlm_convert.weights.plan import LayerPlan, float_storage
-from fastvlm_convert.weights.quantized import AnyWeight, MixedSource, PaletteWeight
+from fastvlm_convert.weights.quantized import AnyWeight, MixedSource
 from fastvlm_convert.weights.report import layer_reports
 from fastvlm_convert.weights.safetensors_file import Entries, Layout, lay_out
 from fastvlm_convert.weights.source import Weight
@@ -148,13 +149,11 @@ def _write(layout: Layout, name: str, weight: AnyWeight) -> None:
     if isinstance(weight, Weight):
         layout.write(name, _stored(name, weight, layout.tensors[name].dtype))
         return
-    row = 0
-    matrices = [weight.matrix()] if isinstance(weight, PaletteWeight) else weight.chunks()
-    for matrix in matrices:
-        tensors = matrix_tensors(matrix)
-        for part, array in tensors.items():
-            layout.write(f"{name}.{part}", [array], first_row=row)
-        row += len(next(iter(tensors.values())))
+    written: Counter[str] = Counter()  # rows, of which a table has fewer than the indices
+    for matrix in weight.chunks():
+        for part, array in matrix_tensors(matrix).items():
+            layout.write(f"{name}.{part}", [array], first_row=written[part])
+            written[part] += len(array)
 
 
 def _stored(name: str, weight: Weight, dtype: str) -> Iterator[np.ndarray]:

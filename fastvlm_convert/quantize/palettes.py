@@ -20,7 +20,7 @@ from fastvlm_convert.quantize.feedback import (
     round_in_turn,
 )
 from fastvlm_convert.quantize.search import storable
-from fastvlm_convert.weights.schemes import PaletteMatrix, PaletteScheme, joined
+from fastvlm_convert.weights.schemes import PaletteMatrix, PaletteScheme
 
 CHUNK = 1 << 21  # weights clustered at a time, whole groups
 SCALE_ROUNDS = 3
@@ -54,7 +54,7 @@ def palettize(
     rows, columns = weight.shape
     masses = np.ones(columns) if importance is None else np.asarray(importance, np.float64)
     step = max(1, CHUNK // (columns * scheme.group_size)) * scheme.group_size
-    return joined(
+    return PaletteMatrix.joined(
         [_cluster(weight[row : row + step], masses, scheme).matrix() for row in range(0, rows, step)]
     )
 

@@ -1,13 +1,12 @@
 """How far quantized weights are from the floats they stand for, measured while they are read anyway."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from fastvlm_convert.weights.quantized import AnyWeight, MixedSource, PaletteWeight, QuantizedWeight
-from fastvlm_convert.weights.schemes import AffineMatrix, PaletteMatrix
-from fastvlm_convert.weights.source import CHUNK_BYTES, Weight, WeightSource
+from fastvlm_convert.weights.quantized import AnyWeight, MixedSource
+from fastvlm_convert.weights.schemes import QuantizedMatrix
+from fastvlm_convert.weights.source import Weight, WeightSource
 
 
 @dataclass(frozen=True)
@@ -54,26 +53,12 @@ class ErrorMeter:
         if isinstance(weight, Weight):
             return weight
         self._rows[name] = np.full((weight.rows, 2), np.nan)
-        original = weight  # mypy forgets what it is inside the functions
-        if isinstance(original, PaletteWeight):
-            palette = original
 
-            def groups(start: int, stop: int) -> PaletteMatrix:
-                matrix = palette.read(start, stop)
-                for first, part in _palette_parts(matrix):
-                    self._measure(name, start + first, part.dequantized())
-                return matrix
+        def look(start: int, stop: int, matrix: QuantizedMatrix) -> None:
+            for a, b in weight.spans(start, stop):
+                self._measure(name, a, matrix.read(a - start, b - start).dequantized())
 
-            return replace(palette, read=groups)
-        affine: QuantizedWeight = original
-
-        def read(start: int, stop: int) -> AffineMatrix:
-            matrix = affine.read(start, stop)
-            for first, part in _affine_parts(matrix):
-                self._measure(name, start + first, part.dequantized())
-            return matrix
-
-        return replace(affine, read=read)
+        return weight.watched(look)
 
     def _measure(self, name: str, start: int, values: np.ndarray) -> None:
         rows = self._rows[name][start : start + len(values)]
@@ -83,21 +68,3 @@ class ErrorMeter:
         # Row by row: sums must not depend on how many rows are read at a time.
         rows[:, 0] = np.square(floats, dtype=np.float64).sum(1)
         rows[:, 1] = np.square(floats - values, dtype=np.float64).sum(1)
-
-
-def _affine_parts(matrix: AffineMatrix) -> Iterator[tuple[int, AffineMatrix]]:
-    for a, b in _spans(matrix.q.shape, 1):
-        yield a, AffineMatrix(matrix.scheme, matrix.q[a:b], matrix.scale[a:b], matrix.zero_point[a:b])
-
-
-def _palette_parts(matrix: PaletteMatrix) -> Iterator[tuple[int, PaletteMatrix]]:
-    for a, b in _spans(matrix.indices.shape, matrix.scheme.group_size):
-        yield a, matrix.read(a, b)
-
-
-def _spans(shape: tuple[int, ...], multiple: int) -> Iterator[tuple[int, int]]:
-    """Rows [a, b) of a matrix, about `CHUNK_BYTES` of float32 each, starting at multiples of a number."""
-    rows, columns = shape
-    step = max(1, CHUNK_BYTES // (4 * columns * multiple)) * multiple
-    for a in range(0, rows, step):
-        yield a, min(a + step, rows)

@@ -1,29 +1,32 @@
 """A quantized weight: what a `WeightSource` holds where a recipe asks for integers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
 from fastvlm_convert.errors import TargetError
-from fastvlm_convert.weights.schemes import AffineMatrix, AffineScheme, PaletteMatrix, PaletteScheme, joined
+from fastvlm_convert.weights.schemes import AffineMatrix, AffineScheme, PaletteMatrix, PaletteScheme
 from fastvlm_convert.weights.source import CHUNK_BYTES, Weight
 
+_S = TypeVar("_S", AffineScheme, PaletteScheme)
+_M = TypeVar("_M", AffineMatrix, PaletteMatrix)
+
 
 @dataclass(frozen=True)
-class QuantizedWeight:
-    """One tensor as integers with scales, read on demand.
+class _RowsOnDemand(Generic[_S, _M]):
+    """One quantized tensor, read on demand.
 
     Attributes:
         shape: Dimensions of the weight; rows are the first axis, columns all others.
         scheme: How it is quantized.
-        read: Returns rows [start, stop).
+        read: Returns rows [start, stop), a multiple of `scheme.rows_together` but for the last.
     """
 
     shape: tuple[int, ...]
-    scheme: AffineScheme
-    read: Callable[[int, int], AffineMatrix]
+    scheme: _S
+    read: Callable[[int, int], _M]
 
     @property
     def rows(self) -> int:
@@ -35,66 +38,48 @@ class QuantizedWeight:
         """Weights of one output channel."""
         return int(np.prod(self.shape[1:], dtype=np.int64))
 
-    def chunks(self) -> Iterator[AffineMatrix]:
-        """Consecutive rows, about `CHUNK_BYTES` of float32 at a time."""
-        step = max(1, CHUNK_BYTES // (4 * self.columns))
-        for start in range(0, self.rows, step):
-            yield self.read(start, min(start + step, self.rows))
+    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Rows [start, stop) in parts of about `CHUNK_BYTES` of float32, which can be read alone."""
+        together = self.scheme.rows_together
+        step = max(1, CHUNK_BYTES // (4 * self.columns * together)) * together
+        return ((first, min(first + step, stop)) for first in range(start, stop, step))
+
+    def chunks(self) -> Iterator[_M]:
+        """All rows, part by part."""
+        return (self.read(start, stop) for start, stop in self.spans(0, self.rows))
+
+    def watched(self, look: Callable[[int, int, _M], None]) -> Self:
+        """The same weight; `look` is called with all rows [start, stop) that are read."""
+
+        def read(start: int, stop: int) -> _M:
+            matrix = self.read(start, stop)
+            look(start, stop, matrix)
+            return matrix
+
+        return replace(self, read=read)
 
     def dense(self) -> Weight:
-        """The same weight as the float32 that every target computes from the integers."""
+        """The same weight as the float32 that every target computes from it."""
 
         def read(start: int, stop: int) -> np.ndarray:
-            return self.read(start, stop).dequantized().reshape((stop - start, *self.shape[1:]))
+            together = self.scheme.rows_together
+            first = start // together * together
+            matrix = self.read(first, min(-(-stop // together) * together, self.rows))
+            return matrix.dequantized()[start - first : stop - first].reshape((stop - start, *self.shape[1:]))
 
-        return Weight(self.shape, f"int{self.scheme.bits}", read)
+        return Weight(self.shape, self.scheme.kind, read)
 
 
-@dataclass(frozen=True)
-class PaletteWeight:
-    """One tensor as indices into tables, read on demand.
+class QuantizedWeight(_RowsOnDemand[AffineScheme, AffineMatrix]):
+    """One tensor as integers with scales."""
 
-    Attributes:
-        shape: Dimensions of the weight; rows are the first axis, columns all others.
-        scheme: How it is quantized.
-        read: Returns rows [start, stop), whole groups, which is what can be solved alone.
-    """
 
-    shape: tuple[int, ...]
-    scheme: PaletteScheme
-    read: Callable[[int, int], PaletteMatrix]
-
-    @property
-    def rows(self) -> int:
-        """Output channels."""
-        return self.shape[0]
-
-    @property
-    def columns(self) -> int:
-        """Weights of one output channel."""
-        return int(np.prod(self.shape[1:], dtype=np.int64))
+class PaletteWeight(_RowsOnDemand[PaletteScheme, PaletteMatrix]):
+    """One tensor as indices into tables."""
 
     def matrix(self) -> PaletteMatrix:
         """All of it."""
         return self.read(0, self.rows)
-
-    def chunks(self) -> Iterator[PaletteMatrix]:
-        """Consecutive groups, about `CHUNK_BYTES` of float32 at a time."""
-        size = self.scheme.group_size
-        step = max(1, CHUNK_BYTES // (4 * self.columns * size)) * size
-        for start in range(0, self.rows, step):
-            yield self.read(start, min(start + step, self.rows))
-
-    def dense(self) -> Weight:
-        """The same weight as the float32 that its tables and scales give."""
-
-        def read(start: int, stop: int) -> np.ndarray:
-            size = self.scheme.group_size
-            first = start // size * size
-            groups = self.read(first, min(-(-stop // size) * size, self.rows))
-            return groups.dequantized()[start - first : stop - first].reshape((stop - start, *self.shape[1:]))
-
-        return Weight(self.shape, f"palette{self.scheme.bits}", read)
 
 
 StoredWeight = QuantizedWeight | PaletteWeight
@@ -102,6 +87,7 @@ AnyWeight = Weight | StoredWeight
 MixedSource = Mapping[str, AnyWeight]
 AffineSource = Mapping[str, Weight | QuantizedWeight]
 
+_W = TypeVar("_W", QuantizedWeight, PaletteWeight)
 _T = TypeVar("_T", Weight, QuantizedWeight, PaletteWeight)
 
 
@@ -110,41 +96,19 @@ def dense_view(weights: MixedSource) -> dict[str, Weight]:
     return {name: w if isinstance(w, Weight) else w.dense() for name, w in weights.items()}
 
 
-def stacked(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """Several weights of one scheme and width, one above the other."""
-    first = weights[0]
-    if len(weights) == 1:
-        return first
-
-    def read(start: int, stop: int) -> AffineMatrix:
-        parts = [weights[i].read(begin, end) for i, begin, end in _rows_of(weights, start, stop)]
-        return AffineMatrix(
-            first.scheme,
-            np.concatenate([p.q for p in parts]),
-            np.concatenate([p.scale for p in parts]),
-            np.concatenate([p.zero_point for p in parts]),
-        )
-
-    return QuantizedWeight(_stacked_shape(weights), first.scheme, read)
-
-
-def stacked_palettes(weights: Sequence[PaletteWeight]) -> PaletteWeight:
+def stacked(weights: Sequence[_W]) -> _W:
     """Several weights of one scheme and width, one above the other; each is whole groups."""
-    first = weights[0]
+    first: _W = weights[0]
     if len(weights) == 1:
         return first
-    assert all(w.rows % w.scheme.group_size == 0 for w in weights)
-
-    def read(start: int, stop: int) -> PaletteMatrix:
-        return joined([weights[i].read(begin, end) for i, begin, end in _rows_of(weights, start, stop)])
-
-    return PaletteWeight(_stacked_shape(weights), first.scheme, read)
-
-
-def _stacked_shape(weights: Sequence[StoredWeight]) -> tuple[int, ...]:
-    first = weights[0]
     assert all((w.scheme, w.shape[1:]) == (first.scheme, first.shape[1:]) for w in weights)
-    return (sum(w.rows for w in weights), *first.shape[1:])
+    assert all(w.rows % w.scheme.rows_together == 0 for w in weights)
+
+    def read(start: int, stop: int) -> Any:  # noqa: ANN401  what the weights give
+        parts = [weights[i].read(begin, end) for i, begin, end in _rows_of(weights, start, stop)]
+        return type(parts[0]).joined(parts)
+
+    return replace(first, shape=(sum(w.rows for w in weights), *first.shape[1:]), read=read)
 
 
 def _rows_of(weights: Sequence[StoredWeight], start: int, stop: int) -> Iterator[tuple[int, int, int]]:

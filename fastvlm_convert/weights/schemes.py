@@ -28,6 +28,16 @@ class AffineScheme:
     symmetric: bool
 
     @property
+    def kind(self) -> str:
+        """What a recipe calls it: `int4`."""
+        return f"int{self.bits}"
+
+    @property
+    def rows_together(self) -> int:
+        """Rows that depend on each other."""
+        return 1
+
+    @property
     def levels(self) -> int:
         """Number of integers."""
         return 1 << self.bits
@@ -60,6 +70,16 @@ class PaletteScheme:
     bits: Literal[4, 6, 8]
     group_size: int
     per_channel_scale: bool
+
+    @property
+    def kind(self) -> str:
+        """What a recipe calls it: `palette4`."""
+        return f"palette{self.bits}"
+
+    @property
+    def rows_together(self) -> int:
+        """Rows that depend on each other."""
+        return self.group_size
 
     @property
     def levels(self) -> int:
@@ -104,6 +124,22 @@ class AffineMatrix:
         q *= self.scale[..., None].astype(np.float32)
         return q.reshape(rows, columns)
 
+    def read(self, start: int, stop: int) -> "AffineMatrix":
+        """Rows [start, stop)."""
+        return AffineMatrix(
+            self.scheme, self.q[start:stop], self.scale[start:stop], self.zero_point[start:stop]
+        )
+
+    @staticmethod
+    def joined(matrices: Sequence["AffineMatrix"]) -> "AffineMatrix":
+        """Matrices of one scheme, one above the other."""
+        return AffineMatrix(
+            matrices[0].scheme,
+            np.concatenate([m.q for m in matrices]),
+            np.concatenate([m.scale for m in matrices]),
+            np.concatenate([m.zero_point for m in matrices]),
+        )
+
 
 @dataclass(frozen=True)
 class PaletteMatrix:
@@ -139,19 +175,16 @@ class PaletteMatrix:
             None if self.scale is None else self.scale[start:stop],
         )
 
-
-def joined(matrices: Sequence[PaletteMatrix]) -> PaletteMatrix:
-    """Matrices of one scheme, one above the other; all but the last are whole groups."""
-    first, *others = matrices
-    if not others:
-        return first
-    scales = [m.scale for m in matrices if m.scale is not None]
-    return PaletteMatrix(
-        first.scheme,
-        np.concatenate([m.indices for m in matrices]),
-        np.concatenate([m.palette for m in matrices]),
-        np.concatenate(scales) if scales else None,
-    )
+    @staticmethod
+    def joined(matrices: Sequence["PaletteMatrix"]) -> "PaletteMatrix":
+        """Matrices of one scheme, one above the other; all but the last are whole groups."""
+        scales = [m.scale for m in matrices if m.scale is not None]
+        return PaletteMatrix(
+            matrices[0].scheme,
+            np.concatenate([m.indices for m in matrices]),
+            np.concatenate([m.palette for m in matrices]),
+            np.concatenate(scales) if scales else None,
+        )
 
 
 QuantizedMatrix = AffineMatrix | PaletteMatrix

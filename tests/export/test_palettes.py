@@ -16,7 +16,7 @@ from fastvlm_convert.quantize.palettes import palettize
 from fastvlm_convert.recipe import QuantizeRule, Recipe
 from fastvlm_convert.runtime.loaded import load_bundle, load_engine
 from fastvlm_convert.weights.plan import plan_layers
-from fastvlm_convert.weights.quantized import stacked_palettes, without_palettes
+from fastvlm_convert.weights.quantized import stacked, without_palettes
 from fastvlm_convert.weights.schemes import PaletteMatrix, PaletteScheme
 from tests.bundles import FP16, FP32, recipe
 from tests.export.stored import CHECKPOINT, decompressions, engine, shapes
@@ -73,7 +73,7 @@ def test_core_ml_holds_the_engines_palettes(made, package, function, names):
     bundle, chosen = made
     weights, found = engine(chosen), decompressions(bundle, package, function)
     for name, layers in names.items():
-        weight = stacked_palettes([weights[f"{layer}.weight"] for layer in layers])
+        weight = stacked([weights[f"{layer}.weight"] for layer in layers])
         matrix = weight.matrix()
         operation, values = found[f"{name}_weight"], None
         if matrix.scheme.per_channel_scale:

@@ -5,7 +5,7 @@ import pytest
 
 from fastvlm_convert.quantize.feedback import output_error
 from fastvlm_convert.quantize.palettes import palettize
-from fastvlm_convert.weights.schemes import PaletteScheme, joined
+from fastvlm_convert.weights.schemes import PaletteMatrix, PaletteScheme
 from tests.quantize.layers import correlated_hessian, weights
 
 SCHEMES = [
@@ -52,7 +52,9 @@ def test_groups_can_be_solved_alone(scheme: PaletteScheme, columns: int) -> None
     """What lets exporters read a weight piece by piece."""
     weight = weights(columns, 80, columns)
     whole = palettize(weight, scheme)
-    pieces = joined([palettize(weight[rows], scheme) for rows in (slice(16), slice(16, 64), slice(64, 80))])
+    pieces = PaletteMatrix.joined(
+        [palettize(weight[rows], scheme) for rows in (slice(16), slice(16, 64), slice(64, 80))]
+    )
     np.testing.assert_array_equal(pieces.indices, whole.indices)
     np.testing.assert_array_equal(pieces.palette, whole.palette)
     np.testing.assert_array_equal(pieces.dequantized(), whole.dequantized())

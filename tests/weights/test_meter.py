@@ -5,7 +5,7 @@ import pytest
 
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.quantize.search import quantize_affine
-from fastvlm_convert.weights import meter as module
+from fastvlm_convert.weights import quantized as module
 from fastvlm_convert.weights.meter import ErrorMeter
 from fastvlm_convert.weights.quantized import PaletteWeight, QuantizedWeight
 from fastvlm_convert.weights.schemes import AffineMatrix, AffineScheme, PaletteMatrix, PaletteScheme

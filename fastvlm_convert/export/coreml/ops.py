@@ -18,7 +18,6 @@ from fastvlm_convert.weights.quantized import (
     QuantizedWeight,
     alike,
     stacked,
-    stacked_palettes,
 )
 from fastvlm_convert.weights.source import Weight
 
@@ -117,7 +116,7 @@ class Ops:
         if integers := alike(QuantizedWeight, weights):
             return self.weights.affine(key, dtype, stacked(integers))
         if palettes := alike(PaletteWeight, weights):
-            return self.weights.palette(key, dtype, stacked_palettes(palettes))
+            return self.weights.palette(key, dtype, stacked(palettes))
         return self.weights.weight(key, self.precision.storage, dtype, *alike(Weight, weights))
 
     def linear(
