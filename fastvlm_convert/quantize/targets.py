@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastvlm_convert.quantize.feedback import TOKENS
+from fastvlm_convert.quantize.feedback import TOKENS, hessian_of
 
 RIDGE = 0.1  # share of the mean diagonal: few samples must not bend the weights
 
@@ -45,18 +45,16 @@ def moments_of(reference: np.ndarray, inputs: np.ndarray, weights: np.ndarray | 
         weights: Importance of the tokens, float32 [tokens]; None weighs all alike.
     """
     columns = inputs.shape[1]
-    hessian, cross = np.zeros((2, columns, columns))
+    cross = np.zeros((columns, columns))
     sums, total = np.zeros((2, columns)), 0.0
     for start in range(0, len(inputs), TOKENS):
         x, y = (part[start : start + TOKENS] for part in (reference, inputs))
         w = np.ones(len(y), np.float32) if weights is None else weights[start : start + TOKENS]
-        weighted = y * w[:, None]
-        hessian += weighted.T @ y
-        cross += (x - y).T @ weighted
+        cross += (x - y).T @ (y * w[:, None])
         sums += np.stack([x.T @ w, y.T @ w])
         total += float(w.sum(dtype=np.float64))
     reference_mean, mean = sums / (total or 1.0)
-    return Moments((hessian + hessian.T) / 2, cross, reference_mean, mean)
+    return Moments(hessian_of(inputs, weights), cross, reference_mean, mean)
 
 
 def aimed(weight: np.ndarray, moments: Moments) -> np.ndarray:
