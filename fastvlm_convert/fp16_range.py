@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from fastvlm_convert.cache import cache_folder, whole_file
 
 FP16_MAX: Final = 65504.0
 FP16_SMALLEST: Final = 2.0**-24  # below half of it a value becomes zero
@@ -54,15 +54,6 @@ class RangeReport:
         return sorted((o for o in self.ops if o.headroom < MIN_HEADROOM), key=lambda o: o.headroom)
 
 
-def cache_folder() -> Path:
-    """Where this tool keeps what it measured: the user's cache, or `FASTVLM_CONVERT_CACHE`."""
-    if "FASTVLM_CONVERT_CACHE" in os.environ:
-        return Path(os.environ["FASTVLM_CONVERT_CACHE"])
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "fastvlm-convert"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastvlm-convert"
-
-
 def _path(checkpoint_sha256: str) -> Path:
     return cache_folder() / "fp16-range" / f"{checkpoint_sha256}.json"
 
@@ -71,9 +62,8 @@ def save_report(report: RangeReport) -> Path:
     """Keep a report; returns where."""
     path = _path(report.checkpoint_sha256)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"version": _VERSION, **dataclasses.asdict(report)}, indent=1))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps({"version": _VERSION, **dataclasses.asdict(report)}, indent=1))
     return path
 
 

@@ -30,6 +30,7 @@ LINES = [
         "demo",
         "fp16_range",
         "questions",
+        "cache",
     ],
     ["weights"],
     ["checkpoint"],

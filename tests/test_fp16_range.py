@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from fastvlm_convert.fp16_range import OpRange, RangeReport, cache_folder, load_report, save_report
+from fastvlm_convert.cache import cache_folder
+from fastvlm_convert.fp16_range import OpRange, RangeReport, load_report, save_report
 
 REPORT = RangeReport(
     "ab12",

@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fastvlm_convert.cache import whole_file
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_json, progress
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
@@ -102,12 +103,10 @@ def _check_output(output: Path) -> None:
 
 
 def _write(output: Path, text: str) -> None:
-    partial = output.with_name(f".{output.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.rename(output)
+        with whole_file(output) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OutputError(f"cannot write: {error.strerror}", where=output) from error
 
 

@@ -1,7 +1,6 @@
 """What the reference answers to the questions of a calibration: asked once, kept in the user's cache."""
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastvlm_convert.cache import cache_folder, whole_file
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.decode import generate
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.fp16_range import cache_folder
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.model.session import TorchSession
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
@@ -142,10 +141,9 @@ def _asked(
 
 def _keep(path: Path, answers: Sequence[np.ndarray], features: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial.npz")
     lengths = np.asarray([len(a) for a in answers])
-    np.savez(partial, ids=np.concatenate(answers), lengths=lengths, features=features)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        np.savez(partial, ids=np.concatenate(answers), lengths=lengths, features=features)
 
 
 def _cached(path: Path) -> tuple[list[np.ndarray], np.ndarray] | None:

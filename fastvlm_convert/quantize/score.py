@@ -1,7 +1,6 @@
 """What integers do to the reference's answers."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_convert import metrics
+from fastvlm_convert.cache import whole_file
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ def answer_score(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> AnswerScore:
 
 def keep_score(path: Path, score: AnswerScore) -> None:
     """Write a score whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(asdict(score)))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(asdict(score)))
 
 
 def kept_score(path: Path) -> AnswerScore | None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fastvlm_convert import __version__
+from fastvlm_convert.cache import cache_folder
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.fp16_range import cache_folder
 from fastvlm_convert.model.chain import Chain
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantize.answers import Answered, TokenBatch, answered, token_batch

@@ -6,12 +6,12 @@ An affine matrix is `q`, uint8 [rows, bytes]; `scale`, float16 [rows, blocks]; a
 `indices` are packed. What a tensor's scheme is stands elsewhere: in a plan or in quantized.json.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from fastvlm_convert.cache import whole_file
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.weights.files import FileTensor
 from fastvlm_convert.weights.packing import pack, packed_columns, unpack
@@ -151,15 +151,11 @@ def save_layer(path: Path, matrix: QuantizedMatrix, floats: Mapping[str, np.ndar
     """
     tensors = {f"{_LAYER}.{part}": array for part, array in matrix_tensors(matrix).items()}
     tensors |= {name: np.asarray(array, np.float32) for name, array in sorted(floats.items())}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    layout = lay_out(partial, {name: (array.dtype.name, array.shape) for name, array in tensors.items()})
-    try:
+    with whole_file(path) as partial:
+        layout = lay_out(partial, {name: (array.dtype.name, array.shape) for name, array in tensors.items()})
         layout.create()
         for name, array in tensors.items():
             layout.write(name, [array])
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_layer(path: Path, shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredWeight, dict[str, Weight]]:
