@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from fastvlm_convert.contract import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
 from fastvlm_convert.errors import BundleError, RecipeError
-from fastvlm_convert.plain import from_plain
+from fastvlm_convert.plain import from_plain, has_schema
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH, Recipe
 
@@ -166,11 +166,7 @@ def _file_entry(path: Path) -> FileEntry:
 
 def is_bundle(folder: Path) -> bool:
     """Whether a folder holds a manifest of this tool, of whatever version and however damaged the rest."""
-    try:
-        value = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and value.get("schema") == SCHEMA
+    return has_schema(folder / FILE_NAME, SCHEMA)
 
 
 def load_manifest(bundle: Path) -> Manifest:

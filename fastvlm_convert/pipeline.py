@@ -28,9 +28,9 @@ from fastvlm_convert.manifest import (
     Target,
     file_entries,
 )
-from fastvlm_convert.prepare import files_beside, predicted_artifacts, prepare, resolve
+from fastvlm_convert.prepare import files_beside, predicted_artifacts, prepare
 from fastvlm_convert.quantize.calibration import Calibration
-from fastvlm_convert.quantize.engine import calibration_for, engine_weights, plan_checkpoint
+from fastvlm_convert.quantize.engine import calibration_for, engine_weights, plan_checkpoint, resolve
 from fastvlm_convert.quantize.score import AnswerScore
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.verify.repairs import at_risk, missing_repairs, needed_repairs, settings_of

@@ -2,16 +2,27 @@
 
 import dataclasses
 import inspect
+import json
 import re
 import reprlib
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fastvlm_convert.errors import ConversionError, RecipeError
 
 _T = TypeVar("_T")
+
+
+def has_schema(path: Path, schema: str) -> bool:
+    """Whether a JSON file says it follows a schema, of whatever version and however damaged the rest."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("schema") == schema
 
 
 def from_plain(kind: type[_T], value: object, prefix: str = "") -> _T:

@@ -1,7 +1,7 @@
 """What an export is about to do: known from config and headers alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, apple_files, client_files
@@ -14,8 +14,7 @@ from fastvlm_convert.export.checks import check_target
 from fastvlm_convert.export.onnx.sizes import onnx_dry_run
 from fastvlm_convert.export.sizes import predicted_sizes
 from fastvlm_convert.manifest import Artifact, Contract, Target
-from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.quantize.engine import plan_checkpoint
+from fastvlm_convert.quantize.engine import plan_checkpoint, resolve
 from fastvlm_convert.recipe import Recipe, shipped_recipes
 from fastvlm_convert.weights.config import ModelConfig, at_image_size
 from fastvlm_convert.weights.fp16_safe import repaired_config
@@ -111,14 +110,6 @@ def files_beside(
     if checkpoint.licence is not None:
         files |= licence_files(checkpoint.licence, prepared.recipe, BUNDLE.name)
     return files
-
-
-def resolve(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, int, ImageMode]:
-    """The recipe with values where it says `checkpoint`; image size and mode."""
-    size, mode = recipe.common.image_size, recipe.common.image_mode
-    size = checkpoint.config.vision.image_size if size == "checkpoint" else size
-    mode = checkpoint.image_mode if mode == "checkpoint" else mode
-    return replace(recipe, common=replace(recipe.common, image_size=size, image_mode=mode)), size, mode
 
 
 def _stored_recipe(checkpoint: Checkpoint) -> Recipe:

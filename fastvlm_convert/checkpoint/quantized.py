@@ -15,7 +15,7 @@ from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.errors import CheckpointError, ConversionError, RecipeError
 from fastvlm_convert.manifest import Source
-from fastvlm_convert.plain import from_plain
+from fastvlm_convert.plain import from_plain, has_schema
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig
 from fastvlm_convert.weights.files import FileTensor
@@ -75,11 +75,7 @@ class QuantizedContent:
 
 def is_quantized(folder: Path) -> bool:
     """Whether a folder holds a quantized.json of this tool, of whatever version, however damaged."""
-    try:
-        value = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and value.get("schema") == SCHEMA
+    return has_schema(folder / FILE_NAME, SCHEMA)
 
 
 def read_record(folder: Path) -> Quantization:

@@ -1,12 +1,13 @@
 """The weights that a recipe makes of a checkpoint: what exporters write and the reference can hold."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.quantized import check_recipe
 from fastvlm_convert.errors import MissingDependencyError, RecipeError
+from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantize.apply import quantize_weights
 from fastvlm_convert.quantize.awq import behind_scales
 from fastvlm_convert.quantize.calibration import Calibration, read_calibration
@@ -35,6 +36,14 @@ class Engine:
     weights: MixedSource
     floats: WeightSource
     score: AnswerScore | None
+
+
+def resolve(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, int, ImageMode]:
+    """The recipe with values where it says `checkpoint`; image size and mode."""
+    size, mode = recipe.common.image_size, recipe.common.image_mode
+    size = checkpoint.config.vision.image_size if size == "checkpoint" else size
+    mode = checkpoint.image_mode if mode == "checkpoint" else mode
+    return replace(recipe, common=replace(recipe.common, image_size=size, image_mode=mode)), size, mode
 
 
 def plan_checkpoint(checkpoint: Checkpoint, recipe: Recipe) -> tuple[LayerPlan, ...]:
@@ -117,9 +126,8 @@ def engine_weights(
 
     if calibration is None:
         raise RecipeError(f"recipe '{recipe.name}' needs data to calibrate with, and none is recorded")
-    size, mode = recipe.common.image_size, recipe.common.image_mode
-    config = checkpoint.config if size == "checkpoint" else at_image_size(checkpoint.config, size)
-    mode = checkpoint.image_mode if mode == "checkpoint" else mode
+    recipe, size, mode = resolve(checkpoint, recipe)
+    config = at_image_size(checkpoint.config, size)
     solved = solved_layers(
         checkpoint, config, mode, recipe, plans, floats, searched, calibration, on_progress
     )

@@ -16,7 +16,7 @@ from fastvlm_convert.decode import Session
 from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.manifest import Manifest, Target
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
-from fastvlm_convert.quantize.engine import engine_weights, remembered_calibration
+from fastvlm_convert.quantize.engine import engine_weights, remembered_calibration, resolve
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.config import ModelConfig, at_image_size
 from fastvlm_convert.weights.fp16_safe import repaired_config
@@ -116,14 +116,13 @@ def load_engine(
         RecipeError: Layers must be solved with data that is not at hand.
         MissingDependencyError: torch is not installed.
     """
-    size, mode = recipe.common.image_size, recipe.common.image_mode
-    config = checkpoint.config if size == "checkpoint" else at_image_size(checkpoint.config, size)
-    config = repaired_config(config, recipe.repairs)
+    recipe, size, mode = resolve(checkpoint, recipe)
+    config = repaired_config(at_image_size(checkpoint.config, size), recipe.repairs)
     data = None if checkpoint.quantized else remembered_calibration(recipe, calibration)
     weights = dense_view(engine_weights(checkpoint, recipe, data, on_progress).weights)
     load = partial(on_progress, "quantized")
     loaded, _ = _load_model(checkpoint, config, weights, True, context_length, load)
-    return loaded if mode == "checkpoint" else replace(loaded, image_mode=mode)
+    return replace(loaded, image_mode=mode)
 
 
 def _load_model(
