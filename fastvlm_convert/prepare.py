@@ -93,9 +93,12 @@ def predicted_files(prepared: Prepared, targets: Sequence[Target]) -> dict[str, 
     """
     config, token_id = prepared.config, prepared.contract.image_token_id
     weights = hollow_weights(config, prepared.plans)
-    artifacts = onnx_dry_run(config, weights, prepared.recipe, token_id)[0] if "onnx" in targets else []
+    artifacts, sizes = (
+        onnx_dry_run(config, weights, prepared.recipe, token_id) if "onnx" in targets else ([], {})
+    )
+    sizes |= predicted_artifacts(prepared, [target for target in targets if target != "onnx"])
     beside = files_beside(prepared, targets, artifacts)
-    return predicted_artifacts(prepared, targets) | {name: len(content) for name, content in beside.items()}
+    return sizes | {name: len(content) for name, content in beside.items()}
 
 
 def files_beside(
