@@ -5,11 +5,12 @@
     python benchmarks/bundle_hashes.py compare before.json after.json
     python benchmarks/bundle_hashes.py compare before.json after.json --weights
 
-Every shipped recipe is run for the demo checkpoint (with its calibration and without), for the golden checkpoints
-of the tests and for a random checkpoint with 0.5B's widths and few layers (both without calibration): `quantize`
-once, `export` once a target. Where a command refuses, its exit code and message are recorded instead. Only the
-command line is used, so the script outlives any change below it. `record` continues a file that it finds.
-`compare --weights` looks at weights and graphs alone, which may change only when numerics are meant to change.
+Every shipped recipe is run for the demo checkpoint (with its calibration and without), for the golden
+checkpoints of the tests and for a random checkpoint with 0.5B's widths and few layers (both without
+calibration): `quantize` once, `export` once a target. Where a command refuses, its exit code and message are
+recorded instead. Only the command line is used, so the script outlives any change below it. `record`
+continues a file that it finds. `compare --weights` looks at weights and graphs alone, which may change only
+when numerics are meant to change.
 """
 
 import argparse

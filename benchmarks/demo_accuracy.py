@@ -15,7 +15,7 @@ from fastvlm_convert.demo.samples import held_out
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.recipe import load_recipe
 from fastvlm_convert.runtime.loaded import load_bundle, load_reference
-from fastvlm_convert.verify.accuracy import Score, accuracy
+from fastvlm_convert.verification.accuracy import Score, accuracy
 
 RECIPES = ("fp32", "fp16", "int8", "int4")
 DEMO = Path(__file__).parent.parent / "checkpoints" / "fastvlm-demo"

@@ -22,13 +22,13 @@ from benchmarks.quantize_layers import coreml_numerics
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_convert.demo.samples import HELD_OUT_SEED
 from fastvlm_convert.metrics import sqnr_db
-from fastvlm_convert.model.chain import Chain
+from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.preprocess import pixel_values
-from fastvlm_convert.quantize.calibration import read_calibration
-from fastvlm_convert.quantize.engine import engine_weights
+from fastvlm_convert.quantization.calibration import read_calibration
+from fastvlm_convert.quantization.prepared_weights import prepare_weights
+from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import QuantizeRule, load_recipe
 from fastvlm_convert.weights.fold import fold
-from fastvlm_convert.weights.quantized import dense_view
 from fastvlm_convert.weights.source import WeightSource
 
 PICTURES = 32
@@ -55,7 +55,7 @@ def coremltools_int8(weights: WeightSource) -> WeightSource:
 @torch.no_grad()
 def image_tokens(checkpoint: Checkpoint, weights: WeightSource, pixels: torch.Tensor) -> np.ndarray:
     """float32 [pictures, tokens, hidden]."""
-    chain = Chain(checkpoint.config, weights)
+    chain = BlockStreamer(checkpoint.config, weights)
     return through(chain, [chain.load(block) for block in chain.vision_blocks()], pixels).numpy()
 
 
@@ -88,7 +88,7 @@ def main() -> None:
         for name, rule in rules.items():
             recipe = replace(load_recipe("int8"), quantize=rule, calibration=CALIBRATION)
             data = read_calibration(None, CALIBRATION) if recipe.is_calibrated else None
-            ways[name] = dense_view(engine_weights(checkpoint, recipe, data).weights)
+            ways[name] = dense_view(prepare_weights(checkpoint, recipe, data).weights)
         for name, changed in ways.items():
             value = sqnr_db(reference, image_tokens(checkpoint, changed, pixels))
             print(f"{path.name:16} {name:16} {value:6.1f} dB", flush=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from tests.runtime.mil.mutations import Seed, attempt, damage
+from tests.mil.mutations import Seed, attempt, damage
 
 CHUNK = 2000
 MEMORY = 6 << 30  # address space of a child; torch alone maps more than 1 GiB
@@ -75,7 +75,7 @@ def chunk(seed_path: Path, first: int, count: int) -> list[str]:
 
 def fuzz(attempts: int, state_path: Path) -> dict[str, object]:
     """All attempts, the seeds taking turns; the state is saved after each chunk."""
-    from tests.runtime.mil.seeds import write_seeds  # imports coremltools
+    from tests.mil.seeds import write_seeds  # imports coremltools
 
     state = {"next": {}, "outcomes": {}, "findings": []}
     if state_path.exists():
@@ -103,7 +103,7 @@ def fuzz(attempts: int, state_path: Path) -> dict[str, object]:
 
 def repeat(seed_name: str, number: int) -> None:
     """Make one attempt in this process and let whatever happens happen."""
-    from tests.runtime.mil.seeds import write_seeds
+    from tests.mil.seeds import write_seeds
 
     with tempfile.TemporaryDirectory() as folder:
         (path,) = (s for s in write_seeds(Path(folder)) if s.stem == seed_name)

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
+from fastvlm_convert.mil.description import FunctionSpec
+from fastvlm_convert.mil.interpreter import Interpreter
 from fastvlm_convert.runtime.loaded import load_reference
-from fastvlm_convert.runtime.mil.description import FunctionSpec
-from fastvlm_convert.runtime.mil.interpreter import Interpreter
 
 LIMITS = {"vision": 1.3, "decoder": 1.5}
 MASKED = -1e4

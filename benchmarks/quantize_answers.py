@@ -31,25 +31,25 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.quantize_layers import coreml, onnxruntime
 from fastvlm_convert import metrics
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from fastvlm_convert.decode import generate
 from fastvlm_convert.demo.camera import badly_taken
 from fastvlm_convert.demo.samples import HELD_OUT_SEED, make_sample
-from fastvlm_convert.model.chain import Chain
+from fastvlm_convert.generate import generate
+from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.model.session import TorchSession
 from fastvlm_convert.preprocess import build_prompt
-from fastvlm_convert.quantize.answers import Sample as Tokens
-from fastvlm_convert.quantize.answers import answered, token_batch
-from fastvlm_convert.quantize.calibration import read_calibration
-from fastvlm_convert.quantize.engine import engine_weights
-from fastvlm_convert.quantize.feedback import hessian_of
+from fastvlm_convert.quantization.answers import Sample as Tokens
+from fastvlm_convert.quantization.answers import answered, token_batch
+from fastvlm_convert.quantization.calibration import read_calibration
+from fastvlm_convert.quantization.error_compensation import hessian_of
+from fastvlm_convert.quantization.prepared_weights import prepare_weights
+from fastvlm_convert.quantized.layer_plan import plan_layers
+from fastvlm_convert.quantized.schemes import AffineScheme
+from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import QuantizeRule, Recipe, load_recipe
 from fastvlm_convert.weights.fold import fold
-from fastvlm_convert.weights.plan import plan_layers
-from fastvlm_convert.weights.quantized import dense_view
-from fastvlm_convert.weights.schemes import AffineScheme
 from fastvlm_convert.weights.source import Weight, WeightSource, computed
-from tests.quantize.layers import textbook_gptq
+from tests.quantization.layers import textbook_gptq
 
 MAX_TOKENS = 64
 ROWS = 64  # questions side by side
@@ -107,7 +107,7 @@ def ask(checkpoint: Checkpoint, found: Iterator[tuple[Image.Image, list[str]]]) 
 @torch.no_grad()
 def logits_of(checkpoint: Checkpoint, weights: WeightSource, test: Test) -> np.ndarray:
     """Logits ahead of every token of the answers, float32 [tokens, vocab]."""
-    chain = Chain(checkpoint.config, weights)
+    chain = BlockStreamer(checkpoint.config, weights)
     encoder = [chain.load(block) for block in chain.vision_blocks()]
     features = torch.cat([through(chain, encoder, part) for part in torch.split(test.pixel_values, 32)])
     decoder = [chain.load(block) for block in chain.decoder_blocks()]
@@ -120,7 +120,7 @@ def logits_of(checkpoint: Checkpoint, weights: WeightSource, test: Test) -> np.n
     return torch.cat(parts).numpy()
 
 
-def through(chain: Chain, blocks: Sequence[torch.nn.Module], x: torch.Tensor) -> torch.Tensor:
+def through(chain: BlockStreamer, blocks: Sequence[torch.nn.Module], x: torch.Tensor) -> torch.Tensor:
     """Some blocks in turn."""
     for block in blocks:
         x = chain.run(block, x)
@@ -146,7 +146,7 @@ def hessians(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         checkpoint, config, checkpoint.image_mode, read_calibration(None, CALIBRATION), CALIBRATION,
         lambda share: None,
     )  # fmt: skip
-    chain, found = Chain(config, weights), dict[str, np.ndarray]()
+    chain, found = BlockStreamer(config, weights), dict[str, np.ndarray]()
     layers = set(matrices(weights))
     real: torch.Tensor | None = None
 
@@ -291,7 +291,7 @@ def measure(path: Path, count: int, only: str) -> dict[str, dict[str, list[float
     data = read_calibration(None, CALIBRATION)
 
     def engine(recipe: Recipe) -> WeightSource:
-        return dense_view(engine_weights(checkpoint, recipe, data if recipe.is_calibrated else None).weights)
+        return dense_view(prepare_weights(checkpoint, recipe, data if recipe.is_calibrated else None).weights)
 
     for name, solve in peers(32).items():
         show(f"{name}", lambda solve=solve: by_peer(weights, solve, found, "all"))  # type: ignore[misc]

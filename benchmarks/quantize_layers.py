@@ -22,15 +22,15 @@ from coremltools.optimize import _utils as coreml_numerics  # the function behin
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
-from fastvlm_convert.quantize.awq import channel_scales
-from fastvlm_convert.quantize.feedback import hessian_of, output_error
-from fastvlm_convert.quantize.gptq import gptq
-from fastvlm_convert.quantize.palettes import palettize
-from fastvlm_convert.quantize.search import quantize_affine, round_to_nearest
-from fastvlm_convert.weights.schemes import AffineScheme, PaletteScheme
+from fastvlm_convert.quantization.awq import channel_scales
+from fastvlm_convert.quantization.error_compensation import hessian_of, output_error
+from fastvlm_convert.quantization.gptq import gptq
+from fastvlm_convert.quantization.palettes import palettize
+from fastvlm_convert.quantization.search import quantize_affine, round_to_nearest
+from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.quantize.layers import correlated_inputs, textbook_gptq, weights
+from tests.quantization.layers import correlated_inputs, textbook_gptq, weights
 
 Layer = tuple[str, np.ndarray, np.ndarray]
 Solver = Callable[[np.ndarray, np.ndarray], np.ndarray]

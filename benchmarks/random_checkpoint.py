@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.names import weight_shapes
+from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.published import DECODERS, FEATURES, published_config
+from fastvlm_convert.weights.shapes import weight_shapes
 
 NUM_TOKENS = 151_643  # Qwen2's vocabulary without its special tokens
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
-from fastvlm_convert.contract import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
+from fastvlm_convert.dataclass_io import from_plain, has_schema
 from fastvlm_convert.errors import BundleError, RecipeError
-from fastvlm_convert.plain import from_plain, has_schema
+from fastvlm_convert.io_names import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH, Recipe
 

@@ -10,15 +10,15 @@ from typing import Any
 
 from fastvlm_convert import __version__
 from fastvlm_convert.bundle.folder import BUNDLE, QUANTIZED_CHECKPOINT, new_folder
-from fastvlm_convert.bundle.licence import NO_LICENCE
-from fastvlm_convert.bundle.quantized import write_settings, write_weights
+from fastvlm_convert.bundle.license import NO_LICENCE
+from fastvlm_convert.bundle.quantized_writer import write_settings, write_weights
 from fastvlm_convert.bundle.resumable import resumable_folder
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint, source_hash
-from fastvlm_convert.checkpoint.quantized import Quantization
+from fastvlm_convert.checkpoint.quantized_checkpoint import Quantization
 from fastvlm_convert.errors import CheckpointError, MissingDependencyError, RecipeError
-from fastvlm_convert.export.coverage import check_sizes
-from fastvlm_convert.export.job import ExportJob
-from fastvlm_convert.fp16_range import MIN_HEADROOM, RangeReport, load_report
+from fastvlm_convert.exporters.job import ExportJob
+from fastvlm_convert.float16.repairs import at_risk, missing_repairs, needed_repairs, settings_of
+from fastvlm_convert.float16.report import MIN_HEADROOM, RangeReport, load_report
 from fastvlm_convert.manifest import (
     FILE_NAME,
     Artifact,
@@ -28,14 +28,19 @@ from fastvlm_convert.manifest import (
     Target,
     file_entries,
 )
-from fastvlm_convert.prepare import files_beside, predicted_artifacts, prepare
-from fastvlm_convert.quantize.calibration import Calibration
-from fastvlm_convert.quantize.engine import calibration_for, engine_weights, plan_checkpoint, resolve
-from fastvlm_convert.quantize.score import AnswerScore
+from fastvlm_convert.predict.export_plan import files_beside, predicted_artifacts, prepare
+from fastvlm_convert.predict.size_check import check_sizes
+from fastvlm_convert.quantization.calibration import Calibration
+from fastvlm_convert.quantization.prepared_weights import (
+    calibration_for,
+    plan_checkpoint,
+    prepare_weights,
+    resolve,
+)
+from fastvlm_convert.quantization.score import AnswerScore
+from fastvlm_convert.quantized.layer_report import LayerReport, layer_reports
+from fastvlm_convert.quantized.sqnr import ErrorMeter
 from fastvlm_convert.recipe import Recipe
-from fastvlm_convert.verify.repairs import at_risk, missing_repairs, needed_repairs, settings_of
-from fastvlm_convert.weights.meter import ErrorMeter
-from fastvlm_convert.weights.report import LayerReport, layer_reports
 
 OnProgress = Callable[[str, float], None]
 
@@ -120,7 +125,7 @@ def quantize(
     key = hashlib.sha256(Quantization(__version__, source, recipe, ()).to_json().encode()).hexdigest()
     with resumable_folder(output, key, overwrite, protected, QUANTIZED_CHECKPOINT) as work:
         num_resumed = len(work.finished)
-        engine = engine_weights(checkpoint, recipe, data, on_progress)
+        engine = prepare_weights(checkpoint, recipe, data, on_progress)
         meter = ErrorMeter(engine.floats)
         write_weights(work, meter.view(engine.weights), recipe, meter, partial(on_progress, "weights"))
         record = write_settings(work, checkpoint, recipe, source, plans, __version__)
@@ -161,7 +166,7 @@ def export(
     data = calibration_for(checkpoint, recipe, calibration)
     with new_folder(output, overwrite, protected) as folder:
         source = _source(checkpoint, data)
-        engine = engine_weights(checkpoint, recipe, data, on_progress)
+        engine = prepare_weights(checkpoint, recipe, data, on_progress)
         meter = ErrorMeter(engine.floats)
         weights = engine.weights if checkpoint.quantized else meter.view(engine.weights)
         job = ExportJob(
@@ -218,7 +223,7 @@ TARGETS: tuple[Target, ...] = tuple(_EXPORTERS)
 def _exporter(target: Target) -> Callable[[ExportJob], list[Artifact]]:
     """A target's exporter, imported late: `plan` needs none, and coremltools takes seconds."""
     try:
-        module: Any = import_module(f"fastvlm_convert.export.{target}.write")
+        module: Any = import_module(f"fastvlm_convert.exporters.{target}.write")
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, f"the {_EXPORTERS[target].name} target") from error
     write: Callable[[ExportJob], list[Artifact]] = getattr(module, f"export_{target}")

@@ -13,8 +13,8 @@ from typing import Final, Literal, Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fastvlm_convert.contract import IMAGE_TOKEN, SYSTEM_PROMPT
 from fastvlm_convert.errors import ImageError, PromptError
+from fastvlm_convert.io_names import IMAGE_TOKEN, SYSTEM_PROMPT
 
 ImageMode = Literal["pad", "crop"]
 

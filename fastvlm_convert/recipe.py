@@ -9,9 +9,9 @@ from typing import Any, Final, Literal
 
 import yaml
 
-from fastvlm_convert.contract import PATCH_SIZE, FloatName
+from fastvlm_convert.dataclass_io import from_plain
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.plain import from_plain
+from fastvlm_convert.io_names import PATCH_SIZE, FloatName
 from fastvlm_convert.preprocess import ImageMode
 
 FromCheckpoint = Literal["checkpoint"]

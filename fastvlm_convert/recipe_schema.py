@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
-from fastvlm_convert.contract import PATCH_SIZE
-from fastvlm_convert.plain import Limits, schema_of
+from fastvlm_convert.dataclass_io import Limits, schema_of
+from fastvlm_convert.io_names import PATCH_SIZE
 from fastvlm_convert.recipe import (
     BLOCK_SIZES,
     MAX_ANSWER_LENGTH,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fastvlm_convert.decode import Session
+from fastvlm_convert.generate import Session
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import max_abs_error, sqnr_db
 from fastvlm_convert.runtime.loaded import has_core_ml, load_bundle

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from fastvlm_convert.contract import Component
+from fastvlm_convert.io_names import Component
 from fastvlm_convert.manifest import FILE_NAME, Manifest, load_manifest
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.recipe import QuantizeRule, Recipe, load_recipe

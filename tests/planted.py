@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint
-from fastvlm_convert.decode import embed_prompt, generate, teacher_forced
-from fastvlm_convert.fp16_range import RangeReport
+from fastvlm_convert.float16.report import RangeReport
+from fastvlm_convert.float16.scan import scan
+from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
 from fastvlm_convert.questions import Question, read_questions
 from fastvlm_convert.runtime.loaded import LoadedModel, load_folded_reference
-from fastvlm_convert.verify.scan import scan
 from tests.checkpoints import read_tensors, write_tensors
 
 DEMO = Path(__file__).parent.parent / "checkpoints" / "fastvlm-demo"

@@ -11,12 +11,12 @@ import pytest
 from fastvlm_convert import pipeline
 from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint, source_hash
 from fastvlm_convert.errors import TargetError
-from fastvlm_convert.fp16_range import OpRange, RangeReport, save_report
+from fastvlm_convert.float16.report import OpRange, RangeReport, save_report
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.quantize.engine import Engine, engine_weights
+from fastvlm_convert.quantization.prepared_weights import PreparedWeights, prepare_weights
+from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import without_data
-from fastvlm_convert.weights.quantized import dense_view
 from tests.bundles import FP16, FP32, export_bundle, mixed_recipe, recipe, write_recipe
 from tests.checkpoints import GOLDEN, LLAVA, edit_json, tree_state
 
@@ -199,12 +199,12 @@ def test_a_quantized_checkpoint_is_judged_by_its_own_scan_or_the_float_ones(
 def test_weights_that_do_not_shrink_as_planned_fail_the_export(target, tmp_path, monkeypatch):
     """As if the engine had left the decoder's widest layers in float."""
 
-    def engine(*arguments: object) -> Engine:
-        made = engine_weights(*arguments)
+    def engine(*arguments: object) -> PreparedWeights:
+        made = prepare_weights(*arguments)
         wide = {name: w for name, w in made.weights.items() if name.endswith("down_proj.weight")}
         return replace(made, weights={**made.weights, **dense_view(wide)})
 
-    monkeypatch.setattr(pipeline, "engine_weights", engine)
+    monkeypatch.setattr(pipeline, "prepare_weights", engine)
     with pytest.raises(TargetError, match="bytes of weights, the plan says") as caught:
         export(DEMO, without_data(recipe("int4")), [target], tmp_path / "out" / "bundle")
     assert "decoder" in str(caught.value)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_convert.contract import SYSTEM_PROMPT
 from fastvlm_convert.errors import ImageError, PromptError
+from fastvlm_convert.io_names import SYSTEM_PROMPT
 from fastvlm_convert.preprocess import MAX_IMAGE_EDGE, build_prompt, load_image, pixel_values, square
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from fastvlm_convert.cli.recipes import describe
+from fastvlm_convert.dataclass_io import from_plain
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.plain import from_plain
-from fastvlm_convert.prepare import predicted_files, prepare
+from fastvlm_convert.predict.export_plan import predicted_files, prepare
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes, without_data
 from tests.bundles import check_sizes, recipe
 

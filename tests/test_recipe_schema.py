@@ -5,8 +5,8 @@ from typing import Any, Literal
 import pytest
 import yaml
 
+from fastvlm_convert.dataclass_io import schema_of
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.plain import schema_of
 from fastvlm_convert.recipe import load_recipe, shipped_recipes
 from fastvlm_convert.recipe_schema import recipe_schema
 from tests.schema import problems

@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.decode import check_fits, embed_prompt, stream_tokens
 from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.generate import check_fits, embed_prompt, stream_tokens
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, tokenizer_json
-from fastvlm_convert.contract import IMAGE_TOKEN, ONNX_FILE_STEMS, PATCH_SIZE, SYSTEM_PROMPT
+from fastvlm_convert.io_names import IMAGE_TOKEN, ONNX_FILE_STEMS, PATCH_SIZE, SYSTEM_PROMPT
 from fastvlm_convert.manifest import Artifact, Contract
 from fastvlm_convert.preprocess import PROMPT_AFTER, PROMPT_BEFORE
-from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.model_config import ModelConfig
 
 PROMPT_FORMAT: Final = f"{PROMPT_BEFORE}{IMAGE_TOKEN}\n{{question}}{PROMPT_AFTER}"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fastvlm_convert.checkpoint.quantized import is_quantized
+from fastvlm_convert.checkpoint.quantized_checkpoint import is_quantized
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.manifest import is_bundle
 

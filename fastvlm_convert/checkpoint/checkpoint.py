@@ -18,18 +18,18 @@ from fastvlm_convert.checkpoint.dimensions import (
 )
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.layouts import LAYOUTS, Layout, canonical_names
-from fastvlm_convert.checkpoint.quantized import FILE_NAME as QUANTIZED_FILE
-from fastvlm_convert.checkpoint.quantized import QuantizedContent, quantized_content, read_record
+from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME as QUANTIZED_FILE
+from fastvlm_convert.checkpoint.quantized_checkpoint import QuantizedContent, quantized_content, read_record
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.weights.fold import fold
-from fastvlm_convert.weights.names import convolutions, weight_shapes
-from fastvlm_convert.weights.quantized import MixedSource
+from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.reparameterize import reparameterize
 from fastvlm_convert.weights.safetensors_file import read_header, read_safetensors
+from fastvlm_convert.weights.shapes import convolutions, weight_shapes
 from fastvlm_convert.weights.source import Weight, reshaped
 
 _T = TypeVar("_T")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm_convert.checkpoint.layouts import Layout
-from fastvlm_convert.contract import PATCH_SIZE, VISION_HEAD_DIM
 from fastvlm_convert.errors import CheckpointError
-from fastvlm_convert.weights.config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
-from fastvlm_convert.weights.files import FLOAT_DTYPES
+from fastvlm_convert.io_names import PATCH_SIZE, VISION_HEAD_DIM
+from fastvlm_convert.weights.file_tensors import FLOAT_DTYPES
+from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
 from fastvlm_convert.weights.source import WeightSource, same_content
 
 MAX_IMAGE_SIZE = 4096  # pixels a model may have been trained at

@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from fastvlm_convert.checkpoint.files import read_json
-from fastvlm_convert.contract import IMAGE_TOKEN
 from fastvlm_convert.errors import TokenizerError
+from fastvlm_convert.io_names import IMAGE_TOKEN
 
 # Qwen2's split of text before byte-pair encoding (transformers, models/qwen2/tokenization_qwen2.py).
 _QWEN2_SPLIT = (

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from fastvlm_convert.errors import CheckpointError
-from fastvlm_convert.weights.files import FileTensor, check_shape, file_size, item_size, read_bytes
+from fastvlm_convert.weights.file_tensors import FileTensor, check_shape, file_size, item_size, read_bytes
 from fastvlm_convert.weights.source import Weight
 
 _STORAGES = {

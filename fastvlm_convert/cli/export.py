@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastvlm_convert.bench.worker import peak_memory_bytes
-from fastvlm_convert.checkpoint.quantized import is_quantized
+from fastvlm_convert.checkpoint.quantized_checkpoint import is_quantized
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
 from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
 from fastvlm_convert.cli.options import (

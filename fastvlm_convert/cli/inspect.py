@@ -9,12 +9,12 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from fastvlm_convert.checkpoint.quantized import Quantization
+from fastvlm_convert.checkpoint.quantized_checkpoint import Quantization
 from fastvlm_convert.cli.console import out, print_json, size_text
 from fastvlm_convert.cli.layers import layers_document, layers_table
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 from fastvlm_convert.errors import printable
-from fastvlm_convert.weights.files import item_size
+from fastvlm_convert.weights.file_tensors import item_size
 
 _FEW = 3  # unused tensors named in the table
 _COMPONENTS = {"vision": "vision.", "projector": "projector.", "decoder": "decoder."}

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from fastvlm_convert.cli.console import size_text
 from fastvlm_convert.errors import printable
-from fastvlm_convert.quantize.score import AnswerScore
-from fastvlm_convert.weights.report import ComponentReport, LayerReport, component_reports
+from fastvlm_convert.quantization.score import AnswerScore
+from fastvlm_convert.quantized.layer_report import ComponentReport, LayerReport, component_reports
 
 _NOT_RUN = "no solver ran the model, verify measures it"
 _FEW = 2  # layers named beside a reason before the rest is counted

@@ -11,8 +11,8 @@ from fastvlm_convert.cli.console import out, print_json, size_text
 from fastvlm_convert.cli.options import JsonOption, VerboseOption
 
 if TYPE_CHECKING:  # they need coremltools' protobuf classes, which only this command does
-    from fastvlm_convert.runtime.mil.description import ValueSpec
-    from fastvlm_convert.runtime.mil.survey import Survey
+    from fastvlm_convert.mil.description import ValueSpec
+    from fastvlm_convert.mil.survey import Survey
 
 _HONEST = "times of this machine's CPU kernels; they say nothing about Apple's"
 
@@ -27,7 +27,7 @@ def command(
     verbose: VerboseOption = False,
 ) -> None:
     """Show what is in a Core ML package: functions, operations and weights."""
-    from fastvlm_convert.runtime.mil.survey import survey_package
+    from fastvlm_convert.mil.survey import survey_package
 
     survey = survey_package(package)
     facts = describe(survey, package)
@@ -41,7 +41,7 @@ def command(
 
 def describe(survey: "Survey", package: Path) -> dict[str, Any]:
     """Everything that `mil` knows without running, as plain data."""
-    from fastvlm_convert.runtime.mil.plan import knows
+    from fastvlm_convert.mil.plan import knows
 
     return {
         "package": str(package),
@@ -77,8 +77,8 @@ def _plain(value: "ValueSpec") -> dict[str, Any]:
 
 
 def _profile(package: Path, survey: "Survey") -> dict[str, Any]:
-    from fastvlm_convert.runtime.mil.interpreter import Interpreter
-    from fastvlm_convert.runtime.mil.profile import profile, to_plain
+    from fastvlm_convert.mil.interpreter import Interpreter
+    from fastvlm_convert.mil.profile import profile, to_plain
 
     interpreter = Interpreter(package)
     return {name: to_plain(profile(interpreter, name)) for name in survey.functions}

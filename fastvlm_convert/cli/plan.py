@@ -18,14 +18,14 @@ from fastvlm_convert.cli.options import (
     VerboseOption,
     chosen_targets,
 )
-from fastvlm_convert.export.memory import predicted_peak
-from fastvlm_convert.export.sizes import cache_bytes
 from fastvlm_convert.manifest import Target
-from fastvlm_convert.prepare import Prepared, predicted_files, prepare
+from fastvlm_convert.predict.export_plan import Prepared, predicted_files, prepare
+from fastvlm_convert.predict.memory import predicted_peak
+from fastvlm_convert.predict.sizes import cache_bytes
+from fastvlm_convert.quantized.layer_groups import LayerGroup, group_layers
+from fastvlm_convert.quantized.layer_report import scheme_text
 from fastvlm_convert.recipe import load_recipe, without_data
-from fastvlm_convert.weights.files import item_size
-from fastvlm_convert.weights.report import scheme_text
-from fastvlm_convert.weights.summary import LayerGroup, group_layers
+from fastvlm_convert.weights.file_tensors import item_size
 
 CONTEXT_LENGTHS: Final = (1024, 2048, 4096)
 

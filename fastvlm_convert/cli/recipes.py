@@ -11,17 +11,17 @@ from rich.table import Table
 from fastvlm_convert.cli.console import err, out, print_json, size_text
 from fastvlm_convert.cli.options import JsonOption, VerboseOption
 from fastvlm_convert.errors import RecipeError, TargetError
-from fastvlm_convert.export.checks import check_target
-from fastvlm_convert.export.sizes import predicted_sizes
 from fastvlm_convert.manifest import Target
 from fastvlm_convert.pipeline import TARGETS
+from fastvlm_convert.predict.placeholder_weights import placeholder_weights
+from fastvlm_convert.predict.sizes import predicted_sizes
+from fastvlm_convert.predict.support import check_target
+from fastvlm_convert.quantized.layer_groups import group_layers, scheme_name
+from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
 from fastvlm_convert.recipe_schema import recipe_schema
-from fastvlm_convert.weights.config import ModelConfig
-from fastvlm_convert.weights.hollow import hollow_weights
-from fastvlm_convert.weights.plan import LayerPlan, plan_layers
+from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.published import published_config
-from fastvlm_convert.weights.summary import group_layers, scheme_name
 
 _SIZE: Final = "0.5b"  # the model whose sizes are shown
 
@@ -66,7 +66,7 @@ def _print_file(name: str, as_json: bool) -> None:
 def describe(recipe: Recipe) -> dict[str, Any]:
     """What a recipe makes of FastVLM-0.5B, as plain data."""
     config = published_config(_SIZE)
-    folded = hollow_weights(config, ())
+    folded = placeholder_weights(config, ())
     plans = plan_layers({name: weight.shape for name, weight in folded.items()}, recipe)
     stored: dict[str, list[str]] = {}
     for group in group_layers(plans):

@@ -10,8 +10,8 @@ import typer
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, print_json, progress, waiting
 from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
-from fastvlm_convert.decode import Answer, generate, greedy, sampler
 from fastvlm_convert.errors import BundleError, PromptError
+from fastvlm_convert.generate import Answer, generate, greedy, sampler
 from fastvlm_convert.manifest import FILE_NAME, Target, load_manifest
 from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference

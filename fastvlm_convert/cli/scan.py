@@ -8,16 +8,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.cache import whole_file
+from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_json, progress
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 from fastvlm_convert.errors import OutputError
-from fastvlm_convert.fp16_range import FP16_MAX, MIN_HEADROOM, RangeReport, save_report
+from fastvlm_convert.float16.repairs import Repair, at_risk, needed_repairs, recipe_text, repaired_recipe
+from fastvlm_convert.float16.report import FP16_MAX, MIN_HEADROOM, RangeReport, save_report
 from fastvlm_convert.questions import read_questions, standard_questions
 from fastvlm_convert.recipe import load_recipe
 from fastvlm_convert.runtime.loaded import load_folded_reference
-from fastvlm_convert.verify.repairs import Repair, at_risk, needed_repairs, recipe_text, repaired_recipe
 
 _SHOWN = 12
 
@@ -59,7 +59,7 @@ def command(
     with progress(quiet=as_json) as on_stage:
         loaded, model = load_folded_reference(opened, lambda share: on_stage("reference", share))
         # After loading: it imports torch, whose absence `load_folded_reference` reports.
-        from fastvlm_convert.verify.scan import scan
+        from fastvlm_convert.float16.scan import scan
 
         report = scan(
             model,

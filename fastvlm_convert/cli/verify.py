@@ -12,8 +12,8 @@ from fastvlm_convert.cli.console import err, out, print_json, print_warnings, pr
 from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.questions import read_questions, standard_questions
-from fastvlm_convert.verify.bundle import VerifyResult, to_dict, verify
-from fastvlm_convert.verify.check import Check
+from fastvlm_convert.verification.bundle import VerifyResult, to_dict, verify
+from fastvlm_convert.verification.check import Check
 
 _EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 

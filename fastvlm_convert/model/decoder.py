@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastvlm_convert.weights.config import DecoderConfig
+from fastvlm_convert.weights.model_config import DecoderConfig
 
 
 @dataclass

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastvlm_convert.model.decoder import Qwen2
 from fastvlm_convert.model.projector import Projector
 from fastvlm_convert.model.vision import FastViTHD
-from fastvlm_convert.weights.config import ModelConfig
+from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.source import WeightSource
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastvlm_convert.contract import VISION_HEAD_DIM, VISION_NORM_EPS
-from fastvlm_convert.weights.config import StageConfig, VisionConfig
+from fastvlm_convert.io_names import VISION_HEAD_DIM, VISION_NORM_EPS
+from fastvlm_convert.weights.model_config import StageConfig, VisionConfig
 
 
 def depthwise(width_in: int, width_out: int, kernel: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:

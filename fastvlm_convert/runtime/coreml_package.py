@@ -8,7 +8,7 @@ import coremltools
 import numpy as np
 
 from fastvlm_convert.errors import BundleError
-from fastvlm_convert.export.coreml.paths import FILES
+from fastvlm_convert.exporters.coreml.paths import FILES
 
 
 class CoreMLPackage:

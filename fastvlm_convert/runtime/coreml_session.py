@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from fastvlm_convert.contract import (
+from fastvlm_convert.io_names import (
     DECODE,
     EMBED,
     IMAGE,
@@ -25,7 +25,7 @@ from fastvlm_convert.contract import (
     Precision,
 )
 from fastvlm_convert.manifest import Artifact, Manifest
-from fastvlm_convert.runtime.mil.interpreter import Interpreter, State
+from fastvlm_convert.mil.interpreter import Interpreter, State
 
 
 class Runner(Protocol):

@@ -11,16 +11,16 @@ from PIL import Image
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
-from fastvlm_convert.contract import Precision
-from fastvlm_convert.decode import Session
 from fastvlm_convert.errors import BundleError, MissingDependencyError
+from fastvlm_convert.generate import Session
+from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import Manifest, Target
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
-from fastvlm_convert.quantize.engine import engine_weights, remembered_calibration, resolve
+from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration, resolve
+from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import Recipe
-from fastvlm_convert.weights.config import ModelConfig, at_image_size
-from fastvlm_convert.weights.fp16_safe import repaired_config
-from fastvlm_convert.weights.quantized import dense_view
+from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
+from fastvlm_convert.weights.rescale import repaired_config
 from fastvlm_convert.weights.source import WeightSource
 
 if TYPE_CHECKING:  # the reference needs torch, which only those who run it load
@@ -119,7 +119,7 @@ def load_engine(
     recipe, size, mode = resolve(checkpoint, recipe)
     config = repaired_config(at_image_size(checkpoint.config, size), recipe.repairs)
     data = None if checkpoint.quantized else remembered_calibration(recipe, calibration)
-    weights = dense_view(engine_weights(checkpoint, recipe, data, on_progress).weights)
+    weights = dense_view(prepare_weights(checkpoint, recipe, data, on_progress).weights)
     load = partial(on_progress, "quantized")
     loaded, _ = _load_model(checkpoint, config, weights, True, context_length, load)
     return replace(loaded, image_mode=mode)

@@ -8,7 +8,8 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
-from fastvlm_convert.contract import (
+from fastvlm_convert.errors import BundleError
+from fastvlm_convert.io_names import (
     ATTENTION_MASK,
     IMAGE_FEATURES,
     INPUT_IDS,
@@ -17,7 +18,6 @@ from fastvlm_convert.contract import (
     PIXEL_VALUES,
     Component,
 )
-from fastvlm_convert.errors import BundleError
 from fastvlm_convert.manifest import Manifest
 
 # ONNX Runtime's errors have no common base, and a run with bound buffers raises Python's own.

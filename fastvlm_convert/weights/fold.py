@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from fastvlm_convert.contract import VISION_NORM_EPS
 from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.io_names import VISION_NORM_EPS
 from fastvlm_convert.weights.source import Weight, WeightSource, computed
 
 

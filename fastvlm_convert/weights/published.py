@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from fastvlm_convert.weights.config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
+from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
 
 WIDTHS, DEPTHS = (96, 192, 384, 768, 1536), (2, 12, 24, 4, 2)
 FEATURES: Final = 3072

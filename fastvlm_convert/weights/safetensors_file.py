@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_convert.errors import CheckpointError
-from fastvlm_convert.weights.files import (
+from fastvlm_convert.weights.file_tensors import (
     FileTensor,
     check_shape,
     file_size,

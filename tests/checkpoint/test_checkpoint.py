@@ -9,7 +9,7 @@ import torch
 
 from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint
 from fastvlm_convert.errors import CheckpointError
-from fastvlm_convert.weights.names import weight_shapes
+from fastvlm_convert.weights.shapes import weight_shapes
 from tests.checkpoints import (
     APPLE_VISION,
     HF,

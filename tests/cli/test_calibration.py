@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_convert.checkpoint.quantized import read_record
+from fastvlm_convert.checkpoint.quantized_checkpoint import read_record
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.recipe import QuantizeRule, without_data
 from tests.bundles import edit_manifest, write_recipe
 from tests.checkpoints import tree_state
 from tests.cli.conftest import CHECKPOINT, IMAGE
 from tests.planted import DEMO
-from tests.quantize.calibrated import DECODER, INT8, calibrated_recipe
+from tests.quantization.calibrated import DECODER, INT8, calibrated_recipe
 
 ONNX = ("--target", "onnx", "-o")
 TABLE = QuantizeRule(("decoder.embed_tokens",), "int8", 16)  # ONNX needs blocks there

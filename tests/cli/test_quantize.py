@@ -10,7 +10,7 @@ import pytest
 
 from fastvlm_convert.bench.worker import load, trial
 from fastvlm_convert.bundle.folder import new_folder
-from fastvlm_convert.checkpoint.quantized import FILE_NAME, read_record
+from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME, read_record
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.recipe import QuantizeRule

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastvlm_convert.decode import embed_prompt, generate, teacher_forced
+from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
 from fastvlm_convert.model.session import TorchSession
 from fastvlm_convert.preprocess import Prompt, build_prompt, load_image
 from tests.checkpoints import GoldenCase, golden_cases, golden_checkpoint, golden_model

@@ -8,21 +8,21 @@ from coremltools import target
 from coremltools.converters.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import types
 
-from fastvlm_convert.decode import embed_prompt, generate, teacher_forced
-from fastvlm_convert.export.coreml.decoder import TARGET, DecoderBuilder
-from fastvlm_convert.export.coreml.functions import build_function
-from fastvlm_convert.export.coreml.package import Metadata, write_package
-from fastvlm_convert.export.coreml.vision import VisionBuilder
-from fastvlm_convert.export.coreml.weights import Weights
+from fastvlm_convert.exporters.coreml.decoder import TARGET, DecoderBuilder
+from fastvlm_convert.exporters.coreml.functions import build_function
+from fastvlm_convert.exporters.coreml.package import Metadata, write_package
+from fastvlm_convert.exporters.coreml.vision import VisionBuilder
+from fastvlm_convert.exporters.coreml.weights import Weights
+from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db, top1_agreement
+from fastvlm_convert.mil.interpreter import Interpreter
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.recipe import FloatSettings, RepairSettings
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
-from fastvlm_convert.runtime.mil.interpreter import Interpreter
 from fastvlm_convert.weights.fold import fold
-from fastvlm_convert.weights.fp16_safe import repaired_config
+from fastvlm_convert.weights.rescale import repaired_config
 from fastvlm_convert.weights.source import computed
 from tests.bundles import FP16, FP32, recipe
 from tests.checkpoints import GOLDEN, LLAVA, golden_cases, golden_checkpoint

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from fastvlm_convert import metrics
-from fastvlm_convert.decode import embed_prompt, generate
 from fastvlm_convert.errors import BundleError, PromptError
+from fastvlm_convert.generate import embed_prompt, generate
 from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.runtime.loaded import load_reference
 from tests.bundles import copy_bundle, export_bundle, open_bundle, recipe

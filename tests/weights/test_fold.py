@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastvlm_convert.contract import VISION_NORM_EPS
 from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.io_names import VISION_NORM_EPS
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import Weight
 from tests.checkpoints import SETS, golden_checkpoint, golden_model

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from fastvlm_convert.errors import CheckpointError
-from fastvlm_convert.weights.files import MAX_TENSOR_AXES, item_size
+from fastvlm_convert.weights.file_tensors import MAX_TENSOR_AXES, item_size
 from fastvlm_convert.weights.safetensors_file import MAX_HEADER_BYTES, lay_out, read_safetensors
 from tests.checkpoints import SETS, copy_checkpoint, read_tensors
 

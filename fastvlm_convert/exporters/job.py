@@ -1,0 +1,78 @@
+"""What every exporter is given."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastvlm_convert.io_names import Component, PrecisionName, precision_name
+from fastvlm_convert.manifest import Contract
+from fastvlm_convert.quantized.weight import MixedSource, StoredWeight
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.weights.model_config import ModelConfig
+
+OnProgress = Callable[[float], None]
+
+# Weights by component. The table is the embedding's even where the head shares it.
+_PREFIXES: dict[Component, tuple[str, ...]] = {
+    "vision": ("vision.", "projector."),
+    "embed": ("decoder.embed_tokens.",),
+    "decoder": ("decoder.layers.",),
+}
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """A model to lower, and how.
+
+    Attributes:
+        config: Dimensions, with the image size to export.
+        weights: Canonical names, folded, quantized where the recipe says so.
+        recipe: Precisions and settings.
+        contract: What the bundle promises its users.
+        licence: File name of the model's licence, or `not_found`.
+        folder: The bundle under construction.
+        on_progress: Called with the share of the weights written, 0..1.
+    """
+
+    config: ModelConfig
+    weights: MixedSource
+    recipe: Recipe
+    contract: Contract
+    licence: str
+    folder: Path
+    on_progress: OnProgress
+
+    def precision(self, component: Component) -> PrecisionName:
+        """Name of a component's precision."""
+        return precision_of(component, self.weights, self.recipe)
+
+
+def precision_of(component: Component, weights: MixedSource, recipe: Recipe) -> PrecisionName:
+    """Name of a component's precision: that of its smallest weights."""
+    settings = recipe.vision if component == "vision" else recipe.decoder
+    bits = [
+        weight.scheme.bits
+        for name, weight in weights.items()
+        if isinstance(weight, StoredWeight) and name.startswith(_PREFIXES[component])
+    ]
+    storage = recipe.embed.storage if component == "embed" else settings.storage
+    return precision_name(storage, settings.compute, min(bits, default=None))
+
+
+class ByteCounter:
+    """Turns bytes of weights written into progress.
+
+    Args:
+        job: Whose weights are written.
+    """
+
+    def __init__(self, job: ExportJob) -> None:
+        self._on_progress = job.on_progress
+        self._total = 4 * sum(math.prod(weight.shape) for weight in job.weights.values())
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        """Count bytes, as float32."""
+        self._done += count
+        self._on_progress(min(1.0, self._done / self._total))

@@ -1,0 +1,55 @@
+"""Lower the embedding table: token ids to rows."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fastvlm_convert.exporters.onnx.affine import StoredAffine, gather, store_affine
+from fastvlm_convert.exporters.onnx.data import Region
+from fastvlm_convert.exporters.onnx.graph import Graph, num_bytes
+from fastvlm_convert.io_names import BATCH, INPUT_IDS, INPUTS_EMBEDS, SEQUENCE
+from fastvlm_convert.quantized.weight import QuantizedWeight
+from fastvlm_convert.weights.source import Weight
+
+Table = Region | StoredAffine
+
+
+def store_table(graph: Graph, table: Weight | QuantizedWeight, rows: int) -> Table:
+    """Write a table to a graph's data file, followed by zero rows up to `rows`.
+
+    Clients look up `<image>` before they overwrite its rows with image features, so that id needs a row;
+    a table cut to the tokenizer's size has none. A head that shares the table reads fewer rows of it.
+    """
+    if isinstance(table, QuantizedWeight):
+        return store_affine(graph, table, rows)
+    assert isinstance(table, Weight), "ONNX has no palettes"
+
+    def chunks() -> Iterator[np.ndarray]:
+        yield from table.chunks()
+        if rows > table.shape[0]:
+            yield np.zeros((rows - table.shape[0], table.shape[1]), np.float32)
+
+    length = num_bytes(graph.storage, (max(rows, table.shape[0]), table.shape[1]))
+    return graph.data.append(graph.stored("embed_tokens", chunks()), length)
+
+
+def build_embed(graph: Graph, stored: Table, rows: int, width: int) -> None:
+    """Add the look-up to a graph.
+
+    Args:
+        graph: An empty graph.
+        stored: Where the table lies, [rows, width].
+        rows: Rows of the table.
+        width: The decoder's hidden size.
+    """
+    ids = graph.input(INPUT_IDS, "int64", [BATCH, SEQUENCE])
+    if isinstance(stored, StoredAffine):
+        gather(graph, INPUTS_EMBEDS, ids, stored)
+        graph.output(INPUTS_EMBEDS, "float32", [BATCH, SEQUENCE, width])
+        return
+    table = graph.external("embed_tokens_weight", stored, graph.storage, (rows, width))
+    if graph.storage == "float32":
+        graph.op("Gather", [table, ids], INPUTS_EMBEDS, axis=0)
+    else:
+        graph.cast(graph.op("Gather", [table, ids], "embed_rows", axis=0), "float32", INPUTS_EMBEDS)
+    graph.output(INPUTS_EMBEDS, "float32", [BATCH, SEQUENCE, width])

@@ -1,0 +1,39 @@
+"""Write the three graphs of a bundle."""
+
+from pathlib import Path
+
+from fastvlm_convert.exporters.job import ByteCounter, ExportJob
+from fastvlm_convert.exporters.onnx.data import ExternalData
+from fastvlm_convert.exporters.onnx.graph import Graph
+from fastvlm_convert.exporters.onnx.lower import FOLDER, Lowering
+from fastvlm_convert.exporters.onnx.proto import write_graph
+from fastvlm_convert.manifest import Artifact
+
+
+def export_onnx(job: ExportJob) -> list[Artifact]:
+    """Write vision encoder, embedding and decoder under `onnx/`.
+
+    Returns:
+        One artifact a graph.
+
+    Raises:
+        TargetError: A weight does not fit its storage dtype.
+        CheckpointError: A weight cannot be read.
+    """
+    files = _WrittenFiles(job.folder / FOLDER)
+    image_token_id = job.contract.image_token_id
+    return Lowering(job.config, job.weights, job.recipe, image_token_id, files, ByteCounter(job).add).graphs()
+
+
+class _WrittenFiles:
+    """Files in a new folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+
+    def data(self, name: str) -> ExternalData:
+        return ExternalData(self._folder / name)
+
+    def save(self, graph: Graph, name: str) -> None:
+        write_graph(graph, self._folder / name)

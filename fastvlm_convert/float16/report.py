@@ -1,0 +1,82 @@
+"""Whether a model's activations stay within float16: the report of a scan, kept in the user's cache."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fastvlm_convert.atomic_file import whole_file
+from fastvlm_convert.user_cache import cache_folder
+
+FP16_MAX: Final = 65504.0
+FP16_SMALLEST: Final = 2.0**-24  # below half of it a value becomes zero
+MIN_HEADROOM: Final = 2.0
+
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class OpRange:
+    """What one operation gave over all pictures.
+
+    Attributes:
+        op: Name of the operation, as in the exported programs.
+        max_abs: Largest magnitude.
+        flushed_share: Share of its non-zero values that float16 would turn into zero.
+    """
+
+    op: str
+    max_abs: float
+    flushed_share: float
+
+    @property
+    def headroom(self) -> float:
+        """How many times larger it could be before float16 overflows."""
+        return FP16_MAX / self.max_abs if self.max_abs else float("inf")
+
+
+@dataclass(frozen=True)
+class RangeReport:
+    """A scan of a checkpoint.
+
+    Attributes:
+        checkpoint_sha256: The checkpoint's hash.
+        num_images: Pictures it was run on.
+        ops: One entry an operation, in the order they run.
+    """
+
+    checkpoint_sha256: str
+    num_images: int
+    ops: tuple[OpRange, ...]
+
+    def risky(self) -> list[OpRange]:
+        """Operations with less than `MIN_HEADROOM`, the riskiest first."""
+        return sorted((o for o in self.ops if o.headroom < MIN_HEADROOM), key=lambda o: o.headroom)
+
+
+def _path(checkpoint_sha256: str) -> Path:
+    return cache_folder() / "fp16-range" / f"{checkpoint_sha256}.json"
+
+
+def save_report(report: RangeReport) -> Path:
+    """Keep a report; returns where."""
+    path = _path(report.checkpoint_sha256)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps({"version": _VERSION, **dataclasses.asdict(report)}, indent=1))
+    return path
+
+
+def load_report(checkpoint_sha256: str) -> RangeReport | None:
+    """The report of a checkpoint, or None where there is none that this version can read."""
+    try:
+        value = json.loads(_path(checkpoint_sha256).read_text(encoding="utf-8"))
+        if value["version"] != _VERSION or value["checkpoint_sha256"] != checkpoint_sha256:
+            return None
+        ops = tuple(
+            OpRange(str(o["op"]), float(o["max_abs"]), float(o["flushed_share"])) for o in value["ops"]
+        )
+        return RangeReport(checkpoint_sha256, int(value["num_images"]), ops)
+    except (OSError, ValueError, KeyError, TypeError):  # a cache that cannot be read is no cache
+        return None

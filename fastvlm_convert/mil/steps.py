@@ -1,0 +1,318 @@
+"""Steps of a plan: what is done with the values of one run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import torch
+
+from fastvlm_convert.errors import BundleError
+from fastvlm_convert.mil.constants import Constant, Weights
+from fastvlm_convert.mil.types import shape_text
+
+Reader = Callable[[torch.Tensor], Any]
+
+# What torch, numpy and Python raise for inputs that an operation cannot take.
+_REFUSALS: Final = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError)
+# Far above any sequence; a loop that goes on is taken for endless.
+MAX_ITERATIONS: Final = 20_000
+
+
+@dataclass(frozen=True)
+class Output:
+    """A result of a step.
+
+    Attributes:
+        slot: Where it is put.
+        name: What the program calls it.
+        shape: Its declared shape, or None if it is known only when it runs.
+        rounds: Whether it is rounded to float16.
+    """
+
+    slot: int
+    name: str
+    shape: tuple[int, ...] | None
+    rounds: bool
+
+
+@dataclass
+class Frame:
+    """One run.
+
+    Attributes:
+        values: The value of every slot.
+        states: The states' tensors by name.
+        weights: Decoded constants.
+        observe: Called after every operation with the step, what it took and what it gave; or None.
+    """
+
+    values: list[Any]
+    states: dict[str, torch.Tensor]
+    weights: Weights
+    observe: Callable[["Step", dict[str, Any], tuple[Any, ...]], None] | None
+
+
+class Step(Protocol):
+    """One operation of a function.
+
+    Attributes:
+        name: Name of its first result.
+        type: The operation.
+        moves: Whether it only moves values.
+        outputs: Its results.
+        reads: Slots it reads.
+        frees: Slots that nothing reads afterwards.
+    """
+
+    name: str
+    type: str
+    moves: bool
+    outputs: tuple[Output, ...]
+    reads: tuple[int, ...]
+    frees: tuple[int, ...]
+
+    def run(self, frame: Frame) -> None:
+        """Compute it."""
+        ...
+
+
+@dataclass
+class Block:
+    """A list of steps: a function, or a branch or loop inside of one.
+
+    Attributes:
+        inputs: Slots that are set before it runs.
+        steps: In the order in which they run.
+        outputs: Slots or constants that it gives.
+    """
+
+    inputs: tuple[int, ...]
+    steps: list[Step]
+    outputs: tuple[int | Constant, ...]
+
+    def run(self, frame: Frame) -> None:
+        """Run all steps."""
+        values = frame.values
+        for step in self.steps:
+            step.run(frame)
+            for slot in step.frees:
+                values[slot] = None
+
+    def results(self, frame: Frame) -> list[Any]:
+        """The values of the outputs."""
+        return [frame.weights.tensor(o) if isinstance(o, Constant) else frame.values[o] for o in self.outputs]
+
+
+@dataclass
+class CallStep:
+    """An operation of the table.
+
+    Attributes:
+        function: Computes it.
+        fixed: Inputs that are the same in every run.
+        dynamic: Input, slot, and what turns a tensor into a plain value, if that is needed.
+        lists: Inputs of several tensors, each a slot or a constant.
+        pending: Inputs that are constants not decoded yet.
+        place: The function's name, for messages.
+        rounds_update: Whether the input `update` is rounded to float16 because it is stored in a state.
+    """
+
+    name: str
+    type: str
+    moves: bool
+    function: Callable[..., Any]
+    fixed: dict[str, Any]
+    dynamic: tuple[tuple[str, int, Reader | None], ...]
+    lists: tuple[tuple[str, tuple[int | Constant, ...]], ...]
+    pending: list[tuple[str, Constant]]
+    outputs: tuple[Output, ...]
+    reads: tuple[int, ...]
+    place: str
+    reads_constant: bool = False
+    frees: tuple[int, ...] = ()
+    rounds_update: bool = False
+
+    def run(self, frame: Frame) -> None:
+        """Compute it and put the results into their slots."""
+        values = frame.values
+        try:
+            if self.pending:
+                self._bind(frame.weights)
+            given = self.fixed.copy()
+            for name, slot, reader in self.dynamic:
+                given[name] = values[slot] if reader is None else reader(values[slot])
+            for name, items in self.lists:
+                given[name] = [
+                    frame.weights.tensor(i) if isinstance(i, Constant) else values[i] for i in items
+                ]
+            if self.rounds_update:
+                made = self.function(**{**given, "update": round_half(given["update"])})
+            else:
+                made = self.function(**given)
+        except _REFUSALS as error:
+            raise refusal(self, str(error)) from error
+        results = made if isinstance(made, tuple) else (made,)
+        if len(results) < len(self.outputs):
+            raise refusal(self, f"it gives {len(results)} results, the program declares {len(self.outputs)}")
+        for output, result in zip(self.outputs, results, strict=False):  # some systems drop the last ones
+            kept = result
+            if output.shape is not None and result.shape != output.shape:
+                kept = _fitted(self, result, output)
+            values[output.slot] = round_half(kept) if output.rounds else kept
+        if frame.observe is not None:
+            frame.observe(self, given, tuple(values[output.slot] for output in self.outputs))
+
+    def _bind(self, weights: Weights) -> None:
+        while self.pending:
+            name, constant = self.pending[-1]
+            self.fixed[name] = weights.tensor(constant)
+            self.pending.pop()
+
+
+@dataclass
+class ReadStep:
+    """Reading a state: the result is the state's own tensor."""
+
+    name: str
+    state: str
+    outputs: tuple[Output, ...]
+    type: str = "read_state"
+    moves: bool = True
+    reads: tuple[int, ...] = ()
+    frees: tuple[int, ...] = ()
+
+    def run(self, frame: Frame) -> None:
+        """Put the state's tensor into the slot."""
+        frame.values[self.outputs[0].slot] = frame.states[self.state]
+
+
+@dataclass
+class WriteStep:
+    """Writing a state: the tensor becomes the state's own.
+
+    Attributes:
+        state: The state's name.
+        data: Slot or constant of its new value.
+        rounds: Whether the value is rounded to float16 because the state is stored so.
+        copies: Whether the tensor may be needed elsewhere and must not be changed by later updates.
+    """
+
+    name: str
+    state: str
+    data: int | Constant
+    rounds: bool
+    place: str
+    copies: bool = True
+    outputs: tuple[Output, ...] = ()
+    type: str = "write_state"
+    moves: bool = True
+    reads: tuple[int, ...] = ()
+    frees: tuple[int, ...] = ()
+
+    def run(self, frame: Frame) -> None:
+        """Replace the state's tensor."""
+        before = frame.states[self.state]
+        data = frame.weights.tensor(self.data) if isinstance(self.data, Constant) else frame.values[self.data]
+        if data.shape != before.shape or data.dtype != before.dtype:
+            raise refusal(self, f"the state has shape {list(before.shape)}, the new value {list(data.shape)}")
+        if self.rounds:
+            given, data = data, round_half(data)
+            if frame.observe is not None:
+                frame.observe(self, {"x": given}, (data,))
+        elif self.copies and data is not before:
+            data = data.clone()
+        frame.states[self.state] = data
+
+
+@dataclass
+class CondStep:
+    """One of two blocks, chosen by a bool."""
+
+    name: str
+    predicate: int | Constant
+    branches: tuple[Block, Block]
+    outputs: tuple[Output, ...]
+    reads: tuple[int, ...]
+    place: str
+    type: str = "cond"
+    moves: bool = True
+    frees: tuple[int, ...] = ()
+
+    def run(self, frame: Frame) -> None:
+        """Run the chosen block; its results are those of the step."""
+        chosen = self.branches[0] if _truth(self, self.predicate, frame) else self.branches[1]
+        chosen.run(frame)
+        _hand_over(self, chosen.results(frame), frame)
+
+
+@dataclass
+class LoopStep:
+    """A block that runs while another one says so."""
+
+    name: str
+    condition: Block
+    body: Block
+    first: tuple[int | Constant, ...]
+    outputs: tuple[Output, ...]
+    reads: tuple[int, ...]
+    place: str
+    type: str = "while_loop"
+    moves: bool = True
+    frees: tuple[int, ...] = ()
+
+    def run(self, frame: Frame) -> None:
+        """Run both blocks in turn; the last values of the loop's variables are the results."""
+        loop = [frame.weights.tensor(f) if isinstance(f, Constant) else frame.values[f] for f in self.first]
+        for _ in range(MAX_ITERATIONS):
+            self._enter(self.condition, loop, frame)
+            self.condition.run(frame)
+            if not _truth(self, self.condition.outputs[0], frame):
+                _hand_over(self, loop, frame)
+                return
+            self._enter(self.body, loop, frame)
+            self.body.run(frame)
+            loop = self.body.results(frame)
+        raise refusal(self, f"it did not end within {MAX_ITERATIONS} iterations")
+
+    @staticmethod
+    def _enter(block: Block, loop: list[Any], frame: Frame) -> None:
+        for slot, value in zip(block.inputs, loop, strict=True):
+            frame.values[slot] = value
+
+
+def round_half(x: torch.Tensor) -> torch.Tensor:
+    """Float32 rounded to what float16 can hold; beyond its range it becomes infinite."""
+    return x.half().float()
+
+
+def refusal(step: Any, why: str) -> BundleError:  # noqa: ANN401  any step
+    """The error for an operation that cannot be computed."""
+    first = " ".join(why.split())[:300]
+    return BundleError(
+        f"operation '{step.name[:80]}' ({step.type[:40]}) of function '{step.place[:80]}' cannot run: {first}"
+    )
+
+
+def _fitted(step: CallStep, result: Any, output: Output) -> torch.Tensor:  # noqa: ANN401
+    """A result in its declared shape, where only axes of size 1 differ."""
+    assert output.shape is not None
+    if not isinstance(result, torch.Tensor) or [n for n in result.shape if n != 1] != [
+        n for n in output.shape if n != 1
+    ]:
+        found = shape_text(tuple(result.shape)) if isinstance(result, torch.Tensor) else "a list"
+        raise refusal(step, f"'{output.name}' is {found}, the program declares {shape_text(output.shape)}")
+    return result.reshape(output.shape)
+
+
+def _truth(step: Any, ref: int | Constant, frame: Frame) -> bool:  # noqa: ANN401
+    value = frame.weights.tensor(ref) if isinstance(ref, Constant) else frame.values[ref]
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        raise refusal(step, "its condition is not one bool")
+    return bool(value)
+
+
+def _hand_over(step: Any, results: list[Any], frame: Frame) -> None:  # noqa: ANN401
+    if len(results) != len(step.outputs):
+        raise refusal(step, f"it gives {len(results)} results, the program declares {len(step.outputs)}")
+    for output, result in zip(step.outputs, results, strict=True):
+        frame.values[output.slot] = result

@@ -1,0 +1,109 @@
+"""What is in a package: its functions, operations and weights. Nothing is decoded, torch is not needed."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastvlm_convert.errors import BundleError
+from fastvlm_convert.mil.description import (
+    FunctionSpec,
+    default_function,
+    describe_functions,
+    function_block,
+    metadata,
+)
+from fastvlm_convert.mil.package import Package, open_package
+from fastvlm_convert.mil.types import Message, element_type
+
+
+@dataclass(frozen=True)
+class FunctionSurvey:
+    """One function.
+
+    Attributes:
+        spec: What it takes and gives.
+        opset: The set of operations it is written in.
+        operations: How often each operation occurs, constants left out, the most frequent first.
+    """
+
+    spec: FunctionSpec
+    opset: str
+    operations: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A whole package.
+
+    Attributes:
+        specification_version: Version of the file format.
+        deployment_target: The oldest system it runs on.
+        default_function: The function that runs when none is named.
+        functions: By name.
+        weight_bytes: Stored bytes of weights by element type; those that functions share count once.
+        metadata: What the author wrote into it.
+    """
+
+    specification_version: int
+    deployment_target: str
+    default_function: str
+    functions: dict[str, FunctionSurvey]
+    weight_bytes: dict[str, int]
+    metadata: dict[str, str]
+
+
+def survey_package(path: Path) -> Survey:
+    """Read what is in a package.
+
+    Raises:
+        BundleError: It is no package, or damaged.
+    """
+    package = open_package(path)
+    functions = {}
+    for name, spec in describe_functions(package).items():
+        counts = Counter(o.type for o in _operations(function_block(package, name)) if o.type != "const")
+        opset = package.spec.mlProgram.functions[name].opset
+        functions[name] = FunctionSurvey(spec, opset, dict(counts.most_common()))
+    return Survey(
+        package.spec.specificationVersion,
+        package.deployment_target,
+        default_function(package),
+        functions,
+        _weight_bytes(package),
+        metadata(package),
+    )
+
+
+def _operations(block: Message) -> Iterator[Message]:
+    for operation in block.operations:
+        yield operation
+        for inner in operation.blocks:
+            yield from _operations(inner)
+
+
+def _weight_bytes(package: Package) -> dict[str, int]:
+    found: dict[tuple[str, int], tuple[str, int]] = {}
+    for name in package.spec.mlProgram.functions:
+        for operation in _operations(function_block(package, name)):
+            values = [*operation.attributes.values()]
+            values += [a.value for i in operation.inputs.values() for a in i.arguments if a.HasField("value")]
+            for value in values:
+                if value.WhichOneof("value") == "blobFileValue":
+                    place = (value.blobFileValue.fileName, value.blobFileValue.offset)
+                    found[place] = _stored(package, value)
+    total: Counter[str] = Counter()
+    for kind, count in found.values():
+        total[kind] += count
+    return dict(total.most_common())
+
+
+def _stored(package: Package, value: Message) -> tuple[str, int]:
+    """Element type and bytes of a value in a weight file."""
+    tensor = value.type.tensorType
+    element = element_type(tensor.dataType, "a weight")
+    shape = tuple(d.constant.size for d in tensor.dimensions)
+    if not element.bits:
+        raise BundleError("text lies in a weight file", where=package.path)
+    file = package.weight_file(value.blobFileValue.fileName)
+    return element.name, file.span(value.blobFileValue.offset, element, shape, "a weight")[1]

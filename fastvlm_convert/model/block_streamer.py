@@ -1,0 +1,89 @@
+"""The model as a chain of blocks, one of them in memory at a time: it may be larger than memory."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastvlm_convert.model.decoder import DecoderLayer, KVCache, RMSNorm, rotary_table
+from fastvlm_convert.model.fastvlm import FastVLM
+from fastvlm_convert.model.projector import Projector
+from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.source import WeightSource
+
+
+class BlockStreamer:
+    """Blocks by the prefix of their weights' names, each loaded when asked for.
+
+    Args:
+        config: Dimensions.
+        weights: Canonical names, folded.
+    """
+
+    def __init__(self, config: ModelConfig, weights: WeightSource) -> None:
+        self.config = config
+        self.weights = weights
+        with torch.device("meta"):
+            self._model = FastVLM(config, folded=True).requires_grad_(False).eval()
+
+    def vision_blocks(self) -> list[str]:
+        """Encoder and projector in order; each takes and gives one tensor."""
+        names = ["vision.stem"]
+        for s, stage in enumerate(self.config.vision.stages):
+            prefix = f"vision.stages.{s}"
+            names += [f"{prefix}.downsample"] if s else []
+            names += [f"{prefix}.position"] if stage.has_position else []
+            names += [f"{prefix}.blocks.{b}" for b in range(stage.depth)]
+        return [*names, "vision.final", "projector"]
+
+    def decoder_blocks(self) -> list[str]:
+        """The decoder's layers in order."""
+        return [f"decoder.layers.{i}" for i in range(self.config.decoder.num_layers)]
+
+    def load(self, block: str) -> nn.Module:
+        """A block with its weights."""
+        module = copy.deepcopy(self._model.get_submodule(block))
+        state = {name: self.tensor(f"{block}.{name}") for name in module.state_dict()}
+        module.load_state_dict(state, assign=True)
+        return module.requires_grad_(False)
+
+    def tensor(self, name: str) -> Tensor:
+        """One weight, float32."""
+        return torch.from_numpy(self.weights[name].array())
+
+    def run(self, module: nn.Module, x: Tensor) -> Tensor:
+        """One block on a batch.
+
+        Args:
+            module: What `load` gave.
+            x: Pixels or activations [B, C, H, W] in the encoder, [B, T, H] in the decoder, shorter rows
+                padded at their end. The projector takes the encoder's last activations.
+        """
+        if isinstance(module, DecoderLayer):
+            decoder, (batch, tokens, _) = self.config.decoder, x.shape
+            shape = (batch, decoder.num_kv_heads, tokens, decoder.head_dim)
+            cache = KVCache(torch.zeros(shape), torch.zeros(shape))
+            x = module(x, *rotary_table(decoder, tokens), cache)
+        elif isinstance(module, Projector):
+            x = module(x.flatten(2).transpose(1, 2))
+        else:
+            x = module(x)
+        return x
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """int64 [n] -> float32 [n, hidden]; reads only the rows it needs."""
+        table = self.weights["decoder.embed_tokens.weight"]
+        ids, places = torch.unique(token_ids, return_inverse=True)
+        rows = [torch.from_numpy(table.read(i, i + 1)) for i in ids.tolist()]
+        return torch.cat([torch.zeros(0, table.shape[1]), *rows])[places]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Residual stream [n, hidden] -> logits [n, vocab]; the head is read some rows at a time."""
+        decoder = self.config.decoder
+        norm = RMSNorm(decoder.hidden_size, decoder.norm_eps)
+        norm.weight = nn.Parameter(self.tensor("decoder.norm.weight"), requires_grad=False)
+        head = self.weights["decoder.embed_tokens.weight" if decoder.tied else "decoder.lm_head.weight"]
+        normed = norm(hidden)
+        parts = [functional.linear(normed, torch.from_numpy(rows)) for rows in head.chunks()]
+        return torch.cat(parts, -1)[:, : decoder.vocab_size]

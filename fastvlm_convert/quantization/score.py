@@ -1,0 +1,57 @@
+"""What integers do to the reference's answers."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastvlm_convert import metrics
+from fastvlm_convert.atomic_file import whole_file
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """What the integers do to the reference's answers about the calibration's pictures.
+
+    Attributes:
+        kl_mean_nats: Mean divergence of the tokens' distributions.
+        top1_agreement: Share of tokens that stay the likeliest.
+        num_tokens: Tokens compared.
+    """
+
+    kl_mean_nats: float
+    top1_agreement: float
+    num_tokens: int
+
+
+def answer_score(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> AnswerScore:
+    """Compare the logits of the reference and of a candidate, some tokens at a time.
+
+    Args:
+        parts: float32 [tokens, vocab] twice; at least one token in all.
+    """
+    divergence, agreeing, tokens = 0.0, 0.0, 0
+    for reference, candidate in parts:
+        divergence += float(metrics.kl_divergence(reference, candidate).sum())
+        agreeing += metrics.top1_agreement(reference, candidate) * len(reference)
+        tokens += len(reference)
+    return AnswerScore(divergence / tokens, agreeing / tokens, tokens)
+
+
+def keep_score(path: Path, score: AnswerScore) -> None:
+    """Write a score whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(asdict(score)))
+
+
+def kept_score(path: Path) -> AnswerScore | None:
+    """A score that was kept, or None where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return AnswerScore(
+            float(value["kl_mean_nats"]), float(value["top1_agreement"]), int(value["num_tokens"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,141 @@
+"""How much the answers feel an error at each token: what a Hessian weighs its inputs by.
+
+An image gives far more tokens than its question, but errors there matter less, and of the text's tokens
+some matter far more than others (MBQ, arXiv:2412.19509; VLMQ, arXiv:2508.03351). To second order the
+divergence of the answers is `1/2 sum_a dz_a^T F_a dz_a`, with dz the change of the logits and
+`F = diag(p) - p p^T`. One backward pass of a random vector with covariance F gives each layer's output a
+gradient g with `E[(g . dy)^2] = dy^T J^T F J dy`: the mean square of g at a token is what an error costs.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastvlm_convert.model.block_streamer import BlockStreamer
+from fastvlm_convert.quantization.answers import TokenBatch
+
+OnProgress = Callable[[float], None]
+
+SAMPLES = 8  # run side by side: bounds the memory that a backward pass takes
+ROWS = 256  # of logits at a time
+SEED = 0
+
+
+@dataclass(frozen=True)
+class FloatPass:
+    """What a pass of the float decoder gives.
+
+    Attributes:
+        hidden: The residual stream that predicts the answers' tokens, float32 [n, hidden].
+        weights: Layer -> mean squared gradient of its outputs, float32 [samples, tokens]; zero where padded.
+            Empty where no backward pass was asked for.
+    """
+
+    hidden: Tensor
+    weights: Mapping[str, Tensor]
+
+
+def float_pass(chain: BlockStreamer, batch: TokenBatch, backward: bool, on_progress: OnProgress) -> FloatPass:
+    """Run the float decoder over all samples, layer by layer, and back again where that is wanted.
+
+    Args:
+        chain: The float model.
+        batch: The samples.
+        backward: Whether to measure what the answers feel.
+        on_progress: Called with the share that is done, 0..1.
+    """
+    blocks = chain.decoder_blocks()
+    steps = len(blocks) * (4 if backward else 1)  # a backward pass takes three times a forward one
+    with _spilled() as keep:
+        x, inputs = batch.embeds * chain.config.decoder.residual_scale, []
+        for done, block in enumerate(blocks):
+            inputs.append(keep(x) if backward else None)
+            x = _forward(chain, chain.load(block), x)
+            on_progress((done + 1) / steps)
+        hidden = x[batch.answers]
+        if not backward:
+            return FloatPass(hidden, {})
+        gradient = torch.zeros_like(x)
+        gradient[batch.answers] = _probe(chain, hidden)
+        weights: dict[str, Tensor] = {}
+        for done, (block, kept) in enumerate(zip(reversed(blocks), reversed(inputs), strict=True)):
+            gradient = _backward(chain, block, kept, gradient, weights)
+            on_progress((len(blocks) + 3 * (done + 1)) / steps)
+    return FloatPass(hidden, weights)
+
+
+def averaged(weights: Tensor, batch: TokenBatch) -> Tensor:
+    """The same for all image tokens, and for all others: their means, [samples, tokens]."""
+    text = batch.real & ~batch.image
+    result = torch.zeros_like(weights)
+    for tokens in (batch.image, text):
+        result[tokens] = weights[tokens].mean()
+    return result
+
+
+@torch.no_grad()
+def _forward(chain: BlockStreamer, module: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([chain.run(module, part) for part in torch.split(x, SAMPLES)])
+
+
+def _probe(chain: BlockStreamer, hidden: Tensor) -> Tensor:
+    """Gradient of `v . logits` with `v = sqrt(p) * noise - p (sqrt(p) . noise)`, whose covariance is F."""
+    noise = torch.Generator().manual_seed(SEED)
+    parts: list[Tensor] = []
+    for rows in torch.split(hidden, ROWS):
+        leaf = rows.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            logits = chain.logits(leaf)
+            p = torch.softmax(logits.detach(), -1)
+            drawn = p.sqrt() * torch.randn(p.shape, generator=noise)
+            probe = ((drawn - p * drawn.sum(-1, keepdim=True)) * logits).sum()
+        parts.extend(torch.autograd.grad(probe, leaf))
+    return torch.cat(parts)
+
+
+def _backward(
+    chain: BlockStreamer, block: str, kept: np.ndarray | None, gradient: Tensor, weights: dict[str, Tensor]
+) -> Tensor:
+    """Gradient at a block's input; adds the mean squares at its layers' outputs to `weights`."""
+    assert kept is not None
+    module = chain.load(block)
+    seen: dict[str, list[Tensor]] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _m, _i, given: seen.setdefault(name, []).append(given[0].square().mean(-1))
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_full_backward_hook(watch(f"{block}.{name}"))
+    parts: list[Tensor] = []
+    for start in range(0, len(kept), SAMPLES):
+        leaf = torch.from_numpy(np.array(kept[start : start + SAMPLES])).requires_grad_()
+        with torch.enable_grad():
+            y = chain.run(module, leaf)
+        parts.extend(torch.autograd.grad(y, leaf, gradient[start : start + SAMPLES]))
+    weights.update({name: torch.cat(found) for name, found in seen.items()})
+    return torch.cat(parts)
+
+
+@contextmanager
+def _spilled() -> Iterator[Callable[[Tensor], np.ndarray]]:
+    """Keeps tensors in files until the block ends, so that a deep model's inputs do not fill the memory."""
+    with tempfile.TemporaryDirectory(prefix="fastvlm-convert-") as folder:
+        count = 0
+
+        def keep(x: Tensor) -> np.ndarray:
+            nonlocal count
+            path = Path(folder) / f"{count}.npy"
+            count += 1
+            np.save(path, x.numpy())
+            kept: np.ndarray = np.load(path, mmap_mode="r")
+            return kept
+
+        yield keep

@@ -1,0 +1,1 @@
+"""Quantized weights as data: schemes, packing, storage, plans and reports of layers."""

@@ -1,0 +1,126 @@
+"""`fastvlm-convert mil`: what it prints, also of packages that cannot be run."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastvlm_convert import mil as mil_package
+from fastvlm_convert.cli import mil
+from fastvlm_convert.errors import BundleError
+from fastvlm_convert.mil.proto import model
+from tests.mil.mutations import MODEL
+from tests.mil.seeds import write_seeds
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    return {p.stem: p for p in write_seeds(tmp_path_factory.mktemp("command"))}
+
+
+def document(capsys, package, **flags):
+    mil.command(package, as_json=True, **flags)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json(packages, capsys):
+    found = document(capsys, packages["decoder"])
+    assert (found["command"], found["status"]) == ("mil", "passed")
+    assert (found["deployment_target"], found["default_function"]) == ("iOS 18", "main")
+    function = found["functions"]["main"]
+    assert [(v["name"], v["dtype"], v["shape"]) for v in function["inputs"]] == [
+        ("x", "float16", [1, 1, 32]),
+        ("position", "int32", [1]),
+    ]
+    assert [(v["name"], v["shape"]) for v in function["states"]] == [("state_k", [1, 4, 16])]
+    assert function["operations"]["linear"] == 2
+    assert "const" not in function["operations"]
+    assert function["unknown_operations"] == []
+    # int4 [16, 32], uint2 [32, 16], and float16: scales, palette, biases
+    assert found["weight_bytes"]["int4"] == 16 * 32 // 2
+    assert found["weight_bytes"]["uint2"] == 32 * 16 // 4
+    assert found["weight_bytes"]["float16"] == 2 * (16 * 2 + 16 + 32)
+
+
+def test_profile(packages, capsys):
+    found = document(capsys, packages["vision"], profile=True)["profile"]["main"]
+    assert found["operations"]["conv"]["count"] == 1
+    assert 0 < sum(v["seconds"] for v in found["operations"].values()) <= found["seconds"]
+    assert found["nonfinite"] == []
+
+
+def test_tables(packages, capsys):
+    mil.command(packages["decoder"], profile=True)
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("state_k: float16 [1, 4, 16]", "2 linear", "256 B int4", "operation count ms share"):
+        assert text in shown
+
+
+def test_a_package_that_cannot_be_run_is_shown(packages, capsys):
+    spec = model.Model.FromString((packages["loop"] / MODEL).read_bytes())
+    (function,) = spec.mlProgram.functions.values()
+    function.block_specializations[function.opset].operations.add(type="quantum_gelu")
+    (packages["loop"] / MODEL).write_bytes(spec.SerializeToString())
+    found = document(capsys, packages["loop"])["functions"]["main"]
+    assert found["unknown_operations"] == ["quantum_gelu"]
+    assert found["operations"]["while_loop"] == 1
+    assert found["operations"]["matmul"] == 1  # inside of the loop
+    mil.command(packages["loop"])
+    assert "unknown quantum_gelu" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(BundleError, match="unknown type 'quantum_gelu'"):
+        mil.command(packages["loop"], profile=True)
+
+
+def test_shared_weights_count_once(tmp_path, capsys):
+    from coremltools.converters.mil import Builder as mb  # noqa: N813
+
+    from tests.mil.programs import write_package
+
+    table = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float16)
+
+    def constant():
+        made = mb.const(val=table)
+        made.op.weight_id = "table"
+        return made
+
+    functions = {
+        "embed": (lambda i: mb.gather(x=constant(), indices=i, axis=0), (np.zeros(1, np.int32),)),
+        "head": (lambda x: mb.matmul(x=x, y=constant(), transpose_y=True), (np.zeros((1, 8), np.float16),)),
+    }
+    write_package(functions, tmp_path / "m.mlpackage")
+    assert document(capsys, tmp_path / "m.mlpackage")["weight_bytes"] == {"float16": table.nbytes}
+
+
+def test_looking_needs_neither_torch_nor_coremltools():
+    """Importing coremltools takes seconds and prints a dozen lines; its file format alone does neither."""
+    code = (
+        "import sys, fastvlm_convert.mil.survey as s; "
+        "sys.exit(bool({'torch', 'coremltools'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def _modules(node):
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+
+
+def test_the_interpreter_stands_alone():
+    """It imports our errors and nothing else of ours."""
+    folder = Path(mil_package.__file__).parent
+    ours = {
+        module
+        for file in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+        if module.startswith("fastvlm_convert")
+    }
+    allowed = ("fastvlm_convert.errors", "fastvlm_convert.mil")
+    assert {m for m in ours if not m.startswith(allowed)} == set()

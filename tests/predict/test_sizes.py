@@ -1,0 +1,122 @@
+"""Predicted sizes of Core ML packages; those of ONNX files and quantized bundles are tested beside them."""
+
+from dataclasses import replace
+
+import coremltools
+import numpy as np
+import pytest
+from coremltools.converters.mil import Builder as mb  # noqa: N813  coremltools' own convention
+from coremltools.converters.mil.mil import types
+
+from fastvlm_convert.exporters.coreml.sizes import blob_file_bytes, vision_blobs
+from fastvlm_convert.pipeline import export
+from fastvlm_convert.predict.export_plan import prepare
+from fastvlm_convert.predict.placeholder_weights import placeholder_weights
+from fastvlm_convert.predict.sizes import cache_bytes, predicted_sizes
+from fastvlm_convert.quantized.layer_plan import LayerPlan
+from fastvlm_convert.quantized.schemes import PaletteScheme
+from fastvlm_convert.recipe import FloatSettings, QuantizeRule
+from fastvlm_convert.weights.published import published_config
+from fastvlm_convert.weights.source import Weight
+from tests.bundles import FP16, FP32, TAIL, check_sizes, recipe
+from tests.checkpoints import GOLDEN, LLAVA, SHARDED
+
+BIAS = {"vision.x.bias": Weight((40,), "float16", lambda start, stop: np.zeros(stop - start))}
+CHECKPOINT = GOLDEN / LLAVA / "checkpoint"
+ANY_BLOCKS = (
+    QuantizeRule(("decoder.*", "vision.*.fc1", "vision.*.qkv"), "int4", 16, on_indivisible="float"),
+    QuantizeRule(("*",), "int8"),
+)
+
+HALF = {"storage": "float16"}
+VARIANTS = {
+    "untied": (SHARDED, recipe(FP16, common={"max_context_length": 512})),
+    "one_function": (LLAVA, recipe(FP16, coreml={"sequence_lengths": "range", "prefill_chunk": 8})),
+    "float16_storage": (LLAVA, recipe(FP32, decoder=HALF, embed=HALF, vision=HALF)),
+    "repaired": (
+        LLAVA,
+        recipe(
+            FP16,
+            repairs={
+                "residual_shift": 3,
+                "rescaled_keys": (0,),
+                "float32_scores": (0,),
+                "separate_key_bias": (1,),
+            },
+        ),
+    ),
+    # Scales have the dtype of the operation that reads them.
+    "float32_operations": (
+        LLAVA,
+        replace(
+            recipe(
+                FP16,
+                vision={"compute": "float16", "float32_ops": ("s4b0_fc1", "s3b0_qkv", "stem_2")},
+                decoder={"float32_ops": ("l0_gate", "l1_qkv")},
+            ),
+            quantize=ANY_BLOCKS,
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_sizes_of_core_ml_packages_are_known_before(name, tmp_path):
+    golden, settings = VARIANTS[name]
+    checkpoint = GOLDEN / golden / "checkpoint"
+    prepared = prepare(checkpoint, settings, ["coreml"])
+    predicted = predicted_sizes(prepared.config, prepared.plans, prepared.recipe, ["coreml"])
+    export(checkpoint, settings, ["coreml"], tmp_path / "bundle")
+    check_sizes(predicted, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("channel_scale", [False, True])
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_palettes_are_as_long_as_coremltools_writes_them(bits, channel_scale, tmp_path):
+    """The constants of one 1x1 convolution, written by coremltools."""
+    rows, columns, group = 40, 24, 8
+    kind = {4: types.np_uint4_dtype, 6: types.np_uint6_dtype, 8: np.uint8}[bits]
+
+    @mb.program(
+        input_specs=[mb.TensorSpec((1, columns, 4, 4), types.fp16)], opset_version=coremltools.target.iOS18
+    )
+    def program(x):
+        weight = mb.constexpr_lut_to_dense(
+            indices=np.zeros((rows, columns, 1, 1), np.uint8).view(kind),
+            lut=np.zeros((5, 1, 1, 1, 2**bits, 1), np.float16),
+        )
+        if channel_scale:
+            scale = np.ones((rows, 1, 1, 1), np.float16)
+            weight = mb.constexpr_blockwise_shift_scale(data=weight, scale=scale)
+        return mb.conv(x=x, weight=weight, bias=np.ones(rows, np.float16))
+
+    package = coremltools.convert(
+        program, minimum_deployment_target=coremltools.target.iOS18, skip_model_load=True,
+        pass_pipeline=coremltools.PassPipeline.EMPTY,
+    )  # fmt: skip
+    package.save(str(tmp_path / "p.mlpackage"))
+    (written,) = tmp_path.rglob("weight.bin")
+
+    config = prepare(CHECKPOINT, recipe(FP16), []).config
+    scheme = PaletteScheme(bits, group, channel_scale)
+    plan = LayerPlan("projector.fc1", (rows, columns, 1, 1), scheme, "search", None, 0)
+    weights = {"vision.x.weight": placeholder_weights(config, [plan])["projector.fc1.weight"]}
+    counted = blob_file_bytes(vision_blobs(weights | BIAS, FloatSettings("float16", "float16")))
+    assert 0 <= counted - written.stat().st_size < TAIL
+
+
+def test_small_arrays_stand_in_the_program():
+    assert blob_file_bytes(iter([(9, 32)])) == blob_file_bytes(iter([])) == 64
+    assert blob_file_bytes(iter([(10, 32)])) == 64 + 64 + 64
+    assert blob_file_bytes(iter([(33, 4), (128, 4)])) == 64 + 2 * 128
+    assert blob_file_bytes(iter([(129, 4)])) == 64 + 64 + 128
+
+
+def test_a_kv_cache_is_float16_in_core_ml_and_the_decoders_dtype_in_onnx():
+    config = published_config("0.5b")
+    token = 2 * 24 * 2 * 64  # keys and values, layers, heads, width
+    assert cache_bytes(config, recipe(FP16), "onnx", 1000) == 2 * token * 1000
+    assert cache_bytes(config, recipe(FP32), "onnx", 1000) == 4 * token * 1000
+    assert cache_bytes(config, recipe(FP32), "coreml", 1000) == 2 * token * 1000
+    as_tensors = recipe(FP32, coreml={"kv_cache": "tensors"})
+    assert cache_bytes(config, as_tensors, "coreml", 1000) == 4 * token * 1000

@@ -1,0 +1,157 @@
+"""Layers of a golden checkpoint solved with data, step by step and cheaply."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from fastvlm_convert.model.block_streamer import BlockStreamer
+from fastvlm_convert.quantization.answers import Answered, TokenBatch, answered, token_batch
+from fastvlm_convert.quantization.calibration import Calibration, read_calibration
+from fastvlm_convert.quantization.data_free import quantize_weights
+from fastvlm_convert.quantization.layerwise import Solved, Task, solve
+from fastvlm_convert.quantization.token_weights import FloatPass, float_pass
+from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
+from fastvlm_convert.quantized.weight import MixedSource, StoredWeight, dense_view
+from fastvlm_convert.recipe import CalibrationSettings, QuantizeRule, Recipe
+from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.source import WeightSource
+from tests.bundles import recipe
+from tests.checkpoints import LLAVA, golden_checkpoint
+
+INT4 = {"scheme": "int4", "block_size": 16, "symmetric": False, "solver": "gptq"}
+DECODER = QuantizeRule(("decoder.layers.*",), **INT4)
+INT8 = QuantizeRule(("*",), "int8")
+# Every kind of layer that can be solved, and both solvers.
+RULES = (
+    DECODER,
+    QuantizeRule(("vision.stages.3.blocks.*.attention.*", "projector.*"), **INT4),
+    QuantizeRule(("vision.stages.*.fc1", "vision.final.se.*"), "int8", solver="weighted"),
+    INT8,
+)
+SETTINGS = CalibrationSettings(num_samples=3, max_tokens=90)
+
+
+def calibrated_recipe(*rules: QuantizeRule, **calibration: object) -> Recipe:
+    """A recipe with some rules, `RULES` by default, and few samples."""
+    return replace(
+        recipe("int4"),
+        name="calibrated",
+        quantize=rules or RULES,
+        calibration=replace(SETTINGS, **calibration),
+    )
+
+
+@cache
+def generated() -> Calibration:
+    """Three pictures of the demo generator; the last has a short answer, so that its sample is padded."""
+    *asked, last = read_calibration(None, SETTINGS).questions
+    return Calibration((*asked, replace(last, answer="Red.")), "generated, the last one answered")
+
+
+@cache
+def golden_answers() -> Answered:
+    """What the golden checkpoint says to them."""
+    checkpoint = golden_checkpoint(LLAVA)
+    return answered(checkpoint, checkpoint.config, "pad", generated(), SETTINGS, lambda share: None)
+
+
+@cache
+def floats() -> WeightSource:
+    """The golden checkpoint's weights, folded."""
+    return fold(golden_checkpoint(LLAVA).weights)
+
+
+@cache
+def float_chain() -> BlockStreamer:
+    """The golden checkpoint."""
+    return BlockStreamer(golden_checkpoint(LLAVA).config, floats())
+
+
+@cache
+def golden_batch() -> TokenBatch:
+    """Its samples side by side."""
+    data = golden_answers()
+    return token_batch(data.samples, torch.from_numpy(data.features), float_chain().embed)
+
+
+@cache
+def golden_pass() -> FloatPass:
+    """Its own outputs, and what they feel of errors."""
+    return float_pass(float_chain(), golden_batch(), True, lambda share: None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Layers solved in a folder."""
+
+    task: Task
+    solved: Solved
+    searched: MixedSource
+
+    @property
+    def weights(self) -> dict[str, StoredWeight]:
+        return {**self.searched, **self.solved.weights}
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(self.task.folder.iterdir())}
+
+    def hidden(self) -> torch.Tensor:
+        """The residual stream of a model that holds the stored weights from the start."""
+        return hidden_of(BlockStreamer(golden_checkpoint(LLAVA).config, dense_view(self.weights)))
+
+
+def plans_of(settings: Recipe) -> tuple[LayerPlan, ...]:
+    """What a recipe does to the golden checkpoint."""
+    return plan_layers({name: weight.shape for name, weight in floats().items()}, settings)
+
+
+def run(
+    folder: Path,
+    settings: Recipe,
+    *,
+    weights: WeightSource | None = None,
+    only: Callable[[str], bool] = lambda layer: True,
+    token_weights: Mapping[str, torch.Tensor] | None = None,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> Run:
+    """Solve the golden checkpoint's layers in a folder.
+
+    Args:
+        folder: Where finished layers are kept.
+        settings: The recipe.
+        weights: What the layers that are not to be solved hold; the recipe's by default.
+        only: Which layers to solve, of those that the recipe solves.
+        token_weights: Those measured by default.
+        on_progress: Passed on.
+    """
+    plans = plans_of(settings)
+    searched = quantize_weights(floats(), plans)
+    todo = {p.layer: p for p in plans if p.scheme and p.solver != "search" and only(p.layer)}
+    chain = BlockStreamer(golden_checkpoint(LLAVA).config, weights or dense_view(searched))
+    measured = golden_pass().weights if token_weights is None else token_weights
+    folder.mkdir(exist_ok=True)
+    task = Task(float_chain(), chain, todo, settings.calibration, golden_answers(), measured, folder)
+    return Run(task, solve(task, on_progress), searched)
+
+
+@torch.no_grad()
+def hidden_of(chain: BlockStreamer) -> torch.Tensor:
+    """The residual stream that predicts the answers' tokens, of a whole model from the pixels on."""
+    x = torch.from_numpy(golden_answers().pixel_values)
+    for block in chain.vision_blocks():
+        x = chain.run(chain.load(block), x)
+    batch = token_batch(golden_answers().samples, x, chain.embed)
+    x = batch.embeds * chain.config.decoder.residual_scale
+    for block in chain.decoder_blocks():
+        x = chain.run(chain.load(block), x)
+    return x[batch.answers]
+
+
+def sqnr(reference: torch.Tensor, candidate: torch.Tensor) -> float:
+    """Signal to noise in decibels."""
+    noise = (reference - candidate).double().square().sum()
+    return float(10 * torch.log10(reference.double().square().sum() / noise))

@@ -1,0 +1,168 @@
+"""What the reference says, and how samples lie side by side."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastvlm_convert.errors import PromptError, RecipeError
+from fastvlm_convert.generate import generate
+from fastvlm_convert.quantization.answers import MAX_ANSWER_TOKENS, Answered, Sample, answered, token_batch
+from fastvlm_convert.quantization.calibration import Calibration
+from fastvlm_convert.questions import Question
+from fastvlm_convert.recipe import CalibrationSettings
+from fastvlm_convert.runtime.loaded import load_reference
+from tests.checkpoints import HF, LLAVA, golden_checkpoint
+from tests.quantization.calibrated import SETTINGS, float_chain, generated, golden_answers
+
+CHECKPOINT = golden_checkpoint(LLAVA)
+PICTURE = Image.new("RGB", (9, 5), "red")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def ask(
+    data: Calibration,
+    settings: CalibrationSettings = SETTINGS,
+    checkpoint=CHECKPOINT,
+    on_progress=lambda s: None,
+) -> Answered:
+    return answered(checkpoint, checkpoint.config, "pad", data, settings, on_progress)
+
+
+def same(a: Answered, b: Answered) -> bool:
+    return np.array_equal(a.features, b.features) and all(
+        np.array_equal(x.answer, y.answer) for x, y in zip(a.samples, b.samples, strict=True)
+    )
+
+
+def test_they_are_the_references_own():
+    reference = load_reference(CHECKPOINT)
+    found = golden_answers()
+    for question, sample, features, pixels in zip(
+        generated().questions, found.samples, found.features, found.pixel_values, strict=True
+    ):
+        prompt = reference.prompt(question.text, [question.image])
+        room = min(MAX_ANSWER_TOKENS, SETTINGS.max_tokens - prompt.length(len(features)))
+        if question.answer is None:
+            said = generate(reference.session, prompt, reference.eos_token_ids, room)
+            end = [reference.eos_token_ids[0]] if said.finished else []
+            assert sample.answer.tolist() == [*said.token_ids, *end]
+        assert [sample.before.tolist(), sample.after.tolist()] == [s.tolist() for s in prompt.segments]
+        np.testing.assert_array_equal(pixels, prompt.images[0][0])
+        np.testing.assert_array_equal(features, reference.session.encode_image(prompt.images[0]))
+        assert (
+            len(sample.before) + len(features) + len(sample.after) + len(sample.answer) <= SETTINGS.max_tokens
+        )
+
+
+def test_it_is_asked_once(own_cache):
+    first = ask(generated())
+    (path,) = (own_cache / "answers").iterdir()
+    written = path.stat().st_mtime_ns
+    shares: list[float] = []
+    second = ask(generated(), checkpoint=replace(CHECKPOINT, weights={}), on_progress=shares.append)
+    assert same(first, second)
+    assert (path.stat().st_mtime_ns, shares) == (written, [1.0])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b"", lambda b: b[:-40], lambda b: b"no archive", lambda b: b[:200]]
+)
+def test_a_damaged_cache_is_no_cache(own_cache, damage):
+    first = ask(generated())
+    (path,) = (own_cache / "answers").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert same(ask(generated()), first)
+    assert path.read_bytes() == whole
+
+
+def test_other_data_is_asked_anew(own_cache):
+    ask(generated())
+    ask(replace(generated(), sha256="other"))
+    ask(generated(), replace(SETTINGS, max_tokens=80))
+    assert len(list((own_cache / "answers").iterdir())) == 3
+
+
+def test_given_answers(own_cache):
+    texts = ("Red.", "", "A red picture. " * 20)
+    data = Calibration(tuple(Question(PICTURE, "What?", text) for text in texts), "given")
+    found = ask(data, replace(SETTINGS, max_tokens=100)).samples
+    end = CHECKPOINT.eos_token_ids[0]
+    for text, sample in zip(texts, found, strict=True):
+        ids = CHECKPOINT.tokenizer.encode(text)
+        room = min(
+            MAX_ANSWER_TOKENS,
+            100 - CHECKPOINT.config.vision.num_image_tokens - len(sample.before) - len(sample.after),
+        )
+        assert sample.answer.tolist() == [*ids[: room - 1], end]
+    assert len(found[2].answer) < len(CHECKPOINT.tokenizer.encode(texts[2]))
+
+
+def test_the_end_token_is_the_models(own_cache):
+    checkpoint = golden_checkpoint(HF)
+    found = ask(Calibration((Question(PICTURE, "What?", "Red."),), "hf"), checkpoint=checkpoint)
+    assert found.samples[0].answer[-1] == checkpoint.eos_token_ids[0]
+
+
+def test_a_place_for_the_image(own_cache):
+    data = Calibration((Question(PICTURE, "What is in <image> there?", "Red."),), "marked")
+    sample = ask(data).samples[0]
+    encode = CHECKPOINT.tokenizer.encode
+    assert sample.before[-3:].tolist() == encode("What is in ")[-3:]
+    assert sample.after[:2].tolist() == encode(" there?")[:2]
+    with pytest.raises(PromptError, match="marks 2 places"):
+        ask(Calibration((Question(PICTURE, "<image> or <image>?"),), "two"))
+
+
+def test_a_prompt_that_leaves_no_room(own_cache):
+    with pytest.raises(
+        RecipeError, match=r"max_tokens is 30, but the prompt of sample 1 takes \d+ tokens"
+    ) as caught:
+        ask(generated(), replace(SETTINGS, max_tokens=30))
+    assert "raise calibration.max_tokens" in str(caught.value.hint)
+    assert not (own_cache / "answers").exists()
+
+
+def ids(*values: int) -> np.ndarray:
+    return np.asarray(values, np.int64)
+
+
+SAMPLES = (
+    Sample(ids(1, 2), ids(3), ids(4, 5, 6)),
+    Sample(ids(), ids(7, 8), ids(9)),  # the image comes first
+    Sample(ids(1), ids(), ids(2, 3)),  # and last
+)
+
+
+def test_samples_side_by_side():
+    features = 100 + torch.arange(12.0).reshape(3, 2, 2)
+    batch = token_batch(SAMPLES, features, lambda tokens: tokens[:, None].expand(-1, 2).float())
+    first = [[1, 2, 100, 102, 3, 4, 5], [104, 106, 7, 8], [1, 108, 110, 2]]
+    longest = len(first[0])
+    assert batch.embeds[..., 0].tolist() == [row + [0] * (longest - len(row)) for row in first]
+    assert batch.real.sum(1).tolist() == [7, 4, 4]
+    assert [row.nonzero().flatten().tolist() for row in batch.image] == [[2, 3], [0, 1], [1, 2]]
+    rows, tokens = (part.tolist() for part in batch.answers)
+    assert list(zip(rows, tokens, strict=True)) == [(0, 4), (0, 5), (0, 6), (1, 3), (2, 2), (2, 3)]
+    assert all(batch.real[r, t] for r, t in zip(rows, tokens, strict=True))
+
+
+def test_answers_are_predicted_where_they_say():
+    """The likeliest tokens at those places are the reference's greedy answers."""
+    chain, data = float_chain(), golden_answers()
+    batch = token_batch(data.samples, torch.from_numpy(data.features), chain.embed)
+    x = batch.embeds
+    for block in chain.decoder_blocks():
+        x = chain.run(chain.load(block), x)
+    asked = batch.answers[0] < 2  # the last answer was given
+    said = np.concatenate([sample.answer for sample in data.samples[:2]])
+    assert chain.logits(x[batch.answers])[asked].argmax(-1).tolist() == said.tolist()

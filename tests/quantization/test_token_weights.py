@@ -1,0 +1,117 @@
+"""What the answers feel, against autograd on the whole model."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastvlm_convert.model.block_streamer import BlockStreamer
+from fastvlm_convert.quantization import token_weights
+from fastvlm_convert.quantization.answers import TokenBatch
+from fastvlm_convert.quantization.token_weights import averaged, float_pass
+from tests.checkpoints import LLAVA, golden_checkpoint, golden_model
+from tests.quantization.calibrated import float_chain, floats, golden_batch, golden_pass, hidden_of
+
+
+def whole_model(batch: TokenBatch, row: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits that predict a sample's answer, and every layer's outputs, of the model as a whole."""
+    model, outputs = golden_model(LLAVA, folded=True), {}
+
+    def watch(name: str, y: torch.Tensor) -> None:
+        y.retain_grad()
+        outputs[name] = y
+
+    hooks = [
+        layer.register_forward_hook(lambda _m, _i, y, name=name: watch(name, y))
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and name.startswith("decoder.layers.")
+    ]
+    embeds = batch.embeds[row][batch.real[row]].clone().requires_grad_()
+    logits = model.decoder(embeds[None], model.decoder.new_cache(len(embeds)))[0]
+    for hook in hooks:
+        hook.remove()
+    return logits[batch.answers[1][batch.answers[0] == row]], outputs
+
+
+def probes(logits: torch.Tensor) -> torch.Tensor:
+    """`sqrt(p) n - p (sqrt(p) . n)` for the noise n of the seed, drawn some rows at a time."""
+    noise = torch.Generator().manual_seed(token_weights.SEED)
+    parts = torch.split(logits.detach(), token_weights.SAMPLES)
+    n = torch.cat([torch.randn(part.shape, generator=noise) for part in parts])
+    p = torch.softmax(logits.detach(), -1)
+    return p.sqrt() * n - p * (p.sqrt() * n).sum(-1, keepdim=True)
+
+
+def test_they_are_the_squared_gradients_of_a_whole_backward_pass():
+    batch, found = golden_batch(), golden_pass().weights
+    runs = [whole_model(batch, row) for row in range(len(batch.embeds))]
+    rows = probes(torch.cat([logits for logits, _ in runs]))
+    for row, (logits, outputs) in enumerate(runs):
+        (logits * rows[batch.answers[0] == row]).sum().backward()
+        assert set(outputs) == set(found)
+        for name, y in outputs.items():
+            expected = y.grad[0].square().mean(-1)
+            assert expected.max() > 0
+            ours = found[name][row]
+            torch.testing.assert_close(
+                ours[batch.real[row]], expected, rtol=1e-3, atol=1e-5 * expected.max().item()
+            )
+            assert not ours[~batch.real[row]].any()
+    assert not batch.real.all()  # or nothing was padded
+
+
+def test_they_predict_the_divergence(monkeypatch):
+    """Noise at a layer's outputs costs what its weights say, on average over many draws."""
+    chain, batch = float_chain(), golden_batch()
+    layer, block = "self_attn.o_proj", "decoder.layers.1"
+    drawn = []
+    for seed in range(6):
+        monkeypatch.setattr(token_weights, "SEED", seed)
+        found = float_pass(chain, batch, True, lambda share: None)
+        drawn.append(found.weights[f"{block}.{layer}"].numpy())
+    mean = np.mean(drawn, 0)
+    before = chain.run(chain.load("decoder.layers.0"), batch.embeds)
+    clean = torch.log_softmax(chain.logits(golden_pass().hidden), -1)
+    ratios = []
+    for seed in range(12):
+        noise = torch.Generator().manual_seed(seed)
+        module = chain.load(block)
+        module.get_submodule(layer).register_forward_hook(
+            lambda _m, _i, y, noise=noise: y + 3e-3 * torch.randn(y.shape, generator=noise)
+        )
+        noisy = torch.log_softmax(chain.logits(chain.run(module, before)[batch.answers]), -1)
+        width = chain.config.decoder.hidden_size
+        predicted = 0.5 * 3e-3**2 * width * mean.sum()
+        ratios.append(float((clean.exp() * (clean - noisy)).sum()) / predicted)
+    assert 0.7 < np.mean(ratios) < 1.4
+
+
+def test_without_a_backward_pass():
+    shares: list[float] = []
+    found = float_pass(float_chain(), golden_batch(), False, shares.append)
+    assert not found.weights
+    assert torch.equal(found.hidden, golden_pass().hidden)
+    torch.testing.assert_close(
+        found.hidden,
+        hidden_of(BlockStreamer(golden_checkpoint(LLAVA).config, floats())),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    assert shares == [0.5, 1.0]
+
+
+def test_progress_reaches_the_end():
+    shares: list[float] = []
+    float_pass(float_chain(), golden_batch(), True, shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_averages_by_modality():
+    batch = golden_batch()
+    weights = golden_pass().weights["decoder.layers.0.mlp.up_proj"]
+    found = averaged(weights, batch)
+    text = batch.real & ~batch.image
+    for tokens in (batch.image, text):
+        torch.testing.assert_close(found[tokens], weights[tokens].mean().expand(int(tokens.sum())))
+    assert found[batch.image][0] != found[text][0]
+    assert not found[~batch.real].any()
