@@ -1,4 +1,4 @@
-"""manifest.json: what a bundle holds. The bundle writes it, runtimes and checks read it."""
+"""fastvlm_manifest.json: what a bundle holds. The bundle writes it, runtimes and checks read it."""
 
 import dataclasses
 import hashlib
@@ -14,9 +14,10 @@ from fastvlm_convert.io_names import Component, FloatName, PrecisionName, Tensor
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH, Recipe
 
-FILE_NAME: Final = "manifest.json"
+FILE_NAME: Final = "fastvlm_manifest.json"
 SCHEMA: Final = "fastvlm-convert/bundle"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+OLD_FILE_NAME: Final = "manifest.json"  # of version 1
 
 Target = Literal["onnx", "coreml"]
 Status = Literal["passed", "failed", "not_run"]
@@ -89,13 +90,13 @@ class Source:
     Attributes:
         layout: Layout of the checkpoint.
         sha256: Hash of the checkpoint's files, adapter included.
-        licence: File name of the licence's copy, or `not_found`.
+        license: File name of the license's copy, or `not_found`.
         calibration: Hash of the data that layers were solved with, if any.
     """
 
     layout: str
     sha256: str
-    licence: str
+    license: str
     calibration: str | None = None
 
 
@@ -148,7 +149,7 @@ class Manifest:
         return tuple(dict.fromkeys(artifact.target for artifact in self.artifacts))
 
     def to_json(self) -> str:
-        """The content of manifest.json."""
+        """The content of fastvlm_manifest.json."""
         value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
         return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
@@ -166,7 +167,7 @@ def _file_entry(path: Path) -> FileEntry:
 
 def is_bundle(folder: Path) -> bool:
     """Whether a folder holds a manifest of this tool, of whatever version and however damaged the rest."""
-    return has_schema(folder / FILE_NAME, SCHEMA)
+    return any(has_schema(folder / name, SCHEMA) for name in (FILE_NAME, OLD_FILE_NAME))
 
 
 def load_manifest(bundle: Path) -> Manifest:
@@ -179,6 +180,12 @@ def load_manifest(bundle: Path) -> Manifest:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if has_schema(bundle / OLD_FILE_NAME, SCHEMA):
+            raise BundleError(
+                f"a bundle of version 1; this tool reads {SCHEMA_VERSION}",
+                where=bundle,
+                hint="export the bundle again",
+            ) from error
         raise BundleError(
             f"not a bundle: it has no {FILE_NAME}", where=bundle, hint="make one with: fastvlm-convert export"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastvlm_convert import __version__
 from fastvlm_convert.bundle.folder import BUNDLE, QUANTIZED_CHECKPOINT, new_folder
-from fastvlm_convert.bundle.license import NO_LICENCE
+from fastvlm_convert.bundle.license import NO_LICENSE
 from fastvlm_convert.bundle.quantized_writer import write_settings, write_weights
 from fastvlm_convert.bundle.resumable import resumable_folder
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint, source_hash
@@ -174,7 +174,7 @@ def export(
             weights,
             recipe,
             prepared.contract,
-            source.licence,
+            source.license,
             folder,
             lambda share: None,
         )
@@ -234,8 +234,8 @@ def _source(checkpoint: Checkpoint, data: Calibration | None) -> Source:
     """Where an output comes from; a quantized checkpoint passes on what it was made of."""
     stored = checkpoint.quantized
     calibration = data.sha256 if data else stored.record.source.calibration if stored else None
-    licence = NO_LICENCE if checkpoint.licence is None else checkpoint.licence.name
-    return Source(checkpoint.layout, source_hash(checkpoint), licence, calibration)
+    license = NO_LICENSE if checkpoint.license is None else checkpoint.license.name
+    return Source(checkpoint.layout, source_hash(checkpoint), license, calibration)
 
 
 def _scan_of(checkpoint: Checkpoint, source_sha256: str) -> RangeReport | None:
@@ -266,8 +266,8 @@ def _checkpoint_warnings(checkpoint: Checkpoint, made: str) -> list[str]:
         f"config.json says {d.key} is {d.config}, the tensors say {d.tensors}; the tensors were followed"
         for d in checkpoint.disagreements
     ]
-    if checkpoint.licence is None:
-        warnings.append(f"the checkpoint has no licence file; see that you may pass the {made} on")
+    if checkpoint.license is None:
+        warnings.append(f"the checkpoint has no license file; see that you may pass the {made} on")
     return warnings
 
 

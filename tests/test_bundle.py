@@ -198,23 +198,23 @@ class TestTokenizer:
             assert config["split_special_tokens"] is False
 
 
-class TestLicence:
+class TestLicense:
     APPLE = "Apple Machine Learning Research Model License Agreement\n\nDisclaimer: ...\n"
 
     def test_it_is_copied_with_a_notice_of_what_was_changed(self, llava, tmp_path):
         (llava / "LICENSE_MODEL").write_text(self.APPLE)
         result = export(llava, recipe(FP16), ["onnx"], tmp_path / "bundle")
-        assert result.manifest.source.licence == "LICENSE_MODEL"
+        assert result.manifest.source.license == "LICENSE_MODEL"
         assert (result.bundle / "LICENSE_MODEL").read_text() == self.APPLE
         notice = (result.bundle / "NOTICE").read_text()
         assert notice.startswith("Apple Machine Learning Research Model is licensed under the Apple Machine ")
-        assert "its licence is in LICENSE_MODEL" in notice
+        assert "its license is in LICENSE_MODEL" in notice
         assert "float16 (image encoder, projector), float16 (embedding) and float16 (decoder)" in notice
         assert "recipe 'fp16'" in notice
         assert {"LICENSE_MODEL", "NOTICE"} <= set(result.manifest.files)
-        assert not any("licence" in warning for warning in result.warnings)
+        assert not any("license" in warning for warning in result.warnings)
 
-    def test_another_licence_gets_no_line_of_apples(self, llava, tmp_path):
+    def test_another_license_gets_no_line_of_apples(self, llava, tmp_path):
         (llava / "LICENSE").write_text("MIT License\n")
         bundle = export_bundle(llava, tmp_path / "bundle")
         assert (bundle / "LICENSE").read_text() == "MIT License\n"
@@ -222,8 +222,8 @@ class TestLicence:
 
     def test_without_one_there_is_a_warning(self, llava, tmp_path):
         result = export(llava, recipe(), ["onnx"], tmp_path / "bundle")
-        assert result.manifest.source.licence == "not_found"
-        assert any("has no licence file" in warning for warning in result.warnings)
+        assert result.manifest.source.license == "not_found"
+        assert any("has no license file" in warning for warning in result.warnings)
         assert not (result.bundle / "NOTICE").exists()
 
 

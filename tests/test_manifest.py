@@ -36,7 +36,7 @@ class TestContent:
 
     def test_versions_source_and_recipe(self, fp32_bundle):
         value = json.loads((fp32_bundle / FILE_NAME).read_text())
-        assert (value["schema"], value["schema_version"]) == ("fastvlm-convert/bundle", 1)
+        assert (value["schema"], value["schema_version"]) == ("fastvlm-convert/bundle", 2)
         manifest = load_manifest(fp32_bundle)
         assert manifest.tool == __version__
         for name in ("numpy", "onnx", "tokenizers"):
@@ -143,9 +143,18 @@ def test_inconsistent(bundle, change, message):
 
 def test_another_version(bundle):
     edit_manifest(bundle, lambda m: m.update(schema_version=99))
-    with pytest.raises(BundleError, match="manifest version 99; this tool reads 1") as caught:
+    with pytest.raises(BundleError, match="manifest version 99; this tool reads 2") as caught:
         load_manifest(bundle)
     assert "export the bundle again" in str(caught.value.hint)
+
+
+def test_a_bundle_of_version_1(bundle):
+    edit_manifest(bundle, lambda m: m.update(schema_version=1))
+    (bundle / FILE_NAME).rename(bundle / "manifest.json")
+    with pytest.raises(BundleError, match="a bundle of version 1; this tool reads 2") as caught:
+        load_manifest(bundle)
+    assert "export the bundle again" in str(caught.value.hint)
+    assert is_bundle(bundle)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": "other"}', "1" * 5000, "[" * 100_000])
@@ -157,7 +166,7 @@ def test_no_manifest_of_ours(bundle, content):
 
 
 def test_a_folder_without_manifest(tmp_path):
-    with pytest.raises(BundleError, match=r"not a bundle: it has no manifest.json") as caught:
+    with pytest.raises(BundleError, match=r"not a bundle: it has no fastvlm_manifest.json") as caught:
         load_manifest(tmp_path)
     assert "fastvlm-convert export" in str(caught.value.hint)
     assert not is_bundle(tmp_path)

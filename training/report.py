@@ -87,7 +87,7 @@ python training/train_demo.py
 python training/train_demo.py --from checkpoints/fastvlm-demo --seed 5 --minutes 15 --output DIR
 ```
 
-## Licence
+## License
 
 Apache-2.0, see `LICENSE`. No data or weights of others were used.
 """

@@ -237,7 +237,7 @@ def history(work: Path) -> list[PhaseRecord]:
 
 
 def export(model: DemoModel, config: NetworkConfig, packer: Packer, args: argparse.Namespace) -> None:
-    """Write the checkpoint, with its accuracy on 500 pictures, check pictures and licence."""
+    """Write the checkpoint, with its accuracy on 500 pictures, check pictures and license."""
     folded = round_to_half(FoldedModel(model.vision, model.projector, model.decoder)).eval()
     result = exact_match(
         folded.decoder,

@@ -1,27 +1,27 @@
-"""What a model's licence asks of those who pass a derivative on."""
+"""What a model's license asks of those who pass a derivative on."""
 
 from pathlib import Path
 from typing import Final
 
 from fastvlm_convert.recipe import Recipe
 
-NO_LICENCE: Final = "not_found"
+NO_LICENSE: Final = "not_found"
 
 
-def licence_files(licence: Path, recipe: Recipe, made: str) -> dict[str, bytes]:
-    """A copy of the licence, and a notice of what was changed, by name.
+def license_files(license: Path, recipe: Recipe, made: str) -> dict[str, bytes]:
+    """A copy of the license, and a notice of what was changed, by name.
 
     Args:
-        licence: The checkpoint's licence file.
+        license: The checkpoint's license file.
         recipe: What the checkpoint was converted with.
         made: What people call the folder.
     """
-    return {licence.name: licence.read_bytes(), "NOTICE": _notice(licence, recipe, made).encode()}
+    return {license.name: license.read_bytes(), "NOTICE": _notice(license, recipe, made).encode()}
 
 
-def _notice(licence: Path, recipe: Recipe, made: str) -> str:
-    """What a licence asks of those who pass a derivative on: say what it is and what was changed."""
-    text = licence.read_text(encoding="utf-8", errors="replace")
+def _notice(license: Path, recipe: Recipe, made: str) -> str:
+    """What a license asks of those who pass a derivative on: say what it is and what was changed."""
+    text = license.read_text(encoding="utf-8", errors="replace")
     attribution = (
         "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model "
         "License Agreement.\n\n"
@@ -31,7 +31,7 @@ def _notice(licence: Path, recipe: Recipe, made: str) -> str:
     integers = ", ".join(f"{rule} as {rule.scheme}" for rule in recipe.quantize if rule.scheme != "float")
     quantized = f"These layers are stored as integers: {integers}.\n" if integers else ""
     return (
-        f"{attribution}This {made} is a derivative of a FastVLM model; its licence is in {licence.name}.\n\n"
+        f"{attribution}This {made} is a derivative of a FastVLM model; its license is in {license.name}.\n\n"
         "Modifications: BatchNorm and LayerScale of the image encoder were folded into the weights beside "
         f"them, the model was converted to the formats in this {made}, and its weights are stored as "
         f"{recipe.vision.storage} (image encoder, projector), {recipe.embed.storage} (embedding) and "

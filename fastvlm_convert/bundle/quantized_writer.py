@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from fastvlm_convert.bundle.folder import QUANTIZED_CHECKPOINT
-from fastvlm_convert.bundle.license import licence_files
+from fastvlm_convert.bundle.license import license_files
 from fastvlm_convert.bundle.resumable import Work
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME, Quantization
@@ -69,7 +69,7 @@ def write_weights(
 def write_settings(
     work: Work, checkpoint: Checkpoint, recipe: Recipe, source: Source, plans: Sequence[LayerPlan], tool: str
 ) -> Quantization:
-    """Write everything else: the checkpoint's settings, its licence, quantized.json last.
+    """Write everything else: the checkpoint's settings, its license, quantized.json last.
 
     Args:
         work: The folder under construction, all weights finished.
@@ -83,10 +83,10 @@ def write_settings(
         OSError: A file cannot be copied.
     """
     for path in checkpoint.settings:
-        if path != checkpoint.licence:
+        if path != checkpoint.license:
             shutil.copyfile(path, work.folder / path.name)
-    if checkpoint.licence is not None:
-        for name, content in licence_files(checkpoint.licence, recipe, QUANTIZED_CHECKPOINT.name).items():
+    if checkpoint.license is not None:
+        for name, content in license_files(checkpoint.license, recipe, QUANTIZED_CHECKPOINT.name).items():
             (work.folder / name).write_bytes(content)
     layers = layer_reports(plans, lambda name: SquaredSums(**work.finished[name]))
     record = Quantization(tool, source, recipe, layers)

@@ -37,7 +37,7 @@ _READERS: dict[str, Callable[[Path], dict[str, Weight]]] = {
     "model.safetensors": read_safetensors,
     "pytorch_model.bin": read_torch_zip,
 }
-_LICENCE_NAMES = ("LICENSE", "LICENSE_MODEL", "LICENSE.txt", "LICENSE.md", "LICENCE")
+_LICENSE_NAMES = ("LICENSE", "LICENSE_MODEL", "LICENSE.txt", "LICENSE.md", "LICENCE")
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Checkpoint:
         image_mode: `pad` or `crop`: how the original code makes an image square.
         unused: Stored names that no part of the model reads.
         disagreements: Where config.json contradicts the tensors.
-        licence: The model's licence file, if it brings one.
-        settings: Every file but weights: config, tokenizer, preprocessing, generation, licence.
+        license: The model's license file, if it brings one.
+        settings: Every file but weights: config, tokenizer, preprocessing, generation, license.
         files: Every file that was read, for the checkpoint's hash.
     """
 
@@ -73,7 +73,7 @@ class Checkpoint:
     image_mode: ImageMode
     unused: tuple[str, ...]
     disagreements: tuple[Disagreement, ...]
-    licence: Path | None
+    license: Path | None
     settings: tuple[Path, ...]
     files: tuple[Path, ...]
 
@@ -115,11 +115,11 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
     tokenizer = read_tokenizer(path)
     _check_embeds(tokenizer, config, path)
     generation = _optional_json(path / "generation_config.json")
-    licence = next((path / n for n in _LICENCE_NAMES if (path / n).is_file()), None)
+    license = next((path / n for n in _LICENSE_NAMES if (path / n).is_file()), None)
     settings = [path / "config.json", *tokenizer.files]
     extra = ("preprocessor_config.json", "generation_config.json")
     settings += [path / n for n in extra if (path / n).is_file()]
-    settings += [] if licence is None else [licence]
+    settings += [] if license is None else [license]
     return Checkpoint(
         path=path,
         layout=layout,
@@ -132,7 +132,7 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
         image_mode="pad" if raw.get("image_aspect_ratio", "pad") == "pad" else "crop",
         unused=content.unused,
         disagreements=find_disagreements(config, raw, layout),
-        licence=licence,
+        license=license,
         settings=tuple(settings),
         files=(*settings, *content.files),
     )

@@ -30,7 +30,7 @@ from fastvlm_convert.weights.source import Weight, reshaped
 
 FILE_NAME: Final = "quantized.json"
 SCHEMA: Final = "fastvlm-convert/quantized"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 @dataclass(frozen=True)

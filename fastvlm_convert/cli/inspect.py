@@ -74,7 +74,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "eos_token_ids": list(checkpoint.eos_token_ids),
         },
         "quantized": None if checkpoint.quantized is None else _quantized(checkpoint.quantized.record),
-        "licence": None if checkpoint.licence is None else checkpoint.licence.name,
+        "license": None if checkpoint.license is None else checkpoint.license.name,
         "unused_tensors": list(checkpoint.unused),
         "disagreements": [vars(d) for d in checkpoint.disagreements],
     }
@@ -129,7 +129,7 @@ def _print(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
         ("KV cache", f"{size_text(_cache_bytes(checkpoint))} a token in float16"),
         ("tokenizer", ", ".join(facts["tokenizer"]["files"])),
         ("ends at", ", ".join(str(i) for i in checkpoint.eos_token_ids)),
-        ("licence", facts["licence"] or "[yellow]not found[/]"),
+        ("license", facts["license"] or "[yellow]not found[/]"),
     ]
     table = Table(
         title=escape(str(checkpoint.path)),

@@ -30,7 +30,7 @@ class ExportJob:
         weights: Canonical names, folded, quantized where the recipe says so.
         recipe: Precisions and settings.
         contract: What the bundle promises its users.
-        licence: File name of the model's licence, or `not_found`.
+        license: File name of the model's license, or `not_found`.
         folder: The bundle under construction.
         on_progress: Called with the share of the weights written, 0..1.
     """
@@ -39,7 +39,7 @@ class ExportJob:
     weights: MixedSource
     recipe: Recipe
     contract: Contract
-    licence: str
+    license: str
     folder: Path
     on_progress: OnProgress
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, apple_files, client_files
 from fastvlm_convert.bundle.folder import BUNDLE
-from fastvlm_convert.bundle.license import licence_files
+from fastvlm_convert.bundle.license import license_files
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.exporters.onnx.sizes import onnx_dry_run
@@ -110,8 +110,8 @@ def files_beside(
     if "coreml" in targets and prepared.recipe.coreml.drop_in:
         apple = apple_files(checkpoint.tokenizer, config, contract)
         files |= {f"{APPLE_FOLDER}/{name}": content for name, content in apple.items()}
-    if checkpoint.licence is not None:
-        files |= licence_files(checkpoint.licence, prepared.recipe, BUNDLE.name)
+    if checkpoint.license is not None:
+        files |= license_files(checkpoint.license, prepared.recipe, BUNDLE.name)
     return files
 
 

@@ -116,7 +116,7 @@ def test_files_and_hash_cover_what_was_read(sharded):
     (sharded / "LICENSE").write_text("research only")
     (sharded / "notes.txt").write_text("not part of it")
     checkpoint = open_checkpoint(sharded)
-    assert checkpoint.licence == sharded / "LICENSE"
+    assert checkpoint.license == sharded / "LICENSE"
     names = {path.name for path in checkpoint.files}
     assert names == {path.name for path in sharded.iterdir()} - {"notes.txt"}
     digest = content_hash(checkpoint.files)
@@ -126,7 +126,7 @@ def test_files_and_hash_cover_what_was_read(sharded):
         path.write_bytes(content + b" ")
         assert content_hash(checkpoint.files) != digest, path.name
         path.write_bytes(content)
-    assert golden_checkpoint(SHARDED).licence is None
+    assert golden_checkpoint(SHARDED).license is None
 
 
 def test_the_hash_does_not_depend_on_the_place(llava, tmp_path):

@@ -102,7 +102,7 @@ class TestWhole:
 
 RECORDS = {
     "another schema": ({"schema": "other"}, "not a quantized.json of fastvlm-convert"),
-    "another version": ({"schema_version": 2}, "version 2; this tool reads 1"),
+    "another version": ({"schema_version": 1}, "version 1; this tool reads 2"),
     "no layers": ({"layers": []}, "fc2.weight' is missing"),
     "layers are no list": ({"layers": {}}, "expected a list"),
     "an unknown key": ({"speed": 1}, "unknown setting speed"),

@@ -566,10 +566,14 @@ def bundle_case(
     CASES[name] = (prepare, message, hint)
 
 
-bundle_case("manifest_corrupt", "not valid JSON", cut("manifest.json", 0.5), "export the bundle again")
-bundle_case("manifest_of_another_tool", "not a manifest of fastvlm-convert", write("manifest.json", "{}"))
 bundle_case(
-    "manifest_of_another_version", "manifest version 7; this tool reads 1",
+    "manifest_corrupt", "not valid JSON", cut("fastvlm_manifest.json", 0.5), "export the bundle again"
+)
+bundle_case(
+    "manifest_of_another_tool", "not a manifest of fastvlm-convert", write("fastvlm_manifest.json", "{}")
+)
+bundle_case(
+    "manifest_of_another_version", "manifest version 7; this tool reads 2",
     lambda b: edit_manifest(b, lambda m: m.update(schema_version=7)), "export the bundle again",
 )  # fmt: skip
 bundle_case(
@@ -599,11 +603,15 @@ bundle_case(
     lambda b: write("tokenizer.json", b" " * (b / "tokenizer.json").stat().st_size)(b),
 )  # fmt: skip
 bundle_case(
-    "bench_of_no_bundle", "not a bundle: it has no manifest.json", remove("manifest.json"), "export", "bench"
+    "bench_of_no_bundle",
+    "not a bundle: it has no fastvlm_manifest.json",
+    remove("fastvlm_manifest.json"),
+    "export",
+    "bench",
 )
 
 
-@case("not a bundle: it has no manifest.json", "fastvlm-convert export")
+@case("not a bundle: it has no fastvlm_manifest.json", "fastvlm-convert export")
 def verify_of_a_checkpoint(place):
     return ("verify", CHECKPOINT, "--reference", CHECKPOINT)
 

@@ -31,7 +31,7 @@ def test_it_says_what_it_made_and_what_to_do_next(cli, tmp_path):
     assert all(name in result.out for name in manifest.files)
     assert "total" in result.out
     assert result.err == (
-        "warning: the checkpoint has no licence file; see that you may pass the bundle on\n\n"
+        "warning: the checkpoint has no license file; see that you may pass the bundle on\n\n"
         f"verify: fastvlm-convert verify {output} --reference {CHECKPOINT}\n"
         f"bench:  fastvlm-convert bench {output} --reference {CHECKPOINT}\n"
     )
@@ -58,7 +58,7 @@ def test_document(cli, tmp_path):
         "bundle": str(output),
         "files": files,
         "total_bytes": sum(files.values()),
-        "warnings": ["the checkpoint has no licence file; see that you may pass the bundle on"],
+        "warnings": ["the checkpoint has no license file; see that you may pass the bundle on"],
     }
 
 
@@ -144,7 +144,7 @@ class TestOverwrite:
         folder.mkdir(parents=True)
         (folder / "precious.txt").write_text("mine")
         if content is not None:
-            (folder / "manifest.json").write_text(content)
+            (folder / "fastvlm_manifest.json").write_text(content)
         before = tree_state(folder)
         result = self.export(cli, folder, "--overwrite")
         assert (result.code, result.out) == (2, "")
@@ -179,7 +179,7 @@ class TestOverwrite:
         """Even where its folder, or one above it, looks like a bundle of ours."""
         checkpoint = copy_checkpoint("tiny-llava", tmp_path / "a" / "b")
         for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
-            shutil.copy(fp32_bundle / "manifest.json", folder)
+            shutil.copy(fp32_bundle / "fastvlm_manifest.json", folder)
         (tmp_path / "link").symlink_to(checkpoint.parent)
         output = tmp_path / "link" if where == "link" else checkpoint / where
         before = tree_state(tmp_path / "a")

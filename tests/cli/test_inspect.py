@@ -41,7 +41,7 @@ def test_document(cli):
     assert document["tokenizer"]["eos_token_ids"] == [431, 429]
     assert document["tokenizer"]["image_token_id"] == 432
     assert "vocab.json" in document["tokenizer"]["files"]
-    assert document["licence"] is None
+    assert document["license"] is None
     assert any("head.proj" in name for name in document["unused_tensors"])
     assert document["disagreements"] == []
     unused = set(document["unused_tensors"])
@@ -84,9 +84,9 @@ def test_unused_tensors_are_listed(cli, llava):
     assert "model.odd.weight" in cli("inspect", llava, "--json").document["unused_tensors"]
 
 
-def test_the_licence_is_named(cli, llava):
+def test_the_license_is_named(cli, llava):
     (llava / "LICENSE").write_text("MIT")
-    assert cli("inspect", llava, "--json").document["licence"] == "LICENSE"
+    assert cli("inspect", llava, "--json").document["license"] == "LICENSE"
     assert "LICENSE" in cli("inspect", llava).out
 
 

@@ -45,7 +45,7 @@ def test_it_answers_as_the_checkpoint_does(bundle, capsys):
         assert ours["text"]
 
 
-def test_its_licence_comes_along(bundle):
+def test_its_license_comes_along(bundle):
     assert (bundle / "LICENSE").read_bytes() == (DEMO / "LICENSE").read_bytes()
     assert "fastvlm-convert" in (bundle / "NOTICE").read_text()
 

@@ -23,14 +23,14 @@ class Metadata:
     Attributes:
         description: One paragraph.
         author: Who made the model.
-        licence: Its licence.
+        license: Its license.
         details: More facts by name.
         features: Description of every input, output and state by name.
     """
 
     description: str
     author: str
-    licence: str
+    license: str
     details: Mapping[str, str]
     features: Mapping[str, str]
 
@@ -98,7 +98,7 @@ def _describe(model: Model_pb2.Model, metadata: Metadata) -> None:
     if "buildInfo" in model.mlProgram.attributes:
         del model.mlProgram.attributes["buildInfo"]
     description.metadata.author = metadata.author
-    description.metadata.license = metadata.licence
+    description.metadata.license = metadata.license
     description.metadata.shortDescription = metadata.description
     for key, value in metadata.details.items():
         description.metadata.userDefined[key] = value

@@ -65,7 +65,7 @@ class _Writer:
         self.weights = job.weights
         self.recipe = job.recipe
         self.contract = job.contract
-        self.licence = job.licence
+        self.license = job.license
         self.folder = job.folder
         self._on_bytes = ByteCounter(job).add
 
@@ -144,7 +144,7 @@ class _Writer:
         return Metadata(
             description=description,
             author="FastVLM by Apple, converted by fastvlm-convert",
-            licence=self.licence,
+            license=self.license,
             details={
                 "prompt": contract.prompt,
                 "image_mode": contract.image_mode,
