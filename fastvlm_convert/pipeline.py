@@ -30,6 +30,7 @@ from fastvlm_convert.manifest import (
 )
 from fastvlm_convert.predict.export_plan import files_beside, predicted_artifacts, prepare
 from fastvlm_convert.predict.size_check import check_sizes
+from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.prepared_weights import (
     calibration_for,
@@ -41,8 +42,6 @@ from fastvlm_convert.quantization.score import AnswerScore
 from fastvlm_convert.quantized.layer_report import LayerReport, layer_reports
 from fastvlm_convert.quantized.sqnr import ErrorMeter
 from fastvlm_convert.recipe import Recipe
-
-OnProgress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def quantize(
     adapter: Path | None = None,
     calibration: Path | None = None,
     overwrite: bool = False,
-    on_progress: OnProgress = lambda stage, share: None,
+    on_progress: OnStage = ignore_stage,
 ) -> QuantizeResult:
     """Make a quantized checkpoint, which every command takes like any other.
 
@@ -142,7 +141,7 @@ def export(
     adapter: Path | None = None,
     calibration: Path | None = None,
     overwrite: bool = False,
-    on_progress: OnProgress = lambda stage, share: None,
+    on_progress: OnStage = ignore_stage,
 ) -> ExportResult:
     """Convert a checkpoint to a bundle.
 

@@ -24,6 +24,7 @@ from fastvlm_convert.manifest import Target
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import is_language
 
 _MB: Final = 1_000_000
 _LIBRARIES: Final[dict[Target, int]] = {"onnx": 70 * _MB, "coreml": 340 * _MB}
@@ -69,7 +70,7 @@ def _working_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: Reci
     if target == "coreml":
         return max(plan.size * (1 if plan.scheme else 4) for plan in plans)
     angles = 3 * 8 * recipe.common.max_context_length * config.decoder.head_dim // 2
-    encoder = 3 * max(plan.size for plan in plans if not plan.layer.startswith("decoder."))
+    encoder = 3 * max(plan.size for plan in plans if not is_language(plan.layer))
     return max(angles, encoder)
 
 
@@ -100,9 +101,7 @@ def _calibration_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: 
     count = settings.num_samples
     state, widest = (4 * settings.max_tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)
-    language, vision = (
-        [p for p in plans if p.layer.startswith("decoder.") is part] for part in (True, False)
-    )
+    language, vision = ([p for p in plans if is_language(p.layer) is part] for part in (True, False))
     solving = _SOLVED.bytes(count, state, widest) + _hessian_bytes(language)
     size = config.vision.image_size**2
     if hessian := _hessian_bytes(vision):

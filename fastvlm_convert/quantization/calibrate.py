@@ -1,7 +1,7 @@
 """Find the integers of layers that need data: ask the reference, weigh the tokens, solve in turn."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.preprocess import ImageMode
+from fastvlm_convert.progress import OnStage
 from fastvlm_convert.quantization.answers import Answered, TokenBatch, answered, token_batch
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.layerwise import Task, kept_layer, solve
@@ -26,8 +27,6 @@ from fastvlm_convert.user_cache import cache_folder
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.rescale import repaired_config
 from fastvlm_convert.weights.source import WeightSource
-
-OnProgress = Callable[[str, float], None]
 
 ROWS = 256  # of logits at a time
 
@@ -51,7 +50,7 @@ def solved_layers(
     folded: WeightSource,
     searched: MixedSource,
     calibration: Calibration,
-    on_progress: OnProgress,
+    on_progress: OnStage,
 ) -> SolvedLayers:
     """Solve the layers whose rules need data; finished ones are kept in the user's cache.
 
@@ -120,7 +119,7 @@ def _solve(
     searched: MixedSource,
     data: Answered,
     folder: Path,
-    on_progress: OnProgress,
+    on_progress: OnStage,
 ) -> tuple[dict[str, AnyWeight], AnswerScore]:
     reference = BlockStreamer(config, folded)
     batch = token_batch(data.samples, torch.from_numpy(data.features), reference.embed)

@@ -16,6 +16,7 @@ from fastvlm_convert.generate import Session
 from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import Manifest, Target
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
+from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
 from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration, resolve
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import Recipe
@@ -27,9 +28,6 @@ if TYPE_CHECKING:  # the reference needs torch, which only those who run it load
     from fastvlm_convert.model.fastvlm import FastVLM
 
 REFERENCE_CONTEXT = 2048
-
-OnProgress = Callable[[float], None]
-OnStage = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def load_reference(
     image_size: int | None = None,
     image_mode: ImageMode | None = None,
     context_length: int = REFERENCE_CONTEXT,
-    on_progress: OnProgress | None = None,
+    on_progress: OnShare = ignore_share,
 ) -> LoadedModel:
     """The torch reference of a checkpoint.
 
@@ -83,7 +81,7 @@ def load_reference(
 
 
 def load_folded_reference(
-    checkpoint: Checkpoint, on_progress: OnProgress | None = None
+    checkpoint: Checkpoint, on_progress: OnShare = ignore_share
 ) -> tuple[LoadedModel, "FastVLM"]:
     """The reference with the weights that programs compute with, and the module itself for hooks.
 
@@ -99,7 +97,7 @@ def load_engine(
     recipe: Recipe,
     context_length: int,
     calibration: str | None = None,
-    on_progress: OnStage = lambda stage, share: None,
+    on_progress: OnStage = ignore_stage,
 ) -> LoadedModel:
     """The reference holding the weights that a recipe's integers stand for.
 
@@ -131,7 +129,7 @@ def _load_model(
     weights: WeightSource,
     folded: bool,
     context_length: int,
-    on_progress: OnProgress | None,
+    on_progress: OnShare,
 ) -> tuple[LoadedModel, "FastVLM"]:
     """The torch model with some weights, ready to answer; and the module itself."""
     try:
