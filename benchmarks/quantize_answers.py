@@ -39,7 +39,7 @@ from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.model.session import TorchSession
 from fastvlm_convert.preprocess import build_prompt
 from fastvlm_convert.quantization.answers import Sample as Tokens
-from fastvlm_convert.quantization.answers import answered, token_batch
+from fastvlm_convert.quantization.answers import collect_samples, token_batch
 from fastvlm_convert.quantization.calibration import read_calibration
 from fastvlm_convert.quantization.error_compensation import hessian_of
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
@@ -142,7 +142,7 @@ def fits(layer: str, part: str) -> bool:
 def hessians(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Of the float model's inputs over the calibration, one a layer."""
     config, weights = checkpoint.config, fold(checkpoint.weights)
-    data = answered(
+    data = collect_samples(
         checkpoint, config, checkpoint.image_mode, read_calibration(None, CALIBRATION), CALIBRATION,
         lambda share: None,
     )  # fmt: skip

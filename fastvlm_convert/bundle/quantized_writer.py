@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 
-from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.bundle.folder import QUANTIZED_CHECKPOINT
 from fastvlm_convert.bundle.license import license_files
 from fastvlm_convert.bundle.resumable import Work
@@ -57,13 +56,13 @@ def write_weights(
             layout.create()
         if len(files) > 1:
             _write_index(work.folder, files)
-    total = sum(num_elements(weight.shape) for weight in weights.values())
+    total = sum(_num_weights(weight) for weight in weights.values())
     done = 0
     for name, weight in weights.items():
         if name not in work.finished:
             _write(layouts[name], name, weight)
             work.finish(name, None if isinstance(weight, Weight) else asdict(meter.sums(name)))
-        done += num_elements(weight.shape)
+        done += _num_weights(weight)
         on_progress(done / total)
 
 
@@ -93,6 +92,10 @@ def write_settings(
     record = Quantization(tool, source, recipe, layers)
     (work.folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
     return record
+
+
+def _num_weights(weight: AnyWeight) -> int:
+    return int(np.prod(weight.shape, dtype=np.int64))
 
 
 def _dtype(name: str, weights: MixedSource, recipe: Recipe) -> FloatName:

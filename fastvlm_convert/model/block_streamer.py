@@ -1,6 +1,8 @@
 """The model as a chain of blocks, one of them in memory at a time: it may be larger than memory."""
 
 import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from fastvlm_convert.model.projector import Projector
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import EMBEDDING, HEAD
 from fastvlm_convert.weights.source import WeightSource
+
+OnInput = Callable[[Tensor], Tensor]
+"""Called with the input of a layer; gives what the layer reads in its place."""
 
 
 class BlockStreamer:
@@ -88,3 +93,18 @@ class BlockStreamer:
         normed = norm(hidden)
         parts = [functional.linear(normed, torch.from_numpy(rows)) for rows in head.chunks()]
         return torch.cat(parts, -1)[:, : decoder.vocab_size]
+
+
+@contextmanager
+def intercepted(handlers: Mapping[nn.Module, OnInput]) -> Iterator[None]:
+    """While the block lasts, the inputs of some layers go through functions before the layers read them."""
+    hooks = [layer.register_forward_pre_hook(_hook(handler)) for layer, handler in handlers.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hook(handler: OnInput) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    return lambda _module, inputs: (handler(*inputs),)

@@ -21,6 +21,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastvlm_convert.manifest import Target
+from fastvlm_convert.quantization.limits import (
+    LOGIT_ROWS,
+    MAX_ACTIVATION_BYTES,
+    MAX_PIXELS,
+    PIXELS_TOGETHER,
+)
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
@@ -31,12 +37,8 @@ _LIBRARIES: Final[dict[Target, int]] = {"onnx": 70 * _MB, "coreml": 340 * _MB}
 _TORCH: Final = 350 * _MB
 _TOKEN_READ, _TOKEN_WRITTEN = 630, 540  # bytes for each of the tokenizer's ids
 _PICTURE: Final = 4  # activations as large as the widest
-_MAX_ACTIVATION: Final = 512 << 20  # as `quantization.layerwise` bounds it
 _HESSIANS: Final = 5  # two sums, their damped copy, its factor and one more
 _LOGIT: Final = 40  # bytes: of both models in float32, compared in float64
-_LOGIT_ROWS: Final = 256  # compared at a time
-_MAX_PIXELS: Final = 32 << 20  # of the pictures that solve the encoder
-_PIXELS_TOGETHER: Final = 2 << 20  # that go through the whole encoder at a time
 _ANSWER_TOKENS: Final = 12  # of an answer to the demo generator's questions, on average; at most 64
 
 
@@ -88,7 +90,7 @@ class _Pass:
 
     def bytes(self, count: int, state: int, widest: int) -> int:
         """For `count` samples with states and a widest activation of so many bytes."""
-        together = max(widest, min(count * widest, _MAX_ACTIVATION))
+        together = max(widest, min(count * widest, MAX_ACTIVATION_BYTES))
         return self.states * count * state + self.activations * together
 
 
@@ -105,14 +107,14 @@ def _calibration_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: 
     solving = _SOLVED.bytes(count, state, widest) + _hessian_bytes(language)
     size = config.vision.image_size**2
     if hessian := _hessian_bytes(vision):
-        few = min(count, max(1, _MAX_PIXELS // size))
+        few = min(count, max(1, MAX_PIXELS // size))
         solving = max(solving, _SOLVED.bytes(few, encoded, picture) + hessian)
     if any(plan.scheme for plan in vision):
-        together = min(count, max(1, _PIXELS_TOGETHER // size))
+        together = min(count, max(1, PIXELS_TOGETHER // size))
         solving = max(solving, together * _PICTURE * picture)
     pixels = count * 3 * 4 * size
     answering = pixels + 4 * sum(plan.size for plan in plans) + _PICTURE * picture
-    comparing = min(count * _ANSWER_TOKENS, _LOGIT_ROWS) * decoder.vocab_size * _LOGIT
+    comparing = min(count * _ANSWER_TOKENS, LOGIT_ROWS) * decoder.vocab_size * _LOGIT
     return pixels + max(answering, solving, comparing)
 
 

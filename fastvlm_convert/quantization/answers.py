@@ -1,4 +1,4 @@
-"""What the reference answers to the questions of a calibration: asked once, kept in the user's cache."""
+"""What the reference answers to the questions of a calibration; later runs read it from the user's cache."""
 
 import hashlib
 import zipfile
@@ -18,7 +18,6 @@ from fastvlm_convert.model.session import TorchSession
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantization.calibration import Calibration
-from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.user_cache import cache_folder
 from fastvlm_convert.weights.model_config import ModelConfig
@@ -28,11 +27,11 @@ MAX_ANSWER_TOKENS = 64
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one picture, in tokens.
+    """One question about one image, in tokens.
 
     Attributes:
-        before: Ids ahead of the image tokens, int64.
-        after: Ids behind them.
+        before: Ids before the image tokens, int64.
+        after: Ids after them.
         answer: What the reference says, the end token included.
     """
 
@@ -42,13 +41,13 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Answered:
+class CalibrationSet:
     """Calibration data as a model sees it.
 
     Attributes:
         pixel_values: float32 [samples, 3, S, S].
         features: The reference's image tokens, float32 [samples, num_image_tokens, hidden].
-        samples: One a picture.
+        samples: One for each image.
     """
 
     pixel_values: np.ndarray
@@ -56,22 +55,50 @@ class Answered:
     samples: tuple[Sample, ...]
 
 
-def answered(
+@dataclass(frozen=True)
+class _Request:
+    """What the reference is asked.
+
+    Attributes:
+        prompt: Image and question.
+        answer: The answer to take in the place of the reference's own, or None.
+        max_tokens: Room for the answer.
+    """
+
+    prompt: Prompt
+    answer: str | None
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the reference said.
+
+    Attributes:
+        token_ids: Of each answer, the end token included; int64.
+        features: Its image tokens, float32 [samples, num_image_tokens, hidden].
+    """
+
+    token_ids: Sequence[np.ndarray]
+    features: np.ndarray
+
+
+def collect_samples(
     checkpoint: Checkpoint,
     config: ModelConfig,
     mode: ImageMode,
     calibration: Calibration,
     settings: CalibrationSettings,
     on_progress: OnShare,
-) -> Answered:
+) -> CalibrationSet:
     """Ask the reference, or read what it said the last time.
 
     Args:
         checkpoint: The float checkpoint.
         config: Its dimensions, with the image size to calibrate for.
         mode: How images are made square.
-        calibration: Pictures with questions.
-        settings: Most tokens of a sample.
+        calibration: Images with questions.
+        settings: Maximum number of tokens of a sample.
         on_progress: Called with the share of the questions answered, 0..1.
 
     Raises:
@@ -84,16 +111,21 @@ def answered(
     limits = [_room(n, prompt, config, settings) for n, prompt in enumerate(prompts)]
     key = (checkpoint.sha256, calibration.sha256, config.vision.image_size, mode, limits)
     path = cache_folder() / "answers" / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.npz"
-    answers, features = _cached(path) or _asked(
-        checkpoint, config, prompts, limits, calibration.questions, path, on_progress
-    )
+    answers = _load_answers(path)
+    if answers is None:
+        requests = [
+            _Request(prompt, question.answer, limit)
+            for prompt, question, limit in zip(prompts, calibration.questions, limits, strict=True)
+        ]
+        answers = _ask(checkpoint, config, requests, on_progress)
+        _save_answers(path, answers)
     on_progress(1.0)
-    return Answered(
+    return CalibrationSet(
         np.concatenate([prompt.images[0] for prompt in prompts]),
-        features,
+        answers.features,
         tuple(
             Sample(prompt.segments[0], prompt.segments[1], answer)
-            for prompt, answer in zip(prompts, answers, strict=True)
+            for prompt, answer in zip(prompts, answers.token_ids, strict=True)
         ),
     )
 
@@ -110,47 +142,39 @@ def _room(number: int, prompt: Prompt, config: ModelConfig, settings: Calibratio
     return min(MAX_ANSWER_TOKENS, settings.max_tokens - length)
 
 
-def _asked(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    prompts: Sequence[Prompt],
-    limits: Sequence[int],
-    questions: Sequence[Question],
-    path: Path,
-    on_progress: OnShare,
-) -> tuple[list[np.ndarray], np.ndarray]:
-    longest = max(prompt.length(config.vision.num_image_tokens) for prompt in prompts)
+def _ask(
+    checkpoint: Checkpoint, config: ModelConfig, requests: Sequence[_Request], on_progress: OnShare
+) -> _Answers:
+    longest = max(request.prompt.length(config.vision.num_image_tokens) for request in requests)
     session = TorchSession(load_model(config, checkpoint.weights), longest + MAX_ANSWER_TOKENS)
-    end = checkpoint.eos_token_ids[0]
+    eos = checkpoint.eos_token_ids
     answers, features = [], []
-    for n, (prompt, limit, question) in enumerate(zip(prompts, limits, questions, strict=True)):
-        encoded = session.encode_image(prompt.images[0])
+    for n, request in enumerate(requests):
+        encoded = session.encode_image(request.prompt.images[0])
         features.append(encoded)
-        if question.answer is not None:
-            said = checkpoint.tokenizer.encode(question.answer)[: limit - 1]
+        if request.answer is not None:
+            said = checkpoint.tokenizer.encode(request.answer)[: request.max_tokens - 1]
         else:
-            said = list(
-                generate(session, prompt, checkpoint.eos_token_ids, limit, features=[encoded]).token_ids
-            )
-        answers.append(np.asarray([*said, end][:limit], np.int64))
-        on_progress((n + 1) / len(prompts))
-    stacked = np.stack(features)
-    _keep(path, answers, stacked)
-    return answers, stacked
+            found = generate(session, request.prompt, eos, request.max_tokens, features=[encoded])
+            said = list(found.token_ids)
+        answers.append(np.asarray([*said, eos[0]][: request.max_tokens], np.int64))
+        on_progress((n + 1) / len(requests))
+    return _Answers(answers, np.stack(features))
 
 
-def _keep(path: Path, answers: Sequence[np.ndarray], features: np.ndarray) -> None:
+def _save_answers(path: Path, answers: _Answers) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lengths = np.asarray([len(a) for a in answers])
+    lengths = np.asarray([len(ids) for ids in answers.token_ids])
     with whole_file(path) as partial:
-        np.savez(partial, ids=np.concatenate(answers), lengths=lengths, features=features)
+        np.savez(partial, ids=np.concatenate(answers.token_ids), lengths=lengths, features=answers.features)
 
 
-def _cached(path: Path) -> tuple[list[np.ndarray], np.ndarray] | None:
+def _load_answers(path: Path) -> _Answers | None:
+    """Answers that were saved; None where there are none, or damaged ones."""
     try:
         with np.load(path) as arrays:
             ends = np.cumsum(arrays["lengths"])[:-1]
-            return np.split(arrays["ids"], ends), arrays["features"]
+            return _Answers(np.split(arrays["ids"], ends), arrays["features"])
     # A cache that cannot be read is no cache.
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
@@ -164,7 +188,7 @@ class TokenBatch:
         embeds: float32 [samples, tokens, hidden].
         real: bool [samples, tokens]; false where padded.
         image: bool [samples, tokens]; true at image tokens.
-        answers: Row and token of every position whose logits predict a token of an answer; int64 [n] each.
+        answers: Sample and token of every position whose logits predict a token of an answer; int64 [n] each.
     """
 
     embeds: torch.Tensor
@@ -176,7 +200,7 @@ class TokenBatch:
 def token_batch(
     samples: Sequence[Sample], features: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor]
 ) -> TokenBatch:
-    """Splice image tokens and embeddings together, answers fed as they were given.
+    """Splice image tokens and embeddings together; the answers are fed as they were given.
 
     Args:
         samples: The samples.

@@ -40,14 +40,14 @@ def answer_score(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> AnswerScore:
     return AnswerScore(divergence / tokens, agreeing / tokens, tokens)
 
 
-def keep_score(path: Path, score: AnswerScore) -> None:
-    """Write a score whole or not at all."""
+def save_score(path: Path, score: AnswerScore) -> None:
+    """Write a score, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(asdict(score)))
 
 
-def kept_score(path: Path) -> AnswerScore | None:
-    """A score that was kept, or None where there is none."""
+def load_score(path: Path) -> AnswerScore | None:
+    """A score that was saved; None where there is none, or a damaged one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         return AnswerScore(

@@ -10,7 +10,13 @@ from PIL import Image
 
 from fastvlm_convert.errors import PromptError, RecipeError
 from fastvlm_convert.generate import generate
-from fastvlm_convert.quantization.answers import MAX_ANSWER_TOKENS, Answered, Sample, answered, token_batch
+from fastvlm_convert.quantization.answers import (
+    MAX_ANSWER_TOKENS,
+    CalibrationSet,
+    Sample,
+    collect_samples,
+    token_batch,
+)
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import CalibrationSettings
@@ -33,11 +39,11 @@ def ask(
     settings: CalibrationSettings = SETTINGS,
     checkpoint=CHECKPOINT,
     on_progress=lambda s: None,
-) -> Answered:
-    return answered(checkpoint, checkpoint.config, "pad", data, settings, on_progress)
+) -> CalibrationSet:
+    return collect_samples(checkpoint, checkpoint.config, "pad", data, settings, on_progress)
 
 
-def same(a: Answered, b: Answered) -> bool:
+def same(a: CalibrationSet, b: CalibrationSet) -> bool:
     return np.array_equal(a.features, b.features) and all(
         np.array_equal(x.answer, y.answer) for x, y in zip(a.samples, b.samples, strict=True)
     )

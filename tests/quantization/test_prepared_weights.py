@@ -13,7 +13,7 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.metrics import kl_divergence, sqnr_db
 from fastvlm_convert.model.block_streamer import BlockStreamer
-from fastvlm_convert.quantization.answers import answered, token_batch
+from fastvlm_convert.quantization.answers import collect_samples, token_batch
 from fastvlm_convert.quantization.calibration import Calibration, read_calibration
 from fastvlm_convert.quantization.prepared_weights import (
     PreparedWeights,
@@ -22,7 +22,7 @@ from fastvlm_convert.quantization.prepared_weights import (
     prepare_weights,
     remembered_calibration,
 )
-from fastvlm_convert.quantization.score import AnswerScore, kept_score
+from fastvlm_convert.quantization.score import AnswerScore, load_score
 from fastvlm_convert.quantized.weight import Weight, dense_view
 from fastvlm_convert.recipe import QuantizeRule, Recipe, RepairSettings, without_data
 from fastvlm_convert.weights.source import WeightSource
@@ -47,7 +47,7 @@ def own_cache(first, tmp_path, monkeypatch) -> Path:
     common = Path(os.environ["FASTVLM_CONVERT_CACHE"])
     folder = Path(shutil.copytree(common / "answers", tmp_path / "cache" / "answers")).parent
     (kept,) = {
-        path.parent for path in (common / "solved").glob("*/answers.json") if kept_score(path) == first.score
+        path.parent for path in (common / "solved").glob("*/answers.json") if load_score(path) == first.score
     }
     shutil.copytree(kept, folder / "solved" / kept.name)
     monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(folder))
@@ -225,7 +225,7 @@ def test_scaled_layers_are_compared_with_scaled_floats():
 @torch.no_grad()
 def logits(weights, data: Calibration, checkpoint=CHECKPOINT, recipe: Recipe = RECIPE) -> np.ndarray:
     """What predicts the answers' tokens, of a model that holds some weights; float32 [tokens, vocab]."""
-    said = answered(checkpoint, checkpoint.config, "pad", data, recipe.calibration, lambda share: None)
+    said = collect_samples(checkpoint, checkpoint.config, "pad", data, recipe.calibration, lambda share: None)
     chain = BlockStreamer(checkpoint.config, weights)
     x = torch.from_numpy(said.pixel_values)
     for block in chain.vision_blocks():
