@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A part imports parts of earlier lines, of its own line as long as they go round in no circle, and itself.
 LINES = [
     ["errors"],
-    ["io_names", "progress", "atomic_file", "user_cache", "dataclass_io", "mil"],
+    ["io_names", "targets", "progress", "atomic_file", "user_cache", "dataclass_io", "mil"],
     [
         "manifest",
         "recipe",
@@ -39,7 +39,7 @@ LINES = [
     ["runtime"],
     ["float16", "verification", "bench"],
     ["bundle"],
-    ["predict"],
+    ["provenance", "predict"],
     ["pipeline"],
     ["cli"],
     ["__main__"],

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from fastvlm_convert.errors import ConversionError
-from fastvlm_convert.manifest import Target
+from fastvlm_convert.targets import Target
 
 OnProgress = Callable[[float], None]
 

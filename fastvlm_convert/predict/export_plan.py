@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, apple_files, client_files
+from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, app_files, client_files
 from fastvlm_convert.bundle.folder import BUNDLE
 from fastvlm_convert.bundle.license import license_files
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
-from fastvlm_convert.exporters.onnx.sizes import onnx_dry_run
-from fastvlm_convert.io_names import APPLE_FOLDER, IMAGE_TOKEN
-from fastvlm_convert.manifest import Artifact, Contract, Target
-from fastvlm_convert.predict.placeholder_weights import placeholder_weights
-from fastvlm_convert.predict.sizes import predicted_sizes
-from fastvlm_convert.predict.support import check_target
+from fastvlm_convert.exporters.backends import Prediction, backend_of
+from fastvlm_convert.io_names import IMAGE_TOKEN
+from fastvlm_convert.manifest import Artifact, Contract
+from fastvlm_convert.predict.sizes import predict_artifacts
 from fastvlm_convert.quantization.weight_plan import WeightPlan, plan_weights
 from fastvlm_convert.recipe import Recipe, shipped_recipes
+from fastvlm_convert.targets import Target
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def plan_export(checkpoint: Checkpoint, recipe: Recipe | None, targets: Sequence
     """
     plan = plan_weights(checkpoint, recipe or _stored_recipe(checkpoint))
     for target in targets:
-        check_target(target, plan.config, plan.recipe, plan.layers)
+        backend_of(target).check(plan.config, plan.recipe, plan.layers)
     contract = Contract(
         image_size=plan.recipe.common.image_size,
         image_mode=plan.recipe.common.image_mode,
@@ -60,39 +60,49 @@ def plan_export(checkpoint: Checkpoint, recipe: Recipe | None, targets: Sequence
     return ExportPlan(checkpoint, plan.recipe, plan.config, plan.layers, tuple(targets), contract)
 
 
-def predicted_artifacts(plan: ExportPlan) -> dict[str, int]:
-    """Bytes of every graph, program and weight file of an export (see `predict.sizes`)."""
-    return predicted_sizes(
-        plan.config, plan.layers, plan.recipe, plan.targets, image_token_id=plan.contract.image_token_id
-    )
+def predicted_artifacts(plan: ExportPlan) -> Prediction:
+    """Every graph, program and weight file of an export (see `predict.sizes`)."""
+    token_id = plan.contract.image_token_id
+    return predict_artifacts(plan.config, plan.layers, plan.recipe, plan.targets, image_token_id=token_id)
 
 
 def predicted_files(plan: ExportPlan) -> dict[str, int]:
     """Bytes of every file but the manifest that an export writes, by its path relative to the bundle.
 
-    Exact but for the programs of Core ML packages, which are estimated (see `predict.sizes`).
+    Exact but for the programs of Core ML packages, which are estimated.
     """
-    weights = placeholder_weights(plan.config, plan.layers)
-    artifacts, sizes = (
-        onnx_dry_run(plan.config, weights, plan.recipe, plan.contract.image_token_id)
-        if "onnx" in plan.targets
-        else ([], {})
-    )
-    others = [target for target in plan.targets if target != "onnx"]
-    sizes |= predicted_sizes(plan.config, plan.layers, plan.recipe, others)
-    return sizes | {name: len(content) for name, content in files_beside(plan, artifacts).items()}
+    predicted = predicted_artifacts(plan)
+    beside = files_beside(plan, predicted.artifacts)
+    return {**predicted.sizes, **{name: len(content) for name, content in beside.items()}}
 
 
 def files_beside(plan: ExportPlan, artifacts: Sequence[Artifact]) -> dict[str, bytes]:
     """Everything that is neither an artifact nor the manifest, by its path relative to the bundle."""
     checkpoint, config, contract = plan.checkpoint, plan.config, plan.contract
-    files = client_files(checkpoint.tokenizer, config, contract, artifacts)
-    if "coreml" in plan.targets and plan.recipe.coreml.drop_in:
-        apple = apple_files(checkpoint.tokenizer, config, contract)
-        files |= {f"{APPLE_FOLDER}/{name}": content for name, content in apple.items()}
+    added: dict[str, Any] = {}
+    in_folders: dict[str, bytes] = {}
+    for target in plan.targets:
+        backend = backend_of(target)
+        added |= backend.client_config([a for a in artifacts if a.target == target])
+        folder = backend.app_folder(plan.recipe)
+        if folder is not None:
+            files = app_files(checkpoint.tokenizer, config, contract)
+            in_folders |= {f"{folder}/{name}": content for name, content in files.items()}
+    files = client_files(checkpoint.tokenizer, config, contract, added) | in_folders
     if checkpoint.license is not None:
         files |= license_files(checkpoint.license, plan.recipe, BUNDLE.name)
     return files
+
+
+def context_warnings(plan: ExportPlan) -> list[str]:
+    """What is odd about the context that a recipe asks for."""
+    trained = plan.checkpoint.config.decoder.max_position_embeddings
+    if plan.contract.context_length <= trained:
+        return []
+    return [
+        f"the context of {plan.contract.context_length} tokens is longer than the {trained} the model was "
+        "trained for"
+    ]
 
 
 def _stored_recipe(checkpoint: Checkpoint) -> Recipe:

@@ -1,7 +1,6 @@
 """A model ready to answer, wherever it comes from: a checkpoint or a bundle."""
 
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +13,15 @@ from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.generate import Session
 from fastvlm_convert.io_names import Precision
-from fastvlm_convert.manifest import Manifest, Target
+from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
+from fastvlm_convert.progress import OnShare, OnStage, ignore_stage
 from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.runtime.sessions import open_session
+from fastvlm_convert.targets import Target
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
 from fastvlm_convert.weights.source import WeightSource
 
@@ -27,9 +29,6 @@ if TYPE_CHECKING:  # the reference needs torch, which only those who run it load
     from fastvlm_convert.model.fastvlm import FastVLM
 
 REFERENCE_CONTEXT = 2048
-
-OnProgress = Callable[[float], None]
-OnStage = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def load_reference(
     image_size: int | None = None,
     image_mode: ImageMode | None = None,
     context_length: int = REFERENCE_CONTEXT,
-    on_progress: OnProgress | None = None,
+    on_progress: OnShare | None = None,
 ) -> LoadedModel:
     """The torch reference of a checkpoint.
 
@@ -83,7 +82,7 @@ def load_reference(
 
 
 def load_folded_reference(
-    checkpoint: Checkpoint, on_progress: OnProgress | None = None
+    checkpoint: Checkpoint, on_progress: OnShare | None = None
 ) -> tuple[LoadedModel, "FastVLM"]:
     """The reference with the weights that programs compute with, and the module itself for hooks.
 
@@ -99,7 +98,7 @@ def load_engine(
     recipe: Recipe,
     context_length: int,
     calibration: str | None = None,
-    on_progress: OnStage = lambda stage, share: None,
+    on_progress: OnStage = ignore_stage,
 ) -> LoadedModel:
     """The reference holding the weights that a recipe's integers stand for.
 
@@ -130,7 +129,7 @@ def _load_model(
     weights: WeightSource,
     folded: bool,
     context_length: int,
-    on_progress: OnProgress | None,
+    on_progress: OnShare | None,
 ) -> tuple[LoadedModel, "FastVLM"]:
     """The torch model with some weights, ready to answer; and the module itself."""
     try:
@@ -148,11 +147,6 @@ def _load_model(
         image_mode=checkpoint.image_mode,
     )
     return loaded, model
-
-
-def has_core_ml() -> bool:
-    """Whether this machine can run Core ML packages."""
-    return platform.system() == "Darwin"
 
 
 def load_bundle(
@@ -174,43 +168,9 @@ def load_bundle(
     if target not in manifest.targets:
         raise BundleError(f"the bundle has no {target}; it has {', '.join(manifest.targets)}", where=bundle)
     return LoadedModel(
-        session=_SESSIONS[target](bundle, manifest, precision),
+        session=open_session(bundle, manifest, target, precision),
         tokenizer=read_tokenizer(bundle),
         eos_token_ids=manifest.contract.eos_token_ids,
         image_size=manifest.contract.image_size,
         image_mode=manifest.contract.image_mode,
     )
-
-
-def _onnx_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> Session:
-    try:
-        from fastvlm_convert.runtime.onnx_session import OnnxSession
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "running an ONNX bundle") from error
-
-    return OnnxSession(bundle, manifest, exact=precision == "exact")
-
-
-def _coreml_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> Session:
-    try:
-        from fastvlm_convert.runtime.coreml_session import CoreMLSession, InterpretedPackage
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "running a Core ML bundle") from error
-
-    vision, decoder = (
-        (bundle / manifest.artifact("coreml", part).files[0]).parent for part in ("vision", "decoder")
-    )
-    if precision is None and has_core_ml():
-        from fastvlm_convert.runtime.coreml_package import CoreMLPackage
-
-        return CoreMLSession(manifest, CoreMLPackage(vision), CoreMLPackage(decoder))
-    precision = precision or "exact"
-    return CoreMLSession(
-        manifest, InterpretedPackage(vision, precision), InterpretedPackage(decoder, precision)
-    )
-
-
-_SESSIONS: dict[Target, Callable[[Path, Manifest, Precision | None], Session]] = {
-    "onnx": _onnx_session,
-    "coreml": _coreml_session,
-}

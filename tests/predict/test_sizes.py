@@ -65,9 +65,9 @@ VARIANTS = {
 def test_sizes_of_core_ml_packages_are_known_before(name, tmp_path):
     golden, settings = VARIANTS[name]
     checkpoint = GOLDEN / golden / "checkpoint"
-    predicted = predicted_artifacts(plan_export(open_checkpoint(checkpoint), settings, ["coreml"]))
+    plan = plan_export(open_checkpoint(checkpoint), settings, ["coreml"])
     export(checkpoint, settings, ["coreml"], tmp_path / "bundle")
-    check_sizes(predicted, tmp_path / "bundle")
+    check_sizes(predicted_artifacts(plan).sizes, tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("channel_scale", [False, True])
