@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +14,8 @@ from typing import Any, Final, Self
 import numpy as np
 
 from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.targets import Target
-
-OnProgress = Callable[[float], None]
 
 METRICS: Final = ("vision_ms", "prefill_ms", "ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s")
 _RATES: Final = ("prefill_tokens_per_s", "decode_tokens_per_s")  # larger is better
@@ -87,7 +86,7 @@ def bench(
     context_length: int,
     new_tokens: int,
     trials: int,
-    on_progress: OnProgress = lambda share: None,
+    on_progress: OnShare = ignore_share,
 ) -> list[ContenderResult]:
     """Measure contenders round by round, each in its own process, all alive at once.
 

@@ -3,13 +3,14 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.bundle.folder import QUANTIZED_CHECKPOINT
 from fastvlm_convert.bundle.license import license_files
 from fastvlm_convert.bundle.resumable import Work
@@ -17,6 +18,7 @@ from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME, Quantizat
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.manifest import Source
+from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.codec import matrix_entries, matrix_tensors
 from fastvlm_convert.quantized.layer_plan import float_storage
@@ -24,16 +26,15 @@ from fastvlm_convert.quantized.layer_report import layer_reports
 from fastvlm_convert.quantized.sqnr import ErrorMeter, SquaredSums
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.weights.parts import HEAD, part_of
 from fastvlm_convert.weights.safetensors_file import Entries, Layout, lay_out
 from fastvlm_convert.weights.source import Weight
 
 MAX_SHARD_BYTES: Final = 5_000_000_000  # what model hosts ask for
 
-OnProgress = Callable[[float], None]
-
 
 def write_weights(
-    work: Work, weights: MixedSource, recipe: Recipe, meter: ErrorMeter, on_progress: OnProgress
+    work: Work, weights: MixedSource, recipe: Recipe, meter: ErrorMeter, on_progress: OnShare
 ) -> None:
     """Write all weights but those that an earlier run finished.
 
@@ -56,13 +57,13 @@ def write_weights(
             layout.create()
         if len(files) > 1:
             _write_index(work.folder, files)
-    total = sum(_num_weights(weight) for weight in weights.values())
+    total = sum(num_elements(weight.shape) for weight in weights.values())
     done = 0
     for name, weight in weights.items():
         if name not in work.finished:
             _write(layouts[name], name, weight)
             work.finish(name, None if isinstance(weight, Weight) else asdict(meter.sums(name)))
-        done += _num_weights(weight)
+        done += num_elements(weight.shape)
         on_progress(done / total)
 
 
@@ -92,14 +93,10 @@ def write_settings(work: Work, plan: WeightPlan, source: Source, tool: str) -> Q
     return record
 
 
-def _num_weights(weight: AnyWeight) -> int:
-    return int(np.prod(weight.shape, dtype=np.int64))
-
-
 def _dtype(name: str, weights: MixedSource, recipe: Recipe) -> FloatName:
     """The dtype the recipe stores; a table that head and embedding share serves both."""
     dtype = float_storage(name, recipe)
-    is_shared = name == "decoder.embed_tokens.weight" and "decoder.lm_head.weight" not in weights
+    is_shared = part_of(name) == "embedding" and f"{HEAD}.weight" not in weights
     return recipe.decoder.storage if is_shared and dtype == "float16" else dtype
 
 

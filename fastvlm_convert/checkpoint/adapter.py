@@ -15,11 +15,12 @@ from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.weights.lora import LowRank, merge_low_rank
+from fastvlm_convert.weights.parts import EMBEDDING, HEAD
 from fastvlm_convert.weights.safetensors_file import read_safetensors
 from fastvlm_convert.weights.source import Weight, WeightSource
 
 _LOW_RANK = re.compile(r"^(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.weight)?$")
-_EMBED, _HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
+_EMBED, _HEAD = f"{EMBEDDING}.weight", f"{HEAD}.weight"
 _PEFT_ALPHA = 8  # PEFT's default for lora_alpha
 _WRAPPERS = ("base_model.model.", "base_model.")
 _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "use_qalora", "lora_bias", "alora_invocation_tokens")

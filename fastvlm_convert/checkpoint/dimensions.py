@@ -13,6 +13,7 @@ from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.io_names import PATCH_SIZE, VISION_HEAD_DIM
 from fastvlm_convert.weights.file_tensors import FLOAT_DTYPES
 from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
+from fastvlm_convert.weights.parts import EMBEDDING, HEAD
 from fastvlm_convert.weights.source import WeightSource, same_content
 
 MAX_IMAGE_SIZE = 4096  # pixels a model may have been trained at
@@ -107,7 +108,7 @@ def _stages(shapes: Mapping[str, Any], dim: Callable[[str, int], int], path: Pat
 def _decoder(
     weights: WeightSource, dim: Callable[[str, int], int], text: Mapping[str, Any], path: Path
 ) -> DecoderConfig:
-    embed = "decoder.embed_tokens.weight"
+    embed = f"{EMBEDDING}.weight"
     attention = "decoder.layers.0.self_attn"
     heads = _positive(text, "num_attention_heads", path)
     query, key = dim(f"{attention}.q_proj.weight", 0), dim(f"{attention}.k_proj.weight", 0)
@@ -118,7 +119,7 @@ def _decoder(
             where=path / "config.json",
         )
     hidden, rows = dim(embed, 1), dim(embed, 0)
-    head = weights.get("decoder.lm_head.weight")
+    head = weights.get(f"{HEAD}.weight")
     return DecoderConfig(
         hidden_size=hidden,
         num_layers=count_indexed(weights, "decoder.layers", path),
@@ -126,7 +127,7 @@ def _decoder(
         num_kv_heads=key // head_dim,
         head_dim=head_dim,
         intermediate_size=dim("decoder.layers.0.mlp.gate_proj.weight", 0),
-        vocab_size=dim(embed if head is None else "decoder.lm_head.weight", 0),
+        vocab_size=dim(embed if head is None else f"{HEAD}.weight", 0),
         embed_rows=rows,
         tied=head is None or same_content(head, weights[embed]),
         rms_norm_eps=_number(text, "rms_norm_eps", 1e-6, path),

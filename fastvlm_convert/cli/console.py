@@ -11,10 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.progress import OnStage
 
 JSON_SCHEMA_VERSION: Final = 1
-
-OnStage = Callable[[str, float], None]
 
 _FILE_WIDTH: Final = 120  # a pipe or a log has no width; Rich would take 80
 

@@ -1,23 +1,24 @@
 """`fastvlm-convert inspect`: what a checkpoint is; reads headers only."""
 
 import dataclasses
-import math
 from collections import Counter
 from typing import Any
 
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import Quantization
 from fastvlm_convert.cli.console import out, print_json, size_text
 from fastvlm_convert.cli.layers import layers_document, layers_table
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 from fastvlm_convert.errors import printable
+from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.weights.file_tensors import item_size
+from fastvlm_convert.weights.parts import is_language, part_of
 
 _FEW = 3  # unused tensors named in the table
-_COMPONENTS = {"vision": "vision.", "projector": "projector.", "decoder": "decoder."}
 
 
 def escape(text: str) -> str:
@@ -50,10 +51,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "checkpoint": str(checkpoint.path),
         "layout": checkpoint.layout,
-        "parameters": {
-            name: sum(math.prod(w.shape) for n, w in weights.items() if n.startswith(prefix))
-            for name, prefix in _COMPONENTS.items()
-        },
+        "parameters": _parameters(weights),
         "stored_bytes": dict(sorted(dtypes.items())),
         "vision": {
             "image_size": config.vision.image_size,
@@ -78,6 +76,14 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "unused_tensors": list(checkpoint.unused),
         "disagreements": [vars(d) for d in checkpoint.disagreements],
     }
+
+
+def _parameters(weights: MixedSource) -> dict[str, int]:
+    """Numbers in the encoder, the projector and the decoder with its head and embedding."""
+    counts = dict.fromkeys(("vision", "projector", "decoder"), 0)
+    for name, weight in weights.items():
+        counts["decoder" if is_language(name) else part_of(name)] += num_elements(weight.shape)
+    return counts
 
 
 def _quantized(record: Quantization) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`fastvlm-convert run`: ask a checkpoint or a bundle."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from fastvlm_convert.errors import BundleError, PromptError
 from fastvlm_convert.generate import Answer, generate, greedy, sampler
 from fastvlm_convert.manifest import FILE_NAME, load_manifest
 from fastvlm_convert.preprocess import load_image
+from fastvlm_convert.progress import OnShare
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 
 DEFAULT_NEW_TOKENS = 256
@@ -90,9 +90,7 @@ def command(
         err.print(f"[yellow]warning:[/] the answer was cut at {max_new_tokens} tokens (--max-new-tokens)")
 
 
-def load_model(
-    path: Path, target: str | None, adapter: Path | None, on_progress: Callable[[float], None]
-) -> LoadedModel:
+def load_model(path: Path, target: str | None, adapter: Path | None, on_progress: OnShare) -> LoadedModel:
     """A checkpoint's reference, or one target of a bundle.
 
     Raises:

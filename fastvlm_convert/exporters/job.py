@@ -1,23 +1,22 @@
 """What every exporter is given."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastvlm_convert.io_names import Component, PrecisionName, precision_name
 from fastvlm_convert.manifest import Contract
+from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import Part, part_of
 
-OnProgress = Callable[[float], None]
-
-# Weights by component. The table is the embedding's even where the head shares it.
-_PREFIXES: dict[Component, tuple[str, ...]] = {
-    "vision": ("vision.", "projector."),
-    "embed": ("decoder.embed_tokens.",),
-    "decoder": ("decoder.layers.",),
+# The parts whose weights name a component's precision.
+_NAMED_BY: dict[Component, tuple[Part, ...]] = {
+    "vision": ("vision", "projector"),
+    "embed": ("embedding",),
+    "decoder": ("decoder",),
 }
 
 
@@ -41,7 +40,7 @@ class ExportJob:
     contract: Contract
     license: str
     folder: Path
-    on_progress: OnProgress
+    on_progress: OnShare
 
     def precision(self, component: Component) -> PrecisionName:
         """Name of a component's precision."""
@@ -54,7 +53,7 @@ def precision_of(component: Component, weights: MixedSource, recipe: Recipe) -> 
     bits = [
         weight.scheme.bits
         for name, weight in weights.items()
-        if isinstance(weight, StoredWeight) and name.startswith(_PREFIXES[component])
+        if isinstance(weight, StoredWeight) and part_of(name) in _NAMED_BY[component]
     ]
     storage = recipe.embed.storage if component == "embed" else settings.storage
     return precision_name(storage, settings.compute, min(bits, default=None))

@@ -1,6 +1,6 @@
 """Scan the reference's activations on real pictures against float16's range."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,9 @@ from fastvlm_convert.io_names import decoder_op, op_component, vision_op
 from fastvlm_convert.model.decoder import DecoderLayer, Qwen2
 from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.model.vision import AttentionBlock, RepMixerBlock, Stage
+from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
-
-OnProgress = Callable[[float], None]
 
 
 @dataclass
@@ -63,7 +62,7 @@ def scan(
     questions: Sequence[Question],
     checkpoint_sha256: str,
     max_new_tokens: int,
-    on_progress: OnProgress = lambda share: None,
+    on_progress: OnShare = ignore_share,
 ) -> RangeReport:
     """Answer questions with the reference and record what every operation gave.
 

@@ -10,6 +10,7 @@ from fastvlm_convert.model.decoder import DecoderLayer, KVCache, RMSNorm, rotary
 from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.model.projector import Projector
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import EMBEDDING, HEAD
 from fastvlm_convert.weights.source import WeightSource
 
 
@@ -73,7 +74,7 @@ class BlockStreamer:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 [n] -> float32 [n, hidden]; reads only the rows it needs."""
-        table = self.weights["decoder.embed_tokens.weight"]
+        table = self.weights[f"{EMBEDDING}.weight"]
         ids, places = torch.unique(token_ids, return_inverse=True)
         rows = [torch.from_numpy(table.read(i, i + 1)) for i in ids.tolist()]
         return torch.cat([torch.zeros(0, table.shape[1]), *rows])[places]
@@ -83,7 +84,7 @@ class BlockStreamer:
         decoder = self.config.decoder
         norm = RMSNorm(decoder.hidden_size, decoder.norm_eps)
         norm.weight = nn.Parameter(self.tensor("decoder.norm.weight"), requires_grad=False)
-        head = self.weights["decoder.embed_tokens.weight" if decoder.tied else "decoder.lm_head.weight"]
+        head = self.weights[f"{EMBEDDING if decoder.tied else HEAD}.weight"]
         normed = norm(hidden)
         parts = [functional.linear(normed, torch.from_numpy(rows)) for rows in head.chunks()]
         return torch.cat(parts, -1)[:, : decoder.vocab_size]

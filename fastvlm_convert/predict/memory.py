@@ -22,6 +22,7 @@ from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.targets import Target
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import is_language
 
 _MB: Final = 1_000_000
 _WITH_TORCH: Final = 420 * _MB  # the interpreter, numpy and torch
@@ -89,9 +90,7 @@ def _calibration_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: 
     count = settings.num_samples
     state, widest = (4 * settings.max_tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)
-    language, vision = (
-        [p for p in plans if p.layer.startswith("decoder.") is part] for part in (True, False)
-    )
+    language, vision = ([p for p in plans if is_language(p.layer) is part] for part in (True, False))
     solving = _SOLVED.bytes(count, state, widest) + _hessian_bytes(language)
     size = config.vision.image_size**2
     if hessian := _hessian_bytes(vision):

@@ -16,13 +16,12 @@ from fastvlm_convert.generate import generate
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.model.session import TorchSession
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
+from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.user_cache import cache_folder
 from fastvlm_convert.weights.model_config import ModelConfig
-
-OnProgress = Callable[[float], None]
 
 MAX_ANSWER_TOKENS = 64
 
@@ -63,7 +62,7 @@ def answered(
     mode: ImageMode,
     calibration: Calibration,
     settings: CalibrationSettings,
-    on_progress: OnProgress,
+    on_progress: OnShare,
 ) -> Answered:
     """Ask the reference, or read what it said the last time.
 
@@ -118,7 +117,7 @@ def _asked(
     limits: Sequence[int],
     questions: Sequence[Question],
     path: Path,
-    on_progress: OnProgress,
+    on_progress: OnShare,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     longest = max(prompt.length(config.vision.num_image_tokens) for prompt in prompts)
     session = TorchSession(load_model(config, checkpoint.weights), longest + MAX_ANSWER_TOKENS)

@@ -21,13 +21,9 @@ from fastvlm_convert.quantization.search import quantize_affine
 from fastvlm_convert.quantized.schemes import AffineScheme
 from fastvlm_convert.quantized.weight import MixedSource, float_weight
 from fastvlm_convert.weights.fold import scaled_columns
+from fastvlm_convert.weights.parts import input_group_of
 from fastvlm_convert.weights.source import Weight, WeightSource
 
-NORMS = (
-    (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"),
-    (("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
-    (("attention.qkv",), "norm"),
-)  # all layers that read a norm, and the norm
 GRID = tuple(step / 10 for step in range(1, 11))
 MOST = 16.0  # a scale and its inverse; what is folded must stay a good float16 number
 
@@ -38,11 +34,8 @@ def norm_before(layers: Sequence[str]) -> str | None:
     Returns:
         Its name, or None where that is not exact: no norm gives the input, or other layers read it too.
     """
-    for readers, norm in NORMS:
-        stem = layers[0].removesuffix(readers[0])
-        if list(layers) == [stem + reader for reader in readers]:
-            return stem + norm
-    return None
+    group = input_group_of(layers[0])
+    return group.norm if group is not None and tuple(layers) == group.layers else None
 
 
 def behind_scales(floats: WeightSource, quantized: MixedSource) -> dict[str, Weight]:
@@ -53,15 +46,15 @@ def behind_scales(floats: WeightSource, quantized: MixedSource) -> dict[str, Wei
         quantized: The same; norms that are not those of `floats` had scales taken out.
     """
     scaled = dict(floats)
-    for name in floats:
-        for readers, norm in NORMS:
-            stem = name.removesuffix(f"{readers[0]}.weight")
-            gain = f"{stem}{norm}.weight"
-            if stem != name and quantized[gain] is not floats[gain]:
-                scales = partial(_ratio, floats[gain], float_weight(quantized, gain))
-                for reader in readers:
-                    layer = f"{stem}{reader}.weight"
-                    scaled[layer] = scaled_columns(floats[layer], scales)
+    for name, weight in floats.items():
+        group = input_group_of(name.removesuffix(".weight"))
+        if group is None:
+            continue
+        gain = f"{group.norm}.weight"
+        if quantized[gain] is not floats[gain]:
+            scaled[name] = scaled_columns(
+                weight, partial(_ratio, floats[gain], float_weight(quantized, gain))
+            )
     return scaled
 
 

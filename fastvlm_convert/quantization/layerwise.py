@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.model.block_streamer import BlockStreamer
+from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.quantization.answers import Answered, TokenBatch, token_batch
 from fastvlm_convert.quantization.asymmetric_calibration import Moments, aimed, moments_of, shifted_bias
 from fastvlm_convert.quantization.awq import channel_scales, norm_before
@@ -28,14 +29,12 @@ from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import AffineScheme, QuantizedMatrix
 from fastvlm_convert.quantized.weight import AnyWeight, StoredWeight, dense_view
 from fastvlm_convert.recipe import CalibrationSettings
+from fastvlm_convert.weights.parts import by_shared_input, is_language
 from fastvlm_convert.weights.source import Weight
-
-OnProgress = Callable[[float], None]
 
 MAX_ACTIVATION_BYTES = 512 << 20  # of the widest activation of a block, over the samples that solve it
 MAX_PIXELS = 32 << 20  # of the images that solve the encoder's layers: 32 of 1024 x 1024
 PIXELS_TOGETHER = 2 << 20  # that go through the whole encoder at a time
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers with one input
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class _States:
 
 
 @torch.no_grad()
-def solve(task: Task, on_progress: OnProgress = lambda share: None) -> Solved:
+def solve(task: Task, on_progress: OnShare = ignore_share) -> Solved:
     """Solve every layer of a task.
 
     Args:
@@ -112,8 +111,8 @@ def _features(task: Task, found: dict[str, AnyWeight], on_block: Callable[[int],
     """
     reference = torch.from_numpy(task.answered.features)
     weights = task.chain.weights
-    is_solved = any(not layer.startswith("decoder.") for layer in task.plans)
-    names = [name for name in weights if not name.startswith("decoder.")]
+    is_solved = not all(map(is_language, task.plans))
+    names = [name for name in weights if not is_language(name)]
     if not is_solved and all(weights[name] is task.reference.weights[name] for name in names):
         return _States(reference, reference)
     pixels = torch.from_numpy(task.answered.pixel_values)
@@ -146,7 +145,7 @@ def _through(
     """Solve a block's layers while as many samples as fit go through it; then the others follow."""
     module, reference = task.chain.load(block), task.reference.load(block)
     layers = {f"{block}.{n}": layer for n, layer in module.named_modules() if f"{block}.{n}" in task.plans}
-    shared = _sharing(layers)
+    shared = {members[0]: list(members) for members in by_shared_input(layers)}
     fitting = _fitting(task.chain, module, states.quantized)
     inputs: dict[str, Tensor] = {}
     hooks = [
@@ -179,16 +178,6 @@ def _run(
     for start in range(fitting, len(x), fitting):
         result[start : start + fitting] = chain.run(module, x[start : start + fitting])
     return result
-
-
-def _sharing(layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-    """Layers by the first of those that share their input."""
-    groups: dict[str, list[str]] = {}
-    for name in layers:
-        stem, _, last = name.rpartition(".")
-        first = next((group[0] for group in TOGETHER if last in group), last)
-        groups.setdefault(f"{stem}.{first}", []).append(name)
-    return {members[0]: members for members in groups.values()}
 
 
 def _fitting(chain: BlockStreamer, module: nn.Module, x: Tensor) -> int:

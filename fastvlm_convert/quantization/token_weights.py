@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fastvlm_convert.model.block_streamer import BlockStreamer
+from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantization.answers import TokenBatch
-
-OnProgress = Callable[[float], None]
 
 SAMPLES = 8  # run side by side: bounds the memory that a backward pass takes
 ROWS = 256  # of logits at a time
@@ -42,7 +41,7 @@ class FloatPass:
     weights: Mapping[str, Tensor]
 
 
-def float_pass(chain: BlockStreamer, batch: TokenBatch, backward: bool, on_progress: OnProgress) -> FloatPass:
+def float_pass(chain: BlockStreamer, batch: TokenBatch, backward: bool, on_progress: OnShare) -> FloatPass:
     """Run the float decoder over all samples, layer by layer, and back again where that is wanted.
 
     Args:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import ceil_div, num_elements
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.quantized.packing import pack, packed_columns, unpack
@@ -91,7 +92,7 @@ def stored_weight(
     Raises:
         CheckpointError: A part is missing, or has another dtype or shape than the scheme asks for.
     """
-    columns = int(np.prod(shape[1:], dtype=np.int64))
+    columns = num_elements(shape[1:])
     parts: dict[str, FileTensor] = {}
     for part, (dtype, expected) in matrix_entries(scheme, shape[0], columns).items():
         found = tensors.get(f"{name}.{part}")
@@ -109,7 +110,7 @@ def stored_weight(
         def groups(start: int, stop: int) -> PaletteMatrix:
             size = scheme.group_size
             spans = dict.fromkeys(parts, (start, stop))
-            spans["palette"] = (start // size, -(-stop // size))
+            spans["palette"] = (start // size, ceil_div(stop, size))
             arrays = {part: _checked(tensor, *spans[part]) for part, tensor in parts.items()}
             return palette_matrix(arrays, scheme, columns)
 

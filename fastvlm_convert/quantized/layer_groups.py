@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastvlm_convert.quantized.layer_plan import LayerPlan
-from fastvlm_convert.quantized.layer_report import COMPONENTS, component_of
 from fastvlm_convert.quantized.schemes import AffineScheme, Scheme
 from fastvlm_convert.recipe import Solver
+from fastvlm_convert.weights.parts import PARTS, Part, part_of
 
 _MODULES = (  # of a layer's name -> what people call the group
     (".self_attn.", "attention q/k/v/o"),
     (".mlp.", "mlp gate/up/down"),
     (".attention.", "attention qkv/proj"),
-    ("projector.", "linears fc1/fc2"),
 )
 
 
@@ -21,12 +20,12 @@ class LayerGroup:
     """Layers of one kind with one fate.
 
     Attributes:
-        component: One of `weights.report.COMPONENTS`.
+        component: The part of the model that they belong to.
         kind: Kind of the layers.
         plans: The layers, one at least.
     """
 
-    component: str
+    component: Part
     kind: str
     plans: tuple[LayerPlan, ...]
 
@@ -58,8 +57,11 @@ class LayerGroup:
 
 def kind_of(plan: LayerPlan) -> str:
     """What people call layers of this kind."""
-    if component_of(plan.layer) in ("head", "embedding"):
+    part = part_of(plan.layer)
+    if part in ("head", "embedding"):
         return "table"
+    if part == "projector":
+        return "linears fc1/fc2"
     for module, kind in _MODULES:
         if module in plan.layer:
             return kind
@@ -72,10 +74,10 @@ def group_layers(plans: Sequence[LayerPlan]) -> tuple[LayerGroup, ...]:
     """Groups of layers of one kind and one fate, by component, in the order of the first layers."""
     groups: dict[tuple[object, ...], list[LayerPlan]] = {}
     for plan in plans:
-        fate = (component_of(plan.layer), kind_of(plan), plan.scheme, plan.solver, plan.reason)
+        fate = (part_of(plan.layer), kind_of(plan), plan.scheme, plan.solver, plan.reason)
         groups.setdefault(fate, []).append(plan)
-    found = [LayerGroup(component_of(p[0].layer), kind_of(p[0]), tuple(p)) for p in groups.values()]
-    return tuple(sorted(found, key=lambda group: COMPONENTS.index(group.component)))
+    found = [LayerGroup(part_of(p[0].layer), kind_of(p[0]), tuple(p)) for p in groups.values()]
+    return tuple(sorted(found, key=lambda group: PARTS.index(group.component)))
 
 
 def scheme_name(scheme: Scheme | None) -> str | None:

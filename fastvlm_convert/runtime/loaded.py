@@ -15,7 +15,7 @@ from fastvlm_convert.generate import Session
 from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
-from fastvlm_convert.progress import OnShare, OnStage, ignore_stage
+from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
 from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
@@ -59,7 +59,7 @@ def load_reference(
     image_size: int | None = None,
     image_mode: ImageMode | None = None,
     context_length: int = REFERENCE_CONTEXT,
-    on_progress: OnShare | None = None,
+    on_progress: OnShare = ignore_share,
 ) -> LoadedModel:
     """The torch reference of a checkpoint.
 
@@ -82,7 +82,7 @@ def load_reference(
 
 
 def load_folded_reference(
-    checkpoint: Checkpoint, on_progress: OnShare | None = None
+    checkpoint: Checkpoint, on_progress: OnShare = ignore_share
 ) -> tuple[LoadedModel, "FastVLM"]:
     """The reference with the weights that programs compute with, and the module itself for hooks.
 
@@ -129,7 +129,7 @@ def _load_model(
     weights: WeightSource,
     folded: bool,
     context_length: int,
-    on_progress: OnShare | None,
+    on_progress: OnShare,
 ) -> tuple[LoadedModel, "FastVLM"]:
     """The torch model with some weights, ready to answer; and the module itself."""
     try:

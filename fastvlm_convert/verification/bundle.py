@@ -1,7 +1,7 @@
 """Verify a whole bundle: its files first, then every target in it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,13 @@ from fastvlm_convert.checkpoint.checkpoint import Checkpoint, source_hash
 from fastvlm_convert.errors import BundleError, MissingDependencyError, TokenizerError
 from fastvlm_convert.io_names import STAGES
 from fastvlm_convert.manifest import Manifest, changed_files
+from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import Gates
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
 from fastvlm_convert.verification.check import Check, Measurement, equal, not_run
 from fastvlm_convert.verification.compare import Comparison, StageGates, compare
 from fastvlm_convert.verification.executions import executions
-
-OnProgress = Callable[[str, float], None]
 
 _QUANTIZED_REFERENCE = (
     "the reference is quantized itself, so what the integers cost cannot be told; "
@@ -45,7 +44,7 @@ def verify(
     manifest: Manifest,
     checkpoint: Checkpoint,
     questions: Sequence[Question],
-    on_progress: OnProgress = lambda stage, share: None,
+    on_progress: OnStage = ignore_stage,
     *,
     interpret: bool = False,
 ) -> VerifyResult:
@@ -95,7 +94,7 @@ def verify(
 
 
 def _reference(
-    manifest: Manifest, checkpoint: Checkpoint, questions: Sequence[Question], on_progress: OnProgress
+    manifest: Manifest, checkpoint: Checkpoint, questions: Sequence[Question], on_progress: OnStage
 ) -> tuple[LoadedModel, Comparison]:
     """What every target is compared with, and the quantizer's share: what its integers cost."""
     recipe, contract = manifest.recipe, manifest.contract

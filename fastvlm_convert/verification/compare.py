@@ -12,11 +12,10 @@ import numpy as np
 from fastvlm_convert import metrics
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
+from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check, Measurement, at_least, at_most, equal
-
-OnProgress = Callable[[float], None]
 
 LOGIT_STAGES = ("prefill_logits", "decode_logits")
 NUMERIC_STAGES = ("preprocessing", "image_features", "inputs_embeds", *LOGIT_STAGES)
@@ -80,7 +79,7 @@ def compare(
     reference: LoadedModel,
     questions: Sequence[Question],
     gates: StageGates,
-    on_progress: OnProgress = lambda share: None,
+    on_progress: OnShare = ignore_share,
 ) -> Comparison:
     """Run both models on the same questions.
 

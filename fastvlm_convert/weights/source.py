@@ -11,6 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import num_elements
+
 CHUNK_BYTES = 8 << 20  # float32 bytes read at a time: large enough to be fast, small beside any budget
 
 
@@ -31,7 +33,7 @@ class Weight:
     @cached_property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return num_elements(self.shape)
 
     def array(self) -> np.ndarray:
         """The whole tensor as float32 of `shape`."""

@@ -20,6 +20,7 @@ from fastvlm_convert.quantized.weight import (
 )
 from fastvlm_convert.recipe import FloatSettings, Recipe
 from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig
+from fastvlm_convert.weights.parts import is_language, part_of
 from fastvlm_convert.weights.source import Weight
 
 _ALIGNMENT = 64
@@ -53,8 +54,8 @@ def coreml_sizes(config: ModelConfig, weights: MixedSource, recipe: Recipe) -> d
         weights: Only shapes and schemes matter; nothing is read.
         recipe: Precisions and settings.
     """
-    vision = {n: w for n, w in weights.items() if n.startswith(("vision.", "projector."))}
-    decoder = {n: w for n, w in weights.items() if n.startswith("decoder.")}
+    vision = {n: w for n, w in weights.items() if not is_language(n)}
+    decoder = {n: w for n, w in weights.items() if is_language(n)}
     sizes = _package(
         VISION_PACKAGE,
         blob_file_bytes(vision_blobs(vision, recipe.vision)),
@@ -66,7 +67,7 @@ def coreml_sizes(config: ModelConfig, weights: MixedSource, recipe: Recipe) -> d
     )
     if recipe.coreml.drop_in:
         floats = FloatSettings("float32", "float32")
-        encoder = dense_view({n: w for n, w in vision.items() if n.startswith("vision.")})
+        encoder = dense_view({n: w for n, w in vision.items() if part_of(n) == "vision"})
         sizes |= _package(
             APPLE_PACKAGE,
             blob_file_bytes(vision_blobs(encoder, floats)),

@@ -11,6 +11,7 @@ from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import is_language
 
 
 def _predict(config: ModelConfig, weights: MixedSource, recipe: Recipe, image_token_id: int) -> Prediction:
@@ -21,7 +22,7 @@ def _predict(config: ModelConfig, weights: MixedSource, recipe: Recipe, image_to
 def _working_bytes(config: ModelConfig, recipe: Recipe, layers: Sequence[LayerPlan]) -> int:
     """The rotary tables, made in float64, or the encoder's largest layer: weights are streamed."""
     angles = 3 * 8 * recipe.common.max_context_length * config.decoder.head_dim // 2
-    encoder = 3 * max(plan.size for plan in layers if not plan.layer.startswith("decoder."))
+    encoder = 3 * max(plan.size for plan in layers if not is_language(plan.layer))
     return max(angles, encoder)
 
 

@@ -7,6 +7,7 @@ from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import PaletteScheme
 from fastvlm_convert.recipe import OnnxSettings, Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import EMBEDDING, is_language
 
 _HEAD_DIM_STEP = 16  # GroupQueryAttention with rotary positions inside
 _SLOW_BITS = 8  # MatMulNBits has a kernel for them at accuracy level 4 alone
@@ -49,14 +50,14 @@ def _check_scheme(plan: LayerPlan, config: ModelConfig, settings: OnnxSettings) 
             f"layer '{layer}' has scheme palette{scheme.bits}, but ONNX has no look-up of weights",
             hint="ONNX has int8 and int4 with a block_size of 16, 32, 64 or 128; palettes are for coreml",
         )
-    if scheme is None or not layer.startswith("decoder."):
+    if scheme is None or not is_language(layer):
         return
     if scheme.block_size is None:
         raise TargetError(
             f"layer '{layer}' is quantized per channel, but ONNX Runtime's MatMulNBits needs blocks",
             hint="give its rule a block_size of 16, 32, 64 or 128",
         )
-    is_looked_up = layer == "decoder.embed_tokens" and not config.decoder.tied
+    is_looked_up = layer == EMBEDDING and not config.decoder.tied
     if scheme.bits == _SLOW_BITS and settings.accuracy_level == 0 and not is_looked_up:
         raise TargetError(
             f"layer '{layer}' has {scheme.bits} bits, and onnx.accuracy_level is 0: ONNX Runtime then "
