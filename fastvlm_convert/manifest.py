@@ -12,14 +12,15 @@ from fastvlm_convert.dataclass_io import from_plain, has_schema
 from fastvlm_convert.errors import BundleError, RecipeError
 from fastvlm_convert.io_names import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
 from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH, Recipe
+from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH
+from fastvlm_convert.resolved_recipe import ResolvedRecipe
+from fastvlm_convert.targets import BACKENDS, Target
 
 FILE_NAME: Final = "fastvlm_manifest.json"
 SCHEMA: Final = "fastvlm-convert/bundle"
 SCHEMA_VERSION: Final = 2
 OLD_FILE_NAME: Final = "manifest.json"  # of version 1
 
-Target = Literal["onnx", "coreml"]
 Status = Literal["passed", "failed", "not_run"]
 
 
@@ -48,6 +49,11 @@ class Artifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     function: str = "main"
+
+    def __post_init__(self) -> None:
+        if self.target not in BACKENDS:
+            known = " or ".join(repr(target) for target in BACKENDS)
+            raise BundleError(f"target is {self.target!r}, expected {known}")
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class Manifest:
     tool: str
     libraries: dict[str, str]
     source: Source
-    recipe: Recipe
+    recipe: ResolvedRecipe
     artifacts: tuple[Artifact, ...]
     contract: Contract
     fp16_range: Status

@@ -1,47 +1,40 @@
 """The stages in order; the only module that knows them all."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
 
 from fastvlm_convert import __version__
 from fastvlm_convert.bundle.folder import BUNDLE, QUANTIZED_CHECKPOINT, new_folder
-from fastvlm_convert.bundle.license import NO_LICENSE
 from fastvlm_convert.bundle.quantized_writer import write_settings, write_weights
 from fastvlm_convert.bundle.resumable import resumable_folder
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint, source_hash
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import Quantization
-from fastvlm_convert.errors import CheckpointError, MissingDependencyError, RecipeError
+from fastvlm_convert.errors import CheckpointError, RecipeError
+from fastvlm_convert.exporters.backends import backend_of
 from fastvlm_convert.exporters.job import ExportJob
-from fastvlm_convert.float16.repairs import at_risk, missing_repairs, needed_repairs, settings_of
-from fastvlm_convert.float16.report import MIN_HEADROOM, RangeReport, load_report
-from fastvlm_convert.manifest import (
-    FILE_NAME,
-    Artifact,
-    Manifest,
-    Source,
-    Status,
-    Target,
-    file_entries,
+from fastvlm_convert.float16.verdict import judge
+from fastvlm_convert.manifest import FILE_NAME, Artifact, Manifest, Source, Status, file_entries
+from fastvlm_convert.predict.export_plan import (
+    ExportPlan,
+    context_warnings,
+    files_beside,
+    plan_export,
+    predicted_artifacts,
 )
-from fastvlm_convert.predict.export_plan import files_beside, predicted_artifacts, prepare
 from fastvlm_convert.predict.size_check import check_sizes
 from fastvlm_convert.progress import OnStage, ignore_stage
-from fastvlm_convert.quantization.calibration import Calibration
-from fastvlm_convert.quantization.prepared_weights import (
-    calibration_for,
-    plan_checkpoint,
-    prepare_weights,
-    resolve,
-)
+from fastvlm_convert.provenance import library_versions, source_of, source_warnings
+from fastvlm_convert.quantization.prepared_weights import calibration_for, prepare_weights
 from fastvlm_convert.quantization.score import AnswerScore
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_report import LayerReport, layer_reports
 from fastvlm_convert.quantized.sqnr import ErrorMeter
+from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.targets import Target
 
 
 @dataclass(frozen=True)
@@ -107,29 +100,27 @@ def quantize(
     Raises:
         ConversionError: The input, the recipe or the output does not allow it.
     """
-    protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
     checkpoint = open_checkpoint(checkpoint_path, adapter)
     if checkpoint.quantized is not None:
         raise CheckpointError(
-            "the checkpoint is quantized already", where=checkpoint_path, hint="give the float checkpoint"
+            "the checkpoint is quantized already", where=checkpoint.path, hint="give the float checkpoint"
         )
     if not recipe.quantize:
         raise RecipeError(f"recipe '{recipe.name}' quantizes no layer", hint="give it quantize rules")
-    recipe, _, _ = resolve(checkpoint, recipe)
-    plans = plan_checkpoint(checkpoint, recipe)
-    data = calibration_for(checkpoint, recipe, calibration)
+    plan = plan_weights(checkpoint, recipe)
+    data = calibration_for(plan, calibration)
     on_progress("hashes", 0.0)
-    source = _source(checkpoint, data)
+    source = source_of(checkpoint, data)
     on_progress("hashes", 1.0)
-    key = hashlib.sha256(Quantization(__version__, source, recipe, ()).to_json().encode()).hexdigest()
-    with resumable_folder(output, key, overwrite, protected, QUANTIZED_CHECKPOINT) as work:
+    key = hashlib.sha256(Quantization(__version__, source, plan.recipe, ()).to_json().encode()).hexdigest()
+    with resumable_folder(output, key, overwrite, checkpoint.folders, QUANTIZED_CHECKPOINT) as work:
         num_resumed = len(work.finished)
-        engine = prepare_weights(checkpoint, recipe, data, on_progress)
-        meter = ErrorMeter(engine.floats)
-        write_weights(work, meter.view(engine.weights), recipe, meter, partial(on_progress, "weights"))
-        record = write_settings(work, checkpoint, recipe, source, plans, __version__)
-    warnings = _checkpoint_warnings(checkpoint, QUANTIZED_CHECKPOINT.name)
-    return QuantizeResult(output, record, engine.score, num_resumed, tuple(warnings))
+        made = prepare_weights(plan, data, on_progress)
+        meter = ErrorMeter(made.floats)
+        write_weights(work, meter.view(made.weights), plan.recipe, meter, partial(on_progress, "weights"))
+        record = write_settings(work, plan, source, __version__)
+    warnings = source_warnings(checkpoint, QUANTIZED_CHECKPOINT.name)
+    return QuantizeResult(output, record, made.score, num_resumed, tuple(warnings))
 
 
 def export(
@@ -158,142 +149,59 @@ def export(
     Raises:
         ConversionError: The input, the recipe, the target or the output does not allow it.
     """
-    protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
-    prepared = prepare(checkpoint_path, recipe, targets, adapter)
-    exporters = [_exporter(target) for target in targets]  # a missing library shows before the work begins
-    checkpoint, recipe = prepared.checkpoint, prepared.recipe
-    data = calibration_for(checkpoint, recipe, calibration)
-    with new_folder(output, overwrite, protected) as folder:
-        source = _source(checkpoint, data)
-        engine = prepare_weights(checkpoint, recipe, data, on_progress)
-        meter = ErrorMeter(engine.floats)
-        weights = engine.weights if checkpoint.quantized else meter.view(engine.weights)
-        job = ExportJob(
-            prepared.config,
-            weights,
-            recipe,
-            prepared.contract,
-            source.license,
-            folder,
-            lambda share: None,
-        )
-        artifacts: list[Artifact] = []
-        for target, write in zip(targets, exporters, strict=True):
-            artifacts += write(replace(job, on_progress=partial(on_progress, target)))
-        check_sizes(folder, artifacts, predicted_artifacts(prepared, targets))
-        for name, content in files_beside(prepared, targets, artifacts).items():
-            (folder / name).write_bytes(content)
+    plan = plan_export(open_checkpoint(checkpoint_path, adapter), recipe, targets)
+    for target in plan.targets:
+        backend_of(target).exporter()  # a missing library shows before the work begins
+    checkpoint = plan.checkpoint
+    data = calibration_for(plan, calibration)
+    with new_folder(output, overwrite, checkpoint.folders) as folder:
+        source = source_of(checkpoint, data)
+        verdict = judge(checkpoint, plan.recipe, plan.targets)
+        made = prepare_weights(plan, data, on_progress)
+        meter = ErrorMeter(made.floats)
+        weights = made.weights if checkpoint.quantized else meter.view(made.weights)
+        artifacts = _write_artifacts(plan, weights, source.license, folder, on_progress)
         on_progress("hashes", 0.0)
-        scan = _scan_of(checkpoint, source.sha256)
-        judged = recipe if "coreml" in targets else _without_state(recipe)
-        manifest = Manifest(
-            tool=__version__,
-            libraries=_library_versions(targets),
-            source=source,
-            recipe=recipe,
-            artifacts=tuple(artifacts),
-            contract=prepared.contract,
-            fp16_range=_range_status(scan, judged),
-            files=file_entries(folder),
-        )
+        manifest = _manifest(plan, source, artifacts, verdict.status, folder)
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
         on_progress("hashes", 1.0)
     stored = checkpoint.quantized
-    layers = layer_reports(prepared.plans, meter.sums) if stored is None else stored.record.layers
-    warnings = [*_warnings(checkpoint, manifest), *_range_warnings(scan, judged)]
-    return ExportResult(output, manifest, layers, engine.score, tuple(warnings))
-
-
-@dataclass(frozen=True)
-class _Exporter:
-    """What people call a target, and the packages whose versions shape its bytes."""
-
-    name: str
-    libraries: tuple[str, ...]
-
-
-_EXPORTERS: dict[Target, _Exporter] = {
-    "onnx": _Exporter("ONNX", ("onnx",)),
-    "coreml": _Exporter("Core ML", ("coremltools",)),
-}
-TARGETS: tuple[Target, ...] = tuple(_EXPORTERS)
-
-
-def _exporter(target: Target) -> Callable[[ExportJob], list[Artifact]]:
-    """A target's exporter, imported late: `plan` needs none, and coremltools takes seconds."""
-    try:
-        module: Any = import_module(f"fastvlm_convert.exporters.{target}.write")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, f"the {_EXPORTERS[target].name} target") from error
-    write: Callable[[ExportJob], list[Artifact]] = getattr(module, f"export_{target}")
-    return write
-
-
-def _source(checkpoint: Checkpoint, data: Calibration | None) -> Source:
-    """Where an output comes from; a quantized checkpoint passes on what it was made of."""
-    stored = checkpoint.quantized
-    calibration = data.sha256 if data else stored.record.source.calibration if stored else None
-    license = NO_LICENSE if checkpoint.license is None else checkpoint.license.name
-    return Source(checkpoint.layout, source_hash(checkpoint), license, calibration)
-
-
-def _scan_of(checkpoint: Checkpoint, source_sha256: str) -> RangeReport | None:
-    """The scan of a quantized checkpoint itself, or of the float checkpoint."""
-    own = None if checkpoint.quantized is None else load_report(checkpoint.sha256)
-    return own or load_report(source_sha256)
-
-
-def _library_versions(targets: Sequence[Target]) -> dict[str, str]:
-    used = {name for target in targets for name in _EXPORTERS[target].libraries}
-    return {name: metadata.version(name) for name in sorted({"numpy", "tokenizers", *used})}
-
-
-def _without_state(recipe: Recipe) -> Recipe:
-    """A recipe whose cache is as precise as the arithmetic, which it is in every target but Core ML."""
-    return replace(recipe, coreml=replace(recipe.coreml, kv_cache="tensors"))
-
-
-def _range_status(scan: RangeReport | None, recipe: Recipe) -> Status:
-    """What a scan of this very checkpoint, if there was one, says of what the recipe leaves to float16."""
-    if scan is None:
-        return "not_run"
-    return "failed" if at_risk(scan, recipe) else "passed"
-
-
-def _checkpoint_warnings(checkpoint: Checkpoint, made: str) -> list[str]:
+    layers = layer_reports(plan.layers, meter.sums) if stored is None else stored.record.layers
     warnings = [
-        f"config.json says {d.key} is {d.config}, the tensors say {d.tensors}; the tensors were followed"
-        for d in checkpoint.disagreements
+        *plan.recipe.notes,
+        *source_warnings(checkpoint, BUNDLE.name),
+        *context_warnings(plan),
+        *verdict.warnings,
     ]
-    if checkpoint.license is None:
-        warnings.append(f"the checkpoint has no license file; see that you may pass the {made} on")
-    return warnings
+    return ExportResult(output, manifest, layers, made.score, tuple(warnings))
 
 
-def _warnings(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
-    warnings = [*manifest.recipe.notes, *_checkpoint_warnings(checkpoint, BUNDLE.name)]
-    if manifest.contract.context_length > checkpoint.config.decoder.max_position_embeddings:
-        warnings.append(
-            f"the context of {manifest.contract.context_length} tokens is longer than the "
-            f"{checkpoint.config.decoder.max_position_embeddings} the model was trained for"
-        )
-    return warnings
+def _write_artifacts(
+    plan: ExportPlan, weights: MixedSource, license: str, folder: Path, on_progress: OnStage
+) -> list[Artifact]:
+    """Write what every target's runtime loads, as large as planned, and what clients read beside it."""
+    artifacts: list[Artifact] = []
+    for target in plan.targets:
+        progress = partial(on_progress, target)
+        job = ExportJob(plan.config, weights, plan.recipe, plan.contract, license, folder, progress)
+        artifacts += backend_of(target).exporter()(job)
+    check_sizes(folder, artifacts, predicted_artifacts(plan).sizes)
+    for name, content in files_beside(plan, artifacts).items():
+        (folder / name).write_bytes(content)
+    return artifacts
 
 
-def _range_warnings(scan: RangeReport | None, recipe: Recipe) -> list[str]:
-    warnings: list[str] = []
-    if scan is None:
-        return warnings
-    if missing := missing_repairs(scan, recipe):
-        warnings.append(
-            f"the range scan asks for repairs that recipe '{recipe.name}' lacks: "
-            + "; ".join(f"{repair.setting} ({repair.reason})" for repair in missing)
-            + f"; `fastvlm-convert scan CHECKPOINT --recipe {recipe.name} -o FILE` writes a recipe with them"
-        )
-    repaired = replace(recipe, repairs=settings_of(needed_repairs(scan, recipe)))
-    if left := at_risk(scan, repaired):
-        warnings.append(
-            f"the range scan found less than {MIN_HEADROOM:.0f}x headroom to float16's limit at "
-            f"{', '.join(op.op for op in left)}; keep them in float32 (float32_ops in the recipe)"
-        )
-    return warnings
+def _manifest(
+    plan: ExportPlan, source: Source, artifacts: Sequence[Artifact], fp16_range: Status, folder: Path
+) -> Manifest:
+    """The manifest of a folder that is complete but for it."""
+    return Manifest(
+        tool=__version__,
+        libraries=library_versions(plan.targets),
+        source=source,
+        recipe=plan.recipe,
+        artifacts=tuple(artifacts),
+        contract=plan.contract,
+        fp16_range=fp16_range,
+        files=file_entries(folder),
+    )

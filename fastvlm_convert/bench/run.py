@@ -14,8 +14,8 @@ from typing import Any, Final, Self
 import numpy as np
 
 from fastvlm_convert.errors import ConversionError
-from fastvlm_convert.manifest import Target
 from fastvlm_convert.progress import OnShare, ignore_share
+from fastvlm_convert.targets import Target
 
 METRICS: Final = ("vision_ms", "prefill_ms", "ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s")
 _RATES: Final = ("prefill_tokens_per_s", "decode_tokens_per_s")  # larger is better

@@ -1,13 +1,12 @@
 """The files that clients read beside the graphs: config, tokenizer, preprocessing, generation."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, tokenizer_json
-from fastvlm_convert.io_names import IMAGE_TOKEN, ONNX_FILE_STEMS, PATCH_SIZE, SYSTEM_PROMPT
-from fastvlm_convert.manifest import Artifact, Contract
+from fastvlm_convert.io_names import IMAGE_TOKEN, PATCH_SIZE, SYSTEM_PROMPT
+from fastvlm_convert.manifest import Contract
 from fastvlm_convert.preprocess import PROMPT_AFTER, PROMPT_BEFORE
 from fastvlm_convert.weights.model_config import ModelConfig
 
@@ -34,20 +33,27 @@ _MAX_NEW_TOKENS = 256  # as Apple's predict.py; without it transformers.js stops
 
 
 def client_files(
-    tokenizer: TextTokenizer, config: ModelConfig, contract: Contract, artifacts: Sequence[Artifact]
+    tokenizer: TextTokenizer, config: ModelConfig, contract: Contract, added: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """What transformers.js, transformers and onnxruntime-genai read at the root of a bundle, by name."""
+    """What transformers.js, transformers and onnxruntime-genai read at the root of a bundle, by name.
+
+    Args:
+        tokenizer: The checkpoint's.
+        config: Dimensions.
+        contract: What the bundle promises.
+        added: What the targets' own clients look up in config.json besides.
+    """
     return {
         **_common_files(tokenizer, contract),
         "generation_config.json": _json(_generation_config(contract, tokenizer)),
         "preprocessor_config.json": _json(
             _preprocessor_config(contract.image_size, contract.image_mode == "pad")
         ),
-        "config.json": _json(_config(config, contract, tokenizer) | _transformers_js(artifacts)),
+        "config.json": _json({**_config(config, contract, tokenizer), **added}),
     }
 
 
-def apple_files(tokenizer: TextTokenizer, config: ModelConfig, contract: Contract) -> dict[str, bytes]:
+def app_files(tokenizer: TextTokenizer, config: ModelConfig, contract: Contract) -> dict[str, bytes]:
     """What Apple's app reads beside its vision package, by name; whatever they say, the app crops."""
     return {
         **_common_files(tokenizer, contract),
@@ -93,25 +99,6 @@ def _config(config: ModelConfig, contract: Contract, tokenizer: TextTokenizer) -
         "eos_token_id": list(contract.eos_token_ids),
         "pad_token_id": tokenizer.end_of_text_id,
         "image_token_index": contract.image_token_id,
-    }
-
-
-def _transformers_js(artifacts: Sequence[Artifact]) -> dict[str, Any]:
-    onnx = {a.component: a for a in artifacts if a.target == "onnx"}
-    if not onnx:
-        return {}
-    graphs = {c: Path(a.files[0]).name for c, a in onnx.items()}
-    decoder = onnx["decoder"]
-
-    return {
-        "transformers.js_config": {
-            "dtype": {ONNX_FILE_STEMS[c]: a.precision for c, a in onnx.items()},
-            # Exactly the data files that exist under a graph's own name: a missing one is an error there.
-            "use_external_data_format": {
-                graphs[c]: 1 for c, a in onnx.items() if Path(a.files[1]).name == f"{graphs[c]}_data"
-            },
-            "kv_cache_dtype": {decoder.precision: decoder.compute},
-        }
     }
 
 

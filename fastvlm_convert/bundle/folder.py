@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ QUANTIZED_CHECKPOINT: Final = Kind("quantized checkpoint", is_quantized)
 
 
 @contextmanager
-def new_folder(output: Path, overwrite: bool, protected: list[Path]) -> Iterator[Path]:
+def new_folder(output: Path, overwrite: bool, protected: Sequence[Path]) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends without an error.
 
     Args:
@@ -58,7 +58,7 @@ def new_folder(output: Path, overwrite: bool, protected: list[Path]) -> Iterator
 def placed(
     output: Path,
     overwrite: bool,
-    protected: list[Path],
+    protected: Sequence[Path],
     kind: Kind,
     make: Callable[[], Path],
     discard: Callable[[Path], None],
@@ -97,7 +97,7 @@ def placed(
                 parent.rmdir()
 
 
-def check_apart(folder: Path, protected: list[Path]) -> None:
+def check_apart(folder: Path, protected: Sequence[Path]) -> None:
     """See that a folder neither holds an input nor lies inside one.
 
     Raises:
@@ -111,7 +111,7 @@ def check_apart(folder: Path, protected: list[Path]) -> None:
             )
 
 
-def _check_output(output: Path, overwrite: bool, protected: list[Path], kind: Kind) -> None:
+def _check_output(output: Path, overwrite: bool, protected: Sequence[Path], kind: Kind) -> None:
     if output.is_symlink():
         raise OutputError("the output is a link", where=output, hint="give the folder itself")
     check_apart(output, protected)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -48,7 +48,7 @@ def partial_folder(output: Path) -> Path:
 
 @contextmanager
 def resumable_folder(
-    output: Path, key: str, overwrite: bool, protected: list[Path], kind: Kind
+    output: Path, key: str, overwrite: bool, protected: Sequence[Path], kind: Kind
 ) -> Iterator[Work]:
     """The folder `OUTPUT.partial`, which takes the place of `output` when the block ends without an error.
 

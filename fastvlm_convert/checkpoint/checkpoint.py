@@ -83,6 +83,11 @@ class Checkpoint:
         return content_hash(self.files)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that files were read from: its own, and an adapter's."""
+        return tuple(dict.fromkeys(path.parent for path in self.files))
+
+    @property
     def folded(self) -> MixedSource:
         """Canonical names, BatchNorm and LayerScale folded; integers where quantized."""
         return fold(self.weights) if self.quantized is None else self.quantized.weights

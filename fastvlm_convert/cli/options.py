@@ -5,10 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fastvlm_convert.errors import TargetError
-from fastvlm_convert.manifest import Target
-from fastvlm_convert.pipeline import TARGETS
 from fastvlm_convert.recipe import Recipe, load_recipe, without_data
+from fastvlm_convert.targets import Target, known_target
 
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a FastVLM checkpoint.", show_default=False)
@@ -58,13 +56,7 @@ def chosen_targets(names: list[str]) -> list[Target]:
     Raises:
         TargetError: There is no such target.
     """
-    chosen: list[Target] = []
-    for name in dict.fromkeys(names):
-        known = [target for target in TARGETS if target == name]
-        if not known:
-            raise TargetError(f"unknown target '{name}'", hint=f"targets: {', '.join(TARGETS)}")
-        chosen += known
-    return chosen
+    return [known_target(name) for name in dict.fromkeys(names)]
 
 
 def chosen_recipe(name: str, calibration: str | None = None) -> Recipe:

@@ -22,6 +22,7 @@ from fastvlm_convert.cli.options import (
     data_source,
 )
 from fastvlm_convert.pipeline import quantize
+from fastvlm_convert.targets import BACKENDS
 
 
 def command(
@@ -80,7 +81,5 @@ def command(
     out.print(f"\n{score_text(result.score)}")
     out.print(f"files {size_text(size)}, peak memory {size_text(peak_memory_bytes())}", soft_wrap=True)
     path = shlex.quote(str(result.output))
-    err.print(
-        escape(f"\nexport: fastvlm-convert export {path} --target onnx --target coreml -o BUNDLE"),
-        soft_wrap=True,
-    )
+    targets = " ".join(f"--target {target}" for target in BACKENDS)
+    err.print(escape(f"\nexport: fastvlm-convert export {path} {targets} -o BUNDLE"), soft_wrap=True)

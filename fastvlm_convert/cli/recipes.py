@@ -11,15 +11,14 @@ from rich.table import Table
 from fastvlm_convert.cli.console import err, out, print_json, size_text
 from fastvlm_convert.cli.options import JsonOption, VerboseOption
 from fastvlm_convert.errors import RecipeError, TargetError
-from fastvlm_convert.manifest import Target
-from fastvlm_convert.pipeline import TARGETS
+from fastvlm_convert.exporters.backends import backend_of
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
-from fastvlm_convert.predict.sizes import predicted_sizes
-from fastvlm_convert.predict.support import check_target
+from fastvlm_convert.predict.sizes import predict_artifacts
 from fastvlm_convert.quantized.layer_groups import group_layers, scheme_name
 from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
 from fastvlm_convert.recipe_schema import recipe_schema
+from fastvlm_convert.targets import BACKENDS, Target
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.published import published_config
 
@@ -78,7 +77,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "description": recipe.description,
         "stored_as": stored,
-        "targets": {target: _target_facts(target, config, plans, recipe) for target in TARGETS},
+        "targets": {target: _target_facts(target, config, plans, recipe) for target in BACKENDS},
     }
 
 
@@ -87,22 +86,23 @@ def _target_facts(
 ) -> dict[str, Any]:
     """Bytes of the artifacts, or why the target cannot take the recipe."""
     try:
-        check_target(target, config, recipe, plans)
+        backend_of(target).check(config, recipe, plans)
     except TargetError as error:
         return {"bytes": None, "refused": str(error)}
-    return {"bytes": sum(predicted_sizes(config, plans, recipe, [target]).values()), "refused": None}
+    sizes = predict_artifacts(config, plans, recipe, [target]).sizes
+    return {"bytes": sum(sizes.values()), "refused": None}
 
 
 def _print(facts: list[dict[str, Any]]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("recipe", "vision", "decoder", "table"):
         table.add_column(column)
-    for target in TARGETS:
+    for target in BACKENDS:
         table.add_column(target, justify="right")
     table.add_column("description")
     for recipe in facts:
         stored = recipe["stored_as"]
-        sizes = [recipe["targets"][target]["bytes"] for target in TARGETS]
+        sizes = [recipe["targets"][target]["bytes"] for target in BACKENDS]
         table.add_row(
             recipe["name"],
             *(", ".join(stored[part]) for part in ("vision", "decoder", "embedding")),

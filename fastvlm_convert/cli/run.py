@@ -11,7 +11,7 @@ from fastvlm_convert.cli.console import err, print_json, progress, waiting
 from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
 from fastvlm_convert.errors import BundleError, PromptError
 from fastvlm_convert.generate import Answer, generate, greedy, sampler
-from fastvlm_convert.manifest import FILE_NAME, Target, load_manifest
+from fastvlm_convert.manifest import FILE_NAME, load_manifest
 from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
@@ -108,15 +108,11 @@ def load_model(path: Path, target: str | None, adapter: Path | None, on_progress
             "an adapter can only be merged into a checkpoint", where=path, hint="export with --adapter"
         )
     manifest = load_manifest(path)
-    chosen: Target = manifest.targets[0] if target is None else _known(target, manifest.targets, path)
-    return load_bundle(path, manifest, chosen)
-
-
-def _known(target: str, targets: tuple[Target, ...], path: Path) -> Target:
-    for known in targets:
-        if target == known:
-            return known
-    raise BundleError(f"the bundle has no target '{target}'", where=path, hint=f"it has {', '.join(targets)}")
+    if target is not None and target not in manifest.targets:
+        raise BundleError(
+            f"the bundle has no target '{target}'", where=path, hint=f"it has {', '.join(manifest.targets)}"
+        )
+    return load_bundle(path, manifest, target or manifest.targets[0])
 
 
 def _is_file(text: str) -> bool:

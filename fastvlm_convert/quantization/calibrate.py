@@ -1,7 +1,7 @@
 """Find the integers of layers that need data: ask the reference, weigh the tokens, solve in turn."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -9,10 +9,8 @@ from pathlib import Path
 import torch
 
 from fastvlm_convert import __version__
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.model.block_streamer import BlockStreamer
-from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.progress import OnStage
 from fastvlm_convert.quantization.answers import CalibrationSet, collect_samples, token_batch
 from fastvlm_convert.quantization.block_solver import SolverTask, load_solved
@@ -21,12 +19,12 @@ from fastvlm_convert.quantization.layerwise import solve_layerwise
 from fastvlm_convert.quantization.limits import LOGIT_ROWS
 from fastvlm_convert.quantization.score import AnswerScore, answer_score, load_score, save_score
 from fastvlm_convert.quantization.token_weights import averaged, float_pass
+from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, dense_view
-from fastvlm_convert.recipe import CalibrationSettings, Recipe
+from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.user_cache import cache_folder
-from fastvlm_convert.weights.model_config import ModelConfig
-from fastvlm_convert.weights.rescale import repaired_config
+from fastvlm_convert.weights.model_config import at_image_size
 from fastvlm_convert.weights.source import WeightSource
 
 _SCORE = "answers.json"
@@ -54,27 +52,17 @@ class _Models:
 
 
 def solved_layers(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    mode: ImageMode,
-    recipe: Recipe,
-    plans: Sequence[LayerPlan],
-    folded: WeightSource,
+    plan: WeightPlan,
+    floats: WeightSource,
     searched: MixedSource,
     calibration: Calibration,
     on_progress: OnStage,
 ) -> SolvedLayers:
     """Solve the layers whose rules need data; solved ones are saved in the user's cache.
 
-    More than six parameters: this is the one place where all inputs of a calibration come together.
-
     Args:
-        checkpoint: The float checkpoint.
-        config: Its dimensions, with the image size to calibrate for.
-        mode: How images are made square.
-        recipe: Its `quantize` and `calibration` sections.
-        plans: One for each layer.
-        folded: The float weights, folded and repaired.
+        plan: What happens to the weights of a float checkpoint.
+        floats: Those weights, folded and repaired.
         searched: The same, with the layers quantized that need no data.
         calibration: Images with questions.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
@@ -82,8 +70,8 @@ def solved_layers(
     Raises:
         RecipeError: The data is not at hand, or a prompt is too long.
     """
-    todo = {plan.layer: plan for plan in plans if plan.scheme is not None and plan.solver != "search"}
-    folder = cache_folder() / "solved" / _key(checkpoint, config, mode, recipe, calibration)
+    todo = {p.layer: p for p in plan.layers if p.scheme is not None and p.solver != "search"}
+    folder = cache_folder() / "solved" / _key(plan, calibration)
     known = _load_solved_layers(folder, todo)
     if known is not None:
         return known
@@ -93,24 +81,29 @@ def solved_layers(
             hint="give the quantized checkpoint as the reference, or calibrate with the same data again",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    on_answer = partial(on_progress, "answers")
-    data = collect_samples(checkpoint, config, mode, calibration, recipe.calibration, on_answer)
-    repaired = repaired_config(config, recipe.repairs)
-    models = _Models(BlockStreamer(repaired, folded), BlockStreamer(repaired, dense_view(searched)))
-    solved = _solve(models, todo, recipe.calibration, data, folder, on_progress)
+    checkpoint, common = plan.checkpoint, plan.recipe.common
+    data = collect_samples(
+        checkpoint,
+        at_image_size(checkpoint.config, common.image_size),
+        common.image_mode,
+        calibration,
+        plan.recipe.calibration,
+        partial(on_progress, "answers"),
+    )
+    models = _Models(BlockStreamer(plan.config, floats), BlockStreamer(plan.config, dense_view(searched)))
+    solved = _solve(models, todo, plan.recipe.calibration, data, folder, on_progress)
     save_score(folder / _SCORE, solved.score)
     return solved
 
 
-def _key(
-    checkpoint: Checkpoint, config: ModelConfig, mode: ImageMode, recipe: Recipe, calibration: Calibration
-) -> str:
+def _key(plan: WeightPlan, calibration: Calibration) -> str:
     """Name of the cache folder: a hash of all that the integers depend on."""
+    recipe = plan.recipe
     rules = [asdict(rule) for rule in recipe.quantize]
     settings = asdict(recipe.calibration)
     repairs = asdict(recipe.repairs)
-    size = config.vision.image_size
-    parts = (__version__, checkpoint.sha256, calibration.sha256, size, mode, rules, settings, repairs)
+    size, mode = recipe.common.image_size, recipe.common.image_mode
+    parts = (__version__, plan.checkpoint.sha256, calibration.sha256, size, mode, rules, settings, repairs)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,9 @@ from fastvlm_convert.io_names import (
 )
 from fastvlm_convert.manifest import Artifact, Manifest
 from fastvlm_convert.mil.interpreter import Interpreter, State
+from fastvlm_convert.runtime.core_ml import has_core_ml
+
+_TARGET: Final = "coreml"
 
 
 class Runner(Protocol):
@@ -90,9 +93,9 @@ class CoreMLSession:
         self._vision = vision
         self._decoder = decoder
         self._functions = {
-            a.function: a for a in manifest.artifacts if a.target == "coreml" and a.component != "vision"
+            a.function: a for a in manifest.artifacts if a.target == _TARGET and a.component != "vision"
         }
-        self._vision_artifact = manifest.artifact("coreml", "vision")
+        self._vision_artifact = manifest.artifact(_TARGET, "vision")
         self._chunk = manifest.recipe.coreml.prefill_chunk
         self._pads = manifest.recipe.coreml.sequence_lengths != "range"
         self._length = 0
@@ -157,6 +160,32 @@ class CoreMLSession:
             for spec in self._functions[DECODE].inputs
             if spec.name in (KEY_CACHE, VALUE_CACHE) and not spec.dtype.endswith("_state")
         }
+
+
+def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> CoreMLSession:
+    """Run the packages of a bundle.
+
+    Args:
+        bundle: Its folder.
+        manifest: Its manifest.
+        precision: How the interpreter runs them; None leaves them to Core ML where there is one, and else
+            means `exact`.
+
+    Raises:
+        BundleError: A package is missing, damaged or refused.
+        MissingDependencyError: A library is not installed.
+    """
+    vision, decoder = (
+        (bundle / manifest.artifact(_TARGET, part).files[0]).parent for part in ("vision", "decoder")
+    )
+    if precision is None and has_core_ml():
+        from fastvlm_convert.runtime.coreml_package import CoreMLPackage
+
+        return CoreMLSession(manifest, CoreMLPackage(vision), CoreMLPackage(decoder))
+    precision = precision or "exact"
+    return CoreMLSession(
+        manifest, InterpretedPackage(vision, precision), InterpretedPackage(decoder, precision)
+    )
 
 
 def _picture(pixel_values: np.ndarray) -> Image.Image:

@@ -1,7 +1,6 @@
 """A model ready to answer, wherever it comes from: a checkpoint or a bundle."""
 
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,14 +13,16 @@ from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.generate import Session
 from fastvlm_convert.io_names import Precision
-from fastvlm_convert.manifest import Manifest, Target
+from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
 from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
-from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration, resolve
+from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.runtime.sessions import open_session
+from fastvlm_convert.targets import Target
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
-from fastvlm_convert.weights.rescale import repaired_config
 from fastvlm_convert.weights.source import WeightSource
 
 if TYPE_CHECKING:  # the reference needs torch, which only those who run it load
@@ -114,13 +115,12 @@ def load_engine(
         RecipeError: Layers must be solved with data that is not at hand.
         MissingDependencyError: torch is not installed.
     """
-    recipe, size, mode = resolve(checkpoint, recipe)
-    config = repaired_config(at_image_size(checkpoint.config, size), recipe.repairs)
+    plan = plan_weights(checkpoint, recipe)
     data = None if checkpoint.quantized else remembered_calibration(recipe, calibration)
-    weights = dense_view(prepare_weights(checkpoint, recipe, data, on_progress).weights)
+    weights = dense_view(prepare_weights(plan, data, on_progress).weights)
     load = partial(on_progress, "quantized")
-    loaded, _ = _load_model(checkpoint, config, weights, True, context_length, load)
-    return replace(loaded, image_mode=mode)
+    loaded, _ = _load_model(checkpoint, plan.config, weights, True, context_length, load)
+    return replace(loaded, image_mode=plan.recipe.common.image_mode)
 
 
 def _load_model(
@@ -149,11 +149,6 @@ def _load_model(
     return loaded, model
 
 
-def has_core_ml() -> bool:
-    """Whether this machine can run Core ML packages."""
-    return platform.system() == "Darwin"
-
-
 def load_bundle(
     bundle: Path, manifest: Manifest, target: Target, precision: Precision | None = None
 ) -> LoadedModel:
@@ -173,43 +168,9 @@ def load_bundle(
     if target not in manifest.targets:
         raise BundleError(f"the bundle has no {target}; it has {', '.join(manifest.targets)}", where=bundle)
     return LoadedModel(
-        session=_SESSIONS[target](bundle, manifest, precision),
+        session=open_session(bundle, manifest, target, precision),
         tokenizer=read_tokenizer(bundle),
         eos_token_ids=manifest.contract.eos_token_ids,
         image_size=manifest.contract.image_size,
         image_mode=manifest.contract.image_mode,
     )
-
-
-def _onnx_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> Session:
-    try:
-        from fastvlm_convert.runtime.onnx_session import OnnxSession
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "running an ONNX bundle") from error
-
-    return OnnxSession(bundle, manifest, exact=precision == "exact")
-
-
-def _coreml_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> Session:
-    try:
-        from fastvlm_convert.runtime.coreml_session import CoreMLSession, InterpretedPackage
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "running a Core ML bundle") from error
-
-    vision, decoder = (
-        (bundle / manifest.artifact("coreml", part).files[0]).parent for part in ("vision", "decoder")
-    )
-    if precision is None and has_core_ml():
-        from fastvlm_convert.runtime.coreml_package import CoreMLPackage
-
-        return CoreMLSession(manifest, CoreMLPackage(vision), CoreMLPackage(decoder))
-    precision = precision or "exact"
-    return CoreMLSession(
-        manifest, InterpretedPackage(vision, precision), InterpretedPackage(decoder, precision)
-    )
-
-
-_SESSIONS: dict[Target, Callable[[Path, Manifest, Precision | None], Session]] = {
-    "onnx": _onnx_session,
-    "coreml": _coreml_session,
-}

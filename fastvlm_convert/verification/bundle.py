@@ -13,7 +13,7 @@ from fastvlm_convert.manifest import Manifest, changed_files
 from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import Gates
-from fastvlm_convert.runtime.loaded import LoadedModel, load_engine, load_reference
+from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
 from fastvlm_convert.verification.check import Check, Measurement, equal, not_run
 from fastvlm_convert.verification.compare import Comparison, StageGates, compare
 from fastvlm_convert.verification.executions import executions
@@ -70,7 +70,7 @@ def verify(
     for target in manifest.targets:
         for execution in executions(manifest, target, interpret):
             try:
-                loaded = execution.load(bundle, manifest)
+                loaded = load_bundle(bundle, manifest, target, execution.precision)
                 found = compare(
                     target,
                     loaded,

@@ -17,8 +17,8 @@ from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check, Measurement, at_least, at_most, equal
 
-_LOGIT_STAGES = ("prefill_logits", "decode_logits")
-NUMERIC_STAGES = ("preprocessing", "image_features", "inputs_embeds", *_LOGIT_STAGES)
+LOGIT_STAGES = ("prefill_logits", "decode_logits")
+NUMERIC_STAGES = ("preprocessing", "image_features", "inputs_embeds", *LOGIT_STAGES)
 
 
 @dataclass
@@ -163,7 +163,7 @@ def _check_answers(
     target: str, stages: Mapping[str, _Stage], gates: StageGates, executed_by: str
 ) -> list[Check]:
     """Divergence and agreement over all tokens of all answers."""
-    pairs = [stages[name] for name in _LOGIT_STAGES]
+    pairs = [stages[name] for name in LOGIT_STAGES]
     reference = np.concatenate([rows for stage in pairs for rows in stage.reference])
     candidate = np.concatenate([rows for stage in pairs for rows in stage.candidate])
     checks = []
@@ -186,7 +186,7 @@ def _measure(target: str, name: str, stage: _Stage, executed_by: str) -> list[Me
         "max_abs_error": float(np.max([metrics.max_abs_error(r, c) for r, c in pairs])),
         "cosine_similarity": stage.worst(metrics.cosine_similarity),
     }
-    if name in _LOGIT_STAGES:
+    if name in LOGIT_STAGES:
         divergence = np.concatenate([metrics.kl_divergence(r, c) for r, c in pairs])
         rows = [np.concatenate(side) for side in zip(*pairs, strict=True)]
         figures |= {
