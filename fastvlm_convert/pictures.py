@@ -25,6 +25,7 @@ MAX_PIXELS: Final = 64_000_000
 # A longer edge would make more than 268 million pixels of a padded square.
 MAX_IMAGE_EDGE: Final = 1 << 14
 
+_HEIC_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _WHITE: Final = (255, 255, 255)
 _SIXTEEN_BITS: Final = 65535
 
@@ -62,6 +63,18 @@ def load_image(path: Path) -> Image.Image:
         ) from error
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture of a supported format, by its first bytes."""
+    try:
+        check_picture_file(path)
+        formats = _formats(path)
+        Image.init()
+        with Image.open(path, formats=formats):
+            return True
+    except (ImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return False
+
+
 def check_picture_file(path: Path) -> None:
     """See that a path is a regular file.
 
@@ -92,8 +105,8 @@ def _formats(path: Path) -> tuple[str, ...]:
             head = file.read(12)
     except OSError as error:
         raise ImageError(f"the picture cannot be read: {error.strerror}", where=path) from error
-    # ISO base media: the brand says which codec. AVIF has brands of its own.
-    if head[4:8] != b"ftyp" or head[8:12] in (b"avif", b"avis"):
+    # An ISO base media file, whose brand says which codec; AVIF and videos have others.
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIC_BRANDS:
         return FORMATS
     try:
         import_module("pillow_heif").register_heif_opener()

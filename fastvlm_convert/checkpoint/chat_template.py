@@ -23,6 +23,9 @@ from fastvlm_convert.prompt import Message, Picture, PromptFormat, Role, Text, c
 MAX_TEMPLATE_LENGTH: Final = 1 << 16
 _MAX_FACTOR: Final = 1000
 
+# What a template can make Python raise, by adding a text and a list, for example.
+_PYTHON_ERRORS: Final = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+
 # Texts that no template holds, to find again in what it writes.
 _SYSTEM, _ASKED, _ANSWERED, _AGAIN = "SystemText0", "QuestionText1", "AnswerText2", "QuestionText3"
 _PIXEL: Final = Image.new("RGB", (1, 1))
@@ -61,7 +64,6 @@ class ChatTemplate:
             return template.render(
                 messages=messages, add_generation_prompt=generation, tools=None, documents=None, **self.tokens
             )
-        # What a template can make Python raise: undefined names, sums of text and lists, endless recursion.
         except (
             jinja2.TemplateError,
             TypeError,
