@@ -207,7 +207,9 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(width, heig
 
 def test_a_large_picture_gives_no_warning(tmp_path, monkeypatch):
     picture(30, 20).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow warns from there, and refuses from twice that
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 500
+    )  # Pillow warns from there, and refuses from twice that
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_image(tmp_path / "a.png").size == (30, 20)

@@ -41,7 +41,9 @@ def test_padding_keeps_every_pixel_and_puts_black_around(width, height):
 @pytest.mark.parametrize(("width", "height"), [(64, 32), (65, 32), (32, 64), (32, 33), (32, 32)])
 def test_cropping_takes_the_centre_of_the_longer_edge(width, height):
     image = picture(width, height)
-    cropped = np.asarray(square(image, ImageSettings(32, "crop")))  # the shorter edge is 32: nothing is resized
+    cropped = np.asarray(
+        square(image, ImageSettings(32, "crop"))
+    )  # the shorter edge is 32: nothing is resized
     left, top = (width - 32) // 2, (height - 32) // 2
     np.testing.assert_array_equal(cropped, np.asarray(image)[top : top + 32, left : left + 32])
 
