@@ -17,6 +17,7 @@ from fastvlm_convert import metrics
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.quantization.calibration import read_calibration
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import QuantizeRule, load_recipe
 from fastvlm_convert.weights.fold import fold
@@ -58,7 +59,7 @@ def main() -> None:
     for part, layers in parts(weights):
         rule = QuantizeRule(tuple(layers), "int4", 32, symmetric=False, solver="gptq")
         recipe = replace(load_recipe("int4"), quantize=(rule, FLOAT), calibration=CALIBRATION)
-        changed = dense_view(prepare_weights(checkpoint, recipe, data).weights)
+        changed = dense_view(prepare_weights(plan_weights(checkpoint, recipe), data).weights)
         divergence = metrics.kl_divergence(test.logits, logits_of(checkpoint, changed, test)).mean()
         size = sum(weights[f"{layer}.weight"].size for layer in layers)
         print(f"| {part} | {len(layers)} | {size} | {divergence:.2g} |", flush=True)

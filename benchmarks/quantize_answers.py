@@ -43,6 +43,7 @@ from fastvlm_convert.quantization.answers import answered, token_batch
 from fastvlm_convert.quantization.calibration import read_calibration
 from fastvlm_convert.quantization.error_compensation import hessian_of
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.schemes import AffineScheme
 from fastvlm_convert.quantized.weight import dense_view
@@ -291,7 +292,8 @@ def measure(path: Path, count: int, only: str) -> dict[str, dict[str, list[float
     data = read_calibration(None, CALIBRATION)
 
     def engine(recipe: Recipe) -> WeightSource:
-        return dense_view(prepare_weights(checkpoint, recipe, data if recipe.is_calibrated else None).weights)
+        plan = plan_weights(checkpoint, recipe)
+        return dense_view(prepare_weights(plan, data if plan.is_calibrated else None).weights)
 
     for name, solve in peers(32).items():
         show(f"{name}", lambda solve=solve: by_peer(weights, solve, found, "all"))  # type: ignore[misc]

@@ -12,7 +12,8 @@ from fastvlm_convert.dataclass_io import from_plain, has_schema
 from fastvlm_convert.errors import BundleError, RecipeError
 from fastvlm_convert.io_names import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
 from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH, Recipe
+from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH
+from fastvlm_convert.resolved_recipe import ResolvedRecipe
 
 FILE_NAME: Final = "fastvlm_manifest.json"
 SCHEMA: Final = "fastvlm-convert/bundle"
@@ -126,7 +127,7 @@ class Manifest:
     tool: str
     libraries: dict[str, str]
     source: Source
-    recipe: Recipe
+    recipe: ResolvedRecipe
     artifacts: tuple[Artifact, ...]
     contract: Contract
     fp16_range: Status

@@ -28,16 +28,12 @@ from fastvlm_convert.manifest import (
     Target,
     file_entries,
 )
-from fastvlm_convert.predict.export_plan import files_beside, predicted_artifacts, prepare
+from fastvlm_convert.predict.export_plan import files_beside, plan_export, predicted_artifacts
 from fastvlm_convert.predict.size_check import check_sizes
 from fastvlm_convert.quantization.calibration import Calibration
-from fastvlm_convert.quantization.prepared_weights import (
-    calibration_for,
-    plan_checkpoint,
-    prepare_weights,
-    resolve,
-)
+from fastvlm_convert.quantization.prepared_weights import calibration_for, prepare_weights
 from fastvlm_convert.quantization.score import AnswerScore
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_report import LayerReport, layer_reports
 from fastvlm_convert.quantized.sqnr import ErrorMeter
 from fastvlm_convert.recipe import Recipe
@@ -116,21 +112,20 @@ def quantize(
         )
     if not recipe.quantize:
         raise RecipeError(f"recipe '{recipe.name}' quantizes no layer", hint="give it quantize rules")
-    recipe, _, _ = resolve(checkpoint, recipe)
-    plans = plan_checkpoint(checkpoint, recipe)
-    data = calibration_for(checkpoint, recipe, calibration)
+    plan = plan_weights(checkpoint, recipe)
+    data = calibration_for(plan, calibration)
     on_progress("hashes", 0.0)
     source = _source(checkpoint, data)
     on_progress("hashes", 1.0)
-    key = hashlib.sha256(Quantization(__version__, source, recipe, ()).to_json().encode()).hexdigest()
+    key = hashlib.sha256(Quantization(__version__, source, plan.recipe, ()).to_json().encode()).hexdigest()
     with resumable_folder(output, key, overwrite, protected, QUANTIZED_CHECKPOINT) as work:
         num_resumed = len(work.finished)
-        engine = prepare_weights(checkpoint, recipe, data, on_progress)
-        meter = ErrorMeter(engine.floats)
-        write_weights(work, meter.view(engine.weights), recipe, meter, partial(on_progress, "weights"))
-        record = write_settings(work, checkpoint, recipe, source, plans, __version__)
+        made = prepare_weights(plan, data, on_progress)
+        meter = ErrorMeter(made.floats)
+        write_weights(work, meter.view(made.weights), plan.recipe, meter, partial(on_progress, "weights"))
+        record = write_settings(work, plan, source, __version__)
     warnings = _checkpoint_warnings(checkpoint, QUANTIZED_CHECKPOINT.name)
-    return QuantizeResult(output, record, engine.score, num_resumed, tuple(warnings))
+    return QuantizeResult(output, record, made.score, num_resumed, tuple(warnings))
 
 
 def export(
@@ -160,20 +155,20 @@ def export(
         ConversionError: The input, the recipe, the target or the output does not allow it.
     """
     protected = [checkpoint_path] if adapter is None else [checkpoint_path, adapter]
-    prepared = prepare(checkpoint_path, recipe, targets, adapter)
+    plan = plan_export(open_checkpoint(checkpoint_path, adapter), recipe, targets)
     exporters = [_exporter(target) for target in targets]  # a missing library shows before the work begins
-    checkpoint, recipe = prepared.checkpoint, prepared.recipe
-    data = calibration_for(checkpoint, recipe, calibration)
+    checkpoint = plan.checkpoint
+    data = calibration_for(plan, calibration)
     with new_folder(output, overwrite, protected) as folder:
         source = _source(checkpoint, data)
-        engine = prepare_weights(checkpoint, recipe, data, on_progress)
-        meter = ErrorMeter(engine.floats)
-        weights = engine.weights if checkpoint.quantized else meter.view(engine.weights)
+        made = prepare_weights(plan, data, on_progress)
+        meter = ErrorMeter(made.floats)
+        weights = made.weights if checkpoint.quantized else meter.view(made.weights)
         job = ExportJob(
-            prepared.config,
+            plan.config,
             weights,
-            recipe,
-            prepared.contract,
+            plan.recipe,
+            plan.contract,
             source.license,
             folder,
             lambda share: None,
@@ -181,28 +176,28 @@ def export(
         artifacts: list[Artifact] = []
         for target, write in zip(targets, exporters, strict=True):
             artifacts += write(replace(job, on_progress=partial(on_progress, target)))
-        check_sizes(folder, artifacts, predicted_artifacts(prepared, targets))
-        for name, content in files_beside(prepared, targets, artifacts).items():
+        check_sizes(folder, artifacts, predicted_artifacts(plan))
+        for name, content in files_beside(plan, artifacts).items():
             (folder / name).write_bytes(content)
         on_progress("hashes", 0.0)
         scan = _scan_of(checkpoint, source.sha256)
-        judged = recipe if "coreml" in targets else _without_state(recipe)
+        judged = plan.recipe if "coreml" in targets else _without_state(plan.recipe)
         manifest = Manifest(
             tool=__version__,
             libraries=_library_versions(targets),
             source=source,
-            recipe=recipe,
+            recipe=plan.recipe,
             artifacts=tuple(artifacts),
-            contract=prepared.contract,
+            contract=plan.contract,
             fp16_range=_range_status(scan, judged),
             files=file_entries(folder),
         )
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
         on_progress("hashes", 1.0)
     stored = checkpoint.quantized
-    layers = layer_reports(prepared.plans, meter.sums) if stored is None else stored.record.layers
+    layers = layer_reports(plan.layers, meter.sums) if stored is None else stored.record.layers
     warnings = [*_warnings(checkpoint, manifest), *_range_warnings(scan, judged)]
-    return ExportResult(output, manifest, layers, engine.score, tuple(warnings))
+    return ExportResult(output, manifest, layers, made.score, tuple(warnings))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LINES = [
     ["errors"],
     ["io_names", "progress", "atomic_file", "user_cache", "dataclass_io", "mil"],
-    ["manifest", "recipe", "recipe_schema", "preprocess", "metrics", "generate", "demo", "questions"],
+    [
+        "manifest",
+        "recipe",
+        "recipe_schema",
+        "resolved_recipe",
+        "preprocess",
+        "metrics",
+        "generate",
+        "demo",
+        "questions",
+    ],
     ["weights"],
     ["quantized"],
     ["checkpoint"],

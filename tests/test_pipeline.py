@@ -13,8 +13,10 @@ from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint,
 from fastvlm_convert.errors import TargetError
 from fastvlm_convert.float16.report import OpRange, RangeReport, save_report
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.pipeline import export
+from fastvlm_convert.pipeline import export, quantize
+from fastvlm_convert.quantization import weight_plan
 from fastvlm_convert.quantization.prepared_weights import PreparedWeights, prepare_weights
+from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import without_data
 from tests.bundles import FP16, FP32, export_bundle, mixed_recipe, recipe, write_recipe
@@ -209,3 +211,18 @@ def test_weights_that_do_not_shrink_as_planned_fail_the_export(target, tmp_path,
         export(DEMO, without_data(recipe("int4")), [target], tmp_path / "out" / "bundle")
     assert "decoder" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_command_plans_once(tmp_path, monkeypatch):
+    planned = []
+
+    def counted(*arguments: object) -> object:
+        planned.append(arguments)
+        return plan_layers(*arguments)
+
+    monkeypatch.setattr(weight_plan, "plan_layers", counted)
+    settings = without_data(recipe("int4"))
+    export(DEMO, settings, ["onnx", "coreml"], tmp_path / "bundle")
+    assert len(planned) == 1
+    quantize(DEMO, settings, tmp_path / "quantized")
+    assert len(planned) == 2

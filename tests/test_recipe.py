@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.recipes import describe
 from fastvlm_convert.dataclass_io import from_plain
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.predict.export_plan import predicted_files, prepare
+from fastvlm_convert.predict.export_plan import plan_export, predicted_files
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes, without_data
 from tests.bundles import check_sizes, recipe
 
@@ -57,7 +58,7 @@ class TestShipped:
         targets = [name for name, facts in describe(settings)["targets"].items() if not facts["refused"]]
         assert targets
         quick = without_data(settings)  # sizes do not depend on the solver
-        predicted = predicted_files(prepare(DEMO, settings, targets), targets)
+        predicted = predicted_files(plan_export(open_checkpoint(DEMO), settings, targets))
         result = export(DEMO, quick, targets, tmp_path / "bundle")
         assert set(settings.notes) <= set(result.warnings)
         manifest = load_manifest(tmp_path / "bundle")

@@ -13,13 +13,13 @@ import numpy as np
 from fastvlm_convert.bundle.folder import QUANTIZED_CHECKPOINT
 from fastvlm_convert.bundle.license import license_files
 from fastvlm_convert.bundle.resumable import Work
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME, Quantization
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.manifest import Source
+from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.codec import matrix_entries, matrix_tensors
-from fastvlm_convert.quantized.layer_plan import LayerPlan, float_storage
+from fastvlm_convert.quantized.layer_plan import float_storage
 from fastvlm_convert.quantized.layer_report import layer_reports
 from fastvlm_convert.quantized.sqnr import ErrorMeter, SquaredSums
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource
@@ -66,30 +66,28 @@ def write_weights(
         on_progress(done / total)
 
 
-def write_settings(
-    work: Work, checkpoint: Checkpoint, recipe: Recipe, source: Source, plans: Sequence[LayerPlan], tool: str
-) -> Quantization:
+def write_settings(work: Work, plan: WeightPlan, source: Source, tool: str) -> Quantization:
     """Write everything else: the checkpoint's settings, its license, quantized.json last.
 
     Args:
         work: The folder under construction, all weights finished.
-        checkpoint: The float checkpoint.
-        recipe: The recipe, with every setting resolved.
+        plan: What was done to the float checkpoint.
         source: What quantized.json says about the checkpoint.
-        plans: What was done to each layer.
         tool: Version of fastvlm-convert.
 
     Raises:
         OSError: A file cannot be copied.
     """
+    checkpoint = plan.checkpoint
     for path in checkpoint.settings:
         if path != checkpoint.license:
             shutil.copyfile(path, work.folder / path.name)
     if checkpoint.license is not None:
-        for name, content in license_files(checkpoint.license, recipe, QUANTIZED_CHECKPOINT.name).items():
+        made = license_files(checkpoint.license, plan.recipe, QUANTIZED_CHECKPOINT.name)
+        for name, content in made.items():
             (work.folder / name).write_bytes(content)
-    layers = layer_reports(plans, lambda name: SquaredSums(**work.finished[name]))
-    record = Quantization(tool, source, recipe, layers)
+    layers = layer_reports(plan.layers, lambda name: SquaredSums(**work.finished[name]))
+    record = Quantization(tool, source, plan.recipe, layers)
     (work.folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
     return record
 

@@ -21,6 +21,7 @@ from fastvlm_convert.quantized.layer_plan import LayerPlan, check_groups
 from fastvlm_convert.quantized.layer_report import LayerReport
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, dense_view
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.resolved_recipe import ResolvedRecipe
 from fastvlm_convert.weights.file_tensors import FileTensor
 from fastvlm_convert.weights.fold import folded_shapes
 from fastvlm_convert.weights.model_config import ModelConfig
@@ -46,7 +47,7 @@ class Quantization:
 
     tool: str
     source: Source
-    recipe: Recipe
+    recipe: ResolvedRecipe
     layers: tuple[LayerReport, ...]
 
     @property
@@ -106,7 +107,7 @@ def read_record(folder: Path) -> Quantization:
 
 def _check_consistent(record: Quantization) -> None:
     size = record.recipe.common.image_size
-    if size == "checkpoint" or size > MAX_IMAGE_SIZE:
+    if size > MAX_IMAGE_SIZE:
         raise CheckpointError(f"recipe.common.image_size is {size}, expected pixels up to {MAX_IMAGE_SIZE}")
     if len({report.layer for report in record.layers}) < len(record.layers):
         raise CheckpointError("it lists a layer twice")

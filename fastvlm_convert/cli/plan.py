@@ -1,13 +1,13 @@
 """`fastvlm-convert plan`: what an export will do, write and need; reads config and headers alone."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_json, size_text
 from fastvlm_convert.cli.options import (
     AdapterOption,
@@ -18,8 +18,7 @@ from fastvlm_convert.cli.options import (
     VerboseOption,
     chosen_targets,
 )
-from fastvlm_convert.manifest import Target
-from fastvlm_convert.predict.export_plan import Prepared, predicted_files, prepare
+from fastvlm_convert.predict.export_plan import ExportPlan, plan_export, predicted_files
 from fastvlm_convert.predict.memory import predicted_peak
 from fastvlm_convert.predict.sizes import cache_bytes
 from fastvlm_convert.quantized.layer_groups import LayerGroup, group_layers
@@ -40,29 +39,26 @@ def command(
 ) -> None:
     """Show what an export will do to every layer, how large its files will be and what it needs."""
     targets = chosen_targets(target)
-    prepared = prepare(checkpoint, None if recipe is None else load_recipe(recipe), targets, adapter)
-    facts = describe(prepared, targets)
+    settings = None if recipe is None else load_recipe(recipe)
+    facts = describe(plan_export(open_checkpoint(checkpoint, adapter), settings, targets))
     if as_json:
         print_json("plan", "passed", **facts)
     else:
         _print(facts)
 
 
-def describe(prepared: Prepared, targets: Sequence[Target]) -> dict[str, Any]:
+def describe(plan: ExportPlan) -> dict[str, Any]:
     """Everything `plan` knows, as plain data."""
-    checkpoint, config, recipe, plans = (
-        prepared.checkpoint, prepared.config, prepared.recipe, prepared.plans
-    )  # fmt: skip
-    files = predicted_files(prepared, targets)
+    checkpoint, config, recipe, targets = plan.checkpoint, plan.config, plan.recipe, plan.targets
+    files = predicted_files(plan)
     before = _stored_bytes(checkpoint)
     contexts = sorted({*CONTEXT_LENGTHS, recipe.common.max_context_length})
-    is_solved = checkpoint.quantized is not None
-    num_weights, stored_bits = sum(p.size for p in plans), sum(p.stored_bits for p in plans)
+    num_weights, stored_bits = sum(p.size for p in plan.layers), sum(p.stored_bits for p in plan.layers)
     return {
         "checkpoint": str(checkpoint.path),
         "recipe": recipe.name,
         "targets": list(targets),
-        "groups": [_group_facts(group, prepared, before) for group in group_layers(plans)],
+        "groups": [_group_facts(group, config.decoder.tied, before) for group in group_layers(plan.layers)],
         "num_weights": num_weights,
         "bits_per_weight": stored_bits / num_weights,
         "files": files,
@@ -73,17 +69,17 @@ def describe(prepared: Prepared, targets: Sequence[Target]) -> dict[str, Any]:
         "context_length": recipe.common.max_context_length,
         "peak_memory_bytes": predicted_peak(
             config,
-            plans,
-            without_data(recipe) if is_solved else recipe,
+            plan.layers,
+            recipe if plan.is_calibrated else without_data(recipe),
             targets,
             checkpoint.tokenizer.num_tokens,
         ),
-        "needs_data": recipe.is_calibrated and not is_solved,
+        "needs_data": plan.is_calibrated,
     }
 
 
-def _group_facts(group: LayerGroup, prepared: Prepared, before: Mapping[str, int]) -> dict[str, Any]:
-    is_shared = group.component == "embedding" and prepared.config.decoder.tied
+def _group_facts(group: LayerGroup, tied: bool, before: Mapping[str, int]) -> dict[str, Any]:
+    is_shared = group.component == "embedding" and tied
     return {
         "component": group.component,
         "layers": f"{group.kind} (also the head)" if is_shared else group.kind,

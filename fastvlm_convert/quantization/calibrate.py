@@ -1,7 +1,7 @@
 """Find the integers of layers that need data: ask the reference, weigh the tokens, solve in turn."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,24 +10,20 @@ import torch
 from torch import Tensor
 
 from fastvlm_convert import __version__
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.model.block_streamer import BlockStreamer
-from fastvlm_convert.preprocess import ImageMode
+from fastvlm_convert.progress import OnStage
 from fastvlm_convert.quantization.answers import Answered, TokenBatch, answered, token_batch
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.layerwise import Task, kept_layer, solve
 from fastvlm_convert.quantization.score import AnswerScore, answer_score, keep_score, kept_score
 from fastvlm_convert.quantization.token_weights import FloatPass, averaged, float_pass
+from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, dense_view
-from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.user_cache import cache_folder
-from fastvlm_convert.weights.model_config import ModelConfig
-from fastvlm_convert.weights.rescale import repaired_config
+from fastvlm_convert.weights.model_config import at_image_size
 from fastvlm_convert.weights.source import WeightSource
-
-OnProgress = Callable[[str, float], None]
 
 ROWS = 256  # of logits at a time
 
@@ -43,25 +39,17 @@ class SolvedLayers:
 
 
 def solved_layers(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    mode: ImageMode,
-    recipe: Recipe,
-    plans: Sequence[LayerPlan],
-    folded: WeightSource,
+    plan: WeightPlan,
+    floats: WeightSource,
     searched: MixedSource,
     calibration: Calibration,
-    on_progress: OnProgress,
+    on_progress: OnStage,
 ) -> SolvedLayers:
     """Solve the layers whose rules need data; finished ones are kept in the user's cache.
 
     Args:
-        checkpoint: The float checkpoint.
-        config: Its dimensions, with the image size to calibrate for.
-        mode: How images are made square.
-        recipe: Its `quantize` and `calibration` sections.
-        plans: One a layer.
-        folded: The float weights, folded and repaired.
+        plan: What happens to the weights of a float checkpoint.
+        floats: Those weights, folded and repaired.
         searched: The same with those layers quantized that need no data.
         calibration: Pictures with questions.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
@@ -69,8 +57,8 @@ def solved_layers(
     Raises:
         RecipeError: The data is not at hand, or a prompt is too long.
     """
-    todo = {plan.layer: plan for plan in plans if plan.scheme is not None and plan.solver != "search"}
-    folder = cache_folder() / "solved" / _key(checkpoint, config, mode, recipe, calibration)
+    todo = {p.layer: p for p in plan.layers if p.scheme is not None and p.solver != "search"}
+    folder = cache_folder() / "solved" / _key(plan, calibration)
     kept, score = _kept_layers(folder, todo), kept_score(folder / _SCORE)
     if kept is None or score is None:
         if not calibration.questions:
@@ -79,12 +67,17 @@ def solved_layers(
                 hint="give the quantized checkpoint as the reference, or calibrate with the same data again",
             )
         folder.mkdir(parents=True, exist_ok=True)
+        checkpoint, common = plan.checkpoint, plan.recipe.common
         data = answered(
-            checkpoint, config, mode, calibration, recipe.calibration, partial(on_progress, "answers")
+            checkpoint,
+            at_image_size(checkpoint.config, common.image_size),
+            common.image_mode,
+            calibration,
+            plan.recipe.calibration,
+            partial(on_progress, "answers"),
         )
-        kept, score = _solve(
-            repaired_config(config, recipe.repairs), recipe, todo, folded, searched, data, folder, on_progress
-        )
+        models = BlockStreamer(plan.config, floats), BlockStreamer(plan.config, dense_view(searched))
+        kept, score = _solve(plan, todo, models, data, folder, on_progress)
         keep_score(folder / _SCORE, score)
     return SolvedLayers(kept, score)
 
@@ -101,33 +94,31 @@ def _kept_layers(folder: Path, plans: Mapping[str, LayerPlan]) -> dict[str, AnyW
     return weights
 
 
-def _key(
-    checkpoint: Checkpoint, config: ModelConfig, mode: ImageMode, recipe: Recipe, calibration: Calibration
-) -> str:
+def _key(plan: WeightPlan, calibration: Calibration) -> str:
+    recipe = plan.recipe
     rules = [asdict(rule) for rule in recipe.quantize]
     settings = asdict(recipe.calibration)
     repairs = asdict(recipe.repairs)
-    size = config.vision.image_size
-    parts = (__version__, checkpoint.sha256, calibration.sha256, size, mode, rules, settings, repairs)
+    size, mode = recipe.common.image_size, recipe.common.image_mode
+    parts = (__version__, plan.checkpoint.sha256, calibration.sha256, size, mode, rules, settings, repairs)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _solve(
-    config: ModelConfig,
-    recipe: Recipe,
+    plan: WeightPlan,
     todo: dict[str, LayerPlan],
-    folded: WeightSource,
-    searched: MixedSource,
+    models: tuple[BlockStreamer, BlockStreamer],
     data: Answered,
     folder: Path,
-    on_progress: OnProgress,
+    on_progress: OnStage,
 ) -> tuple[dict[str, AnyWeight], AnswerScore]:
-    reference = BlockStreamer(config, folded)
+    """Solve layers of the second of two models, which holds the weights that need no data already."""
+    reference, chain = models
     batch = token_batch(data.samples, torch.from_numpy(data.features), reference.embed)
-    kind = recipe.calibration.token_weights
+    kind = plan.recipe.calibration.token_weights
     passed = float_pass(reference, batch, kind != "uniform", partial(on_progress, "token weights"))
-    chain, weights = BlockStreamer(config, dense_view(searched)), _weights(passed, batch, kind)
-    task = Task(reference, chain, todo, recipe.calibration, data, weights, folder)
+    weights = _weights(passed, batch, kind)
+    task = Task(reference, chain, todo, plan.recipe.calibration, data, weights, folder)
     solved = solve(task, partial(on_progress, "layers"))
     hidden = (torch.split(part, ROWS) for part in (passed.hidden, solved.hidden))
     logits = ((reference.logits(x).numpy(), chain.logits(y).numpy()) for x, y in zip(*hidden, strict=True))

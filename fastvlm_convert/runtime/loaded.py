@@ -16,11 +16,11 @@ from fastvlm_convert.generate import Session
 from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import Manifest, Target
 from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
-from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration, resolve
+from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
-from fastvlm_convert.weights.rescale import repaired_config
 from fastvlm_convert.weights.source import WeightSource
 
 if TYPE_CHECKING:  # the reference needs torch, which only those who run it load
@@ -116,13 +116,12 @@ def load_engine(
         RecipeError: Layers must be solved with data that is not at hand.
         MissingDependencyError: torch is not installed.
     """
-    recipe, size, mode = resolve(checkpoint, recipe)
-    config = repaired_config(at_image_size(checkpoint.config, size), recipe.repairs)
+    plan = plan_weights(checkpoint, recipe)
     data = None if checkpoint.quantized else remembered_calibration(recipe, calibration)
-    weights = dense_view(prepare_weights(checkpoint, recipe, data, on_progress).weights)
+    weights = dense_view(prepare_weights(plan, data, on_progress).weights)
     load = partial(on_progress, "quantized")
-    loaded, _ = _load_model(checkpoint, config, weights, True, context_length, load)
-    return replace(loaded, image_mode=mode)
+    loaded, _ = _load_model(checkpoint, plan.config, weights, True, context_length, load)
+    return replace(loaded, image_mode=plan.recipe.common.image_mode)
 
 
 def _load_model(

@@ -14,12 +14,12 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.manifest import Source
 from fastvlm_convert.pipeline import quantize
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
-from fastvlm_convert.quantized.layer_plan import plan_layers
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.packing import pack
 from fastvlm_convert.quantized.schemes import PaletteMatrix
 from fastvlm_convert.quantized.sqnr import ErrorMeter
 from fastvlm_convert.quantized.weight import PaletteWeight, QuantizedWeight
-from fastvlm_convert.recipe import CommonSettings, QuantizeRule
+from fastvlm_convert.recipe import QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import Weight
 from tests.bundles import FP16, mixed_recipe, recipe
@@ -46,7 +46,7 @@ def made(tmp_path_factory):
 def test_the_safetensors_package_reads_the_engines_integers(made, name):
     tensors = load_file(made[name].output / "model.safetensors")
     expected = {}
-    for key, weight in prepare_weights(golden_checkpoint(name), mixed_recipe()).weights.items():
+    for key, weight in prepare_weights(plan_weights(golden_checkpoint(name), mixed_recipe())).weights.items():
         if isinstance(weight, Weight):
             expected[key] = weight.array().astype(np.float16)
             continue
@@ -84,7 +84,7 @@ def test_repeated_it_gives_the_same_bytes(made, tmp_path):
 
 def test_the_errors_are_those_of_the_integers(made):
     floats = fold(golden_checkpoint(LLAVA).weights)
-    weights = prepare_weights(golden_checkpoint(LLAVA), mixed_recipe()).weights
+    weights = prepare_weights(plan_weights(golden_checkpoint(LLAVA), mixed_recipe())).weights
     for report in made[LLAVA].record.layers:
         weight = weights[f"{report.layer}.weight"]
         if isinstance(weight, Weight):
@@ -132,13 +132,11 @@ def test_palettes_are_kept_too(tmp_path):
         QuantizeRule(("*.up_proj",), "palette4", group_size=16),
         QuantizeRule(("*",), "float"),
     )
-    size = checkpoint.config.vision.image_size
-    settings = replace(mixed_recipe(), quantize=rules, common=CommonSettings(image_size=size))
+    plans = plan_weights(checkpoint, replace(mixed_recipe(), quantize=rules))
     weights = dict(fold(checkpoint.weights))
-    plans = plan_layers({n: w.shape for n, w in weights.items()}, settings)
     rng = np.random.default_rng(3)
     matrices = {}
-    for plan in plans:
+    for plan in plans.layers:
         if plan.scheme is not None:
             scheme, (rows, columns) = plan.scheme, plan.shape
             matrix = PaletteMatrix(
@@ -153,8 +151,8 @@ def test_palettes_are_kept_too(tmp_path):
     meter = ErrorMeter(fold(checkpoint.weights))
     output = tmp_path / "out"
     with resumable_folder(output, "key", False, [], QUANTIZED_CHECKPOINT) as work:
-        write_weights(work, meter.view(weights), settings, meter, lambda share: None)
-        write_settings(work, checkpoint, settings, Source("llava_qwen2", "0", "not_found"), plans, "0")
+        write_weights(work, meter.view(weights), plans.recipe, meter, lambda share: None)
+        write_settings(work, plans, Source("llava_qwen2", "0", "not_found"), "0")
     opened = open_checkpoint(output)
     assert len(matrices) == 4
     for name, matrix in matrices.items():

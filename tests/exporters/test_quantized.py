@@ -14,8 +14,7 @@ from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.predict.export_plan import prepare
-from fastvlm_convert.predict.sizes import predicted_sizes
+from fastvlm_convert.predict.export_plan import plan_export, predicted_artifacts
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.schemes import AffineMatrix
 from fastvlm_convert.quantized.weight import QuantizedWeight, stacked
@@ -181,12 +180,8 @@ def test_the_lowering_is_exact(made):
 
 def test_sizes_are_known_before_anything_is_written(made):
     bundle, chosen = made
-    prepared = prepare(CHECKPOINT, chosen, ["onnx", "coreml"])
-    token_id = prepared.contract.image_token_id
-    predicted = predicted_sizes(
-        prepared.config, prepared.plans, prepared.recipe, ["onnx", "coreml"], image_token_id=token_id
-    )
-    check_sizes(predicted, bundle)
+    plan = plan_export(open_checkpoint(CHECKPOINT), chosen, ["onnx", "coreml"])
+    check_sizes(predicted_artifacts(plan), bundle)
 
 
 def test_files_are_as_small_as_planned(made):

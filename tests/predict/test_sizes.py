@@ -8,11 +8,12 @@ import pytest
 from coremltools.converters.mil import Builder as mb  # noqa: N813  coremltools' own convention
 from coremltools.converters.mil.mil import types
 
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.exporters.coreml.sizes import blob_file_bytes, vision_blobs
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.predict.export_plan import prepare
+from fastvlm_convert.predict.export_plan import plan_export, predicted_artifacts
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
-from fastvlm_convert.predict.sizes import cache_bytes, predicted_sizes
+from fastvlm_convert.predict.sizes import cache_bytes
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import PaletteScheme
 from fastvlm_convert.recipe import FloatSettings, QuantizeRule
@@ -64,8 +65,7 @@ VARIANTS = {
 def test_sizes_of_core_ml_packages_are_known_before(name, tmp_path):
     golden, settings = VARIANTS[name]
     checkpoint = GOLDEN / golden / "checkpoint"
-    prepared = prepare(checkpoint, settings, ["coreml"])
-    predicted = predicted_sizes(prepared.config, prepared.plans, prepared.recipe, ["coreml"])
+    predicted = predicted_artifacts(plan_export(open_checkpoint(checkpoint), settings, ["coreml"]))
     export(checkpoint, settings, ["coreml"], tmp_path / "bundle")
     check_sizes(predicted, tmp_path / "bundle")
 
@@ -97,7 +97,7 @@ def test_palettes_are_as_long_as_coremltools_writes_them(bits, channel_scale, tm
     package.save(str(tmp_path / "p.mlpackage"))
     (written,) = tmp_path.rglob("weight.bin")
 
-    config = prepare(CHECKPOINT, recipe(FP16), []).config
+    config = open_checkpoint(CHECKPOINT).config
     scheme = PaletteScheme(bits, group, channel_scale)
     plan = LayerPlan("projector.fc1", (rows, columns, 1, 1), scheme, "search", None, 0)
     weights = {"vision.x.weight": placeholder_weights(config, [plan])["projector.fc1.weight"]}
