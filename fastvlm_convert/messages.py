@@ -10,7 +10,10 @@ from fastvlm_convert.prompt import ROLES, Message, Picture, check_roles
 
 MAX_MESSAGES: Final = 1000
 
-_EXAMPLE: Final = '[{"role": "user", "content": [{"type": "image", "image": "photo.jpg"}, {"type": "text", "text": "..."}]}]'
+_EXAMPLE: Final = (
+    '[{"role": "user", "content": [{"type": "image", "image": "photo.jpg"}, '
+    '{"type": "text", "text": "What is it?"}]}]'
+)
 
 
 def read_messages(path: Path) -> list[Message]:

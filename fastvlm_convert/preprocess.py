@@ -5,7 +5,7 @@ Sources: ml-fastvlm `llava/mm_utils.py` (`expand2square`); transformers' `CLIPIm
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,9 @@ from fastvlm_convert.pictures import MAX_PIXELS
 
 ImageMode = Literal["pad", "crop"]
 Resampling = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+
+# By the number that Pillow and transformers give them.
+RESAMPLINGS: Final[tuple[Resampling, ...]] = get_args(Resampling)
 
 _STRIP_PIXELS: Final = 16_000_000  # of a padded picture at a time
 

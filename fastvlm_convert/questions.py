@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, overload
 
 from PIL import Image
 
@@ -39,7 +39,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class QuestionSet:
+class QuestionSet(Sequence[Question]):
     """Questions that were read, and what was not.
 
     Attributes:
@@ -53,6 +53,16 @@ class QuestionSet:
     num_pictures: int
     num_listed: int
     skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @overload
+    def __getitem__(self, index: int) -> Question: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Question, ...]: ...
+    def __getitem__(self, index: int | slice) -> Question | tuple[Question, ...]:
+        return self.questions[index]
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -37,11 +37,14 @@ class CommonSettings:
         image_size: Edge of the square input in pixels, or `checkpoint` for the size it was trained at.
         image_mode: How images are made square: `pad`, `crop`, or `checkpoint` for what its config says.
         max_context_length: Tokens the KV cache can hold, image tokens included.
+        system_prompt: The system message of conversations that bring none, or `checkpoint` for the one that
+            the model was trained with.
     """
 
     image_size: int | FromCheckpoint = "checkpoint"
     image_mode: ImageMode | FromCheckpoint = "checkpoint"
     max_context_length: int = 2048
+    system_prompt: str = "checkpoint"
 
     def __post_init__(self) -> None:
         size = self.image_size

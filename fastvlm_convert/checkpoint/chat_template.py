@@ -18,7 +18,14 @@ from PIL import Image
 
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.io_names import IMAGE_TOKEN
-from fastvlm_convert.prompt import Message, Picture, PromptFormat, Role, Text, conversation_pieces
+from fastvlm_convert.prompt import (
+    Message,
+    Picture,
+    PromptFormat,
+    Role,
+    Text,
+    conversation_pieces,
+)
 
 MAX_TEMPLATE_LENGTH: Final = 1 << 16
 _MAX_FACTOR: Final = 1000
@@ -125,11 +132,18 @@ def prompt_format_of(template: ChatTemplate, where: object) -> PromptFormat:
     try:
         takes_parts = _takes_parts(template)
         found = _derived(template, takes_parts)
-        for messages in _conversations(takes_parts):
-            _compare(template, found, messages, takes_parts)
+        _check(template, found, takes_parts)
     except TemplateError as error:
         raise _unfollowed(str(error), where) from error
     return found
+
+
+def writes_as(template: ChatTemplate, form: PromptFormat) -> bool:
+    """Whether a template writes what a format does; a template that fails does not."""
+    try:
+        return _derived(template, _takes_parts(template)) == form
+    except TemplateError:
+        return False
 
 
 def _unfollowed(why: str, where: object) -> CheckpointError:
@@ -252,6 +266,16 @@ def _conversations(takes_parts: bool) -> Iterator[list[Message]]:
     yield turns
     yield [Message("system", ("Be brief.",)), *turns]
     yield [Message("user", (picture, "One?")), Message("assistant", ("Yes.",)), Message("user", ("Two?",))]
+
+
+def _check(template: ChatTemplate, form: PromptFormat, takes_parts: bool) -> None:
+    """See that a format writes conversations of many shapes as the template does.
+
+    Raises:
+        TemplateError: It does not.
+    """
+    for messages in _conversations(takes_parts):
+        _compare(template, form, messages, takes_parts)
 
 
 def _compare(template: ChatTemplate, form: PromptFormat, messages: list[Message], takes_parts: bool) -> None:

@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.io_names import PATCH_SIZE
-from fastvlm_convert.preprocess import ImageMode, ImageSettings, Resampling
+from fastvlm_convert.preprocess import RESAMPLINGS, ImageMode, ImageSettings, Resampling
 
 MAX_IMAGE_SIZE: Final = 4096
 
@@ -229,11 +229,10 @@ def _rescale_factor(processor: _Processor) -> float:
 
 def _resampling(processor: _Processor) -> Resampling:
     """Pillow's filter by its number."""
-    names: tuple[Resampling, ...] = get_args(Resampling)
-    value = processor.values.get("resample", names.index("bicubic"))
-    if type(value) is not int or not 0 <= value < len(names):
-        raise processor.fail("resample", f"a number from 0 to {len(names) - 1}")
-    return names[value]
+    value = processor.values.get("resample", RESAMPLINGS.index("bicubic"))
+    if type(value) is not int or not 0 <= value < len(RESAMPLINGS):
+        raise processor.fail("resample", f"a number from 0 to {len(RESAMPLINGS) - 1}")
+    return RESAMPLINGS[value]
 
 
 def _flag(processor: _Processor, key: str) -> bool:

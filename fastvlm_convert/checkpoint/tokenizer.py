@@ -60,6 +60,11 @@ class TextTokenizer:
         return {token.content: token for token in added if token.special}
 
     @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        added = self.backend.get_added_tokens_decoder().items()
+        return {token.content: token_id for token_id, token in added if token.special}
+
+    @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self._special, key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
@@ -110,7 +115,7 @@ class TextTokenizer:
                     run += piece
                     continue
                 ids += self._encode_run(run.rstrip() if token.lstrip else run, strips)
-                ids.append(int(self.backend.token_to_id(piece)))
+                ids.append(self._special_ids[piece])
                 run, strips = "", token.rstrip
         return ids + self._encode_run(run, strips)
 

@@ -10,6 +10,7 @@ from fastvlm_convert.checkpoint.checkpoint import Checkpoint, source_hash
 from fastvlm_convert.errors import BundleError, MissingDependencyError, TokenizerError
 from fastvlm_convert.io_names import STAGES
 from fastvlm_convert.manifest import Manifest, changed_files
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import Gates
 from fastvlm_convert.runtime.loaded import LoadedModel, load_engine, load_reference
@@ -108,10 +109,11 @@ def _reference(
         metrics = ("kl_mean_nats", "top1_agreement")
         skipped = [not_run("weights", "answers", metric, _QUANTIZED_REFERENCE) for metric in metrics]
         return engine(), Comparison(tuple(skipped), ())
+    plan = plan_weights(checkpoint, recipe)
     reference = load_reference(
         checkpoint,
-        contract.image_size,
-        contract.image_mode,
+        plan.images,
+        plan.prompt,
         contract.context_length,
         lambda share: on_progress("reference", share),
     )

@@ -13,6 +13,7 @@ from fastvlm_convert.quantization.calibration import Calibration, read_calibrati
 from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantization.layerwise import Solved, Task, solve
 from fastvlm_convert.quantization.token_weights import FloatPass, float_pass
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight, dense_view
 from fastvlm_convert.recipe import CalibrationSettings, QuantizeRule, Recipe
@@ -54,8 +55,8 @@ def generated() -> Calibration:
 @cache
 def golden_answers() -> Answered:
     """What the golden checkpoint says to them."""
-    checkpoint = golden_checkpoint(LLAVA)
-    return answered(checkpoint, checkpoint.config, "pad", generated(), SETTINGS, lambda share: None)
+    settings = calibrated_recipe()
+    return answered(plan_weights(golden_checkpoint(LLAVA), settings), generated(), lambda share: None)
 
 
 @cache
