@@ -82,8 +82,8 @@ def main() -> None:
             for first, bad in ((HELD_OUT_SEED, False), (DEGRADED_SEED, True))
             for image, _ in pictures(first, PICTURES, bad)
         ]
-        size, mode = checkpoint.config.vision.image_size, checkpoint.image_mode
-        pixels = torch.from_numpy(np.concatenate([pixel_values(image, size, mode) for image in shown]))
+        settings = checkpoint.pictures.image
+        pixels = torch.from_numpy(np.concatenate([pixel_values(image, settings) for image in shown]))
         reference = image_tokens(checkpoint, weights, pixels)
         ways = {"coremltools": coremltools_int8(weights)}
         for name, rule in rules.items():

@@ -37,7 +37,7 @@ from fastvlm_convert.generate import generate
 from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.model.session import TorchSession
-from fastvlm_convert.preprocess import build_prompt
+from fastvlm_convert.prompt import build_prompt, user_message
 from fastvlm_convert.quantization.answers import Sample as Tokens
 from fastvlm_convert.quantization.answers import collect_samples, token_batch
 from fastvlm_convert.quantization.calibration import read_calibration
@@ -86,16 +86,16 @@ def ask(checkpoint: Checkpoint, found: Iterator[tuple[Image.Image, list[str]]]) 
     for number, (image, texts) in enumerate(found):
         features = None
         for text in texts:
-            size, mode = checkpoint.config.vision.image_size, checkpoint.image_mode
-            prompt = build_prompt(text, [image], checkpoint.tokenizer, size, mode)
+            message, settings = user_message(text, [image]), checkpoint.pictures.image
+            prompt = build_prompt([message], checkpoint.prompt.format, checkpoint.tokenizer, settings)
             if features is None:
                 features = [session.encode_image(prompt.images[0])]
                 pixels.append(prompt.images[0])
             said = generate(session, prompt, checkpoint.eos_token_ids, MAX_TOKENS, features=features)
             answer = np.asarray([*said.token_ids, checkpoint.eos_token_ids[0]], np.int64)
             numbers.append(number)
-            samples.append(Tokens(*prompt.segments, answer))
-    order = sorted(range(len(samples)), key=lambda n: len(samples[n].after) + len(samples[n].answer))
+            samples.append(Tokens(prompt.segments, answer))
+    order = sorted(range(len(samples)), key=lambda n: len(samples[n].segments[1]) + len(samples[n].answer))
     test = Test(
         torch.from_numpy(np.concatenate(pixels)),
         [numbers[n] for n in order],
@@ -143,10 +143,8 @@ def fits(layer: str, part: str) -> bool:
 def hessians(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Of the float model's inputs over the calibration, one a layer."""
     config, weights = checkpoint.config, fold(checkpoint.weights)
-    data = collect_samples(
-        checkpoint, config, checkpoint.image_mode, read_calibration(None, CALIBRATION), CALIBRATION,
-        lambda share: None,
-    )  # fmt: skip
+    plan = plan_weights(checkpoint, replace(load_recipe("int4"), calibration=CALIBRATION))
+    data = collect_samples(plan, read_calibration(None, CALIBRATION))
     chain, found = BlockStreamer(config, weights), dict[str, np.ndarray]()
     layers = set(matrices(weights))
     real: torch.Tensor | None = None

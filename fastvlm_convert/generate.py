@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from fastvlm_convert.errors import PromptError
-from fastvlm_convert.preprocess import Prompt
+from fastvlm_convert.prompt import Prompt
 
 Sampler = Callable[[np.ndarray], int]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,8 @@ from typing import Final, Literal
 from fastvlm_convert.dataclass_io import from_plain, has_schema
 from fastvlm_convert.errors import BundleError, RecipeError
 from fastvlm_convert.io_names import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
-from fastvlm_convert.preprocess import ImageMode
+from fastvlm_convert.preprocess import ImageMode, ImageSettings, Resampling
+from fastvlm_convert.prompt import PromptFormat
 from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH
 from fastvlm_convert.resolved_recipe import ResolvedRecipe
 from fastvlm_convert.targets import BACKENDS, Target
@@ -63,20 +65,30 @@ class Contract:
     Attributes:
         image_size: Edge of the square input in pixels.
         image_mode: How an image is made square.
+        resampling: Pillow's filter that resizes it.
+        rescale_factor: What its 8-bit values are multiplied by.
+        image_mean: Subtracted then, by channel.
+        image_std: What the result is divided by, by channel.
         num_image_tokens: Tokens one image becomes.
         image_token: Placeholder in the prompt.
         image_token_id: Its id.
-        prompt: The prompt format, with {question} where the user's text goes.
+        prompt: One picture and one question, with {question} where the user's text goes.
+        conversation: The texts around the turns of longer conversations.
         eos_token_ids: Ids at which an answer ends.
         context_length: Tokens the KV cache holds.
     """
 
     image_size: int
     image_mode: ImageMode
+    resampling: Resampling
+    rescale_factor: float
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
     num_image_tokens: int
     image_token: str
     image_token_id: int
     prompt: str
+    conversation: PromptFormat
     eos_token_ids: tuple[int, ...]
     context_length: int
 
@@ -85,8 +97,21 @@ class Contract:
             raise BundleError(
                 f"num_image_tokens {self.num_image_tokens} does not fit image_size {self.image_size}"
             )
+        numbers = (self.rescale_factor, *self.image_mean, *self.image_std)
+        if len(numbers) != 7 or not all(math.isfinite(x) for x in numbers) or min(self.image_std) <= 0:
+            raise BundleError("image_mean and image_std are not three finite numbers each, std above 0")
+        if self.prompt != self.conversation.single_turn:
+            raise BundleError("prompt is not what conversation writes for one question")
         if not 0 < self.context_length <= MAX_CONTEXT_LENGTH:
             raise BundleError(f"context_length is {self.context_length}, expected 1 to {MAX_CONTEXT_LENGTH}")
+
+    @property
+    def images(self) -> ImageSettings:
+        """How pictures are prepared."""
+        mean, std = ((x[0], x[1], x[2]) for x in (self.image_mean, self.image_std))
+        return ImageSettings(
+            self.image_size, self.image_mode, self.resampling, self.rescale_factor, mean, std
+        )
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ class CommonSettings:
         minimum=64,
         maximum=MAX_CONTEXT_LENGTH,
     )
+    system_prompt: str = setting(
+        "checkpoint",
+        "The system message of conversations that bring none, or `checkpoint` for the one that the model was "
+        "trained with.",
+    )
 
     def __post_init__(self) -> None:
         size = self.image_size

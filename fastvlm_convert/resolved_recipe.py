@@ -43,5 +43,6 @@ def resolve(recipe: Recipe, image_size: int, image_mode: ImageMode) -> ResolvedR
         image_size=image_size if size == "checkpoint" else size,
         image_mode=image_mode if mode == "checkpoint" else mode,
         max_context_length=recipe.common.max_context_length,
+        system_prompt=recipe.common.system_prompt,
     )
     return ResolvedRecipe(**{**vars(recipe), "common": common})

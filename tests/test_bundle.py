@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from fastvlm_convert.bundle.client_files import PROMPT_FORMAT
 from fastvlm_convert.bundle.folder import new_folder
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
+from fastvlm_convert.prompt import QWEN_2
 from tests.bundles import FP16, export_bundle, recipe
 from tests.checkpoints import GOLDEN, HF, LLAVA, edit_json, golden_cases, tree_state
 
@@ -166,7 +166,7 @@ class TestPrompt:
     @pytest.mark.parametrize("case", CASES, ids=str)
     def test_contract_states_the_golden_prompt(self, bundles, case):
         contract = load_manifest(bundles[case.name]).contract
-        assert contract.prompt == PROMPT_FORMAT
+        assert contract.prompt == QWEN_2.single_turn
         assert contract.prompt.format(question=case.question) == PROMPTS[case.name][case.index]
 
 

@@ -13,7 +13,7 @@ from fastvlm_convert.generate import (
     sampler,
     teacher_forced,
 )
-from fastvlm_convert.preprocess import Prompt
+from fastvlm_convert.prompt import Prompt
 
 VOCAB, HIDDEN = 10, 3
 EOS = (8, 9)

@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def load(request: dict[str, Any]) -> LoadedModel:
     if request["kind"] == "bundle":
         return load_bundle(path, load_manifest(path), request["target"])
     size = request["image_size"]
-    return load_reference(open_checkpoint(path), size, context_length=request["context_length"])
+    opened = open_checkpoint(path)
+    images = replace(opened.pictures.image, size=size)
+    return load_reference(opened, images, context_length=request["context_length"])
 
 
 def trial(model: LoadedModel, question: str, new_tokens: int) -> dict[str, float]:

@@ -2,32 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, tokenizer_json
-from fastvlm_convert.io_names import IMAGE_TOKEN, PATCH_SIZE, SYSTEM_PROMPT
+from fastvlm_convert.io_names import IMAGE_TOKEN, PATCH_SIZE
 from fastvlm_convert.manifest import Contract
-from fastvlm_convert.preprocess import PROMPT_AFTER, PROMPT_BEFORE
+from fastvlm_convert.preprocess import RESAMPLINGS, ImageSettings
+from fastvlm_convert.prompt import chat_template
 from fastvlm_convert.weights.model_config import ModelConfig
-
-PROMPT_FORMAT: Final = f"{PROMPT_BEFORE}{IMAGE_TOKEN}\n{{question}}{PROMPT_AFTER}"
-
-# Accepts content as a string, and as a list of parts as transformers.js and transformers pass it.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    f"{{{{ '<|im_start|>system\\n{SYSTEM_PROMPT}<|im_end|>\\n' }}}}"
-    "{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    f"{{% if part['type'] == 'image' %}}{{{{ '{IMAGE_TOKEN}\\n' }}}}"
-    "{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 _MAX_NEW_TOKENS = 256  # as Apple's predict.py; without it transformers.js stops after one token
 
@@ -47,7 +29,7 @@ def client_files(
         **_common_files(tokenizer, contract),
         "generation_config.json": _json(_generation_config(contract, tokenizer)),
         "preprocessor_config.json": _json(
-            _preprocessor_config(contract.image_size, contract.image_mode == "pad")
+            _preprocessor_config(contract.images, contract.image_mode == "pad")
         ),
         "config.json": _json({**_config(config, contract, tokenizer), **added}),
     }
@@ -57,7 +39,7 @@ def app_files(tokenizer: TextTokenizer, config: ModelConfig, contract: Contract)
     """What Apple's app reads beside its vision package, by name; whatever they say, the app crops."""
     return {
         **_common_files(tokenizer, contract),
-        "preprocessor_config.json": _json(_preprocessor_config(contract.image_size, False)),
+        "preprocessor_config.json": _json(_preprocessor_config(contract.images, False)),
         "config.json": _json(_config(config, contract, tokenizer)),
     }
 
@@ -112,7 +94,11 @@ def _generation_config(contract: Contract, tokenizer: TextTokenizer) -> dict[str
     }
 
 
-def _preprocessor_config(size: int, is_padded: bool) -> dict[str, Any]:
+def _preprocessor_config(images: ImageSettings, is_padded: bool) -> dict[str, Any]:
+    size = images.size
+    # transformers.js' bicubic (3) has no antialiasing; its Lanczos (1) comes closer to the original.
+    replaced = is_padded and images.resampling == "bicubic"
+    resample = RESAMPLINGS.index("lanczos" if replaced else images.resampling)
     return {
         "processor_class": "LlavaProcessor",
         "image_processor_type": "CLIPImageProcessor",
@@ -120,15 +106,14 @@ def _preprocessor_config(size: int, is_padded: bool) -> dict[str, Any]:
         "do_resize": True,
         # Both edges: the longer one fits, and "cropping" the smaller rest pads it with black.
         "size": {"shortest_edge": size, "longest_edge": size} if is_padded else {"shortest_edge": size},
-        # transformers.js' bicubic (3) has no antialiasing; its Lanczos (1) comes closer to the original.
-        "resample": 1 if is_padded else 3,
+        "resample": resample,
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": images.rescale_factor,
         "do_normalize": True,
-        "image_mean": [0.0, 0.0, 0.0],
-        "image_std": [1.0, 1.0, 1.0],
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
     }
 
 
@@ -158,7 +143,8 @@ def _tokenizer_config(tokenizer: TextTokenizer, contract: Contract) -> dict[str,
             for i, token in sorted(added.items())
         },
         "bos_token": None,
-        "chat_template": CHAT_TEMPLATE,  # here, because transformers.js opens no chat_template.jinja
+        # Here, because transformers.js opens no chat_template.jinja.
+        "chat_template": chat_template(contract.conversation),
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "errors": "replace",

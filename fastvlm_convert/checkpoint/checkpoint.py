@@ -13,11 +13,12 @@ from fastvlm_convert.checkpoint.dimensions import (
     check_shapes,
     check_supported,
     find_disagreements,
-    image_size_of,
     infer_config,
 )
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.layouts import LAYOUTS, Layout, canonical_names
+from fastvlm_convert.checkpoint.picture_settings import PictureSettings, picture_settings
+from fastvlm_convert.checkpoint.prompt_settings import PromptSettings, prompt_settings
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME as QUANTIZED_FILE
 from fastvlm_convert.checkpoint.quantized_checkpoint import QuantizedContent, quantized_content, read_record
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
@@ -37,6 +38,10 @@ _READERS: dict[str, Callable[[Path], dict[str, Weight]]] = {
     "model.safetensors": read_safetensors,
     "pytorch_model.bin": read_torch_zip,
 }
+_SETTINGS = (
+    "preprocessor_config.json", "processor_config.json", "generation_config.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 _LICENSE_NAMES = ("LICENSE", "LICENSE_MODEL", "LICENSE.txt", "LICENSE.md", "LICENCE")
 
 
@@ -54,7 +59,8 @@ class Checkpoint:
         stored: Stored name -> tensor, as in the files.
         tokenizer: Its tokenizer.
         eos_token_ids: Ids at which an answer ends.
-        image_mode: `pad` or `crop`: how the original code makes an image square.
+        pictures: How the original code prepares pictures, and where that was found.
+        prompt: The format of conversations, and where it was found.
         unused: Stored names that no part of the model reads.
         disagreements: Where config.json contradicts the tensors.
         license: The model's license file, if it brings one.
@@ -70,7 +76,8 @@ class Checkpoint:
     stored: Mapping[str, Weight]
     tokenizer: TextTokenizer
     eos_token_ids: tuple[int, ...]
-    image_mode: ImageMode
+    pictures: PictureSettings
+    prompt: PromptSettings
     unused: tuple[str, ...]
     disagreements: tuple[Disagreement, ...]
     license: Path | None
@@ -86,6 +93,16 @@ class Checkpoint:
     def folders(self) -> tuple[Path, ...]:
         """Every folder that files were read from: its own, and an adapter's."""
         return tuple(dict.fromkeys(path.parent for path in self.files))
+
+    @property
+    def image_mode(self) -> ImageMode:
+        """How the original code makes an image square."""
+        return self.pictures.image.mode
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its files say and this tool does otherwise."""
+        return (*self.pictures.notes, *self.prompt.notes)
 
     @property
     def folded(self) -> MixedSource:
@@ -110,8 +127,8 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
     raw = read_json(path / "config.json")
     layout = _layout(raw, path)
     check_supported(raw, layout, path)
-    preprocessor = _optional_json(path / "preprocessor_config.json")
-    image_size = image_size_of(raw, preprocessor, layout, path)
+    pictures = picture_settings(raw, layout, path)
+    image_size = pictures.image.size
     if (path / QUANTIZED_FILE).is_file():
         content = _read_quantized(path, raw, layout, image_size, adapter)
     else:
@@ -122,8 +139,7 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
     generation = _optional_json(path / "generation_config.json")
     license = next((path / n for n in _LICENSE_NAMES if (path / n).is_file()), None)
     settings = [path / "config.json", *tokenizer.files]
-    extra = ("preprocessor_config.json", "generation_config.json")
-    settings += [path / n for n in extra if (path / n).is_file()]
+    settings += [path / n for n in _SETTINGS if (path / n).is_file()]
     settings += [] if license is None else [license]
     return Checkpoint(
         path=path,
@@ -134,7 +150,8 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
         stored=content.stored,
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(generation, raw, tokenizer, config, path),
-        image_mode="pad" if raw.get("image_aspect_ratio", "pad") == "pad" else "crop",
+        pictures=pictures,
+        prompt=prompt_settings(layout, path),
         unused=content.unused,
         disagreements=find_disagreements(config, raw, layout),
         license=license,

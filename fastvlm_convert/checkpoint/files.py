@@ -28,3 +28,17 @@ def read_json(path: Path, kind: type[ConversionError] = CheckpointError) -> dict
     if not isinstance(value, dict):
         raise kind(f"expected a JSON object, found {type(value).__name__}", where=path)
     return value
+
+
+def read_text(path: Path, kind: type[ConversionError] = CheckpointError) -> str:
+    """Read a text file of a checkpoint.
+
+    Raises:
+        ConversionError: The file cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise kind(f"cannot read: {error.strerror}", where=path) from error
+    except UnicodeDecodeError as error:
+        raise kind("the file is not UTF-8", where=path, hint="save it as UTF-8") from error

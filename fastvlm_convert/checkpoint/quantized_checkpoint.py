@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from fastvlm_convert.checkpoint.dimensions import MAX_IMAGE_SIZE, check_shapes, infer_config
+from fastvlm_convert.checkpoint.dimensions import check_shapes, infer_config
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.layouts import Layout
+from fastvlm_convert.checkpoint.picture_settings import MAX_IMAGE_SIZE
 from fastvlm_convert.dataclass_io import from_plain, has_schema
 from fastvlm_convert.errors import CheckpointError, ConversionError, RecipeError
 from fastvlm_convert.manifest import Source

@@ -12,7 +12,7 @@ from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
 from fastvlm_convert.errors import BundleError, PromptError
 from fastvlm_convert.generate import Answer, generate, greedy, sampler
 from fastvlm_convert.manifest import FILE_NAME, load_manifest
-from fastvlm_convert.preprocess import load_image
+from fastvlm_convert.pictures import load_image
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 

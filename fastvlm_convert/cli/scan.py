@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import err, out, print_json, progress
+from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.float16.repairs import Repair, at_risk, needed_repairs, recipe_text, repaired_recipe
@@ -61,6 +61,7 @@ def command(
         # After loading: it imports torch, whose absence `load_folded_reference` reports.
         from fastvlm_convert.float16.scan import scan
 
+        print_warnings(questions.notes)
         report = scan(
             model,
             loaded,

@@ -43,6 +43,7 @@ def command(
     manifest = load_manifest(bundle)
     checkpoint = open_checkpoint(reference, adapter)
     questions = standard_questions() if images is None else read_questions(images)
+    print_warnings(questions.notes)
     with progress(quiet=as_json) as on_stage:
         result = verify(bundle, manifest, checkpoint, questions, on_stage, interpret=interpret)
     if as_json:

@@ -81,7 +81,7 @@ def scan(
         _attach_decoder(hooks, model.decoder)
         with recorder:
             for number, question in enumerate(questions):
-                prompt = loaded.prompt(question.text, [question.image])
+                prompt = loaded.conversation(question.messages)
                 generate(loaded.session, prompt, loaded.eos_token_ids, max_new_tokens)
                 on_progress((number + 1) / len(questions))
     finally:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, app_files, client_files
+from fastvlm_convert.bundle.client_files import app_files, client_files
 from fastvlm_convert.bundle.folder import BUNDLE
 from fastvlm_convert.bundle.license import license_files
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
@@ -46,13 +46,19 @@ def plan_export(checkpoint: Checkpoint, recipe: Recipe | None, targets: Sequence
     plan = plan_weights(checkpoint, recipe or _stored_recipe(checkpoint))
     for target in targets:
         backend_of(target).check(plan.config, plan.recipe, plan.layers)
+    images, prompt = plan.images, plan.prompt
     contract = Contract(
-        image_size=plan.recipe.common.image_size,
-        image_mode=plan.recipe.common.image_mode,
+        image_size=images.size,
+        image_mode=images.mode,
+        resampling=images.resampling,
+        rescale_factor=images.rescale_factor,
+        image_mean=images.mean,
+        image_std=images.std,
         num_image_tokens=plan.config.vision.num_image_tokens,
         image_token=IMAGE_TOKEN,
         image_token_id=checkpoint.tokenizer.image_token_id,
-        prompt=PROMPT_FORMAT,
+        prompt=prompt.single_turn,
+        conversation=prompt,
         eos_token_ids=checkpoint.eos_token_ids,
         context_length=plan.recipe.common.max_context_length,
     )

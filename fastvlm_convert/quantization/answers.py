@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
@@ -15,29 +16,33 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.generate import generate
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.model.session import TorchSession
-from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
-from fastvlm_convert.progress import OnShare
+from fastvlm_convert.progress import OnShare, ignore_share
+from fastvlm_convert.prompt import Prompt, Text, build_prompt
 from fastvlm_convert.quantization.calibration import Calibration
+from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.user_cache import cache_folder
-from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
 
 MAX_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image, in tokens.
+    """One question, in tokens.
 
     Attributes:
-        before: Ids before the image tokens, int64.
-        after: Ids after them.
+        segments: Ids of the prompt's text, int64; the tokens of one image stand between two of them.
         answer: What the reference says, the end token included.
     """
 
-    before: np.ndarray
-    after: np.ndarray
+    segments: tuple[np.ndarray, ...]
     answer: np.ndarray
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures of the prompt."""
+        return len(self.segments) - 1
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,9 @@ class CalibrationSet:
     """Calibration data as a model sees it.
 
     Attributes:
-        pixel_values: float32 [samples, 3, S, S].
-        features: The reference's image tokens, float32 [samples, num_image_tokens, hidden].
-        samples: One for each image.
+        pixel_values: Images of all samples in order, float32 [images, 3, S, S].
+        features: The reference's image tokens, float32 [images, num_image_tokens, hidden].
+        samples: One for each question.
     """
 
     pixel_values: np.ndarray
@@ -60,7 +65,7 @@ class _Request:
     """What the reference is asked.
 
     Attributes:
-        prompt: Image and question.
+        prompt: Images and question.
         answer: The answer to take in the place of the reference's own, or None.
         max_tokens: Room for the answer.
     """
@@ -76,7 +81,7 @@ class _Answers:
 
     Attributes:
         token_ids: Of each answer, the end token included; int64.
-        features: Its image tokens, float32 [samples, num_image_tokens, hidden].
+        features: The image tokens of all images in order, float32 [images, num_image_tokens, hidden].
     """
 
     token_ids: Sequence[np.ndarray]
@@ -84,32 +89,28 @@ class _Answers:
 
 
 def collect_samples(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    mode: ImageMode,
-    calibration: Calibration,
-    settings: CalibrationSettings,
-    on_progress: OnShare,
+    plan: WeightPlan, calibration: Calibration, on_progress: OnShare = ignore_share
 ) -> CalibrationSet:
     """Ask the reference, or read what it said the last time.
 
     Args:
-        checkpoint: The float checkpoint.
-        config: Its dimensions, with the image size to calibrate for.
-        mode: How images are made square.
-        calibration: Images with questions.
-        settings: Maximum number of tokens of a sample.
+        plan: A float checkpoint, and the recipe with its image size, prompt and calibration settings.
+        calibration: Questions about images.
         on_progress: Called with the share of the questions answered, 0..1.
 
     Raises:
-        RecipeError: A prompt alone is longer than a sample may be.
+        RecipeError: A prompt alone is longer than a sample may be, or there is no picture at all.
     """
+    checkpoint, images, form = plan.checkpoint, plan.images, plan.prompt
+    config = at_image_size(checkpoint.config, images.size)
     prompts = [
-        build_prompt(q.text, [q.image], checkpoint.tokenizer, config.vision.image_size, mode)
-        for q in calibration.questions
+        build_prompt(question.messages, form, checkpoint.tokenizer, images)
+        for question in calibration.questions
     ]
-    limits = [_room(n, prompt, config, settings) for n, prompt in enumerate(prompts)]
-    key = (checkpoint.sha256, calibration.sha256, config.vision.image_size, mode, limits)
+    if not any(prompt.images for prompt in prompts):
+        raise RecipeError("the calibration data holds no picture", hint="add entries with an 'image'")
+    limits = [_room(n, prompt, config, plan.recipe.calibration) for n, prompt in enumerate(prompts)]
+    key = (checkpoint.sha256, calibration.sha256, images, form, limits)
     path = cache_folder() / "answers" / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.npz"
     answers = _load_answers(path)
     if answers is None:
@@ -121,12 +122,9 @@ def collect_samples(
         _save_answers(path, answers)
     on_progress(1.0)
     return CalibrationSet(
-        np.concatenate([prompt.images[0] for prompt in prompts]),
+        np.concatenate([pixels for prompt in prompts for pixels in prompt.images]),
         answers.features,
-        tuple(
-            Sample(prompt.segments[0], prompt.segments[1], answer)
-            for prompt, answer in zip(prompts, answers.token_ids, strict=True)
-        ),
+        tuple(Sample(p.segments, ids) for p, ids in zip(prompts, answers.token_ids, strict=True)),
     )
 
 
@@ -148,14 +146,15 @@ def _ask(
     longest = max(request.prompt.length(config.vision.num_image_tokens) for request in requests)
     session = TorchSession(load_model(config, checkpoint.weights), longest + MAX_ANSWER_TOKENS)
     eos = checkpoint.eos_token_ids
-    answers, features = [], []
+    answers: list[np.ndarray] = []
+    features: list[np.ndarray] = []
     for n, request in enumerate(requests):
-        encoded = session.encode_image(request.prompt.images[0])
-        features.append(encoded)
+        encoded = [session.encode_image(image) for image in request.prompt.images]
+        features += encoded
         if request.answer is not None:
-            said = checkpoint.tokenizer.encode(request.answer)[: request.max_tokens - 1]
+            said = checkpoint.tokenizer.encode_texts([Text(request.answer)])[: request.max_tokens - 1]
         else:
-            found = generate(session, request.prompt, eos, request.max_tokens, features=[encoded])
+            found = generate(session, request.prompt, eos, request.max_tokens, features=encoded)
             said = list(found.token_ids)
         answers.append(np.asarray([*said, eos[0]][: request.max_tokens], np.int64))
         on_progress((n + 1) / len(requests))
@@ -204,23 +203,33 @@ def token_batch(
 
     Args:
         samples: The samples.
-        features: float32 [samples, num_image_tokens, hidden].
+        features: Image tokens of their pictures in order, float32 [pictures, num_image_tokens, hidden].
         embed: int64 [n] -> float32 [n, hidden].
     """
-    count = features.shape[1]
-    rows, places = [], []
-    for sample, tokens in zip(samples, features, strict=True):
-        fed = np.concatenate([sample.before, sample.after, sample.answer[:-1]])
-        text = embed(torch.from_numpy(fed))
-        first = len(sample.before)
-        rows.append(torch.cat([text[:first], tokens, text[first:]]))
-        places.append((first, first + count + len(sample.after) - 1, len(sample.answer)))
+    pictures = iter(features)
+    rows, marks, starts = [], [], []
+    for sample in samples:
+        parts = [embed(torch.from_numpy(sample.segments[0]))]
+        is_image = [torch.zeros(len(parts[0]), dtype=torch.bool)]
+        for segment in sample.segments[1:]:
+            parts += [next(pictures), embed(torch.from_numpy(segment))]
+            is_image += [
+                torch.ones(len(parts[-2]), dtype=torch.bool),
+                torch.zeros(len(segment), dtype=torch.bool),
+            ]
+        starts.append(sum(len(part) for part in parts) - 1)
+        parts.append(embed(torch.from_numpy(sample.answer[:-1])))
+        is_image.append(torch.zeros(len(parts[-1]), dtype=torch.bool))
+        rows.append(torch.cat(parts))
+        marks.append(torch.cat(is_image))
     longest = max(len(row) for row in rows)
-    embeds = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
-    real, image = torch.zeros(2, len(rows), longest, dtype=torch.bool)
-    for n, (row, (first, _, _)) in enumerate(zip(rows, places, strict=True)):
-        real[n, : len(row)] = True
-        image[n, first : first + count] = True
-    answers = [(n, t) for n, (_, start, length) in enumerate(places) for t in range(start, start + length)]
+    embeds = torch.stack([functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
+    image = torch.stack([functional.pad(mark, (0, longest - len(mark))) for mark in marks])
+    real = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+    answers = [
+        (n, token)
+        for n, (start, sample) in enumerate(zip(starts, samples, strict=True))
+        for token in range(start, start + len(sample.answer))
+    ]
     row, token = torch.tensor(answers).T
     return TokenBatch(embeds, real, image, (row, token))

@@ -24,7 +24,6 @@ from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, dense_view
 from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.user_cache import cache_folder
-from fastvlm_convert.weights.model_config import at_image_size
 from fastvlm_convert.weights.source import WeightSource
 
 _SCORE = "answers.json"
@@ -81,15 +80,7 @@ def solved_layers(
             hint="give the quantized checkpoint as the reference, or calibrate with the same data again",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, common = plan.checkpoint, plan.recipe.common
-    data = collect_samples(
-        checkpoint,
-        at_image_size(checkpoint.config, common.image_size),
-        common.image_mode,
-        calibration,
-        plan.recipe.calibration,
-        partial(on_progress, "answers"),
-    )
+    data = collect_samples(plan, calibration, partial(on_progress, "answers"))
     models = _Models(BlockStreamer(plan.config, floats), BlockStreamer(plan.config, dense_view(searched)))
     solved = _solve(models, todo, plan.recipe.calibration, data, folder, on_progress)
     save_score(folder / _SCORE, solved.score)
@@ -102,8 +93,8 @@ def _key(plan: WeightPlan, calibration: Calibration) -> str:
     rules = [asdict(rule) for rule in recipe.quantize]
     settings = asdict(recipe.calibration)
     repairs = asdict(recipe.repairs)
-    size, mode = recipe.common.image_size, recipe.common.image_mode
-    parts = (__version__, plan.checkpoint.sha256, calibration.sha256, size, mode, rules, settings, repairs)
+    asked = (plan.checkpoint.sha256, calibration.sha256, plan.images, plan.prompt)
+    parts = (__version__, *asked, rules, settings, repairs)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

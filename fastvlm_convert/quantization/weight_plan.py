@@ -1,9 +1,11 @@
 """What a recipe makes of a checkpoint's weights: decided once, from config and headers alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import check_recipe
+from fastvlm_convert.preprocess import ImageSettings
+from fastvlm_convert.prompt import PromptFormat, with_system_prompt
 from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.resolved_recipe import ResolvedRecipe, resolve
@@ -26,6 +28,23 @@ class WeightPlan:
     recipe: ResolvedRecipe
     config: ModelConfig
     layers: tuple[LayerPlan, ...]
+
+    @property
+    def images(self) -> ImageSettings:
+        """How pictures are prepared."""
+        common = self.recipe.common
+        return replace(self.checkpoint.pictures.image, size=common.image_size, mode=common.image_mode)
+
+    @property
+    def prompt(self) -> PromptFormat:
+        """How conversations are written.
+
+        Raises:
+            PromptError: The recipe has a system prompt, and the model's chat template no system turn.
+        """
+        text = self.recipe.common.system_prompt
+        form = self.checkpoint.prompt.format
+        return form if text == "checkpoint" else with_system_prompt(form, text)
 
     @property
     def is_calibrated(self) -> bool:

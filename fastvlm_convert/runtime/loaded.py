@@ -14,8 +14,9 @@ from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.generate import Session
 from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import Manifest
-from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
+from fastvlm_convert.prompt import Message, Prompt, PromptFormat, build_prompt, user_message
 from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
@@ -39,25 +40,33 @@ class LoadedModel:
         session: Runs the model.
         tokenizer: Text to ids and back.
         eos_token_ids: Ids at which an answer ends.
-        image_size: Edge of the square input in pixels.
-        image_mode: How images are made square.
+        images: How pictures are prepared.
+        prompt_format: How conversations are written.
     """
 
     session: Session
     tokenizer: TextTokenizer
     eos_token_ids: tuple[int, ...]
-    image_size: int
-    image_mode: ImageMode
+    images: ImageSettings
+    prompt_format: PromptFormat
 
     def prompt(self, question: str, images: Sequence[Image.Image]) -> Prompt:
-        """The prompt for a question about some images."""
-        return build_prompt(question, images, self.tokenizer, self.image_size, self.image_mode)
+        """The prompt for a question about some images, which come first; `<image>` in it is text."""
+        return self.conversation([user_message(question, images)])
+
+    def conversation(self, messages: Sequence[Message]) -> Prompt:
+        """The prompt for a conversation that ends with a user.
+
+        Raises:
+            PromptError: Its roles are out of order.
+        """
+        return build_prompt(messages, self.prompt_format, self.tokenizer, self.images)
 
 
 def load_reference(
     checkpoint: Checkpoint,
-    image_size: int | None = None,
-    image_mode: ImageMode | None = None,
+    images: ImageSettings | None = None,
+    prompt_format: PromptFormat | None = None,
     context_length: int = REFERENCE_CONTEXT,
     on_progress: OnShare = ignore_share,
 ) -> LoadedModel:
@@ -65,20 +74,21 @@ def load_reference(
 
     Args:
         checkpoint: The checkpoint.
-        image_size: Edge of the input in pixels where it is not the checkpoint's own.
-        image_mode: How images are made square where it is not the checkpoint's own.
+        images: How pictures are prepared where it is not the checkpoint's own way.
+        prompt_format: How conversations are written where it is not the checkpoint's own way.
         context_length: Tokens its KV cache holds.
         on_progress: Called with the share of the weights read, 0..1.
 
     Raises:
         MissingDependencyError: torch is not installed.
     """
-    config = checkpoint.config if image_size is None else at_image_size(checkpoint.config, image_size)
+    images = images or checkpoint.pictures.image
+    config = at_image_size(checkpoint.config, images.size)
     # A float checkpoint is run as the original code runs it, with BatchNorm and LayerScale on their own.
     folded = checkpoint.quantized is not None
     weights = dense_view(checkpoint.folded) if folded else checkpoint.weights
     loaded, _ = _load_model(checkpoint, config, weights, folded, context_length, on_progress)
-    return loaded if image_mode is None else replace(loaded, image_mode=image_mode)
+    return replace(loaded, images=images, prompt_format=prompt_format or checkpoint.prompt.format)
 
 
 def load_folded_reference(
@@ -120,7 +130,7 @@ def load_engine(
     weights = dense_view(prepare_weights(plan, data, on_progress).weights)
     load = partial(on_progress, "quantized")
     loaded, _ = _load_model(checkpoint, plan.config, weights, True, context_length, load)
-    return replace(loaded, image_mode=plan.recipe.common.image_mode)
+    return replace(loaded, images=plan.images, prompt_format=plan.prompt)
 
 
 def _load_model(
@@ -143,8 +153,8 @@ def _load_model(
         session=TorchSession(model, context_length),
         tokenizer=checkpoint.tokenizer,
         eos_token_ids=checkpoint.eos_token_ids,
-        image_size=config.vision.image_size,
-        image_mode=checkpoint.image_mode,
+        images=replace(checkpoint.pictures.image, size=config.vision.image_size),
+        prompt_format=checkpoint.prompt.format,
     )
     return loaded, model
 
@@ -171,6 +181,6 @@ def load_bundle(
         session=open_session(bundle, manifest, target, precision),
         tokenizer=read_tokenizer(bundle),
         eos_token_ids=manifest.contract.eos_token_ids,
-        image_size=manifest.contract.image_size,
-        image_mode=manifest.contract.image_mode,
+        images=manifest.contract.images,
+        prompt_format=manifest.contract.conversation,
     )

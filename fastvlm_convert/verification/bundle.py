@@ -11,6 +11,7 @@ from fastvlm_convert.errors import BundleError, MissingDependencyError, Tokenize
 from fastvlm_convert.io_names import STAGES
 from fastvlm_convert.manifest import Manifest, changed_files
 from fastvlm_convert.progress import OnStage, ignore_stage
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import Gates
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
@@ -107,10 +108,11 @@ def _reference(
         metrics = ("kl_mean_nats", "top1_agreement")
         skipped = [not_run("weights", "answers", metric, _QUANTIZED_REFERENCE) for metric in metrics]
         return engine(), Comparison(tuple(skipped), ())
+    plan = plan_weights(checkpoint, recipe)
     reference = load_reference(
         checkpoint,
-        contract.image_size,
-        contract.image_mode,
+        plan.images,
+        plan.prompt,
         contract.context_length,
         lambda share: on_progress("reference", share),
     )

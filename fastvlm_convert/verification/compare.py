@@ -134,8 +134,8 @@ def _run_both(
     stages: dict[str, _Stage],
 ) -> tuple[bool, bool]:
     """One question through both; returns whether prompts and greedy answers are equal."""
-    theirs = reference.prompt(question.text, [question.image])
-    ours = candidate.prompt(question.text, [question.image])
+    theirs = reference.conversation(question.messages)
+    ours = candidate.conversation(question.messages)
     stages["preprocessing"].add(theirs.images[0], ours.images[0])
     ids_equal = all(np.array_equal(a, b) for a, b in zip(theirs.segments, ours.segments, strict=True))
 

@@ -87,7 +87,7 @@ class TestWhole:
         loaded, model = load_folded_reference(checkpoint)
         state = model.state_dict()
         assert np.array_equal(state[f"{GATE}.weight"].numpy(), expected[f"{GATE}.weight"].array())
-        pixels = np.zeros((1, 3, loaded.image_size, loaded.image_size), np.float32)
+        pixels = np.zeros((1, 3, *[loaded.images.size] * 2), np.float32)
         np.testing.assert_array_equal(
             load_reference(checkpoint).session.encode_image(pixels), loaded.session.encode_image(pixels)
         )

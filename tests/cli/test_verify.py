@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from fastvlm_convert.questions import standard_questions
+from fastvlm_convert.questions import QuestionSet, standard_questions
 from fastvlm_convert.runtime import onnx_session
 from tests.bundles import copy_bundle
 from tests.checkpoints import edit_tensors, read_tensors
@@ -105,7 +105,7 @@ def test_sixteen_standard_pictures_are_the_default(cli, fp32_bundle, monkeypatch
     def some():
         found = standard_questions()
         asked.append(len(found))
-        return found[:2]
+        return QuestionSet(found[:2], 2, 2)
 
     monkeypatch.setattr("fastvlm_convert.cli.verify.standard_questions", some)
     result = cli("verify", fp32_bundle, "--reference", CHECKPOINT)

@@ -12,8 +12,8 @@ from fastvlm_convert.float16.report import RangeReport, save_report
 from fastvlm_convert.float16.scan import scan
 from fastvlm_convert.generate import embed_prompt
 from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import load_folded_reference
 from tests.bundles import FP16, FP32, recipe
@@ -25,7 +25,7 @@ CASES = [case for case in golden_cases() if case.name == LLAVA]
 def run_scan(folder, max_new_tokens: int = 4) -> RangeReport:
     checkpoint = open_checkpoint(folder)
     loaded, model = load_folded_reference(checkpoint)
-    questions = [Question(load_image(c.image), c.question) for c in CASES]
+    questions = [Question((load_image(c.image),), c.question) for c in CASES]
     return scan(model, loaded, questions, content_hash(checkpoint.files), max_new_tokens)
 
 

@@ -14,6 +14,7 @@ from fastvlm_convert.quantization.calibration import Calibration, read_calibrati
 from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantization.layerwise import LayerwiseResult, solve_layerwise
 from fastvlm_convert.quantization.token_weights import FloatPass, float_pass
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight, dense_view
 from fastvlm_convert.recipe import CalibrationSettings, QuantizeRule, Recipe
@@ -55,8 +56,7 @@ def generated() -> Calibration:
 @cache
 def golden_answers() -> CalibrationSet:
     """What the golden checkpoint says to them."""
-    checkpoint = golden_checkpoint(LLAVA)
-    return collect_samples(checkpoint, checkpoint.config, "pad", generated(), SETTINGS, lambda share: None)
+    return collect_samples(plan_weights(golden_checkpoint(LLAVA), calibrated_recipe()), generated())
 
 
 @cache

@@ -17,8 +17,8 @@ from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db, top1_agreement
 from fastvlm_convert.mil.interpreter import Interpreter
+from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.recipe import FloatSettings, RepairSettings
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 from fastvlm_convert.weights.fold import fold

@@ -5,7 +5,8 @@ import pytest
 
 from fastvlm_convert.errors import BundleError, MissingDependencyError, TokenizerError
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.preprocess import load_image
+from fastvlm_convert.pictures import load_image
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.runtime.loaded import load_bundle, load_reference
 from tests.bundles import copy_bundle, open_bundle
 from tests.checkpoints import GOLDEN, LLAVA, golden_checkpoint
@@ -14,7 +15,7 @@ from tests.checkpoints import GOLDEN, LLAVA, golden_checkpoint
 def test_a_bundle_is_loaded_with_all_that_its_manifest_says(fp32_bundle):
     loaded = open_bundle(fp32_bundle)
     assert loaded.eos_token_ids == (431, 429)
-    assert (loaded.image_size, loaded.image_mode) == (256, "pad")
+    assert (loaded.images.size, loaded.images.mode) == (256, "pad")
     assert loaded.tokenizer.image_token_id == 432
 
 
@@ -27,8 +28,9 @@ def test_bundle_and_reference_make_the_same_prompt(fp32_bundle):
 
 
 def test_the_reference_takes_another_image_size_and_mode():
-    loaded = load_reference(golden_checkpoint(LLAVA), 320, "crop", context_length=77)
-    assert (loaded.image_size, loaded.image_mode) == (320, "crop")
+    images = ImageSettings(320, "crop")
+    loaded = load_reference(golden_checkpoint(LLAVA), images, context_length=77)
+    assert loaded.images == images
     assert (loaded.session.num_image_tokens, loaded.session.context_length) == (25, 77)
     assert golden_checkpoint(LLAVA).config.vision.image_size == 256  # untouched
 
