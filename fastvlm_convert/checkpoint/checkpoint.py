@@ -180,7 +180,8 @@ def _read_float(
     weights = {ours: stored[name] for name, ours in names.items()}
     if adapter is not None:
         opened = read_adapter(adapter)
-        targets = canonical_names([*opened.low_rank, *opened.replaced], layout)
+        # Apple's names tell the stage only beside each other, so the checkpoint's stand with the adapter's.
+        targets = canonical_names({**stored, **opened.low_rank, **opened.replaced}, layout)
         weights = merge_adapter(weights, opened, targets)
         files += sorted(p for p in adapter.iterdir() if p.is_file())
     config = infer_config(weights, raw, layout, image_size, path)

@@ -1,43 +1,18 @@
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint
 from fastvlm_convert.errors import CheckpointError
+from tests.adapters import PREFIX, low_rank, write_adapter
 from tests.checkpoints import HF, LLAVA, edit_tensors, golden_checkpoint, tree_state
 
-PREFIX = "base_model.model."
 QUERY = "model.layers.0.self_attn.q_proj"
 KEY = "model.layers.1.self_attn.k_proj"
 DOWN = "model.layers.1.mlp.down_proj"
 EMBED = "model.embed_tokens"
-
-
-def low_rank(module, out, width, rank, seed=0):
-    """The two halves of an adapter as PEFT stores them."""
-    rng = torch.Generator().manual_seed(seed)
-    return {
-        f"{PREFIX}{module}.lora_A.weight": torch.randn(rank, width, generator=rng),
-        f"{PREFIX}{module}.lora_B.weight": torch.randn(out, rank, generator=rng),
-    }
-
-
-def write_adapter(folder, tensors, as_bin=False, whole=None, **config):
-    """A PEFT folder; `whole` becomes LLaVA's file of tensors that were trained whole."""
-    folder.mkdir()
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none"} | config
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    if as_bin:
-        torch.save(tensors, folder / "adapter_model.bin")
-    else:
-        save_file(tensors, folder / "adapter_model.safetensors")
-    if whole is not None:
-        torch.save(whole, folder / "non_lora_trainables.bin")
-    return folder
 
 
 def base(name, checkpoint=LLAVA):

@@ -13,6 +13,7 @@ from coremltools.converters.mil.mil import Var
 
 from fastvlm_convert.exporters.coreml.cache import Cache
 from fastvlm_convert.exporters.coreml.ops import Ops, scalar
+from fastvlm_convert.exporters.rotary import rotary_tables
 from fastvlm_convert.io_names import FloatName, decoder_op
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, float_weight
 from fastvlm_convert.recipe import CoreMLSettings, RepairSettings
@@ -97,16 +98,16 @@ class AttentionBuilder:
             mask = mb.concat(values=[mask] * group, axis=2, name="causal_mask_grouped")
         return Step(tokens, position, end, cos, sin, mask)
 
-    def _angles(self) -> np.ndarray:
-        """Rotary angles, float64 [ctx, D / 2]."""
-        exponents = np.arange(0, self.config.head_dim, 2, dtype=np.float64) / self.config.head_dim
-        return np.outer(np.arange(self.context_length), self.config.rope_theta**-exponents)
+    @cached_property
+    def _tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rotary cosines and sines, float64 [ctx, D / 2] each."""
+        return rotary_tables(self.config, self.context_length)
 
     def _rotary_rows(self, part: str, tokens: int, position: Var, end: Var) -> Var:
         """Rows [position, end) of a rotary table, [1, 1, n, D]."""
-        head_dim, angles = self.config.head_dim, self._angles()
+        head_dim, (cos, sin) = self.config.head_dim, self._tables
         # A rotated pair is (x1 cos - x2 sin, x2 cos + x1 sin): the minus lies in the table.
-        halves = [np.cos(angles)] * 2 if part == "cos" else [-np.sin(angles), np.sin(angles)]
+        halves = [cos, cos] if part == "cos" else [-sin, sin]
         table = self.ops.weights.constant(
             f"rotary_{part}",
             self.ops.precision.storage,
@@ -122,8 +123,7 @@ class AttentionBuilder:
     @cached_property
     def _rotary_columns(self) -> np.ndarray:
         """Cosines and below them sines of all positions, float32 [1, 1, D, ctx]."""
-        angles = self._angles().T
-        return np.concatenate([np.cos(angles), np.sin(angles)])[None, None].astype(np.float32)
+        return np.concatenate([table.T for table in self._tables])[None, None].astype(np.float32)
 
     def attend(self, i: int, x: Var, step: Step, cache: Cache) -> Var:
         """Attention of layer `i` without its output projection; [1, n, hidden] -> [1, n, heads * D]."""

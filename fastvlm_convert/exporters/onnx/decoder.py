@@ -7,6 +7,7 @@ import numpy as np
 from fastvlm_convert.exporters.onnx.affine import StoredAffine, matmul, store_affine
 from fastvlm_convert.exporters.onnx.embed import Table
 from fastvlm_convert.exporters.onnx.graph import Graph
+from fastvlm_convert.exporters.rotary import rotary_tables
 from fastvlm_convert.io_names import (
     ATTENTION_MASK,
     BATCH,
@@ -111,13 +112,12 @@ def _context(graph: Graph, config: DecoderConfig, context_length: int) -> _Conte
     graph.op("Sub", ["mask_sum", one], "past_length_int64")
     graph.op("Shape", [ATTENTION_MASK], "mask_shape")
     graph.op("Gather", ["mask_shape", graph.constant("second", np.array(1, np.int64))], "total_length_int64")
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    angles = np.outer(np.arange(context_length), config.rope_theta**-exponents)
+    cos, sin = rotary_tables(config, context_length)
     return _Context(
         past_length=graph.cast("past_length_int64", "int32", "past_length"),
         total_length=graph.cast("total_length_int64", "int32", "total_length"),
-        cos=_table(graph, "cos_cache", np.cos(angles)),
-        sin=_table(graph, "sin_cache", np.sin(angles)),
+        cos=_table(graph, "cos_cache", cos),
+        sin=_table(graph, "sin_cache", sin),
     )
 
 
