@@ -5,7 +5,7 @@ import typer
 
 from fastvlm_convert.cli.main import app
 
-COMMON = {"--json", "--verbose", "-v"}
+COMMON = {"--json", "--quiet", "-q", "--verbose", "-v", "--no-color"}
 FLAGS = {
     "inspect": {"CHECKPOINT", "--adapter", *COMMON},
     "run": {
