@@ -1,4 +1,6 @@
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,14 @@ def test_codes_are_frozen():
         "UsageError": "usage",
         "WorkerError": "worker",
     }
+
+
+def test_the_documentation_lists_them_all():
+    text = (Path(__file__).parents[1] / "docs" / "command_line.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    codes = {kind.code for kind in CLASSES} | {ConversionError.code, "interrupted", "internal"}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == codes
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.code)

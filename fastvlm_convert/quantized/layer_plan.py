@@ -69,8 +69,9 @@ def plan_layers(shapes: Mapping[str, tuple[int, ...]], recipe: Recipe) -> tuple[
     plans = tuple(_plan(layer, shape, recipe) for layer, shape in layers.items())
     for rule in recipe.quantize:
         if not any(rule.fits(layer) for layer in layers):
-            meant = "".join(f"did you mean '{pattern}'? " for pattern in _corrected(rule, layers))
-            raise RecipeError(f"quantize: '{rule}' fits no layer", hint=f"{meant}{_examples(layers)}")
+            guesses = " and ".join(f"'{pattern}'" for pattern in _corrected(rule, layers))
+            question = f"did you mean {guesses}? " if guesses else ""
+            raise RecipeError(f"quantize: '{rule}' fits no layer", hint=f"{question}{_examples(layers)}")
     check_groups(plans)
     return plans
 
