@@ -26,7 +26,7 @@ from fastvlm_convert.weights.published import DECODERS
 # The child prints its own peak: unlike a parent's view it starts with the program itself.
 CHILD = """
 import sys
-from fastvlm_convert.bench.worker import peak_memory_bytes
+from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.cli.main import main
 code = main(sys.argv[1:])
 print(peak_memory_bytes(), file=sys.stderr)

@@ -32,7 +32,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from mil_speed import interpreter_alone
-from fastvlm_convert.bench.worker import peak_memory_bytes
+from fastvlm_convert.peak_memory import peak_memory_bytes
 weights = interpreter_alone(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
 print(json.dumps({"peak": peak_memory_bytes(), "weights": weights}))
 """

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from random_checkpoint import write_checkpoint
 
-from fastvlm_convert.bench.worker import peak_memory_bytes
 from fastvlm_convert.demo.samples import calibration_samples
+from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.pipeline import quantize
 from fastvlm_convert.recipe import load_recipe
 

@@ -4,6 +4,12 @@ Only the command line turns them into exit codes: every `ConversionError` is exi
 fails is no error but a result (exit code 1).
 """
 
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+from typing import ClassVar, Final
+
+_ALIKE: Final = 0.7
+
 
 def printable(text: str) -> str:
     """Text with what cannot be printed escaped.
@@ -13,13 +19,25 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The question that opens a hint, with a space after it; empty if nothing known is close to the word."""
+    likeness = {name: SequenceMatcher(None, name, word).ratio() for name in known}
+    best = max(likeness.values(), default=0.0)
+    if best < _ALIKE:
+        return ""
+    return f"did you mean {' or '.join(repr(name) for name, share in likeness.items() if share == best)}? "
+
+
 class ConversionError(Exception):
     """Base of all errors that are meant for the user.
 
     Attributes:
+        code: A word for programs (`--json`); it stays when the message changes.
         where: The file, folder or setting the error is about, or None.
         hint: What to do next, or None.
     """
+
+    code: ClassVar[str] = "conversion"
 
     def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
         super().__init__(what)
@@ -33,43 +51,78 @@ class ConversionError(Exception):
         return printable(line)
 
 
+class UsageError(ConversionError):
+    """A command line cannot be understood, or asks for two things that exclude each other."""
+
+    code = "usage"
+
+
 class CheckpointError(ConversionError):
     """The checkpoint is missing, damaged, hostile or not a FastVLM."""
+
+    code = "checkpoint"
 
 
 class TokenizerError(ConversionError):
     """The tokenizer files are missing or damaged, or cannot express a text."""
 
+    code = "tokenizer"
+
 
 class ImageError(ConversionError):
     """An image cannot be read or is not acceptable."""
+
+    code = "image"
 
 
 class RecipeError(ConversionError):
     """A recipe is malformed or asks for something impossible."""
 
+    code = "recipe"
+
 
 class TargetError(ConversionError):
     """A target's runtime cannot execute what would be exported."""
+
+    code = "target"
 
 
 class BundleError(ConversionError):
     """A bundle is missing, damaged or of another version."""
 
+    code = "bundle"
+
 
 class OutputError(ConversionError):
     """The output cannot be written where it was asked for."""
+
+    code = "output"
 
 
 class PromptError(ConversionError):
     """A prompt, or the answer asked for, does not fit the model."""
 
+    code = "prompt"
+
+
+class WorkerError(ConversionError):
+    """A process that was started to do a part of the work ended before it was done."""
+
+    code = "worker"
+
 
 class MissingDependencyError(ConversionError):
     """A package that this command needs is not installed."""
+
+    code = "missing_dependency"
 
     @classmethod
     def of(cls, error: ModuleNotFoundError, what: str) -> "MissingDependencyError":
         """The error for a failed import; `what` needs the package."""
         name = (error.name or "a package").partition(".")[0]
         return cls(f"{what} needs {name}, which is not installed", hint=f"pip install {name}")
+
+
+def error_class(code: str) -> type[ConversionError]:
+    """The class of a code, for an error that another process has reported."""
+    return next((kind for kind in ConversionError.__subclasses__() if kind.code == code), ConversionError)

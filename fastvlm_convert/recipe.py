@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import yaml
 
 from fastvlm_convert.dataclass_io import about, check_ranges, from_plain, setting
-from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.errors import RecipeError, did_you_mean
 from fastvlm_convert.io_names import PATCH_SIZE, FloatName
 from fastvlm_convert.preprocess import ImageMode
 
@@ -365,7 +365,8 @@ def load_recipe(name_or_path: str) -> Recipe:
     if path.suffix not in (".yaml", ".yml"):
         raise RecipeError(
             f"unknown recipe '{name_or_path}'",
-            hint=f"shipped recipes: {', '.join(shipped)}; or give the path of a .yaml file",
+            hint=f"{did_you_mean(name_or_path, shipped)}shipped recipes: {', '.join(shipped)}; "
+            "or give the path of a .yaml file",
         )
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ Names and places alone: whoever reads a name, a manifest for example, can refuse
 
 from typing import Final
 
-from fastvlm_convert.errors import TargetError
+from fastvlm_convert.errors import TargetError, did_you_mean
 
 Target = str
 
@@ -23,5 +23,7 @@ def known_target(name: str) -> Target:
         TargetError: There is no such target.
     """
     if name not in BACKENDS:
-        raise TargetError(f"unknown target '{name}'", hint=f"targets: {', '.join(BACKENDS)}")
+        raise TargetError(
+            f"unknown target '{name}'", hint=f"{did_you_mean(name, BACKENDS)}targets: {', '.join(BACKENDS)}"
+        )
     return name

@@ -18,7 +18,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A part imports parts of earlier lines, of its own line as long as they go round in no circle, and itself.
 LINES = [
     ["errors"],
-    ["arithmetic", "io_names", "targets", "progress", "atomic_file", "user_cache", "dataclass_io", "mil"],
+    [
+        "arithmetic",
+        "io_names",
+        "targets",
+        "progress",
+        "atomic_file",
+        "user_cache",
+        "dataclass_io",
+        "peak_memory",
+        "mil",
+    ],
     ["pictures", "preprocess", "prompt", "messages", "metrics", "generate", "demo", "questions"],
     ["recipe", "recipe_schema", "resolved_recipe", "manifest"],
     ["weights"],

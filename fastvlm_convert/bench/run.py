@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.errors import WorkerError, error_class
 from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.targets import Target
 
@@ -160,14 +160,15 @@ class _Worker:
         except BrokenPipeError:
             line = ""
         if not line.endswith("\n"):
-            raise ConversionError(
+            raise WorkerError(
                 f"the process that ran it ended: {self._last_words()}",
                 where=self._contender.path,
                 hint="it may have run out of memory",
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise ConversionError(answer["error"], where=self._contender.name, hint=answer["hint"])
+            kind = error_class(answer["code"])
+            raise kind(answer["error"], where=self._contender.name, hint=answer["hint"])
         return answer
 
     def _last_words(self) -> str:

@@ -6,7 +6,6 @@ standard input and answers with one JSON line on standard output.
 
 import json
 import os
-import resource
 import sys
 import time
 from dataclasses import replace
@@ -19,6 +18,7 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import ConversionError
 from fastvlm_convert.generate import check_fits, embed_prompt, stream_tokens
 from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 
 
@@ -63,16 +63,6 @@ def trial(model: LoadedModel, question: str, new_tokens: int) -> dict[str, float
     }
 
 
-def peak_memory_bytes() -> int:
-    """The most memory this process had resident so far."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # unlike ru_maxrss it starts anew with the program, not with the parent's peak
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
 def serve() -> None:
     """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
@@ -93,7 +83,7 @@ def serve() -> None:
                 answer = dict(trial(model, request["question"], request["new_tokens"]))
             answer["peak_memory_bytes"] = peak_memory_bytes()
         except ConversionError as error:
-            answer = {"error": str(error), "hint": error.hint}
+            answer = {"code": error.code, "error": str(error), "hint": error.hint}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

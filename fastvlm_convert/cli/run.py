@@ -2,92 +2,114 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import err, print_json, progress, waiting
-from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
-from fastvlm_convert.errors import BundleError, PromptError
+from fastvlm_convert.cli.console import err, progress, report, waiting
+from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.cli.options import TARGET_NAMES, AdapterOption, complete_target
+from fastvlm_convert.errors import BundleError, PromptError, UsageError, did_you_mean
 from fastvlm_convert.generate import Answer, generate, greedy, sampler
 from fastvlm_convert.manifest import FILE_NAME, load_manifest
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 
+EXAMPLES = """
+fastvlm-convert run FastVLM-0.5B photo.jpg "What is on the table?"
+fastvlm-convert run app photo.jpg "Describe the image." --target coreml
+"""
 DEFAULT_NEW_TOKENS = 256
+
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder of a checkpoint or a bundle.", show_default=False)
+]
+InputsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[IMAGE]... QUESTION", help="Image files, if any, then the question.", show_default=False
+    ),
+]
+MaxNewTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help=f"Longest answer in tokens; {DEFAULT_NEW_TOKENS} if omitted, or what fits the context.",
+        show_default=False,
+    ),
+]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0.0, metavar="T", help="0 picks the likeliest token; above 0 samples.")
+]
+TopPOption = Annotated[
+    float,
+    typer.Option(
+        min=0.01, max=1.0, metavar="P", help="Sample from the likeliest tokens of this total probability."
+    ),
+]
+SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="Random seed for sampling.")]
+BundleTargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar=TARGET_NAMES,
+        help="Which target of a bundle to run; its first if omitted.",
+        autocompletion=complete_target,
+        show_default=False,
+    ),
+]
 
 
 def command(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder of a checkpoint or a bundle.", show_default=False)
-    ],
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[IMAGE]... QUESTION",
-            help="Image files, possibly none, then the question.",
-            show_default=False,
-        ),
-    ],
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=f"Most tokens to answer with ({DEFAULT_NEW_TOKENS}, or what fits).",
-            show_default=False,
-        ),
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the likeliest token; above 0 samples.")
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Sample from this share of probability.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
-    target: Annotated[
-        str | None, typer.Option(help="Which of a bundle's targets to run.", show_default=False)
-    ] = None,
+    context: typer.Context,
+    model: ModelArgument,
+    inputs: InputsArgument,
+    max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = 0,
+    target: BundleTargetOption = None,
     adapter: AdapterOption = None,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
-    """Answer a question about images, from the PyTorch reference of a checkpoint or from a bundle."""
+    """Ask a checkpoint or a bundle about images.
+
+    A checkpoint runs as the PyTorch reference, a bundle in its target's runtime; off a Mac, Core ML packages
+    run in an interpreter.
+    """
+    flags = flags_of(context)
     *image_files, question = inputs
     if _is_file(question):
         raise PromptError(f"the last argument is a file, not a question: {question}", hint='add "QUESTION"')
     images = [load_image(Path(file)) for file in image_files]
-    with progress(quiet=as_json) as on_stage:
+    with progress(flags.is_silent) as on_stage:
         loaded = load_model(model, target, adapter, lambda share: on_stage("loading", share))
     prompt = loaded.prompt(question, images)
     session = loaded.session
     if max_new_tokens is None:
         left = session.context_length - prompt.length(session.num_image_tokens)
         max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, left))
-    streamer = _Streamer(loaded) if sys.stdout.isatty() and not as_json else None
-    with waiting("reading the prompt", quiet=as_json) as stop_waiting:
+    limit = max_new_tokens
+    choose = greedy if temperature == 0 else sampler(temperature, top_p, seed)
+    streamer = _Streamer(loaded) if sys.stdout.isatty() and not flags.as_json else None
+    with waiting("reading the prompt", flags.is_silent) as stop_waiting:
 
         def on_token(token: int) -> None:
             stop_waiting()
             if streamer is not None:
                 streamer.add(token)
 
-        answer = generate(
-            session,
-            prompt,
-            loaded.eos_token_ids,
-            max_new_tokens,
-            greedy if temperature == 0 else sampler(temperature, top_p, seed),
-            on_token,
-        )
+        answer = generate(session, prompt, loaded.eos_token_ids, limit, choose, on_token)
     text = loaded.tokenizer.decode(list(answer.token_ids))
-    if as_json:
-        _print_document(loaded, answer, text)
-        return
-    sys.stdout.write(f"{text if streamer is None else text[streamer.written :]}\n")
-    if not answer.finished:
-        err.print(f"[yellow]warning:[/] the answer was cut at {max_new_tokens} tokens (--max-new-tokens)")
+
+    def show() -> None:
+        sys.stdout.write(f"{text if streamer is None else text[streamer.written :]}\n")
+        if not answer.finished and not flags.quiet:
+            err.print(f"[yellow]warning:[/] the answer was cut at {limit} tokens (--max-new-tokens)")
+
+    report(context, "passed", _document(loaded, answer, text), show)
 
 
 def load_model(path: Path, target: str | None, adapter: Path | None, on_progress: OnShare) -> LoadedModel:
@@ -95,12 +117,12 @@ def load_model(path: Path, target: str | None, adapter: Path | None, on_progress
 
     Raises:
         BundleError: `target` is not in the bundle, or an adapter is given for a bundle.
-        PromptError: A target is given for a checkpoint.
+        UsageError: A target is given for a checkpoint.
     """
     if not (path / FILE_NAME).is_file():
         if target is not None:
-            raise PromptError(
-                "--target chooses among a bundle's targets; this is no bundle", hint="leave it out"
+            raise UsageError(
+                "--target chooses among a bundle's targets, and this is not a bundle", hint="leave it out"
             )
         return load_reference(open_checkpoint(path, adapter), on_progress=on_progress)
     if adapter is not None:
@@ -110,7 +132,9 @@ def load_model(path: Path, target: str | None, adapter: Path | None, on_progress
     manifest = load_manifest(path)
     if target is not None and target not in manifest.targets:
         raise BundleError(
-            f"the bundle has no target '{target}'", where=path, hint=f"it has {', '.join(manifest.targets)}"
+            f"the bundle has no target '{target}'",
+            where=path,
+            hint=f"{did_you_mean(target, manifest.targets)}it has {', '.join(manifest.targets)}",
         )
     return load_bundle(path, manifest, target or manifest.targets[0])
 
@@ -140,13 +164,11 @@ class _Streamer:
             self.written = len(text)
 
 
-def _print_document(loaded: LoadedModel, answer: Answer, text: str) -> None:
-    print_json(
-        "run",
-        "passed",
-        text=text,
-        token_ids=list(answer.token_ids),
-        finished=answer.finished,
-        executed_by=loaded.session.executed_by,
-        timings={**vars(answer.timings), "decode_tokens_per_s": answer.timings.decode_tokens_per_s},
-    )
+def _document(loaded: LoadedModel, answer: Answer, text: str) -> dict[str, Any]:
+    return {
+        "text": text,
+        "token_ids": list(answer.token_ids),
+        "finished": answer.finished,
+        "executed_by": loaded.session.executed_by,
+        "timings": {**vars(answer.timings), "decode_tokens_per_s": answer.timings.decode_tokens_per_s},
+    }

@@ -1,14 +1,16 @@
 """What a recipe does to every layer, decided from dimensions alone: no weight is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme, Scheme
-from fastvlm_convert.recipe import Recipe, SchemeName, Solver
+from fastvlm_convert.recipe import QuantizeRule, Recipe, SchemeName, Solver
 from fastvlm_convert.weights.parts import input_group_of, is_language, part_of
 
 _FLOAT_BITS: dict[FloatName, int] = {"float32": 32, "float16": 16}
@@ -64,7 +66,9 @@ def plan_layers(shapes: Mapping[str, tuple[int, ...]], recipe: Recipe) -> tuple[
     plans = tuple(_plan(layer, shape, recipe) for layer, shape in layers.items())
     for rule in recipe.quantize:
         if not any(rule.fits(layer) for layer in layers):
-            raise RecipeError(f"quantize: '{rule}' fits no layer", hint=_examples(layers))
+            guesses = " and ".join(f"'{pattern}'" for pattern in _corrected(rule, layers))
+            question = f"did you mean {guesses}? " if guesses else ""
+            raise RecipeError(f"quantize: '{rule}' fits no layer", hint=f"{question}{_examples(layers)}")
     check_groups(plans)
     return plans
 
@@ -169,6 +173,19 @@ def check_groups(layers: Sequence[LayerPlan]) -> None:
             raise RecipeError(
                 f"quantize: '{first.layer}' and '{layer}' are stored together, so they need one scheme"
             )
+
+
+def _corrected(rule: QuantizeRule, layers: Collection[str]) -> list[str]:
+    """A rule's patterns with every part, as `self_attn`, replaced by the nearest that layers have.
+
+    Those that still fit no layer are left out.
+    """
+    parts = sorted({part for layer in layers for part in layer.split(".") if not part.isdecimal()})
+    corrected = [
+        ".".join((get_close_matches(part, parts, n=1) or [part])[0] for part in pattern.split("."))
+        for pattern in rule.layers
+    ]
+    return [p for p in corrected if any(fnmatchcase(layer, p) for layer in layers)]
 
 
 def _examples(layers: Mapping[str, tuple[int, ...]]) -> str:

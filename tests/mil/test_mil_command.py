@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from fastvlm_convert import mil as mil_package
-from fastvlm_convert.cli import mil
-from fastvlm_convert.errors import BundleError
+from fastvlm_convert.cli.main import main
 from fastvlm_convert.mil.proto import model
 from tests.mil.mutations import MODEL
 from tests.mil.seeds import write_seeds
@@ -22,8 +21,8 @@ def packages(tmp_path_factory):
     return {p.stem: p for p in write_seeds(tmp_path_factory.mktemp("command"))}
 
 
-def document(capsys, package, **flags):
-    mil.command(package, as_json=True, **flags)
+def document(capsys, package, *flags):
+    assert main(["mil", str(package), "--json", *flags]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -47,14 +46,14 @@ def test_json(packages, capsys):
 
 
 def test_profile(packages, capsys):
-    found = document(capsys, packages["vision"], profile=True)["profile"]["main"]
+    found = document(capsys, packages["vision"], "--profile")["profile"]["main"]
     assert found["operations"]["conv"]["count"] == 1
     assert 0 < sum(v["seconds"] for v in found["operations"].values()) <= found["seconds"]
     assert found["nonfinite"] == []
 
 
 def test_tables(packages, capsys):
-    mil.command(packages["decoder"], profile=True)
+    assert main(["mil", str(packages["decoder"]), "--profile"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for text in ("state_k: float16 [1, 4, 16]", "2 linear", "256 B int4", "operation count ms share"):
         assert text in shown
@@ -69,10 +68,10 @@ def test_a_package_that_cannot_be_run_is_shown(packages, capsys):
     assert found["unknown_operations"] == ["quantum_gelu"]
     assert found["operations"]["while_loop"] == 1
     assert found["operations"]["matmul"] == 1  # inside of the loop
-    mil.command(packages["loop"])
+    assert main(["mil", str(packages["loop"])]) == 0
     assert "unknown quantum_gelu" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(BundleError, match="unknown type 'quantum_gelu'"):
-        mil.command(packages["loop"], profile=True)
+    assert main(["mil", str(packages["loop"]), "--profile"]) == 2
+    assert "unknown type 'quantum_gelu'" in capsys.readouterr().err
 
 
 def test_shared_weights_count_once(tmp_path, capsys):
