@@ -15,12 +15,16 @@ from PIL import Image, UnidentifiedImageError
 
 from fastvlm_convert.errors import ImageError, PromptError
 from fastvlm_convert.io_names import IMAGE_TOKEN, SYSTEM_PROMPT
+from fastvlm_convert.regular_file import UnreadableFileError, open_file
 
 ImageMode = Literal["pad", "crop"]
 
 # A longer edge would make more than 268 million pixels (1 GiB) of a padded square. PIL itself refuses
 # images of more than 179 million pixels.
 MAX_IMAGE_EDGE: Final = 1 << 14
+MAX_IMAGE_BYTES: Final = 1 << 30
+_CONVERT: Final = "open it in an image editor and save it as PNG or JPEG"
+_SCALE: Final = "scale the image down first"
 
 PROMPT_BEFORE: Final = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 PROMPT_AFTER: Final = "<|im_end|>\n<|im_start|>assistant\n"
@@ -43,22 +47,28 @@ def load_image(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of large images; errors are enough
-            with Image.open(path) as image:
+            with open_file(path, MAX_IMAGE_BYTES) as file, Image.open(file) as image:
                 if max(image.size) > MAX_IMAGE_EDGE:
                     raise ImageError(
                         f"the image is absurdly large: {image.width} x {image.height} pixels, at most "
                         f"{MAX_IMAGE_EDGE} an edge are accepted",
                         where=path,
+                        hint=_SCALE,
                     )
                 return image.convert("RGB")
     except FileNotFoundError as error:
-        raise ImageError("there is no such image", where=path) from error
+        raise ImageError("there is no such image", where=path, hint="check the path") from error
     except UnidentifiedImageError as error:
-        raise ImageError("not an image, or of a format that is not supported", where=path) from error
+        what = "not an image, or of a format that is not supported"
+        raise ImageError(what, where=path, hint=_CONVERT) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"the image is absurdly large: {error}", where=path) from error
+        raise ImageError(f"the image is absurdly large: {error}", where=path, hint=_SCALE) from error
+    except UnreadableFileError as error:
+        what = f"the image cannot be decoded: {error.strerror}"
+        raise ImageError(what, where=path, hint="give an image file") from error
     except (OSError, RuntimeError, ValueError, SyntaxError) as error:  # PIL's, for damaged files
-        raise ImageError(f"the image cannot be decoded: {error}", where=path) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"the image cannot be decoded: {reason}", where=path, hint=_CONVERT) from error
 
 
 def square(image: Image.Image, size: int, mode: ImageMode) -> Image.Image:

@@ -1,6 +1,5 @@
 """Pictures with questions: to compare models on, and to calibrate with."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from PIL import Image
 
 from fastvlm_convert.demo.samples import calibration_samples, check_samples
 from fastvlm_convert.errors import ImageError
+from fastvlm_convert.json_file import parse_json
 from fastvlm_convert.preprocess import load_image
+from fastvlm_convert.regular_file import read_text
 
 IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 DEFAULT_QUESTION: Final = "Describe the image."
@@ -62,41 +63,45 @@ def read_questions(path: Path, at_most: int | None = None) -> list[Question]:
     if not path.is_dir():
         missing = "there is no such file" if path.suffix == ".jsonl" else "there is no such folder of images"
         what = "neither a folder of images nor a .jsonl file" if path.exists() else missing
-        raise ImageError(what, where=path)
+        raise ImageError(what, where=path, hint=_GIVE)
     listing = path / "questions.json"
     if listing.is_file():
         value = _parsed(_read_text(listing), listing)
         if not isinstance(value, list):
-            raise ImageError(f"expected a list, each entry {_EXPECTED}", where=listing)
+            raise ImageError(f"expected a list, each entry {_EXPECTED}", where=listing, hint=_DOCS)
         return _questions(value, path, listing, at_most)
     names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     return _questions([{"image": name, "question": DEFAULT_QUESTION} for name in names], path, path, at_most)
 
 
+_GIVE = "give a folder of images, or a .jsonl file that lists them"
+_DOCS = "docs/quality.md shows both forms of a list"
 _EXPECTED = "an object with 'image', 'question' and perhaps 'answer'"
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ImageError(f"cannot read: {error}", where=path) from error
+        return read_text(path)
+    except OSError as error:
+        raise ImageError(f"cannot read: {error.strerror}", where=path, hint=_GIVE) from error
+    except ValueError as error:
+        raise ImageError(f"cannot read: {error}", where=path, hint="save it as UTF-8") from error
 
 
 def _parsed(text: str, where: Path, place: str = "") -> Any:  # noqa: ANN401
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ImageError(f"{place}not valid JSON: {error}", where=where) from error
+        return parse_json(text)
+    except ValueError as error:
+        raise ImageError(f"{place}not valid JSON: {error}", where=where, hint=_DOCS) from error
 
 
 def _questions(entries: Sequence[Any], folder: Path, where: Path, at_most: int | None) -> list[Question]:
     if not entries:
         expected = f"no images here ({', '.join(IMAGE_SUFFIXES)})" if where.is_dir() else "no entries here"
-        raise ImageError(expected, where=where)
+        raise ImageError(expected, where=where, hint=_GIVE)
     for number, entry in enumerate(entries):
         if not _is_question(entry):
-            raise ImageError(f"entry {number + 1}: expected {_EXPECTED}", where=where)
+            raise ImageError(f"entry {number + 1}: expected {_EXPECTED}", where=where, hint=_DOCS)
     chosen = entries[:at_most]
     return [Question(load_image(folder / e["image"]), e["question"], e.get("answer")) for e in chosen]
 

@@ -7,12 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import yaml
-
 from fastvlm_convert.dataclass_io import from_plain
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.io_names import PATCH_SIZE, FloatName
 from fastvlm_convert.preprocess import ImageMode
+from fastvlm_convert.yaml_file import read_yaml_file
 
 FromCheckpoint = Literal["checkpoint"]
 
@@ -23,10 +22,15 @@ MIN_CONTEXT_LENGTH: Final = 64
 MAX_CONTEXT_LENGTH: Final = 131072
 MAX_SQNR_DB: Final = 200.0
 MAX_GROUP_SIZE: Final = 1024
+_LARGEST_GATES: Final = {"db": MAX_SQNR_DB, "nats": 100.0, "top1": 1.0}  # by the last word of a gate's name
 MAX_SAMPLES: Final = 4096
 MAX_PREFILL_CHUNK: Final = 1024
 MAX_ANSWER_LENGTH: Final = 1024
+MAX_RECIPE_BYTES: Final = 64 << 10  # the longest shipped one has 5 kB
 MAX_RESIDUAL_SHIFT: Final = 8  # beyond it, float16 no longer holds the norms' epsilon well
+
+
+_START: Final = "`fastvlm-convert recipes NAME > mine.yaml` gives a file to start from"
 
 
 @dataclass(frozen=True)
@@ -272,10 +276,12 @@ class Gates:
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_sqnr_db <= MAX_SQNR_DB:
-            raise RecipeError(f"min_sqnr_db is {self.min_sqnr_db:g}, expected 0 to {MAX_SQNR_DB:g}")
         if not 1 <= self.max_new_tokens <= MAX_ANSWER_LENGTH:
             raise RecipeError(f"max_new_tokens is {self.max_new_tokens}, expected 1 to {MAX_ANSWER_LENGTH}")
+        for gate, value in vars(self).items():
+            most = _LARGEST_GATES.get(gate.rpartition("_")[2])
+            if most is not None and not 0 <= value <= most:  # nor NaN, which no figure fails
+                raise RecipeError(f"{gate} is {value:g}, expected 0 to {most:g}")
 
 
 @dataclass(frozen=True)
@@ -364,18 +370,17 @@ def load_recipe(name_or_path: str) -> Recipe:
             hint=f"shipped recipes: {', '.join(shipped)}; or give the path of a .yaml file",
         )
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecipeError("there is no such recipe", where=path) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read: {error}", where=path) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"not valid YAML: {' '.join(str(error).split())}", where=path) from error
-    try:
-        recipe = from_plain(Recipe, value)
+        recipe = from_plain(Recipe, read_yaml_file(path, MAX_RECIPE_BYTES))
         _check_image_size(recipe.common.image_size)
+    except FileNotFoundError as error:
+        hint = f"the tool ships one: --recipe {path.stem}" if path.stem in shipped else _START
+        raise RecipeError("there is no such recipe", where=path, hint=hint) from error
+    except OSError as error:
+        raise RecipeError(f"cannot read: {error.strerror}", where=path, hint=_START) from error
     except RecipeError as error:
-        raise RecipeError(error.args[0], where=path, hint=error.hint) from error
+        raise RecipeError(error.args[0], where=path, hint=error.hint or _START) from error
+    except ValueError as error:
+        raise RecipeError(str(error), where=path, hint=_START) from error
     return recipe
 
 

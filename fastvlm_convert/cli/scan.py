@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import err, out, print_json, progress
+from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.float16.repairs import Repair, at_risk, needed_repairs, recipe_text, repaired_recipe
@@ -69,7 +69,7 @@ def command(
             max_new_tokens,
             lambda share: on_stage("pictures", share),
         )
-    path = save_report(report)
+    path, warnings = _saved(report)
     repairs = needed_repairs(report, settings)
     repaired = repaired_recipe(settings, settings.name if output is None else output.stem, repairs)
     left = [o.op for o in at_risk(report, repaired)]
@@ -82,22 +82,35 @@ def command(
             report=dataclasses.asdict(report),
             repairs=[dataclasses.asdict(repair) for repair in repairs],
             unrepaired=left,
-            saved_to=str(path),
+            saved_to=None if path is None else str(path),
+            warnings=list(warnings),
             recipe=None if output is None else str(output),
         )
         return
+    print_warnings(warnings)
     _print(report)
     _print_repairs(repairs, left, recipe)
-    err.print(f"kept in {path}; `export` reads it", soft_wrap=True)
+    if path is not None:
+        err.print(escape(f"kept in {path}; `export` reads it"), soft_wrap=True)
     if output is not None:
         err.print(escape(f"wrote {output}"), soft_wrap=True)
 
 
+def _saved(report: RangeReport) -> tuple[Path | None, tuple[str, ...]]:
+    """Where the report is kept for `export`; or a warning, for what was measured is worth printing."""
+    try:
+        return save_report(report), ()
+    except OSError as error:
+        why = f"{error.strerror}, {error.filename}" if error.filename else error.strerror
+        what = f"the result cannot be kept for `export` ({why}); FASTVLM_CONVERT_CACHE moves the cache"
+        return None, (what,)
+
+
 def _check_output(output: Path) -> None:
     if output.suffix not in (".yaml", ".yml"):
-        raise OutputError("a recipe is a .yaml file", where=output)
+        raise OutputError("a recipe is a .yaml file", where=output, hint="give a name that ends in .yaml")
     if not output.parent.is_dir():
-        raise OutputError("there is no such folder", where=output.parent)
+        raise OutputError("there is no such folder", where=output.parent, hint="make it first")
     if output.exists() or output.is_symlink():
         raise OutputError("the output exists", where=output, hint="choose another name, or remove it")
 
@@ -107,7 +120,8 @@ def _write(output: Path, text: str) -> None:
         with whole_file(output) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"cannot write: {error.strerror}", where=output) from error
+        hint = "see that there is room and that you may write there"
+        raise OutputError(f"cannot write: {error.strerror}", where=output, hint=hint) from error
 
 
 def _print_repairs(repairs: tuple[Repair, ...], left: list[str], recipe: str) -> None:
