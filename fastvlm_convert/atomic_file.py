@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 
@@ -10,12 +11,33 @@ from pathlib import Path
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to, which takes its place when the block ends without an error.
 
+    A run that was killed leaves its half of a file. The next run that writes the same one removes it: who is
+    still at work holds a lock, which ends with the process.
+
     Raises:
         OSError: The file cannot be put there.
     """
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    _remove_leftovers(path)
+    with partial.open("ab") as lock:
+        flock(lock, LOCK_EX)
+        try:
+            yield partial
+            with partial.open("r+b") as file:
+                os.fsync(file.fileno())  # else a power failure may leave the name without the content
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    start, end = f".{path.stem}.", f".partial{path.suffix}"
+    with suppress(OSError):  # whatever cannot be removed harms nobody
+        for other in path.parent.iterdir():
+            if not (other.name.startswith(start) and other.name.endswith(end)):
+                continue
+            if not other.name[len(start) : -len(end)].isdigit() or other.is_symlink():
+                continue
+            with other.open("rb") as file:
+                flock(file, LOCK_EX | LOCK_NB)
+                other.unlink()

@@ -1,17 +1,19 @@
 """Plain data, as YAML and JSON hold it, to frozen dataclasses; strict, with errors for people."""
 
 import dataclasses
-import json
-import reprlib
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fastvlm_convert.errors import ConversionError, RecipeError
+from fastvlm_convert.errors import ConversionError, RecipeError, shown
+from fastvlm_convert.json_file import read_json_file
 
 _T = TypeVar("_T")
+_FEW = 4  # unknown settings that a message names
+_LARGEST = int(sys.float_info.max)
 
 _DESCRIPTION, _LIMITS = "description", "limits"  # of a field's metadata
 
@@ -89,8 +91,8 @@ def _number(value: float) -> str:
 def has_schema(path: Path, schema: str) -> bool:
     """Whether a JSON file says it follows a schema, of whatever version and however damaged the rest."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_json_file(path)
+    except (OSError, ValueError):
         return False
     return isinstance(value, dict) and value.get("schema") == schema
 
@@ -108,12 +110,12 @@ def from_plain(kind: type[_T], value: object, prefix: str = "") -> _T:
     """
     place = prefix.rstrip(".") or f"the {kind.__name__.lower()}"
     if not isinstance(value, dict):
-        raise RecipeError(f"{place} is {_shown(value)}, expected settings")
+        raise RecipeError(f"{place} is {shown(value)}, expected settings")
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = [str(key) for key in value if key not in fields]
+    unknown = [shown(key).strip("'") for key in value if key not in fields]
     if unknown:
         raise RecipeError(
-            f"unknown setting {', '.join(prefix + key for key in unknown)}",
+            f"unknown setting {', '.join(prefix + key for key in unknown[:_FEW])}",
             hint=f"allowed in {place}: {', '.join(fields)}",
         )
     required = [n for n, f in fields.items() if f.default is dataclasses.MISSING]
@@ -152,14 +154,10 @@ def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
         return given
     if type(given) in plain:
         return given
-    if type(given) is int and float in plain:
+    if type(given) is int and float in plain and abs(given) <= _LARGEST:
         return float(given)
-    allowed = [repr(v) for v in literals] + [_KINDS[typing.get_origin(k) or k] for k in plain]
-    raise RecipeError(f"{place} is {_shown(given)}, expected {' or '.join(allowed)}")
-
-
-def _shown(value: object) -> str:
-    return reprlib.repr(value)  # whatever the file holds, a message stays short
+    allowed = [shown(v) for v in literals] + [_KINDS[typing.get_origin(k) or k] for k in plain]
+    raise RecipeError(f"{place} is {shown(given)}, expected {' or '.join(allowed)}")
 
 
 _SCHEMA_KINDS = {int: "integer", float: "number", bool: "boolean", str: "string"}

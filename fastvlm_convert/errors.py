@@ -4,11 +4,49 @@ Only the command line turns them into exit codes: every `ConversionError` is exi
 fails is no error but a result (exit code 1).
 """
 
+import reprlib
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import ClassVar, Final
 
 _ALIKE: Final = 0.7
+
+MAX_MESSAGE: Final = 300  # characters of a message: what a file holds must not flood a terminal
+_MAX_SHOWN: Final = 100  # of one value in it
+
+
+class _Json(reprlib.Repr):
+    """Values in the words of JSON and YAML, shortened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
+
+    def repr_NoneType(self, x: None, level: int) -> str:  # noqa: N802  the name that reprlib looks up
+        return "null"
+
+    def repr_bool(self, x: bool, level: int) -> str:
+        return "true" if x else "false"
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to print more than 4300 digits, and nobody reads more than a few.
+        return str(x) if x.bit_length() <= 128 else f"an integer of some {x.bit_length() * 3 // 10} digits"
+
+
+_JSON: Final = _Json()
+
+
+def shown(value: Any) -> str:
+    """A value that a file or a user gave, for a message: as JSON calls it, at most 100 characters."""
+    return shortened(_JSON.repr(value), _MAX_SHOWN)
+
+
+def shortened(text: str, limit: int = MAX_MESSAGE) -> str:
+    """A text of at most `limit` characters; of a longer one the middle is left out."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: limit - tail - 1]}\u2026{text[-tail:]}"
 
 
 def printable(text: str) -> str:
@@ -40,9 +78,9 @@ class ConversionError(Exception):
     code: ClassVar[str] = "conversion"
 
     def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
-        super().__init__(what)
+        super().__init__(shortened(what))
         self.where = None if where is None else str(where)
-        self.hint = hint
+        self.hint = None if hint is None else shortened(hint, 2 * MAX_MESSAGE)
 
     def __str__(self) -> str:
         """The message as one printable line, with the place it is about."""

@@ -10,11 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
 from fastvlm_convert.dataclass_io import from_plain, has_schema
-from fastvlm_convert.errors import BundleError, RecipeError
+from fastvlm_convert.errors import BundleError, RecipeError, shown
 from fastvlm_convert.io_names import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
+from fastvlm_convert.json_file import read_json_file
 from fastvlm_convert.preprocess import ImageMode, ImageSettings, Resampling
 from fastvlm_convert.prompt import PromptFormat
 from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH
+from fastvlm_convert.regular_file import open_file
 from fastvlm_convert.resolved_recipe import ResolvedRecipe
 from fastvlm_convert.targets import BACKENDS, Target
 
@@ -22,6 +24,9 @@ FILE_NAME: Final = "fastvlm_manifest.json"
 SCHEMA: Final = "fastvlm-convert/bundle"
 SCHEMA_VERSION: Final = 2
 OLD_FILE_NAME: Final = "manifest.json"  # of version 1
+
+_AGAIN: Final = "copy the bundle again, or export the bundle again"
+_MAKE_ONE: Final = "make one with: fastvlm-convert export"
 
 Status = Literal["passed", "failed", "not_run"]
 
@@ -182,7 +187,7 @@ class Manifest:
     def to_json(self) -> str:
         """The content of fastvlm_manifest.json."""
         value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
-        return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def file_entries(bundle: Path) -> dict[str, FileEntry]:
@@ -192,7 +197,7 @@ def file_entries(bundle: Path) -> dict[str, FileEntry]:
 
 
 def _file_entry(path: Path) -> FileEntry:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
@@ -209,7 +214,7 @@ def load_manifest(bundle: Path) -> Manifest:
     """
     path = bundle / FILE_NAME
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json_file(path)
     except FileNotFoundError as error:
         if has_schema(bundle / OLD_FILE_NAME, SCHEMA):
             raise BundleError(
@@ -217,26 +222,24 @@ def load_manifest(bundle: Path) -> Manifest:
                 where=bundle,
                 hint="export the bundle again",
             ) from error
-        raise BundleError(
-            f"not a bundle: it has no {FILE_NAME}", where=bundle, hint="make one with: fastvlm-convert export"
-        ) from error
+        raise BundleError(f"not a bundle: it has no {FILE_NAME}", where=bundle, hint=_MAKE_ONE) from error
     except OSError as error:
-        raise BundleError(f"cannot read: {error.strerror}", where=path) from error
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"not valid JSON: {error}", where=path, hint="export the bundle again") from error
+        raise BundleError(f"cannot read: {error.strerror}", where=path, hint=_AGAIN) from error
+    except ValueError as error:
+        raise BundleError(f"not valid JSON: {error}", where=path, hint=_AGAIN) from error
     if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
-        raise BundleError("not a manifest of fastvlm-convert", where=path)
+        raise BundleError("not a manifest of fastvlm-convert", where=path, hint=_MAKE_ONE)
     version = value.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"manifest version {version!r}; this tool reads {SCHEMA_VERSION}",
+            f"manifest version {shown(version)}; this tool reads {SCHEMA_VERSION}",
             where=path,
             hint="export the bundle again, or use the version of the tool that wrote it",
         )
     try:
         manifest = from_plain(Manifest, value)
     except (BundleError, RecipeError) as error:
-        raise BundleError(f"malformed manifest: {error}", where=path, hint=error.hint) from error
+        raise BundleError(f"malformed manifest: {error}", where=path, hint=error.hint or _AGAIN) from error
     for problem in _problems(bundle, manifest):
         raise BundleError(problem, where=bundle, hint="copy the bundle again, or export it again")
     return manifest

@@ -1,10 +1,10 @@
 """Read a conversation from a file, in the form that transformers' chat templates take."""
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from fastvlm_convert.errors import PromptError
+from fastvlm_convert.json_file import read_json_file
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.prompt import ROLES, Message, Picture, check_roles
 
@@ -38,15 +38,13 @@ def read_messages(path: Path) -> list[Message]:
 
 
 def _read(path: Path) -> Any:  # noqa: ANN401
-    if path.exists() and not path.is_file():
-        raise PromptError("not a file of messages", where=path, hint="give a JSON file")
     try:
-        return json.loads(path.read_text("utf-8-sig"))
+        return read_json_file(path)
     except FileNotFoundError as error:
-        raise PromptError("there is no such file of messages", where=path) from error
+        raise PromptError("there is no such file of messages", where=path, hint="check the path") from error
     except OSError as error:
-        raise PromptError(f"cannot read: {error.strerror}", where=path) from error
-    except (ValueError, RecursionError) as error:
+        raise PromptError(f"cannot read: {error.strerror}", where=path, hint="give a JSON file") from error
+    except ValueError as error:
         raise PromptError(f"not valid JSON: {error}", where=path, hint=f"for example {_EXAMPLE}") from error
 
 

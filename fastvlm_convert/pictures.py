@@ -6,6 +6,8 @@ person's view wins; docs/pictures.md lists the differences.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -14,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fastvlm_convert.errors import ImageError
+from fastvlm_convert.regular_file import UnreadableFileError, open_file
 
 # Pillow's names; MPO is read as JPEG. Others run interpreters (EPS) or have no defined look (FITS).
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
@@ -22,6 +25,7 @@ PICTURE_SUFFIXES: Final = (
     ".jpg", ".jpeg", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", *HEIC_SUFFIXES,
 )  # fmt: skip
 MAX_PIXELS: Final = 64_000_000
+MAX_FILE_BYTES: Final = 1 << 30
 # A longer edge would make more than 268 million pixels of a padded square.
 MAX_IMAGE_EDGE: Final = 1 << 14
 
@@ -39,15 +43,18 @@ def load_image(path: Path) -> Image.Image:
     Raises:
         ImageError: The file is missing, not a picture of a supported format, damaged, or too large.
     """
-    check_picture_file(path)
-    formats = _formats(path)
-    Image.init()  # registers the less common formats, which `formats` may then name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures; errors are enough
-            with Image.open(path, formats=formats) as image:
+            with _open(path) as image:
                 _check_size(*image.size, path)
                 return _as_seen(image)
+    except FileNotFoundError as error:
+        raise ImageError("there is no such image", where=path, hint="check the path") from error
+    except UnreadableFileError as error:
+        raise ImageError(
+            f"the picture cannot be read: {error.strerror}", where=path, hint="give a picture file"
+        ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
             "not a picture, or of a format that is not supported",
@@ -66,48 +73,38 @@ def load_image(path: Path) -> Image.Image:
 def is_picture(path: Path) -> bool:
     """Whether a file is a picture of a supported format, by its first bytes."""
     try:
-        check_picture_file(path)
-        formats = _formats(path)
-        Image.init()
-        with Image.open(path, formats=formats):
+        with _open(path):
             return True
-    except (ImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except ImageError:  # HEIC, whose reader is not installed; a picture all the same
+        return True
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return False
 
 
-def check_picture_file(path: Path) -> None:
-    """See that a path is a regular file.
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """The picture in a file, not decoded yet.
 
     Raises:
-        ImageError: It is missing, or a folder, pipe or device.
+        OSError: The file is missing, or no regular file of a sane size.
+        ImageError: It is HEIC, and the extra is not installed.
     """
-    try:
-        if path.is_file():
-            return
-        exists = path.exists()
-    except (OSError, ValueError) as error:  # unsearchable parents, link loops, null characters
-        raise ImageError(f"the picture cannot be read: {error}", where=path) from error
-    if path.is_dir():
-        raise ImageError("a folder, not a picture", where=path, hint="give a picture file")
-    if path.is_symlink() and not exists:
-        raise ImageError("the picture is a link to a file that is not there", where=path)
-    raise ImageError("not a regular file" if exists else "there is no such image", where=path)
+    with open_file(path, MAX_FILE_BYTES) as file:
+        # An ISO base media file, whose brand says which codec; AVIF and videos have others.
+        head = file.read(12)
+        is_heic = head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS
+        file.seek(0)
+        Image.init()  # registers the less common formats, which `formats` may then name
+        with Image.open(file, formats=(*FORMATS, *_heif(path)) if is_heic else FORMATS) as image:
+            yield image
 
 
-def _formats(path: Path) -> tuple[str, ...]:
-    """Formats to try; HEIC is added where the file is one.
+def _heif(path: Path) -> tuple[str, ...]:
+    """Pillow's name of HEIC, registered.
 
     Raises:
-        ImageError: The file is HEIC, and the extra is not installed.
+        ImageError: The extra is not installed.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(12)
-    except OSError as error:
-        raise ImageError(f"the picture cannot be read: {error.strerror}", where=path) from error
-    # An ISO base media file, whose brand says which codec; AVIF and videos have others.
-    if head[4:8] != b"ftyp" or head[8:12] not in _HEIC_BRANDS:
-        return FORMATS
     try:
         import_module("pillow_heif").register_heif_opener()
     except ModuleNotFoundError as error:
@@ -116,7 +113,7 @@ def _formats(path: Path) -> tuple[str, ...]:
             where=path,
             hint="pip install 'fastvlm-convert[heic]', or convert the picture to JPEG",
         ) from error
-    return (*FORMATS, "HEIF")
+    return ("HEIF",)
 
 
 def _check_size(width: int, height: int, path: Path) -> None:

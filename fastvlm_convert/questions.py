@@ -1,6 +1,5 @@
 """Questions about pictures: to compare models on, and to calibrate with."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from PIL import Image
 
 from fastvlm_convert.demo.samples import calibration_samples, check_samples
 from fastvlm_convert.errors import ImageError
+from fastvlm_convert.json_file import parse_json
 from fastvlm_convert.pictures import PICTURE_SUFFIXES, is_picture, load_image
 from fastvlm_convert.prompt import Message, user_message
+from fastvlm_convert.regular_file import read_text
 
 DEFAULT_QUESTION: Final = "Describe the image."
 LISTING: Final = "questions.json"
@@ -119,12 +120,12 @@ def read_questions(path: Path, at_most: int | None = None) -> QuestionSet:
     if not path.is_dir():
         missing = "there is no such file" if path.suffix == ".jsonl" else "there is no such folder of images"
         what = "neither a folder of images nor a .jsonl file" if path.exists() else missing
-        raise ImageError(what, where=path)
+        raise ImageError(what, where=path, hint=_GIVE)
     listing = path / LISTING
     if listing.is_file():
         value = _parsed(_read_text(listing), listing)
         if not isinstance(value, list):
-            raise ImageError(f"expected a list, each entry {_EXPECTED}", where=listing)
+            raise ImageError(f"expected a list, each entry {_EXPECTED}", where=listing, hint=_DOCS)
         return _question_set(value, path, listing, at_most)
     return _folder_questions(path, at_most)
 
@@ -158,24 +159,28 @@ def _files_below(folder: Path) -> Iterator[str]:
 
 
 def _raise_unreadable(error: OSError) -> None:
-    raise ImageError(f"cannot read: {error.strerror}", where=error.filename) from error
+    raise ImageError(f"cannot read: {error.strerror}", where=error.filename, hint=_GIVE) from error
 
 
+_GIVE: Final = "give a folder of images, or a .jsonl file that lists them"
+_DOCS: Final = "docs/quality.md shows both forms of a list"
 _EXPECTED: Final = "an object with 'question', perhaps 'image' or 'images', and perhaps 'answer'"
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except OSError as error:
+        raise ImageError(f"cannot read: {error.strerror}", where=path, hint=_GIVE) from error
+    except ValueError as error:
         raise ImageError(f"cannot read: {error}", where=path, hint="save it as UTF-8") from error
 
 
 def _parsed(text: str, where: Path, place: str = "") -> Any:  # noqa: ANN401
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ImageError(f"{place}not valid JSON: {error}", where=where) from error
+        return parse_json(text)
+    except ValueError as error:
+        raise ImageError(f"{place}not valid JSON: {error}", where=where, hint=_DOCS) from error
 
 
 def _question_set(entries: Sequence[Any], folder: Path, where: Path, at_most: int | None) -> QuestionSet:
@@ -207,7 +212,7 @@ def _listed_pictures(entry: object, number: int, where: Path) -> tuple[str, ...]
         is_listed = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
         if is_listed and not both and isinstance(entry.get("answer"), str | None):
             return tuple(names)
-    raise ImageError(f"entry {number + 1}: expected {_EXPECTED}", where=where)
+    raise ImageError(f"entry {number + 1}: expected {_EXPECTED}", where=where, hint=_DOCS)
 
 
 def _distinct_first(listed: Sequence[tuple[str, ...]]) -> list[int]:

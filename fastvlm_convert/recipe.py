@@ -7,12 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import yaml
-
 from fastvlm_convert.dataclass_io import about, check_ranges, from_plain, setting
 from fastvlm_convert.errors import RecipeError, did_you_mean
 from fastvlm_convert.io_names import PATCH_SIZE, FloatName
 from fastvlm_convert.preprocess import ImageMode
+from fastvlm_convert.yaml_file import read_yaml_file
 
 FromCheckpoint = Literal["checkpoint"]
 
@@ -21,7 +20,12 @@ MIN_IMAGE_SIZE: Final = 256
 MAX_IMAGE_SIZE: Final = 1536
 MAX_CONTEXT_LENGTH: Final = 131072
 MAX_GROUP_SIZE: Final = 1024
+_LARGEST_GATES: Final = {"db": 200.0, "nats": 100.0, "top1": 1.0}  # by the last word of a gate's name
+MAX_RECIPE_BYTES: Final = 64 << 10  # the longest shipped one has 5 kB
 MAX_RESIDUAL_SHIFT: Final = 8  # beyond it, float16 no longer holds the norms' epsilon well
+
+
+_START: Final = "`fastvlm-convert recipes NAME > mine.yaml` gives a file to start from"
 
 
 @dataclass(frozen=True)
@@ -291,7 +295,11 @@ class Gates:
     max_new_tokens: int = setting(64, "Length of the answers that are compared.", minimum=1, maximum=1024)
 
     def __post_init__(self) -> None:
-        check_ranges(self, "min_sqnr_db", "max_new_tokens")
+        check_ranges(self, "max_new_tokens")
+        for gate, value in vars(self).items():
+            most = _LARGEST_GATES.get(gate.rpartition("_")[2])
+            if most is not None and not 0 <= value <= most:  # nor NaN, which no figure fails
+                raise RecipeError(f"{gate} is {value:g}, expected 0 to {most:g}")
 
 
 @dataclass(frozen=True)
@@ -369,18 +377,17 @@ def load_recipe(name_or_path: str) -> Recipe:
             "or give the path of a .yaml file",
         )
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecipeError("there is no such recipe", where=path) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read: {error}", where=path) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"not valid YAML: {' '.join(str(error).split())}", where=path) from error
-    try:
-        recipe = from_plain(Recipe, value)
+        recipe = from_plain(Recipe, read_yaml_file(path, MAX_RECIPE_BYTES))
         _check_image_size(recipe.common.image_size)
+    except FileNotFoundError as error:
+        hint = f"the tool ships one: --recipe {path.stem}" if path.stem in shipped else _START
+        raise RecipeError("there is no such recipe", where=path, hint=hint) from error
+    except OSError as error:
+        raise RecipeError(f"cannot read: {error.strerror}", where=path, hint=_START) from error
     except RecipeError as error:
-        raise RecipeError(error.args[0], where=path, hint=error.hint) from error
+        raise RecipeError(error.args[0], where=path, hint=error.hint or _START) from error
+    except ValueError as error:
+        raise RecipeError(str(error), where=path, hint=_START) from error
     return recipe
 
 

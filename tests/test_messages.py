@@ -68,7 +68,7 @@ def test_malformed(tmp_path, value, message):
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(PromptError, match="no such file of messages"):
         read_messages(tmp_path / "m.json")
-    with pytest.raises(PromptError, match="not a file of messages"):
+    with pytest.raises(PromptError, match="it is a folder, not a file"):
         read_messages(tmp_path)
     value = [{"role": "user", "content": [{"type": "image", "image": "gone.png"}]}]
     with pytest.raises(ImageError, match=r"no such image .*gone.png"):

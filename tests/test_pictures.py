@@ -172,11 +172,11 @@ def test_what_is_no_picture_is_refused(tmp_path):
     for path, message in (
         (tmp_path / "a.png", "not a picture"),
         (tmp_path / "b.png", "there is no such image"),
-        (tmp_path / "dangling.png", "a link to a file that is not there"),
-        (tmp_path / "loop.png", "a link to a file that is not there|cannot be read"),
-        (tmp_path, "a folder, not a picture"),
-        (Path("/dev/zero"), "not a regular file"),
-        (Path("a\0b"), "there is no such image|cannot be read"),
+        (tmp_path / "dangling.png", "a link to .*gone.png, which is missing"),
+        (tmp_path / "loop.png", "cannot be (read|decoded): Too many levels of symbolic links"),
+        (tmp_path, "it is a folder, not a file"),
+        (Path("/dev/zero"), "it is a device, not a file"),
+        (Path("a\0b"), "there is no such image"),
     ):
         with pytest.raises(ImageError, match=message):
             load_image(path)

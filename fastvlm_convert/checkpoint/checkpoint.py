@@ -26,6 +26,7 @@ from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantized.weight import MixedSource
+from fastvlm_convert.regular_file import open_file
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.reparameterize import reparameterize
@@ -213,7 +214,7 @@ def content_hash(files: Iterable[Path]) -> str:
     """SHA-256 over the names and contents of files, independent of where they lie."""
     total = hashlib.sha256()
     for path in sorted(files, key=lambda p: p.name):
-        with path.open("rb") as file:
+        with open_file(path) as file:
             digest = hashlib.file_digest(file, "sha256")
         total.update(f"{path.name}\0{digest.hexdigest()}\n".encode())
     return total.hexdigest()

@@ -1,6 +1,7 @@
 """What the user sees: the result on standard output, everything else on standard error."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,10 +20,11 @@ from fastvlm_convert.progress import OnStage
 
 JSON_SCHEMA_VERSION: Final = 1
 
+_IS_TERMINAL: Final = sys.stdout is not None and sys.stdout.isatty()  # None where it is closed
 _FILE_WIDTH: Final = 120  # a pipe or a log has no width; Rich would take 80
 
 # No emoji: a path may well hold ":x:".
-out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+out = Console(highlight=False, emoji=False, width=None if _IS_TERMINAL else _FILE_WIDTH)
 err = Console(stderr=True, highlight=False, emoji=False)
 
 _STATUS_STYLES = {"passed": "green", "failed": "bold red", "not_run": "yellow"}
@@ -63,7 +65,16 @@ def print_json(command: str | None, status: str, **fields: Any) -> None:  # noqa
     """Print the one JSON document of a command."""
     document = {"schema_version": JSON_SCHEMA_VERSION, "command": command, "status": status, **fields}
     # Not through Rich, which wraps at the width of the terminal; in ASCII, which every terminal can show.
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(_finite(document), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    """The same without NaN and infinity, which JSON does not have: null says that there is no number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def print_error(error: ConversionError) -> None:

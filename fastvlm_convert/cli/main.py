@@ -1,8 +1,10 @@
 """Entry point: the app, and the one place where errors become exit codes.
 
-0: done, checks passed. 1: a check failed. 2: could not run. 130: interrupted.
+0: done, checks passed. 1: a check failed, and nothing else. 2: could not run. 128 + the number of the signal
+that ended it, after what is unfinished was removed: 129 hangup, 130 interrupt, 143 termination.
 """
 
+import errno
 import logging
 import signal
 import sys
@@ -11,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -19,13 +21,15 @@ from fastvlm_convert import __version__
 from fastvlm_convert.cli import bench, export, inspect, mil, plan, quantize, recipes, run, scan, verify
 from fastvlm_convert.cli.console import err, print_error, print_json
 from fastvlm_convert.cli.flags import Invocation
+from fastvlm_convert.cli.streams import guarded_streams
 from fastvlm_convert.cli.typer_extension import Command, Group
-from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.errors import ConversionError, OutputError
 
 PROGRAM = "fastvlm-convert"
 EXIT_CHECK_FAILED = 1
 EXIT_COULD_NOT_RUN = 2
 EXIT_INTERRUPTED = 130
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 app = typer.Typer(
     name=PROGRAM,
@@ -78,18 +82,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")  # libraries' warnings mean nothing to the user
     for library in ("coremltools", "PIL"):  # nor that there is no Core ML on Linux, or a TIFF tag is odd
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    for stream in (sys.stdout, sys.stderr):
-        _escape_what_the_terminal_cannot_show(stream)
-    signal.signal(signal.SIGTERM, _terminate)  # so that unfinished output is removed
+    for number in _SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for
+            signal.signal(number, _terminate)  # so that unfinished output is removed
+    with guarded_streams():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     invocation = Invocation()
     try:
-        code: int | None = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=invocation)
+        try:
+            code: int | None = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=invocation)
+        finally:
+            sys.stdout.flush()  # a failure at Python's own exit could not be told any more
     except SystemExit as exit_:
         if isinstance(exit_.__context__, BrokenPipeError):  # Typer and Rich exit with 1, our "check failed"
             return EXIT_COULD_NOT_RUN
+        if exit_.code is None:
+            return 0
         return exit_.code if isinstance(exit_.code, int) else EXIT_COULD_NOT_RUN
+    except BrokenPipeError:
+        return EXIT_COULD_NOT_RUN
     except ConversionError as error:
         _report(error, invocation)
+        return EXIT_COULD_NOT_RUN
+    except OSError as error:  # a full disk, or a folder that may not be searched, wherever it strikes
+        what = f"cannot read or write: {error.strerror or error}"
+        _report(ConversionError(what, where=error.filename, hint=_hint(error)), invocation)
+        return EXIT_COULD_NOT_RUN
+    except MemoryError:
+        hint = "`fastvlm-convert plan` tells what an export needs"
+        _report(ConversionError("there is not enough memory", hint=hint), invocation)
         return EXIT_COULD_NOT_RUN
     except Exception as error:  # noqa: BLE001  the last resort: without it Python's own exit code 1 would read "check failed"
         traceback.print_exc()
@@ -121,13 +145,14 @@ def _print_error_document(
 ) -> None:
     if invocation.flags.as_json:
         fields = {"code": code, "message": message, "where": where, "hint": hint}
-        with suppress(OSError):  # standard output itself may be what fails
+        with suppress(OSError, OutputError):  # standard output itself may be what fails
             print_json(invocation.command, "error", error=fields)
 
 
-def _escape_what_the_terminal_cannot_show(stream: Any) -> None:  # noqa: ANN401
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="backslashreplace")
+def _hint(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room, or write elsewhere; FASTVLM_CONVERT_CACHE moves the cache, TMPDIR temporary files"
+    return "see that the path exists and that you may read and write there"
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

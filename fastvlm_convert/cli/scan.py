@@ -74,7 +74,7 @@ def command(
         ranges = scan(
             model, loaded, questions, opened.sha256, max_new_tokens, lambda share: on_stage("images", share)
         )
-    path = save_report(ranges)
+    path, warnings = _saved(ranges)
     repairs = needed_repairs(ranges, settings)
     repaired = repaired_recipe(settings, settings.name if output is None else output.stem, repairs)
     left = [o.op for o in at_risk(ranges, repaired)]
@@ -84,26 +84,39 @@ def command(
         "report": dataclasses.asdict(ranges),
         "repairs": [dataclasses.asdict(repair) for repair in repairs],
         "unrepaired": left,
-        "saved_to": str(path),
+        "saved_to": None if path is None else str(path),
+        "warnings": list(warnings),
         "recipe": None if output is None else str(output),
     }
 
     def show() -> None:
+        print_warnings(warnings)
         _print_ranges(ranges)
         out.print(f"\n{_verdict(ranges)}", soft_wrap=True)
         _print_repairs(repairs, left, recipe)
-        err.print(escape(f"saved to {path}, where `export` finds it"), soft_wrap=True)
+        if path is not None:
+            err.print(escape(f"saved to {path}, where `export` finds it"), soft_wrap=True)
         if output is not None:
             err.print(escape(f"wrote {output}"), soft_wrap=True)
 
     report(context, "passed", document, show, brief=render(_verdict(ranges)).plain)
 
 
+def _saved(report: RangeReport) -> tuple[Path | None, tuple[str, ...]]:
+    """Where the report is kept for `export`; or a warning, for what was measured is worth printing."""
+    try:
+        return save_report(report), ()
+    except OSError as error:
+        why = f"{error.strerror}, {error.filename}" if error.filename else error.strerror
+        what = f"the result cannot be kept for `export` ({why}); FASTVLM_CONVERT_CACHE moves the cache"
+        return None, (what,)
+
+
 def _check_output(output: Path) -> None:
     if output.suffix not in (".yaml", ".yml"):
-        raise OutputError("a recipe is a .yaml file", where=output)
+        raise OutputError("a recipe is a .yaml file", where=output, hint="give a name that ends in .yaml")
     if not output.parent.is_dir():
-        raise OutputError("there is no such folder", where=output.parent)
+        raise OutputError("there is no such folder", where=output.parent, hint="make it first")
     if output.exists() or output.is_symlink():
         raise OutputError("the output exists", where=output, hint="choose another name, or remove it")
 
@@ -113,7 +126,8 @@ def _write(output: Path, text: str) -> None:
         with whole_file(output) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"cannot write: {error.strerror}", where=output) from error
+        hint = "see that there is room and that you may write there"
+        raise OutputError(f"cannot write: {error.strerror}", where=output, hint=hint) from error
 
 
 def _print_repairs(repairs: tuple[Repair, ...], left: list[str], recipe: str) -> None:

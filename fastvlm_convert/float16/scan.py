@@ -1,5 +1,6 @@
 """Scan the reference's activations on real pictures against float16's range."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.float16.report import FP16_SMALLEST, OpRange, RangeReport
 from fastvlm_convert.generate import generate
 from fastvlm_convert.io_names import decoder_op, op_component, vision_op
@@ -37,7 +39,13 @@ class _Recorder(TorchFunctionMode):
     def record(self, op: str, values: Tensor) -> None:
         entry = self.seen.setdefault(op, _Seen())
         magnitude = values.abs()
-        entry.max_abs = max(entry.max_abs, float(magnitude.max()))
+        largest = float(magnitude.max())
+        if not math.isfinite(largest):
+            raise CheckpointError(
+                f"operation '{op}' gives NaN or infinity in float32 already",
+                hint="the checkpoint is damaged or its training diverged",
+            )
+        entry.max_abs = max(entry.max_abs, largest)
         non_zero = magnitude > 0
         entry.non_zero += int(non_zero.sum())
         entry.flushed += int((non_zero & (magnitude <= FP16_SMALLEST / 2)).sum())

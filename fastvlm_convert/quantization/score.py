@@ -9,6 +9,7 @@ import numpy as np
 
 from fastvlm_convert import metrics
 from fastvlm_convert.atomic_file import whole_file
+from fastvlm_convert.json_file import read_json_file
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,13 @@ def answer_score(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> AnswerScore:
 def save_score(path: Path, score: AnswerScore) -> None:
     """Write a score, whole or not at all."""
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(asdict(score)))
+        partial.write_text(json.dumps(asdict(score), allow_nan=False))
 
 
 def load_score(path: Path) -> AnswerScore | None:
     """A score that was saved; None where there is none, or a damaged one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json_file(path)
         return AnswerScore(
             float(value["kl_mean_nats"]), float(value["top1_agreement"]), int(value["num_tokens"])
         )
