@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := checkpoints/fastvlm-demo
 OUT := out/demo
 
-.PHONY: setup demo test test-all lint format bench clean
+.PHONY: setup demo test test-all lint format docs bench clean
 
 setup: $(READY)
 
@@ -54,6 +54,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python -m tests.layers
 
 bench: setup
 	$(BIN)/python benchmarks/demo_accuracy.py
