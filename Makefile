@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (some minutes: PyTorch is large)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --upgrade pip
-	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 
 demo: setup

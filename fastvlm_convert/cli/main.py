@@ -18,7 +18,7 @@ import typer
 from fastvlm_convert import __version__
 from fastvlm_convert.cli import bench, export, inspect, mil, plan, quantize, recipes, run, scan, verify
 from fastvlm_convert.cli.console import err, print_error, print_json
-from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.errors import ConversionError, MissingDependencyError
 
 EXIT_COULD_NOT_RUN = 2
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _escape_what_the_terminal_cannot_show(stream)
     signal.signal(signal.SIGTERM, _terminate)  # so that unfinished output is removed
     try:
-        app(args=arguments)
+        _run(arguments)
     except SystemExit as exit_:
         if isinstance(exit_.__context__, BrokenPipeError):  # Typer and Rich exit with 1, our "gate failed"
             return EXIT_COULD_NOT_RUN
@@ -85,6 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error_document(arguments, message=f"internal error: {error!r}")
         return EXIT_COULD_NOT_RUN
     return 0
+
+
+def _run(arguments: list[str]) -> None:
+    try:
+        app(args=arguments)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "this command") from error
 
 
 def _report(error: ConversionError, arguments: list[str]) -> None:
