@@ -65,5 +65,5 @@ bench: setup
 	$(BIN)/python benchmarks/quantize_cost.py 0.5b
 
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) out build dist .hypothesis .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
