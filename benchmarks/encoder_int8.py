@@ -2,8 +2,8 @@
 
     python benchmarks/encoder_int8.py CHECKPOINT...
 
-coremltools' `linear_quantize_weights` numbers, our search (recipe int8) and our rounding with error feedback,
-on the same layers, over held-out pictures of the demo generator, clean and badly taken. Limit: 3 dB above
+Compares what coremltools' `linear_quantize_weights` computes, our search (recipe int8) and our GPTQ, on the
+same layers and on held-out pictures of the demo generator, clean and badly taken. Limit: 3 dB above
 coremltools.
 """
 
@@ -39,7 +39,7 @@ MATRICES = ("vision.*.fc1", "vision.*.fc2", "vision.*.qkv", "vision.*.proj", "vi
 
 
 def coremltools_int8(weights: WeightSource) -> WeightSource:
-    """Every matrix and convolution of the encoder rounded as coremltools does, with float16 scales."""
+    """The encoder's matrices and convolutions rounded as coremltools does it, with float16 scales."""
     changed = dict(weights)
     for name, weight in weights.items():
         if name.startswith(("vision.", "projector.")) and name.endswith(".weight") and len(weight.shape) > 1:
@@ -61,7 +61,7 @@ def image_tokens(checkpoint: Checkpoint, weights: WeightSource, pixels: torch.Te
 
 
 def main() -> None:
-    """Print one row a way."""
+    """Print one row per method."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
-"""What 4 bits cost the answers in each part of the encoder alone; why int4-mixed leaves some parts at 8.
+"""What 4 bits in a single part of the encoder cost the answers; why int4-mixed keeps some parts at 8 bits.
 
     python benchmarks/encoder_sensitivity.py [CHECKPOINT] [--pictures 50]
 
-Rounded with error feedback, blocks of 32; mean KL divergence over badly taken held-out pictures, in nats.
+Rounded by GPTQ in blocks of 32; mean KL divergence over badly taken held-out pictures, in nats.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def parts(weights: WeightSource) -> Iterator[tuple[str, list[str]]]:
 
 
 def main() -> None:
-    """Print one row a part."""
+    """Print one row per part."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,9 @@
-"""Damage small Core ML packages at random and load, survey and run each; only errors for users may come out.
+"""Damage small Core ML packages at random; load, survey and run each. Only errors meant for users may result.
 
     python -m benchmarks.mil_fuzz [--attempts 100000] [--state fuzz.json]
 
-Run from the repository's root. It goes on where the state file ends. Work is done in child processes of
-limited memory, so that a crash, a hang or a giant allocation is a finding too. A finding is repeated by
+Run it from the repository's root. It resumes where the state file ends. The work is done in child processes
+with limited memory, so that a crash, a hang or a huge allocation is a finding, too. Reproduce a finding with
 `python -m benchmarks.mil_fuzz --repeat SEED NUMBER`.
 """
 
@@ -38,7 +38,7 @@ def hang(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def work(seed_path: Path, first: int, count: int) -> None:
-    """Make attempts; one line each on standard output: the outcome, or what went wrong."""
+    """Make attempts, and print one line for each: the outcome, or what went wrong."""
     import torch  # before the limit is set
 
     torch.set_num_threads(1)
@@ -64,7 +64,7 @@ def work(seed_path: Path, first: int, count: int) -> None:
 
 
 def chunk(seed_path: Path, first: int, count: int) -> list[str]:
-    """The outcomes of a child; the last one is a finding if the child died."""
+    """The outcomes that a child printed; if it died, the last one is a finding."""
     command = [sys.executable, "-m", "benchmarks.mil_fuzz", "--work", str(seed_path), str(first), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     outcomes = done.stdout.splitlines()
@@ -74,7 +74,7 @@ def chunk(seed_path: Path, first: int, count: int) -> list[str]:
 
 
 def fuzz(attempts: int, state_path: Path) -> dict[str, object]:
-    """All attempts, the seeds taking turns; the state is saved after each chunk."""
+    """Make all attempts, alternating between the seeds; save the state after each chunk."""
     from tests.mil.seeds import write_seeds  # imports coremltools
 
     state = {"next": {}, "outcomes": {}, "findings": []}
@@ -102,7 +102,7 @@ def fuzz(attempts: int, state_path: Path) -> dict[str, object]:
 
 
 def repeat(seed_name: str, number: int) -> None:
-    """Make one attempt in this process and let whatever happens happen."""
+    """Make one attempt in this process, without any protection."""
     from tests.mil.seeds import write_seeds
 
     with tempfile.TemporaryDirectory() as folder:

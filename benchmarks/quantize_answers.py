@@ -2,10 +2,10 @@
 
     python benchmarks/quantize_answers.py CHECKPOINT... [--pictures 150] [--output FILE.json]
 
-The layers that recipe int4-small has at 4 bits, but the table, go to 4 bits in blocks of 32 unless said. We
-calibrate with 128 pictures: at the demo's 256 pixels they show as many places as 8 of 1024. Pictures are
-held-out ones of the demo generator, and degraded ones (blurred, noisy), where the model is less sure of
-itself. KL divergence over the tokens of the reference's answers, in nats.
+The layers that the recipe int4-small stores in 4 bits, except the table, get 4 bits in blocks of 32 unless
+a row says otherwise. We calibrate with 128 pictures: at the demo's 256 pixels they have as many positions as
+8 pictures of 1024 pixels. Pictures are held-out ones of the demo generator, and degraded (blurred, noisy)
+ones, on which the model is less certain. KL divergences are over the tokens of the reference's answers.
 """
 
 import argparse
@@ -72,7 +72,7 @@ class Test:
 
 
 def pictures(first: int, count: int, bad: bool) -> Iterator[tuple[Image.Image, list[str]]]:
-    """Pictures with all their questions, or with three each where they are degraded."""
+    """Pictures with all their questions, or with three each if they are degraded."""
     for seed in range(first, first + count):
         sample = make_sample(seed)
         texts = [q.question for q in sample.questions]
@@ -107,7 +107,7 @@ def ask(checkpoint: Checkpoint, found: Iterator[tuple[Image.Image, list[str]]]) 
 
 @torch.no_grad()
 def logits_of(checkpoint: Checkpoint, weights: WeightSource, test: Test) -> np.ndarray:
-    """Logits ahead of every token of the answers, float32 [tokens, vocab]."""
+    """The logits that predict each token of the answers, float32 [tokens, vocab]."""
     chain = BlockStreamer(checkpoint.config, weights)
     encoder = [chain.load(block) for block in chain.vision_blocks()]
     features = torch.cat([through(chain, encoder, part) for part in torch.split(test.pixel_values, 32)])
@@ -129,7 +129,7 @@ def through(chain: BlockStreamer, blocks: Sequence[torch.nn.Module], x: torch.Te
 
 
 def matrices(weights: WeightSource) -> list[str]:
-    """Layers that go to 4 bits, whoever quantizes: those that `int4-small` has at 4 bits, but the table."""
+    """Layers that every method quantizes to 4 bits: those of `int4-small`, except the table."""
     plans = plan_layers({name: weight.shape for name, weight in weights.items()}, load_recipe("int4-small"))
     return [p.layer for p in plans if p.scheme and p.scheme.bits == 4 and p.layer != "decoder.embed_tokens"]
 
@@ -141,7 +141,7 @@ def fits(layer: str, part: str) -> bool:
 
 @torch.no_grad()
 def hessians(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Of the float model's inputs over the calibration, one a layer."""
+    """Hessians of the float model's inputs over the calibration data, one per layer."""
     config, weights = checkpoint.config, fold(checkpoint.weights)
     plan = plan_weights(checkpoint, replace(load_recipe("int4"), calibration=CALIBRATION))
     data = collect_samples(plan, read_calibration(None, CALIBRATION))
@@ -178,7 +178,7 @@ Solver = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def peers(size: int) -> dict[str, Solver]:
-    """How others quantize a matrix [rows, columns], given its Hessian too."""
+    """How others quantize a matrix [rows, columns], given also its Hessian."""
     free = AffineScheme(4, size, symmetric=False)
     default = nbits.DefaultWeightOnlyQuantConfig
     return {
@@ -213,12 +213,12 @@ def by_peer(
 
 
 def fixed(values: np.ndarray) -> Weight:
-    """A weight of these values."""
+    """A weight with these values."""
     return computed(values.shape, "float32", lambda: values)
 
 
 def ours(weights: WeightSource, part: str, **rule: object) -> Recipe:
-    """A recipe for the layers of a part; where blocks are too wide for a layer it gets blocks of 32."""
+    """A recipe for the layers of a part; a layer that is too narrow for the blocks gets blocks of 32."""
     size = rule.get("block_size", 1)
     assert isinstance(size, int)
     narrow, wide = [], []
@@ -238,7 +238,7 @@ def main() -> None:
     )
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--pictures", type=int, default=150)
-    parser.add_argument("--only", default="", help="rows whose label this regular expression finds")
+    parser.add_argument("--only", default="", help="only rows whose label matches this regular expression")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # ONNX Runtime logs every node

@@ -36,7 +36,7 @@ class _Json(reprlib.Repr):
 _JSON: Final = _Json()
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value that a file or a user gave, for a message: as JSON calls it, at most 100 characters."""
     return shortened(_JSON.repr(value), _MAX_SHOWN)
 
@@ -149,16 +149,33 @@ class WorkerError(ConversionError):
     code = "worker"
 
 
+# Packages that a plain installation leaves out, and the extras that bring them.
+EXTRAS = {"torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml"}
+
+
 class MissingDependencyError(ConversionError):
-    """A package that this command needs is not installed."""
+    """A package that this command needs, and that only an extra installs, is not there."""
 
     code = "missing_dependency"
 
     @classmethod
     def of(cls, error: ModuleNotFoundError, what: str) -> "MissingDependencyError":
-        """The error for a failed import; `what` needs the package."""
-        name = (error.name or "a package").partition(".")[0]
-        return cls(f"{what} needs {name}, which is not installed", hint=f"pip install {name}")
+        """The error for a failed import.
+
+        Args:
+            error: The import's.
+            what: What needs the package.
+
+        Raises:
+            ModuleNotFoundError: The module is no extra's: an installation that is broken, or a bug.
+        """
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRAS:
+            raise error
+        return cls(
+            f"{what} needs {name}, which is not installed",
+            hint=f"pip install '.[{EXTRAS[name]}]' in a clone of fastvlm-convert, or '.[all]'",
+        )
 
 
 def error_class(code: str) -> type[ConversionError]:

@@ -3,17 +3,27 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-import fastvlm_convert
-
-PACKAGE = Path(fastvlm_convert.__file__).parent
-NAME = PACKAGE.name
-FILES = sorted(PACKAGE.rglob("*.py"))
+from tests.layers import (
+    BEGIN,
+    DOCUMENT,
+    END,
+    FILES,
+    NAME,
+    PACKAGE,
+    arrows,
+    drawing,
+    heights,
+    import_graph,
+    imports_of,
+    part_of,
+    parts_imported,
+    reachable,
+)
 
 # A part imports parts of earlier lines, of its own line as long as they go round in no circle, and itself.
 LINES = [
@@ -52,33 +62,6 @@ HEAVY = {"torch", "onnx", "onnxruntime", "coremltools"}
 MAX_LINES = 400
 
 
-def part_of(path: Path) -> str:
-    """The top-level module or folder that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imports_of(source: str) -> Iterator[tuple[str, int]]:
-    """Every module that a source imports anywhere, inside functions too, with the line."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"relative import in line {node.lineno}"
-            assert node.module is not None
-            if node.module == NAME:  # `from package import part`
-                yield from ((f"{NAME}.{alias.name}", node.lineno) for alias in node.names)
-            else:
-                yield node.module, node.lineno
-
-
-def parts_imported(source: str) -> Iterator[tuple[str, int]]:
-    """The parts of our own package that a source imports; constants of the package itself are none."""
-    for module, line in imports_of(source):
-        names = module.split(".")
-        if names[0] == NAME and len(names) > 1 and not names[1].startswith("__version"):
-            yield names[1], line
-
-
 def faults(part: str, source: str) -> list[str]:
     """Imports that a part may not have."""
     found = []
@@ -111,12 +94,24 @@ def test_imports_go_left_only(path):
 
 
 def test_no_imports_go_round_in_a_circle():
-    graph = {part: set() for part in PLACE}
-    for path in FILES:
-        if part_of(path) in graph:
-            graph[part_of(path)] |= {p for p, _ in parts_imported(path.read_text(encoding="utf-8"))}
-    order = list(TopologicalSorter({part: used - {part} for part, used in graph.items()}).static_order())
+    order = list(TopologicalSorter(import_graph()).static_order())
     assert order.index("errors") < order.index("checkpoint") < order.index("runtime")
+
+
+def test_the_drawing_of_the_layers_is_true():
+    """Of the code as it stands: every part, every import that follows from no other, the order of LINES."""
+    stored = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    assert stored.strip() == drawing().strip(), "docs/architecture.md is out of date: run `make docs`"
+    assert "  pipeline --> " in stored
+    assert stored.count("| [`") == len([part for part in import_graph() if part != "__main__"])
+
+
+def test_what_follows_from_other_imports_is_not_drawn():
+    graph = {"a": {"b", "c", "d"}, "b": {"c"}, "c": set(), "d": set()}
+    assert arrows(graph) == {"a": {"b", "d"}, "b": {"c"}, "c": set(), "d": set()}
+    assert heights(graph) == {"a": 2, "b": 1, "c": 0, "d": 0}
+    for part in (drawn := arrows(import_graph())):
+        assert reachable(drawn, part) == reachable(import_graph(), part)
 
 
 def test_the_interpreter_of_ml_programs_can_be_used_alone():

@@ -4,12 +4,15 @@ from typing import Any, Literal
 
 import pytest
 import yaml
+from hypothesis import given, reject
+from hypothesis import strategies as st
 
-from fastvlm_convert.dataclass_io import about, check_ranges, schema_of, setting
+from fastvlm_convert.dataclass_io import about, check_ranges, from_plain, schema_of, setting
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.recipe import load_recipe, shipped_recipes
+from fastvlm_convert.float16.repairs import recipe_text
+from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
 from fastvlm_convert.recipe_schema import recipe_schema
-from tests.schema import problems
+from tests.schema import problems, values
 
 SCHEMA = recipe_schema()
 SHIPPED = {name: yaml.safe_load(path.read_text()) for name, path in shipped_recipes().items()}
@@ -93,6 +96,22 @@ def test_both_refuse_some_and_take_some(tmp_path):
     """So that the tests above compare something."""
     outcomes = [loads(changed(("common", "image_size"), value), tmp_path) is None for value in VALUES]
     assert 2 <= sum(outcomes) <= len(VALUES) - 10
+
+
+@given(st.sampled_from(sorted(SHIPPED)), st.data())
+def test_a_recipe_survives_plain_data_and_our_yaml(name, data):
+    """Whatever settings the schema allows, if the loader takes them together."""
+    value = copy.deepcopy(SHIPPED[name])
+    for section in data.draw(st.sets(st.sampled_from(sorted(value)), max_size=3)):
+        value[section] = data.draw(values(SCHEMA["properties"][section]))
+    try:
+        recipe = from_plain(Recipe, value)
+    except RecipeError as error:
+        if any(rule in str(error) for rule in BETWEEN):
+            reject()
+        raise
+    assert from_plain(Recipe, recipe.to_dict()) == recipe
+    assert from_plain(Recipe, yaml.safe_load(recipe_text(recipe, ()))) == recipe
 
 
 def test_it_says_what_each_setting_is():

@@ -23,7 +23,7 @@ from fastvlm_convert.cli.console import err, print_error, print_json
 from fastvlm_convert.cli.flags import Invocation
 from fastvlm_convert.cli.streams import guarded_streams
 from fastvlm_convert.cli.typer_extension import Command, Group
-from fastvlm_convert.errors import ConversionError, OutputError
+from fastvlm_convert.errors import ConversionError, MissingDependencyError, OutputError
 
 PROGRAM = "fastvlm-convert"
 EXIT_CHECK_FAILED = 1
@@ -92,10 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     invocation = Invocation()
     try:
-        try:
-            code: int | None = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=invocation)
-        finally:
-            sys.stdout.flush()  # a failure at Python's own exit could not be told any more
+        code = _call(arguments, invocation)
     except SystemExit as exit_:
         if isinstance(exit_.__context__, BrokenPipeError):  # Typer and Rich exit with 1, our "check failed"
             return EXIT_COULD_NOT_RUN
@@ -123,6 +120,16 @@ def _run(arguments: list[str]) -> int:
         _print_error_document(invocation, code="internal", message=f"internal error: {error!r}")
         return EXIT_COULD_NOT_RUN
     return _exit_code(code or 0, invocation)
+
+
+def _call(arguments: list[str], invocation: Invocation) -> int | None:
+    try:
+        code: int | None = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=invocation)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "this command") from error
+    finally:
+        sys.stdout.flush()  # a failure at Python's own exit could not be told any more
+    return code
 
 
 def _exit_code(code: int, invocation: Invocation) -> int:

@@ -95,7 +95,8 @@ def recipe_text(recipe: Recipe, repairs: tuple[Repair, ...]) -> str:
     """A recipe as a YAML file that states every setting, with the reasons for its repairs on top."""
     reasons = [f"# repairs.{r.setting}: {r.reason}\n" for r in repairs] or ["# float16 needs no repairs\n"]
     settings = json.loads(json.dumps(recipe.to_dict()))  # tuples become lists
-    return "".join(reasons) + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110)
+    readable = "\\u0085" not in json.dumps(settings)  # PyYAML reads a raw U+0085 back as a line break
+    return "".join(reasons) + yaml.safe_dump(settings, sort_keys=False, allow_unicode=readable, width=110)
 
 
 def missing_repairs(
