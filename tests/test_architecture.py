@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LINES = [
     ["errors"],
     ["arithmetic", "io_names", "targets", "progress", "atomic_file", "user_cache", "dataclass_io", "mil"],
-    ["preprocess", "metrics", "generate", "demo", "questions"],
+    ["preprocess", "metrics", "generate", "answer_stream", "demo", "questions"],
     ["recipe", "recipe_schema", "resolved_recipe", "manifest"],
     ["weights"],
     ["quantized"],

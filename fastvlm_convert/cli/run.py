@@ -10,13 +10,11 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, print_json, progress, waiting
 from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
 from fastvlm_convert.errors import BundleError, PromptError
-from fastvlm_convert.generate import Answer, generate, greedy, sampler
+from fastvlm_convert.generate import Answer
 from fastvlm_convert.manifest import FILE_NAME, load_manifest
 from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.progress import OnShare
-from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
-
-DEFAULT_NEW_TOKENS = 256
+from fastvlm_convert.runtime.loaded import DEFAULT_NEW_TOKENS, LoadedModel, load_bundle, load_reference
 
 
 def command(
@@ -60,34 +58,25 @@ def command(
     images = [load_image(Path(file)) for file in image_files]
     with progress(quiet=as_json) as on_stage:
         loaded = load_model(model, target, adapter, lambda share: on_stage("loading", share))
-    prompt = loaded.prompt(question, images)
-    session = loaded.session
-    if max_new_tokens is None:
-        left = session.context_length - prompt.length(session.num_image_tokens)
-        max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, left))
-    streamer = _Streamer(loaded) if sys.stdout.isatty() and not as_json else None
+    stream = loaded.ask(
+        images, question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    is_live = sys.stdout.isatty() and not as_json
+    written = 0
     with waiting("reading the prompt", quiet=as_json) as stop_waiting:
-
-        def on_token(token: int) -> None:
+        for piece in stream:
             stop_waiting()
-            if streamer is not None:
-                streamer.add(token)
-
-        answer = generate(
-            session,
-            prompt,
-            loaded.eos_token_ids,
-            max_new_tokens,
-            greedy if temperature == 0 else sampler(temperature, top_p, seed),
-            on_token,
-        )
-    text = loaded.tokenizer.decode(list(answer.token_ids))
+            if is_live and stream.answer is None:
+                written += sys.stdout.write(piece)
+                sys.stdout.flush()
+    answer = stream.finish()
     if as_json:
-        _print_document(loaded, answer, text)
+        _print_document(loaded, answer, stream.text)
         return
-    sys.stdout.write(f"{text if streamer is None else text[streamer.written :]}\n")
+    sys.stdout.write(f"{stream.text[written:]}\n")
     if not answer.finished:
-        err.print(f"[yellow]warning:[/] the answer was cut at {max_new_tokens} tokens (--max-new-tokens)")
+        cut = answer.timings.answer_tokens
+        err.print(f"[yellow]warning:[/] the answer was cut at {cut} tokens (--max-new-tokens)")
 
 
 def load_model(path: Path, target: str | None, adapter: Path | None, on_progress: OnShare) -> LoadedModel:
@@ -120,24 +109,6 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except OSError:  # too long for a file name
         return False
-
-
-class _Streamer:
-    """Writes an answer to the terminal as it comes; `written` characters of it are there."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._tokenizer = loaded.tokenizer
-        self._ids: list[int] = []
-        self.written = 0
-
-    def add(self, token: int) -> None:
-        """Write what the new token adds; half a character waits for its other half."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        if not text.endswith("\ufffd"):
-            sys.stdout.write(text[self.written :])
-            sys.stdout.flush()
-            self.written = len(text)
 
 
 def _print_document(loaded: LoadedModel, answer: Answer, text: str) -> None:
