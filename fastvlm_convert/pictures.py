@@ -48,7 +48,7 @@ def load_image(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow warns of large pictures; errors are enough
             with _open(path) as image:
                 _check_size(*image.size, path)
-                return _as_seen(image)
+                return as_seen(image)
     except FileNotFoundError as error:
         raise ImageError("there is no such image", where=path, hint="check the path") from error
     except UnreadableFileError as error:
@@ -131,8 +131,12 @@ def _too_large(what: str, path: Path) -> ImageError:
     )
 
 
-def _as_seen(image: Image.Image) -> Image.Image:
-    """The first frame in RGB, upright, on white where it is transparent."""
+def as_seen(image: Image.Image) -> Image.Image:
+    """The first frame of a picture in RGB, upright, on white where it is transparent.
+
+    Raises:
+        ValueError: Its gray values have no defined white.
+    """
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":
         return _eight_bits(upright).convert("RGB")

@@ -11,17 +11,17 @@ from fastvlm_convert.cli.console import err, progress, report, waiting
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import TARGET_NAMES, AdapterOption, complete_target
 from fastvlm_convert.errors import BundleError, PromptError, UsageError, did_you_mean
-from fastvlm_convert.generate import Answer, generate, greedy, sampler
+from fastvlm_convert.generate import Answer
 from fastvlm_convert.manifest import FILE_NAME, load_manifest
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.progress import OnShare
-from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
+from fastvlm_convert.prompt import marked_message
+from fastvlm_convert.runtime.loaded import DEFAULT_NEW_TOKENS, LoadedModel, load_bundle, load_reference
 
 EXAMPLES = """
 fastvlm-convert run FastVLM-0.5B photo.jpg "What is on the table?"
 fastvlm-convert run app photo.jpg "Describe the image." --target coreml
 """
-DEFAULT_NEW_TOKENS = 256
 
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Folder of a checkpoint or a bundle.", show_default=False)
@@ -86,30 +86,27 @@ def command(
     images = [load_image(Path(file)) for file in image_files]
     with progress(flags.is_silent) as on_stage:
         loaded = load_model(model, target, adapter, lambda share: on_stage("loading", share))
-    prompt = loaded.prompt(question, images)
-    session = loaded.session
-    if max_new_tokens is None:
-        left = session.context_length - prompt.length(session.num_image_tokens)
-        max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, left))
-    limit = max_new_tokens
-    choose = greedy if temperature == 0 else sampler(temperature, top_p, seed)
-    streamer = _Streamer(loaded) if sys.stdout.isatty() and not flags.as_json else None
+    message = marked_message(question, images)
+    stream = loaded.reply(
+        [message], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    is_live = sys.stdout.isatty() and not flags.as_json
+    written = 0
     with waiting("reading the prompt", flags.is_silent) as stop_waiting:
-
-        def on_token(token: int) -> None:
+        for piece in stream:
             stop_waiting()
-            if streamer is not None:
-                streamer.add(token)
-
-        answer = generate(session, prompt, loaded.eos_token_ids, limit, choose, on_token)
-    text = loaded.tokenizer.decode(list(answer.token_ids))
+            if is_live and stream.answer is None:
+                written += sys.stdout.write(piece)
+                sys.stdout.flush()
+    answer = stream.finish()
 
     def show() -> None:
-        sys.stdout.write(f"{text if streamer is None else text[streamer.written :]}\n")
+        sys.stdout.write(f"{stream.text[written:]}\n")
         if not answer.finished and not flags.quiet:
-            err.print(f"[yellow]warning:[/] the answer was cut at {limit} tokens (--max-new-tokens)")
+            cut = answer.timings.answer_tokens
+            err.print(f"[yellow]warning:[/] the answer was cut at {cut} tokens (--max-new-tokens)")
 
-    report(context, "passed", _document(loaded, answer, text), show)
+    report(context, "passed", _document(loaded, answer, stream.text), show)
 
 
 def load_model(path: Path, target: str | None, adapter: Path | None, on_progress: OnShare) -> LoadedModel:
@@ -144,24 +141,6 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except OSError:  # too long for a file name
         return False
-
-
-class _Streamer:
-    """Writes an answer to the terminal as it comes; `written` characters of it are there."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._tokenizer = loaded.tokenizer
-        self._ids: list[int] = []
-        self.written = 0
-
-    def add(self, token: int) -> None:
-        """Write what the new token adds; half a character waits for its other half."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        if not text.endswith("\ufffd"):
-            sys.stdout.write(text[self.written :])
-            sys.stdout.flush()
-            self.written = len(text)
 
 
 def _document(loaded: LoadedModel, answer: Answer, text: str) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from fastvlm_convert.answer_stream import AnswerStream
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.errors import BundleError, MissingDependencyError
-from fastvlm_convert.generate import Session
+from fastvlm_convert.generate import Session, answer_tokens, check_fits, greedy, sampler
 from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import Manifest
+from fastvlm_convert.pictures import as_seen, load_image
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
 from fastvlm_convert.prompt import Message, Prompt, PromptFormat, build_prompt, user_message
@@ -30,6 +32,9 @@ if TYPE_CHECKING:  # the reference needs torch, which only those who run it load
     from fastvlm_convert.model.fastvlm import FastVLM
 
 REFERENCE_CONTEXT = 2048
+DEFAULT_NEW_TOKENS = 256
+
+Picture = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,71 @@ class LoadedModel:
             PromptError: Its roles are out of order.
         """
         return build_prompt(messages, self.prompt_format, self.tokenizer, self.images)
+
+    def ask(
+        self,
+        images: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> AnswerStream:
+        """Answer a question about images; iterate over the result for the pieces of text as they come.
+
+        Asking again ends the answer before: a model holds one conversation.
+
+        Args:
+            images: One image, several, or none: files, or images of Pillow.
+            question: The question; images come first, and `<image>` in it is text.
+            max_new_tokens: Most tokens to answer with; 256 or what fits by default.
+            temperature: 0 takes the likeliest token; above 0 samples.
+            top_p: Sample from this share of probability.
+            seed: Of the sampling.
+
+        Raises:
+            ImageError: An image is missing or damaged.
+            PromptError: Prompt and answer do not fit into the context.
+        """
+        return self.reply(
+            [user_message(question, _opened(images))],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> AnswerStream:
+        """Answer the last message of a conversation; see `ask`.
+
+        Raises:
+            PromptError: Roles are out of order, or prompt and answer do not fit into the context.
+        """
+        prompt = self.conversation(messages)
+        length, session = prompt.length(self.session.num_image_tokens), self.session
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, session.context_length - length))
+        check_fits(length, max_new_tokens, session.context_length)
+        choose = greedy if temperature == 0 else sampler(temperature, top_p, seed)
+        tokens = answer_tokens(session, prompt, self.eos_token_ids, max_new_tokens, choose)
+        return AnswerStream(tokens, self.tokenizer.decode)
+
+
+def _opened(images: Picture | Sequence[Picture] | None) -> list[Image.Image]:
+    """RGB images of what users give."""
+    if images is None:
+        return []
+    given = [images] if isinstance(images, str | Path | Image.Image) else images
+    return [as_seen(i) if isinstance(i, Image.Image) else load_image(Path(i)) for i in given]
 
 
 def load_reference(
