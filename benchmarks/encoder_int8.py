@@ -2,7 +2,7 @@
 
     python benchmarks/encoder_int8.py CHECKPOINT...
 
-coremltools' `linear_quantize_weights` numbers, our search (recipe int8) and our rounding with error feedback,
+coremltools' `linear_quantize_weights` numbers, our search (recipe int8) and our rounding with GPTQ,
 on the same layers, over held-out pictures of the demo generator, clean and badly taken. Limit: 3 dB above
 coremltools.
 """
@@ -69,7 +69,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     rules = {
         "search": (QuantizeRule(ENCODER, "int8"), FLOAT),
-        "error feedback": (
+        "GPTQ": (
             QuantizeRule(MATRICES, "int8", solver="gptq"), QuantizeRule(ENCODER, "int8"), FLOAT,
         ),
     }  # fmt: skip

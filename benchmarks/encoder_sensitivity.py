@@ -2,7 +2,7 @@
 
     python benchmarks/encoder_sensitivity.py [CHECKPOINT] [--pictures 50]
 
-Rounded with error feedback, blocks of 32; mean KL divergence over badly taken held-out pictures, in nats.
+Rounded with error compensation, blocks of 32; mean KL divergence over badly taken held-out pictures, in nats.
 """
 
 import argparse
