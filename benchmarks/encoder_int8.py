@@ -70,7 +70,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     rules = {
         "search": (QuantizeRule(ENCODER, "int8"), FLOAT),
-        "error feedback": (
+        "GPTQ": (
             QuantizeRule(MATRICES, "int8", solver="gptq"), QuantizeRule(ENCODER, "int8"), FLOAT,
         ),
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """Aim a layer at the float model's outputs, though its inputs come from quantized layers (arXiv:2504.02692).
 
 With inputs x of the float model and y of the quantized one, `|W x - Q y|^2` is least for
-`Q = W (sum x y^T) (sum y y^T)^-1 = W + W (sum (x - y) y^T) H^-1`. What is left of the mean goes into the
+`Q = W (sum x y^T) (sum y y^T)^-1 = W + W (sum (x - y) y^T) H^-1`. The remaining mean error is folded into the
 bias.
 """
 
@@ -42,7 +42,7 @@ def moments_of(reference: np.ndarray, inputs: np.ndarray, weights: np.ndarray | 
     Args:
         reference: x, float32 [tokens, columns].
         inputs: y, float32 [tokens, columns].
-        weights: Importance of the tokens, float32 [tokens]; None weighs all alike.
+        weights: Importance of the tokens, float32 [tokens]; None for equal weights.
     """
     columns = inputs.shape[1]
     cross = np.zeros((columns, columns))

@@ -101,8 +101,8 @@ def _candidates(weight: np.ndarray, hessian: np.ndarray, grid: Sequence[float]) 
     inputs = _positive(np.sqrt(np.diag(hessian)))
     magnitudes = _positive(np.abs(weight).mean(0))
     for power in grid:
-        yield _centred(inputs**power)
-        yield _centred(inputs**power / magnitudes ** (1 - power))
+        yield _centered(inputs**power)
+        yield _centered(inputs**power / magnitudes ** (1 - power))
 
 
 def _positive(values: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def _positive(values: np.ndarray) -> np.ndarray:
     return np.maximum(values, max(values.max(initial=0) * 1e-4, np.finfo(np.float32).tiny), dtype=np.float64)
 
 
-def _centred(scales: np.ndarray) -> np.ndarray:
+def _centered(scales: np.ndarray) -> np.ndarray:
     """Scales around 1 within the limits, float32."""
-    centred = scales / np.exp(np.log(scales).mean())
-    return np.clip(centred, 1 / MOST, MOST).astype(np.float32)
+    centered = scales / np.exp(np.log(scales).mean())
+    return np.clip(centered, 1 / MOST, MOST).astype(np.float32)

@@ -43,7 +43,7 @@ class SolverTask:
         plans: Layer -> its plan, of those to be solved.
         settings: How data is used.
         data: The samples.
-        token_weights: Layer -> weight of every token, float32 [samples, tokens]; empty weighs all the same.
+        token_weights: Layer -> weight of every token, float32 [samples, tokens]; empty for equal weights.
         folder: Where solved layers are saved.
     """
 
@@ -182,7 +182,7 @@ def _stored_group(task: SolverTask, block: _Block, group: Group, inputs: Activat
 
 
 def _row_weights(task: SolverTask, block: _Block, group: Group, count: int) -> np.ndarray | None:
-    """Importance of the tokens of the first samples, float32 [count * tokens]; None weighs all the same."""
+    """Importance of the tokens of the first samples, float32 [count * tokens]; None for equal weights."""
     if block.real is None:
         return None
     weights = block.real[:count].float()

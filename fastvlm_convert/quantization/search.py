@@ -39,12 +39,12 @@ Parameters = tuple[np.ndarray, np.ndarray]
 def quantize_affine(
     weight: np.ndarray, scheme: AffineScheme, importance: np.ndarray | None = None
 ) -> AffineMatrix:
-    """Searches scales and zero points, and rounds.
+    """Search scales and zero points, and round.
 
     Args:
         weight: float32 [rows, columns].
         scheme: Its block size must divide the columns.
-        importance: Weight of every column's error, float32 [columns], not negative; None weighs all alike.
+        importance: Weight of every column's error, float32 [columns], not negative; None for equal weights.
     """
     size = block_size_of(weight.shape, scheme)
     roots = None if importance is None else roots_of(importance).reshape(-1, size)
@@ -178,7 +178,7 @@ class _Best:
         return cls(scale, zero, _dot(error, error))
 
     def keep(self, scale: np.ndarray, zero: np.ndarray, error: np.ndarray) -> None:
-        """Takes a candidate where it is better."""
+        """Take a candidate where it is better."""
         better = error < self.error
         self.scale = np.where(better, scale, self.scale)
         self.zero = np.where(better, zero, self.zero)
@@ -214,7 +214,7 @@ def _symmetric(blocks: np.ndarray, scheme: AffineScheme, steps: int) -> Iterator
 
 
 def _asymmetric(blocks: np.ndarray, scheme: AffineScheme, steps: int) -> Iterator[Parameters]:
-    """Scales with the two zero points that centre their range on the block's."""
+    """Scales with the two zero points that center their range on the block's."""
     last = np.float32(scheme.levels - 1)
     low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
     full = (high - low) / last
