@@ -10,7 +10,7 @@ import pytest
 from coremltools.converters.mil import Builder as mb  # noqa: N813
 
 from fastvlm_convert.errors import BundleError
-from fastvlm_convert.mil.interpreter import Interpreter
+from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.mil.package import open_package
 from fastvlm_convert.mil.proto import mil, model
 from tests.mil.mutations import MANIFEST, MODEL, WEIGHTS, Seed, attempt, clear, damage
@@ -219,7 +219,7 @@ def test_a_result_out_of_proportion(tmp_path):
     shape = lambda x: mb.fill(shape=mb.concat(values=[x, x], axis=0), value=1.0)  # noqa: E731
     write_package({"main": (shape, (np.zeros(1, np.int32),))}, tmp_path / "m.mlpackage")
     with pytest.raises(BundleError, match=r"fill.* a result of shape \[100000, 100000\] exceeds"):
-        Interpreter(tmp_path / "m.mlpackage").run({"x": np.array([100000])})
+        Interpreter(tmp_path / "m.mlpackage").predict({"x": np.array([100000])})
 
 
 def test_an_endless_loop(tmp_path):
@@ -230,7 +230,7 @@ def test_an_endless_loop(tmp_path):
 
     write_package({"main": (function, (np.zeros(1, np.float32),))}, tmp_path / "m.mlpackage")
     with pytest.raises(BundleError, match="did not end within 20000 iterations"):
-        Interpreter(tmp_path / "m.mlpackage").run({"x": np.ones(1, np.float32)})
+        Interpreter(tmp_path / "m.mlpackage").predict({"x": np.ones(1, np.float32)})
 
 
 def test_malformed_protobuf(decoder):
@@ -257,8 +257,11 @@ def test_a_bad_manifest(decoder, text, message):
 
 
 def test_not_a_package(tmp_path):
-    with pytest.raises(BundleError, match="not a Core ML package"):
-        Interpreter(tmp_path / "nothing.mlpackage")
+    with pytest.raises(BundleError, match=r"^there is no such package \(nope\)$"):
+        Interpreter("nope")
+    tmp_path.joinpath("m.mlmodel").write_bytes(b"")
+    with pytest.raises(BundleError, match="not a Core ML package: a .mlpackage is a folder"):
+        Interpreter(tmp_path / "m.mlmodel")
     tmp_path.joinpath("m.mlpackage").mkdir()
     with pytest.raises(BundleError, match="cannot read the package's manifest"):
         Interpreter(tmp_path / "m.mlpackage")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastvlm_convert.mil.ops.table import Limit, Rounding, Target, Tensor, add, broadcast, op
+from fastvlm_convert.mil.ops.table import Limit, Rounding, Target, Tensor, broadcast, op
 
 # A result this small needs no look; most are not even close.
 _SMALL = 1 << 28
@@ -81,9 +81,9 @@ def check_broadcast(x: Tensor, y: Tensor, limit: Limit) -> None:
 
 
 for _name, _function in _UNARY.items():
-    add(_name, _unary(_function))
+    op(_name)(_unary(_function))
 for _name, _function_of_two in _BINARY.items():
-    add(_name, _binary(_function_of_two))
+    op(_name)(_binary(_function_of_two))
 
 
 def _wide(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

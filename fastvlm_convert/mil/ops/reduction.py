@@ -8,7 +8,6 @@ from fastvlm_convert.mil.ops.table import (
     Ints,
     Rounding,
     Tensor,
-    add,
     axes_of,
     axis_of,
     op,
@@ -81,7 +80,7 @@ def _reduction(reduce: Reduce) -> Callable[..., Tensor]:
 
 
 for _name, _reduce in _REDUCTIONS.items():
-    add(_name, _reduction(_reduce))
+    op(_name)(_reduction(_reduce))
 
 
 @op("reduce_argmax")
