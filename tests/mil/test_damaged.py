@@ -260,7 +260,7 @@ def test_not_a_package(tmp_path):
     with pytest.raises(BundleError, match=r"^there is no such package \(nope\)$"):
         Interpreter("nope")
     tmp_path.joinpath("m.mlmodel").write_bytes(b"")
-    with pytest.raises(BundleError, match="not a Core ML package: a .mlpackage is a folder"):
+    with pytest.raises(BundleError, match=r"not a Core ML package: a \.mlpackage is a folder"):
         Interpreter(tmp_path / "m.mlmodel")
     tmp_path.joinpath("m.mlpackage").mkdir()
     with pytest.raises(BundleError, match="cannot read the package's manifest"):

@@ -8,13 +8,19 @@ import pytest
 
 from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.mil.package import open_package
-from tests.mil import cases_basic, cases_conv, cases_layers, cases_shape
+from tests.mil import cases_basic, cases_conv, cases_image, cases_layers, cases_shape
 from tests.mil.programs import Case, write_cases, write_merged
 
-CASES: list[Case] = [*cases_basic.CASES, *cases_shape.CASES, *cases_conv.CASES, *cases_layers.CASES]
+CASES: list[Case] = [
+    *cases_basic.CASES,
+    *cases_shape.CASES,
+    *cases_conv.CASES,
+    *cases_layers.CASES,
+    *cases_image.CASES,
+]
 
 
-OLD_CASES = cases_layers.OLD_CASES
+OLD_CASES = cases_image.OLD_CASES
 
 
 @pytest.fixture(scope="module")
