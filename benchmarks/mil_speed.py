@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
+from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.mil.description import FunctionSpec
-from fastvlm_convert.mil.interpreter import Interpreter
 from fastvlm_convert.runtime.loaded import load_reference
 
 LIMITS = {"vision": 1.3, "decoder": 1.5}
@@ -68,7 +68,7 @@ def interpreter_alone(package: Path, name: str, steps: int) -> int:
     interpreter = Interpreter(package)
     state = interpreter.make_state(name)
     for step in range(steps):
-        interpreter.run(example(interpreter.functions[name], step), name, state)
+        interpreter.predict(example(interpreter.functions[name], step), state, name)
     return interpreter.decoded_bytes
 
 
@@ -84,7 +84,7 @@ def compare(package: Path, checkpoint: Path, steps: int) -> dict[str, object]:
         reference.prefill(np.zeros((1, hidden or 1), np.float32))
 
     def ours(step: int) -> None:
-        interpreter.run(example(function, step), name, state)
+        interpreter.predict(example(function, step), state, name)
 
     def theirs(step: int) -> None:
         inputs = next(iter(example(function, step).values()))

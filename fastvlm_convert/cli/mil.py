@@ -39,7 +39,7 @@ def command(
     survey = survey_package(package)
     facts = describe(survey, package)
     if profile:
-        facts["profile"] = _profile(package, survey)
+        facts["profile"] = _profile(package)
     report(context, "passed", facts, lambda: _print(survey, facts))
 
 
@@ -76,16 +76,17 @@ def _plain(value: "ValueSpec") -> dict[str, Any]:
         "shape": list(value.shape),
         "allowed_shapes": None if flexible is None else str(flexible),
         "image": value.color,
+        "default": value.default,
         "description": value.description,
     }
 
 
-def _profile(package: Path, survey: "Survey") -> dict[str, Any]:
-    from fastvlm_convert.mil.interpreter import Interpreter
+def _profile(package: Path) -> dict[str, Any]:
+    from fastvlm_convert.mil import Interpreter
     from fastvlm_convert.mil.profile import profile, to_plain
 
     interpreter = Interpreter(package)
-    return {name: to_plain(profile(interpreter, name)) for name in survey.functions}
+    return {name: to_plain(profile(interpreter, name)) for name in interpreter.functions}
 
 
 def _print(survey: "Survey", facts: dict[str, Any]) -> None:
@@ -104,7 +105,7 @@ def _print(survey: "Survey", facts: dict[str, Any]) -> None:
             for value in values:
                 table.add_row(f"  {kind}", escape(f"{value.name}: {value}"))
         counts = ", ".join(f"{count} {kind}" for kind, count in function.operations.items())
-        table.add_row("  operations", escape(counts))
+        table.add_row("  operations", escape(counts or "none"))
         unknown = facts["functions"][name]["unknown_operations"]
         if unknown:
             table.add_row("  [yellow]unknown[/]", escape(", ".join(unknown)))

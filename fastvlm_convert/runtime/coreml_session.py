@@ -25,7 +25,7 @@ from fastvlm_convert.io_names import (
     Precision,
 )
 from fastvlm_convert.manifest import Artifact, Manifest
-from fastvlm_convert.mil.interpreter import Interpreter, State
+from fastvlm_convert.mil import Interpreter, State
 from fastvlm_convert.runtime.core_ml import has_core_ml
 
 _TARGET: Final = "coreml"
@@ -70,7 +70,7 @@ class InterpretedPackage:
         has_state = bool(self.interpreter.functions[function].states)
         if has_state and self._state is None:
             self._state = self.interpreter.make_state(function)
-        outputs = self.interpreter.run(dict(inputs), function, self._state if has_state else None)
+        outputs = self.interpreter.predict(dict(inputs), self._state if has_state else None, function)
         for found in self.interpreter.nonfinite:
             self.trouble = (
                 self.trouble or f"{found.kind} first at '{found.name}' ({found.type}) of {function}"

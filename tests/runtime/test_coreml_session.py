@@ -16,7 +16,7 @@ from fastvlm_convert.exporters.coreml.weights import Weights
 from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db, top1_agreement
-from fastvlm_convert.mil.interpreter import Interpreter
+from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.recipe import FloatSettings, RepairSettings
@@ -124,7 +124,7 @@ def rms_norm(tmp_path: Path, rows: np.ndarray, shift: int, precision: str) -> np
     metadata = Metadata("", "", "", {}, {"x": "", "final_norm": ""})
     write_package(package, {"main": function}, "main", TARGET, weights, metadata)
     interpreter = Interpreter(package, precision)
-    result = interpreter.run({"x": rows.astype(np.float16)})["final_norm"].astype(np.float32)
+    result = interpreter.predict({"x": rows.astype(np.float16)})["final_norm"].astype(np.float32)
     assert not interpreter.nonfinite
     return result
 
@@ -159,5 +159,5 @@ def test_the_package_for_apples_app(tmp_path):
     assert (given.name, given.dtype, given.shape) == ("images", "float32", (1, 3, 256, 256))
     assert (gives.name, gives.dtype) == ("image_features", "float32")
     for case in CASES:
-        found = interpreter.run({"images": case.array("pixel_values")})["image_features"]
+        found = interpreter.predict({"images": case.array("pixel_values")})["image_features"]
         assert sqnr_db(case.array("vision_features"), found) >= 100
