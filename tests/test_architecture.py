@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A part imports parts of earlier lines, of its own line as long as they go round in no circle, and itself.
 LINES = [
     ["errors"],
-    ["io_names", "progress", "atomic_file", "user_cache", "dataclass_io", "mil"],
+    ["io_names", "arithmetic", "progress", "atomic_file", "user_cache", "dataclass_io", "mil"],
     ["manifest", "recipe", "recipe_schema", "preprocess", "metrics", "generate", "demo", "questions"],
     ["weights"],
     ["quantized"],
