@@ -14,10 +14,11 @@ from fastvlm_convert.cli.console import err, out, print_json, progress
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.float16.repairs import Repair, at_risk, needed_repairs, recipe_text, repaired_recipe
-from fastvlm_convert.float16.report import FP16_MAX, MIN_HEADROOM, RangeReport, save_report
+from fastvlm_convert.float16.report import MIN_HEADROOM, RangeReport, save_report
 from fastvlm_convert.questions import read_questions, standard_questions
 from fastvlm_convert.recipe import load_recipe
 from fastvlm_convert.runtime.loaded import load_folded_reference
+from fastvlm_convert.weights.storage import FLOAT16_MAX
 
 _SHOWN = 12
 
@@ -126,7 +127,7 @@ def _print_repairs(repairs: tuple[Repair, ...], left: list[str], recipe: str) ->
 def _print(report: RangeReport) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("operation")
-    for name in ("largest", f"headroom to {FP16_MAX:.0f}", "flushed to zero"):
+    for name in ("largest", f"headroom to {FLOAT16_MAX:.0f}", "flushed to zero"):
         table.add_column(name, justify="right")
     largest = sorted(report.ops, key=lambda o: -o.max_abs)[:_SHOWN]
     for op in largest:
