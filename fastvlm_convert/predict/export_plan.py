@@ -89,7 +89,7 @@ def predicted_artifacts(prepared: Prepared, targets: Sequence[Target]) -> dict[s
 def predicted_files(prepared: Prepared, targets: Sequence[Target]) -> dict[str, int]:
     """Bytes of every file but the manifest that an export writes, by its path relative to the bundle.
 
-    Exact but for the programs of Core ML packages, which are estimated (see `predict.sizes`).
+    Exact but for the metadata in the programs of Core ML packages (see `predict.sizes`).
     """
     config, token_id = prepared.config, prepared.contract.image_token_id
     weights = placeholder_weights(config, prepared.plans)

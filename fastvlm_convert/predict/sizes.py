@@ -1,13 +1,12 @@
 """What an export will write and need, from dimensions and settings: no weight is read, no library loaded.
 
-ONNX: the exporter itself runs, on weights without content and into files that only count, so every size is
-exact. Core ML: `weight.bin` is counted from its format, exact to its last 63 bytes; the program beside it is
-estimated.
+The exporters themselves run, on weights without content and into files that only count. Every size is exact
+but for the metadata inside Core ML's programs, some hundred bytes that depend on more than dimensions.
 """
 
 from collections.abc import Sequence
 
-from fastvlm_convert.exporters.coreml.sizes import coreml_sizes
+from fastvlm_convert.exporters.coreml.sizes import coreml_dry_run
 from fastvlm_convert.exporters.onnx.sizes import onnx_dry_run
 from fastvlm_convert.manifest import Target
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
@@ -41,7 +40,7 @@ def predicted_sizes(
     if "onnx" in targets:
         sizes |= onnx_dry_run(config, weights, recipe, image_token_id)[1]
     if "coreml" in targets:
-        sizes |= coreml_sizes(config, weights, recipe)
+        sizes |= coreml_dry_run(config, weights, recipe)[1]
     return sizes
 
 
