@@ -3,18 +3,16 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
-import numpy as np
-
+from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.bundle.folder import QUANTIZED_CHECKPOINT
 from fastvlm_convert.bundle.license import license_files
 from fastvlm_convert.bundle.resumable import Work
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME, Quantization
-from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.manifest import Source
 from fastvlm_convert.progress import OnShare
@@ -28,6 +26,7 @@ from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.parts import HEAD, part_of
 from fastvlm_convert.weights.safetensors_file import Entries, Layout, lay_out
 from fastvlm_convert.weights.source import Weight
+from fastvlm_convert.weights.storage import to_storage
 
 MAX_SHARD_BYTES: Final = 5_000_000_000  # what model hosts ask for
 
@@ -93,7 +92,7 @@ def write_settings(work: Work, plan: WeightPlan, source: Source, tool: str) -> Q
 
 
 def _num_weights(weight: AnyWeight) -> int:
-    return int(np.prod(weight.shape, dtype=np.int64))
+    return num_elements(weight.shape)
 
 
 def _dtype(name: str, weights: MixedSource, recipe: Recipe) -> FloatName:
@@ -145,22 +144,11 @@ def _write_index(folder: Path, files: Sequence[Layout]) -> None:
 
 def _write(layout: Layout, name: str, weight: AnyWeight) -> None:
     if isinstance(weight, Weight):
-        layout.write(name, _stored(name, weight, layout.tensors[name].dtype))
+        dtype = cast(FloatName, layout.tensors[name].dtype)
+        layout.write(name, (to_storage(chunk, dtype, name) for chunk in weight.chunks()))
         return
     written: Counter[str] = Counter()  # rows, of which a table has fewer than the indices
     for matrix in weight.chunks():
         for part, array in matrix_tensors(matrix).items():
             layout.write(f"{name}.{part}", [array], first_row=written[part])
             written[part] += len(array)
-
-
-def _stored(name: str, weight: Weight, dtype: str) -> Iterator[np.ndarray]:
-    for chunk in weight.chunks():
-        with np.errstate(over="ignore"):
-            stored = chunk.astype(dtype)
-        if not np.isfinite(stored).all():
-            raise RecipeError(
-                f"weight '{name}' reaches {float(np.abs(chunk).max()):.4g}, beyond float16's 65504",
-                hint="store that component as float32 in the recipe",
-            )
-        yield stored

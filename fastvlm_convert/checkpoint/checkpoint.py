@@ -33,6 +33,7 @@ from fastvlm_convert.weights.reparameterize import reparameterize
 from fastvlm_convert.weights.safetensors_file import read_header, read_safetensors
 from fastvlm_convert.weights.shapes import convolutions, weight_shapes
 from fastvlm_convert.weights.source import Weight, reshaped
+from fastvlm_convert.weights.storage import checked
 
 _T = TypeVar("_T")
 _READERS: dict[str, Callable[[Path], dict[str, Weight]]] = {
@@ -183,10 +184,11 @@ def _read_float(
         opened = read_adapter(adapter)
         # Apple's names tell the stage only beside each other, so the checkpoint's stand with the adapter's.
         targets = canonical_names({**stored, **opened.low_rank, **opened.replaced}, layout)
-        weights = merge_adapter(weights, opened, targets)
+        weights = checked(merge_adapter(weights, opened, targets), weights, "merging the adapter")
         files += sorted(p for p in adapter.iterdir() if p.is_file())
     config = infer_config(weights, raw, layout, image_size, path)
-    weights = reparameterize(weights, list(convolutions(config.vision)))
+    merged = reparameterize(weights, list(convolutions(config.vision)))
+    weights = checked(merged, weights, "merging train-time branches")
     expected = weight_shapes(config)
     check_shapes(weights, expected, path)
     weights = {name: reshaped(weights[name], shape) for name, shape in expected.items()}

@@ -14,10 +14,11 @@ from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, ImagesOption, complete_recipe
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.float16.repairs import Repair, at_risk, needed_repairs, recipe_text, repaired_recipe
-from fastvlm_convert.float16.report import FP16_MAX, MIN_HEADROOM, RangeReport, save_report
+from fastvlm_convert.float16.report import MIN_HEADROOM, RangeReport, save_report
 from fastvlm_convert.questions import read_questions, standard_questions
 from fastvlm_convert.recipe import load_recipe
 from fastvlm_convert.runtime.loaded import load_folded_reference
+from fastvlm_convert.weights.storage import FLOAT16_MAX
 
 EXAMPLES = """
 fastvlm-convert scan FastVLM-0.5B --images photos
@@ -156,7 +157,7 @@ def _verdict(ranges: RangeReport) -> str:
 
 
 def _print_ranges(ranges: RangeReport) -> None:
-    numbers = ("largest", f"headroom to {FP16_MAX:.0f}", "flushed to zero")
+    numbers = ("largest", f"headroom to {FLOAT16_MAX:.0f}", "flushed to zero")
     table = plain_table("operation", *numbers, right=numbers)
     for op in sorted(ranges.ops, key=lambda o: -o.max_abs)[:_SHOWN]:
         table.add_row(

@@ -1,16 +1,22 @@
-"""What every exporter is given."""
+"""What every exporter is given, and how floats leave it."""
 
-import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastvlm_convert.io_names import Component, PrecisionName, precision_name
+import numpy as np
+
+from fastvlm_convert.arithmetic import num_elements
+from fastvlm_convert.io_names import Component, FloatName, PrecisionName, precision_name
 from fastvlm_convert.manifest import Contract
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import Part, part_of
+from fastvlm_convert.weights.storage import to_storage
+
+OnBytes = Callable[[int], None]  # the size of weights as they are written, counted as float32
 
 # The parts whose weights name a component's precision.
 _NAMED_BY: dict[Component, tuple[Part, ...]] = {
@@ -42,10 +48,6 @@ class ExportJob:
     folder: Path
     on_progress: OnShare
 
-    def precision(self, component: Component) -> PrecisionName:
-        """Name of a component's precision."""
-        return precision_of(component, self.weights, self.recipe)
-
 
 def precision_of(component: Component, weights: MixedSource, recipe: Recipe) -> PrecisionName:
     """Name of a component's precision: that of its smallest weights."""
@@ -59,6 +61,20 @@ def precision_of(component: Component, weights: MixedSource, recipe: Recipe) -> 
     return precision_name(storage, settings.compute, min(bits, default=None))
 
 
+def stored_chunks(
+    chunks: Iterable[np.ndarray], dtype: FloatName, name: str, on_bytes: OnBytes
+) -> Iterator[np.ndarray]:
+    """Chunks of float32 in the dtype of a file, counted as they are taken.
+
+    Raises:
+        RecipeError: A value is beyond float16's range.
+        CheckpointError: A value is not finite, or cannot be read.
+    """
+    for chunk in chunks:
+        yield to_storage(chunk, dtype, name)
+        on_bytes(4 * chunk.size)
+
+
 class ByteCounter:
     """Turns bytes of weights written into progress.
 
@@ -68,7 +84,7 @@ class ByteCounter:
 
     def __init__(self, job: ExportJob) -> None:
         self._on_progress = job.on_progress
-        self._total = 4 * sum(math.prod(weight.shape) for weight in job.weights.values())
+        self._total = 4 * sum(num_elements(weight.shape) for weight in job.weights.values())
         self._done = 0
 
     def add(self, count: int) -> None:

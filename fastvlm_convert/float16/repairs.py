@@ -10,10 +10,11 @@ from typing import Final
 import yaml
 
 from fastvlm_convert.exporters.backends import backend_of
-from fastvlm_convert.float16.report import FP16_MAX, MIN_HEADROOM, OpRange, RangeReport
+from fastvlm_convert.float16.report import MIN_HEADROOM, OpRange, RangeReport
 from fastvlm_convert.io_names import decoder_op, op_component
 from fastvlm_convert.recipe import MAX_RESIDUAL_SHIFT, Recipe, RepairSettings
 from fastvlm_convert.targets import BACKENDS, Target
+from fastvlm_convert.weights.storage import FLOAT16_MAX
 
 # Rounding a key to float16 moves a score by up to 2^-11 of what the key's bias adds to it: by 2 where that
 # is 4096, before the division by sqrt(head_dim).
@@ -64,7 +65,7 @@ def needed_repairs(
     found: list[Repair] = []
     residual = next((o for o in risks if _part(o.op) in _RESIDUAL), None)
     if residual is not None:
-        shift = math.ceil(math.log2(MIN_HEADROOM * residual.max_abs / FP16_MAX))
+        shift = math.ceil(math.log2(MIN_HEADROOM * residual.max_abs / FLOAT16_MAX))
         found.append(Repair("residual_shift", min(shift, MAX_RESIDUAL_SHIFT), _reaches(residual)))
     keys = [o for o in at_risk(report, apart, targets) if _part(o.op) in ("q_rotated", "k_rotated")]
     scores = [o for o in risks if _part(o.op) == "attn_scores"]

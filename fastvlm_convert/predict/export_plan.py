@@ -75,7 +75,7 @@ def predicted_artifacts(plan: ExportPlan) -> Prediction:
 def predicted_files(plan: ExportPlan) -> dict[str, int]:
     """Bytes of every file but the manifest that an export writes, by its path relative to the bundle.
 
-    Exact but for the programs of Core ML packages, which are estimated.
+    Exact but for the metadata in the programs of Core ML packages (see `predict.sizes`).
     """
     predicted = predicted_artifacts(plan)
     beside = files_beside(plan, predicted.artifacts)

@@ -1,4 +1,8 @@
-"""What an export will write, from dimensions and settings: no weight is read, no library loaded."""
+"""What an export will write, from dimensions and settings: no weight is read, no library loaded.
+
+The exporters themselves run, on weights without content and into files that only count. Every size is exact
+but for the metadata inside Core ML's programs, some hundred bytes that depend on more than dimensions.
+"""
 
 from collections.abc import Sequence
 

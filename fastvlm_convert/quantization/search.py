@@ -18,9 +18,10 @@ import numpy as np
 
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.quantized.schemes import AffineMatrix, AffineScheme
+from fastvlm_convert.weights.storage import FLOAT16_MAX
 
 SMALLEST_SCALE = 2.0**-24  # float16's smallest subnormal: a scale is never zero
-LARGEST_SCALE = 65504.0
+LARGEST_SCALE = FLOAT16_MAX
 CHUNK = 1 << 16  # weights searched at a time: what stays in a core's cache
 REFINEMENTS = 2
 

@@ -6,6 +6,8 @@ import torch
 
 from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint
 from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.pipeline import export
+from fastvlm_convert.recipe import load_recipe
 from tests.adapters import PREFIX, low_rank, write_adapter
 from tests.checkpoints import HF, LLAVA, edit_tensors, golden_checkpoint, tree_state
 
@@ -242,3 +244,15 @@ def test_a_head_that_was_trained_whole_unties_the_table(llava, tmp_path):
     opened = open_checkpoint(llava, write_adapter(tmp_path / "adapter", tensors))
     assert not opened.config.decoder.tied
     assert (opened.weights["decoder.lm_head.weight"].array() == 1).all()
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "fp16"])
+def test_a_merge_beyond_float32_is_refused_by_name_and_step(recipe, llava, tmp_path):
+    """Every half is finite; their product is not, and no bundle holds it."""
+    tensors = {name: 1e37 * half for name, half in low_rank(QUERY, 64, 64, 4).items()}
+    adapter = write_adapter(tmp_path / "adapter", tensors)
+    bundle = tmp_path / "bundle"
+    name = "decoder.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(CheckpointError, match=rf"'{name}' holds \d+ values .* after merging the adapter"):
+        export(llava, load_recipe(recipe), ["onnx"], bundle, adapter=adapter)
+    assert not bundle.exists()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from fastvlm_convert.exporters.backends import Backend, Prediction
-from fastvlm_convert.exporters.coreml.sizes import coreml_sizes
+from fastvlm_convert.exporters.coreml.sizes import coreml_dry_run
 from fastvlm_convert.exporters.coreml.support import check
 from fastvlm_convert.io_names import APPLE_FOLDER
 from fastvlm_convert.quantized.layer_plan import LayerPlan
@@ -15,7 +15,8 @@ from fastvlm_convert.weights.model_config import ModelConfig
 
 def _predict(config: ModelConfig, weights: MixedSource, recipe: Recipe, image_token_id: int) -> Prediction:
     del image_token_id  # the table has the checkpoint's rows
-    return Prediction(coreml_sizes(config, weights, recipe))
+    artifacts, sizes = coreml_dry_run(config, weights, recipe)
+    return Prediction(sizes, artifacts)
 
 
 def _working_bytes(config: ModelConfig, recipe: Recipe, layers: Sequence[LayerPlan]) -> int:

@@ -213,6 +213,6 @@ def test_a_weight_beyond_float16(llava, tmp_path):
     weight = read_tensors(llava)[name]
     weight[0, 0] = 1e5
     edit_tensors(llava, {name: weight})
-    with pytest.raises(TargetError, match=r"l0_gate_weight.*65504"):
+    with pytest.raises(RecipeError, match=r"l0_gate_weight.*65504"):
         export(llava, recipe(FP16), ["coreml"], tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

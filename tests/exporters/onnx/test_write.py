@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.errors import TargetError
+from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.weights import file_tensors
@@ -248,7 +248,7 @@ def test_a_weight_beyond_float16_is_an_error_that_names_it(llava, tmp_path, tens
     values = read_tensors(llava)[tensor]
     values[3, 1] = -1e5
     edit_tensors(llava, {tensor: values})
-    with pytest.raises(TargetError, match=rf"weight '{op}' reaches 1e\+05, beyond float16's 65504") as caught:
+    with pytest.raises(RecipeError, match=rf"weight '{op}' reaches 1e\+05, beyond float16's 65504") as caught:
         export(llava, recipe(FP16), ["onnx"], tmp_path / "out" / "bundle")
     assert "float32" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()
