@@ -17,7 +17,11 @@ from fastvlm_convert.checkpoint.dimensions import (
 )
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.layouts import LAYOUTS, Layout, canonical_names
-from fastvlm_convert.checkpoint.picture_settings import PictureSettings, picture_settings
+from fastvlm_convert.checkpoint.picture_settings import (
+    PictureSettings,
+    picture_settings,
+    with_pixel_scaling,
+)
 from fastvlm_convert.checkpoint.prompt_settings import PromptSettings, prompt_settings
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME as QUANTIZED_FILE
 from fastvlm_convert.checkpoint.quantized_checkpoint import QuantizedContent, quantized_content, read_record
@@ -135,7 +139,7 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
         content = _read_quantized(path, raw, layout, image_size, adapter)
     else:
         content = _read_float(path, raw, layout, image_size, adapter)
-    config = content.config
+    config = with_pixel_scaling(content.config, pictures.image)
     tokenizer = read_tokenizer(path)
     _check_embeds(tokenizer, config, path)
     generation = _optional_json(path / "generation_config.json")

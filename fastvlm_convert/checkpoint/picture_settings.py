@@ -8,7 +8,7 @@ rest written in; transformers keeps it in `preprocessor_config.json`, since vers
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,6 +17,7 @@ from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.io_names import PATCH_SIZE
 from fastvlm_convert.preprocess import RESAMPLINGS, ImageMode, ImageSettings, Resampling
+from fastvlm_convert.weights.model_config import ModelConfig
 
 MAX_IMAGE_SIZE: Final = 4096
 
@@ -72,6 +73,17 @@ def picture_settings(raw: Mapping[str, Any], layout: Layout, path: Path) -> Pict
     if layout == "llava_qwen2":
         return _apple_settings(raw, processor, path)
     return _transformers_settings(raw, processor, path)
+
+
+def with_pixel_scaling(config: ModelConfig, image: ImageSettings) -> ModelConfig:
+    """The same network, told how pixels are scaled before they enter: some programs do that themselves."""
+    vision = replace(
+        config.vision,
+        rescale_factor=image.rescale_factor,
+        image_mean=image.mean,
+        image_std=image.std,
+    )
+    return replace(config, vision=vision)
 
 
 def _read_processor(path: Path) -> _Processor:

@@ -26,6 +26,7 @@ from fastvlm_convert.io_names import (
 )
 from fastvlm_convert.manifest import Artifact, Manifest
 from fastvlm_convert.mil import Interpreter, State
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.runtime.core_ml import has_core_ml
 
 _TARGET: Final = "coreml"
@@ -96,6 +97,7 @@ class CoreMLSession:
             a.function: a for a in manifest.artifacts if a.target == _TARGET and a.component != "vision"
         }
         self._vision_artifact = manifest.artifact(_TARGET, "vision")
+        self._images = manifest.contract.images
         self._chunk = manifest.recipe.coreml.prefill_chunk
         self._pads = manifest.recipe.coreml.sequence_lengths != "range"
         self._length = 0
@@ -109,7 +111,7 @@ class CoreMLSession:
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
         name = self._vision_artifact.inputs[0].name
-        value: Any = _picture(pixel_values) if name == IMAGE else pixel_values
+        value: Any = _picture(pixel_values, self._images) if name == IMAGE else pixel_values
         outputs = self._vision.run(self._vision_artifact.function, {name: value})
         return outputs[IMAGE_FEATURES][0].astype(np.float32)
 
@@ -188,7 +190,9 @@ def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) 
     )
 
 
-def _picture(pixel_values: np.ndarray) -> Image.Image:
-    """The 8-bit picture that pixel values in 0..1 came from; exact, because they are multiples of 1/255."""
-    scaled = np.rint(pixel_values[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+def _picture(pixel_values: np.ndarray, images: ImageSettings) -> Image.Image:
+    """The 8-bit picture that pixel values came from; exact, for they hold few of a float's values."""
+    planes = pixel_values[0] * np.array(images.std, np.float32)[:, None, None]
+    planes = planes + np.array(images.mean, np.float32)[:, None, None]
+    scaled = np.rint(planes.transpose(1, 2, 0) / images.rescale_factor).astype(np.uint8)
     return Image.fromarray(scaled, "RGB")

@@ -15,8 +15,8 @@ from fastvlm_convert.errors import TargetError
 from fastvlm_convert.exporters.backends import backend_of
 from fastvlm_convert.generate import generate
 from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.pictures import load_image
 from fastvlm_convert.predict.export_plan import plan_export, predicted_files
-from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.runtime import sessions
 from fastvlm_convert.runtime.loaded import load_bundle, load_reference
 from fastvlm_convert.targets import BACKENDS, known_target

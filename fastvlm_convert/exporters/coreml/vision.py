@@ -2,6 +2,8 @@
 
 from typing import Final
 
+import numpy as np
+
 from fastvlm_convert.exporters.coreml.graph import Graph, scalar
 from fastvlm_convert.exporters.coreml.ops import conv, gelu, linear
 from fastvlm_convert.exporters.coreml.values import Value
@@ -16,7 +18,7 @@ from fastvlm_convert.io_names import (
 )
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
-from fastvlm_convert.weights.model_config import ModelConfig, StageConfig
+from fastvlm_convert.weights.model_config import ModelConfig, StageConfig, VisionConfig
 
 APPLE_INPUT: Final = "images"  # what Apple's app calls the input of its vision package
 
@@ -28,15 +30,15 @@ def build_vision(graph: Graph, config: ModelConfig, weights: MixedSource, recipe
         graph: An empty graph.
         config: Dimensions; its image size is the graph's.
         weights: Canonical names, folded.
-        recipe: Whether it takes a picture, which it scales, or RGB in 0..1. The latter and the image tokens,
-            [1, tokens, hidden], have the decoder's dtype.
+        recipe: Whether it takes a picture, which it scales and normalizes, or pixel values. The latter and
+            the image tokens, [1, tokens, hidden], have the decoder's dtype.
     """
     size, border = config.vision.image_size, recipe.decoder.compute
     shape = (1, 3, size, size)
     if recipe.coreml.image_input == "image":
         # Core ML hands pictures over as float32, 0..255.
         image = graph.input(IMAGE, "float32", shape, kind="image")
-        x = graph.plain_op("mul", "pixels", x=image, y=scalar("float32", 1 / 255))
+        x = _normalized(graph, image, config.vision, config.vision.rescale_factor)
     else:
         x = graph.input(PIXEL_VALUES, border, shape)
     builder = _Builder(graph, weights)
@@ -51,8 +53,26 @@ def build_apple_vision(graph: Graph, config: ModelConfig, weights: MixedSource) 
     """Add what Apple's app loads: `images` [1, 3, S, S] -> `image_features` [1, tokens, output_width]."""
     size = config.vision.image_size
     x = graph.input(APPLE_INPUT, "float32", (1, 3, size, size))
+    # The app hands over RGB in 0..1.
+    if (factor := 255 * config.vision.rescale_factor) != 1 or _is_normalized(config.vision):
+        x = _normalized(graph, x, config.vision, factor)
     features = _Builder(graph, weights).encode(x, config)
     graph.output(graph.plain_op("identity", IMAGE_FEATURES, x=features))
+
+
+def _is_normalized(vision: VisionConfig) -> bool:
+    return any(vision.image_mean) or vision.image_std != (1.0, 1.0, 1.0)
+
+
+def _normalized(graph: Graph, x: Value, vision: VisionConfig, factor: float) -> Value:
+    """(x * factor - mean) / std as one product and one sum by channel; without the sum where mean is 0."""
+    if not _is_normalized(vision):
+        return graph.plain_op("mul", "pixels", x=x, y=scalar("float32", factor))
+    mean, std = (np.array(v)[None, :, None, None] for v in (vision.image_mean, vision.image_std))
+    scale = graph.constant("pixel_scale", mean.shape, lambda: factor / std, "float32")
+    offset = graph.constant("pixel_offset", mean.shape, lambda: -mean / std, "float32")
+    scaled = graph.plain_op("mul", "pixels_scaled", x=x, y=scale)
+    return graph.plain_op("add", "pixels", x=scaled, y=offset)
 
 
 class _Builder:
