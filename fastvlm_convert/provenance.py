@@ -39,6 +39,7 @@ def source_warnings(checkpoint: Checkpoint, made: str) -> list[str]:
         f"config.json says {d.key} is {d.config}, the tensors say {d.tensors}; the tensors were followed"
         for d in checkpoint.disagreements
     ]
+    warnings += checkpoint.notes
     if checkpoint.license is None:
         warnings.append(f"the checkpoint has no license file; see that you may pass the {made} on")
     return warnings

@@ -1,6 +1,7 @@
 """`fastvlm-convert inspect`: what a checkpoint is; reads headers only."""
 
 import dataclasses
+import json
 from collections import Counter
 from typing import Any
 
@@ -14,6 +15,8 @@ from fastvlm_convert.cli.console import out, plain_table, report, size_text
 from fastvlm_convert.cli.layers import layers_document, layers_table
 from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument
 from fastvlm_convert.errors import printable
+from fastvlm_convert.preprocess import ImageSettings
+from fastvlm_convert.prompt import PromptFormat
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.weights.file_tensors import item_size
 from fastvlm_convert.weights.parts import is_language, part_of
@@ -48,6 +51,7 @@ def command(
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything `inspect` knows, as plain data."""
     config, decoder = checkpoint.config, checkpoint.config.decoder
+    images, prompt = checkpoint.pictures.image, checkpoint.prompt
     weights = checkpoint.weights if checkpoint.quantized is None else checkpoint.folded
     dtypes: Counter[str] = Counter()
     for weight in checkpoint.stored.values():
@@ -60,6 +64,11 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "vision": {
             "image_size": config.vision.image_size,
             "image_mode": checkpoint.image_mode,
+            "resampling": images.resampling,
+            "rescale_factor": images.rescale_factor,
+            "image_mean": list(images.mean),
+            "image_std": list(images.std),
+            "found_in": dict(checkpoint.pictures.origins),
             "num_image_tokens": config.vision.num_image_tokens,
             "stages": [
                 {"mixer": s.mixer, "width": s.width, "depth": s.depth, "ffn_width": s.ffn_width}
@@ -78,6 +87,13 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "quantized": None if checkpoint.quantized is None else _quantized(checkpoint.quantized.record),
         "license": None if checkpoint.license is None else checkpoint.license.name,
         "unused_tensors": list(checkpoint.unused),
+        "prompt": {
+            "format": dataclasses.asdict(prompt.format),
+            "system_prompt": prompt.format.default_system,
+            "single_turn": prompt.format.single_turn,
+            "found_in": prompt.origin,
+        },
+        "notes": list(checkpoint.notes),
         "disagreements": [vars(d) for d in checkpoint.disagreements],
     }
 
@@ -107,6 +123,8 @@ def _print(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     table = plain_table()
     for name, value in [*_network_rows(checkpoint, facts), *_file_rows(checkpoint, facts)]:
         table.add_row(f"[bold]{name}[/]", value)
+    for note in checkpoint.notes:
+        table.add_row("[yellow]note[/]", escape(note))
     for d in checkpoint.disagreements:
         table.add_row("[yellow]config[/]", escape(f"{d.key} is {d.config}, the tensors say {d.tensors}"))
     out.print(f"[bold]{escape(str(checkpoint.path))}[/]", soft_wrap=True)
@@ -123,6 +141,7 @@ def _network_rows(checkpoint: Checkpoint, facts: dict[str, Any]) -> list[tuple[s
     depths = " ".join(f"{s.depth}" for s in vision.stages)
     attention = sum(s.mixer == "attention" for s in vision.stages)
     tied = "tied to the embedding" if decoder.tied else "untied"
+    origins = {name: escape(origin) for name, origin in checkpoint.pictures.origins.items()}
     stored = ", ".join(f"{size_text(n)} {dtype}" for dtype, n in facts["stored_bytes"].items())
     return [
         ("layout", f"{checkpoint.layout}; {stored}"),
@@ -133,8 +152,10 @@ def _network_rows(checkpoint: Checkpoint, facts: dict[str, Any]) -> list[tuple[s
         ),
         (
             "image",
-            f"{vision.image_size} pixels square ({checkpoint.image_mode}), {vision.num_image_tokens} tokens",
+            f"{vision.image_size} pixels square, {vision.num_image_tokens} tokens ({origins['image_size']})",
         ),
+        ("image mode", f"{checkpoint.image_mode} ({origins['image_mode']})"),
+        ("normalization", f"{_normalization(checkpoint.pictures.image)} ({origins['normalization']})"),
         ("projector", f"{millions['projector']}; hidden size {facts['projector_width']}"),
         (
             "decoder",
@@ -153,6 +174,8 @@ def _network_rows(checkpoint: Checkpoint, facts: dict[str, Any]) -> list[tuple[s
 def _file_rows(checkpoint: Checkpoint, facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("tokenizer", ", ".join(facts["tokenizer"]["files"])),
+        ("prompt", f"{escape(checkpoint.prompt.origin)}; {_system(checkpoint.prompt.format)}"),
+        ("template", escape(json.dumps(checkpoint.prompt.format.single_turn, ensure_ascii=False))),
         ("end tokens", ", ".join(str(i) for i in checkpoint.eos_token_ids)),
         ("license", facts["license"] or "[yellow]not found[/]"),
     ]
@@ -167,3 +190,19 @@ def _file_rows(checkpoint: Checkpoint, facts: dict[str, Any]) -> list[tuple[str,
         more = len(checkpoint.unused) - _FEW
         rows.append(("unused", escape(shown) + (f" and {more} more (--json lists them)" if more > 0 else "")))
     return rows
+
+
+def _normalization(images: ImageSettings) -> str:
+    """How 8-bit values are scaled, in words."""
+    scaled = "0..1" if images.rescale_factor == 1 / 255 else f"times {images.rescale_factor:g}"
+    if not images.is_normalized:
+        return scaled
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (images.mean, images.std))
+    return f"{scaled}, mean {mean}, std {std}"
+
+
+def _system(prompt_format: PromptFormat) -> str:
+    default = prompt_format.default_system
+    if default is not None:
+        return f"system prompt {escape(json.dumps(default, ensure_ascii=False))}"
+    return "no system prompt" if prompt_format.system_before is None else "no system prompt by default"

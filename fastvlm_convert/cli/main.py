@@ -18,7 +18,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from fastvlm_convert import __version__
-from fastvlm_convert.cli import bench, export, inspect, mil, plan, quantize, recipes, run, scan, verify
+from fastvlm_convert.cli import bench, chat, export, inspect, mil, plan, quantize, recipes, run, scan, verify
 from fastvlm_convert.cli.console import err, print_error, print_json
 from fastvlm_convert.cli.flags import Invocation
 from fastvlm_convert.cli.streams import guarded_streams
@@ -41,8 +41,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a check failed, 2 could not run, 130 interrupted.",
 )
 for _name, _module in (
-    ("inspect", inspect), ("run", run), ("plan", plan), ("quantize", quantize), ("export", export),
-    ("verify", verify), ("bench", bench), ("scan", scan), ("mil", mil), ("recipes", recipes),
+    ("inspect", inspect), ("run", run), ("chat", chat), ("plan", plan), ("quantize", quantize),
+    ("export", export), ("verify", verify), ("bench", bench), ("scan", scan), ("mil", mil),
+    ("recipes", recipes),
 ):  # fmt: skip
     app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
 

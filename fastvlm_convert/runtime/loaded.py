@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from fastvlm_convert.answer_stream import AnswerStream
@@ -105,12 +106,16 @@ class LoadedModel:
         self,
         messages: Sequence[Message],
         *,
+        features: Sequence[np.ndarray] | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
     ) -> AnswerStream:
         """Answer the last message of a conversation; see `ask`.
+
+        More than six parameters, as `ask` has them: `features` are the image tokens of all its images, where
+        they are known, float32 [num_image_tokens, hidden] each.
 
         Raises:
             PromptError: Roles are out of order, or prompt and answer do not fit into the context.
@@ -121,7 +126,7 @@ class LoadedModel:
             max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, session.context_length - length))
         check_fits(length, max_new_tokens, session.context_length)
         choose = greedy if temperature == 0 else sampler(temperature, top_p, seed)
-        tokens = answer_tokens(session, prompt, self.eos_token_ids, max_new_tokens, choose)
+        tokens = answer_tokens(session, prompt, self.eos_token_ids, max_new_tokens, choose, features)
         return AnswerStream(tokens, self.tokenizer.decode)
 
 

@@ -9,8 +9,12 @@ COMMON = {"--json", "--quiet", "-q", "--verbose", "-v", "--no-color"}
 FLAGS = {
     "inspect": {"CHECKPOINT", "--adapter", *COMMON},
     "run": {
-        "MODEL", "[IMAGE]... QUESTION", "--max-new-tokens", "--temperature", "--top-p", "--seed", "--target",
-        "--adapter", *COMMON,
+        "MODEL", "[IMAGE]... QUESTION", "--messages", "--system", "--max-new-tokens", "--temperature",
+        "--top-p", "--seed", "--target", "--adapter", *COMMON,
+    },
+    "chat": {
+        "MODEL", "[IMAGE]...", "--system", "--max-new-tokens", "--temperature", "--top-p", "--seed",
+        "--target", "--adapter", *COMMON,
     },
     "plan": {"CHECKPOINT", "--target", "--recipe", "--adapter", *COMMON},
     "quantize": {
