@@ -1,6 +1,6 @@
-"""The flags that every command has, and how a command gets at their values.
+"""The flags that every command has, and how a command reads them.
 
-They have to be known even of a command line that cannot be understood: with `--json` its error is JSON too.
+They are found even on a command line that cannot be understood: with `--json` its error is JSON too.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ import typer
 
 @dataclass(frozen=True)
 class Flags:
-    """How a command is to talk.
+    """How a command reports.
 
     Attributes:
         as_json: One JSON document on standard output instead of text.
-        quiet: Only the path of what was made, or the verdict; on standard error only errors.
-        verbose: The traceback of an error too.
+        quiet: Only the path of what was made, or the verdict; nothing but errors on standard error.
+        verbose: Show the traceback of an error.
         no_color: No colors, even on a terminal.
     """
 

@@ -13,7 +13,7 @@ from fastvlm_convert.errors import UsageError, did_you_mean
 
 
 class Command(TyperCommand):
-    """A command with the flags that all have. Its epilog are examples, one a line."""
+    """A command with the common flags. Its epilog holds examples, one per line."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **settings)
@@ -65,7 +65,7 @@ class Group(TyperGroup):
     """The program itself."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Note the flags before anything can fail."""
+        """Take note of the flags before anything can fail."""
         flags = flags_among(args)
         ctx.ensure_object(Invocation).flags = flags
         use_color(not flags.no_color)
@@ -73,7 +73,7 @@ class Group(TyperGroup):
             return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]  # noqa: ANN401
-        """The command of a name.
+        """Find the command of a name.
 
         Raises:
             UsageError: There is none.
