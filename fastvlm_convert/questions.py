@@ -1,4 +1,4 @@
-"""Pictures with questions: to compare models on, and to calibrate with."""
+"""Images with questions: to compare models on, and to calibrate with."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ DEFAULT_QUESTION: Final = "Describe the image."
 
 @dataclass(frozen=True)
 class Question:
-    """A picture with a question about it.
+    """An image with a question about it.
 
     Attributes:
         image: RGB.
@@ -32,20 +32,20 @@ class Question:
 
 
 def standard_questions() -> list[Question]:
-    """The standard check pictures of the demo generator, one question each."""
+    """The standard check images of the demo generator, one question each."""
     return [Question(image, question.question) for image, question in check_samples()]
 
 
 def generated_questions(count: int) -> list[Question]:
-    """Pictures of the demo generator for calibration, one question each."""
+    """Images of the demo generator for calibration, one question each."""
     return [Question(image, question.question) for image, question in calibration_samples(count)]
 
 
 def read_questions(path: Path, at_most: int | None = None) -> list[Question]:
-    """The pictures of a folder or of a JSON lines file.
+    """The images of a folder or of a JSON Lines file.
 
-    A folder has a `questions.json`, a list of objects with `image`, `question` and perhaps `answer`, or its
-    pictures get one default question each. A `.jsonl` file has such an object a line. Images are named
+    A folder has a `questions.json`, a list of objects with `image`, `question` and optionally `answer`, or its
+    images get one default question each. A `.jsonl` file has one such object per line. Images are named
     relative to where they are listed.
 
     Args:

@@ -96,8 +96,8 @@ class QuantizeRule:
     )
     scheme: SchemeName = field(
         metadata=about(
-            "`float` leaves them alone; `int8` and `int4` store integers with a scale; `palette8`, `palette6` "
-            "and `palette4` store indices into tables (Core ML only)."
+            "`float` leaves them alone; `int8` and `int4` store integers with a scale; `palette8`, "
+            "`palette6` and `palette4` store indices into tables (Core ML only)."
         )
     )
     block_size: int | Literal["channel"] = setting(

@@ -1,4 +1,4 @@
-"""Where this tool keeps what it measured or solved between runs."""
+"""Where this tool stores between runs what it measured or solved."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where this tool keeps what it measured: the user's cache, or `FASTVLM_CONVERT_CACHE`."""
+    """The folder in the user's cache, or `FASTVLM_CONVERT_CACHE`."""
     if "FASTVLM_CONVERT_CACHE" in os.environ:
         return Path(os.environ["FASTVLM_CONVERT_CACHE"])
     if sys.platform == "darwin":

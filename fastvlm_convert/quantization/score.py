@@ -13,11 +13,11 @@ from fastvlm_convert.atomic_file import whole_file
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """What the integers do to the reference's answers about the calibration's pictures.
+    """What the integers do to the reference's answers about the images of the calibration.
 
     Attributes:
         kl_mean_nats: Mean divergence of the tokens' distributions.
-        top1_agreement: Share of tokens that stay the likeliest.
+        top1_agreement: Share of tokens that are still the likeliest.
         num_tokens: Tokens compared.
     """
 
