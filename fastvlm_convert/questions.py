@@ -44,8 +44,8 @@ def generated_questions(count: int) -> list[Question]:
 def read_questions(path: Path, at_most: int | None = None) -> list[Question]:
     """The images of a folder or of a JSON Lines file.
 
-    A folder has a `questions.json`, a list of objects with `image`, `question` and optionally `answer`, or its
-    images get one default question each. A `.jsonl` file has one such object per line. Images are named
+    A folder has a `questions.json`, a list of objects with `image`, `question` and optionally `answer`; or
+    its images get one default question each. A `.jsonl` file has one such object per line. Images are named
     relative to where they are listed.
 
     Args:

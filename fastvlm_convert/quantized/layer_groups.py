@@ -71,7 +71,7 @@ def kind_of(plan: LayerPlan) -> str:
 
 
 def group_layers(plans: Sequence[LayerPlan]) -> tuple[LayerGroup, ...]:
-    """Groups of layers of one kind that are stored the same way, by component, in the order of their layers."""
+    """Layers of one kind that are stored the same way, by component, in the order of the first of each."""
     groups: dict[tuple[object, ...], list[LayerPlan]] = {}
     for plan in plans:
         treatment = (part_of(plan.layer), kind_of(plan), plan.scheme, plan.solver, plan.reason)
