@@ -34,13 +34,14 @@ class CommonSettings:
 
     image_size: int | FromCheckpoint = setting(
         "checkpoint",
-        "Edge of the square input in pixels, or `checkpoint` for the size it was trained at.",
+        "Edge of the square input in pixels, or `checkpoint` for the size that the model was trained at.",
         minimum=MIN_IMAGE_SIZE,
         maximum=MAX_IMAGE_SIZE,
         multiple_of=PATCH_SIZE,
     )
     image_mode: ImageMode | FromCheckpoint = setting(
-        "checkpoint", "How images are made square: `pad`, `crop`, or `checkpoint` for what its config says."
+        "checkpoint",
+        "How images are made square: `pad`, `crop`, or `checkpoint` for what its config says.",
     )
     max_context_length: int = setting(
         2048,
@@ -68,15 +69,15 @@ class FloatSettings:
     storage: FloatName = field(metadata=about("Dtype of the weights in the file."))
     compute: FloatName = field(
         metadata=about(
-            "Dtype of its arithmetic. In ONNX the decoder's KV cache has it too, in Core ML it is float16."
+            "Dtype of the arithmetic; in ONNX also of the KV cache, which in Core ML is always float16."
         )
     )
     float32_ops: tuple[str, ...] = setting(
-        (), "Operations that compute in float32 all the same, by name; `*` stands for any text."
+        (), "Names of operations that compute in float32 regardless; `*` matches any text."
     )
 
     def computes_in(self, op: str) -> FloatName:
-        """Dtype in which the operation of a name computes."""
+        """Dtype in which the operation with this name computes."""
         return "float32" if any(fnmatchcase(op, p) for p in self.float32_ops) else self.compute
 
     def __post_init__(self) -> None:
@@ -86,7 +87,7 @@ class FloatSettings:
 
 @dataclass(frozen=True)
 class TableSettings:
-    """Precision of the embedding table; looking a row up is no arithmetic."""
+    """Precision of the embedding table, which is only looked up in."""
 
     storage: FloatName = field(metadata=about("Dtype of the rows in the file."))
 
@@ -97,36 +98,36 @@ Solver = Literal["search", "weighted", "gptq"]
 
 @dataclass(frozen=True)
 class QuantizeRule:
-    """How some layers are quantized. The first rule whose pattern fits a layer decides."""
+    """How some layers are quantized. The first rule with a pattern that matches a layer applies."""
 
     layers: tuple[str, ...] = field(
-        metadata=about("Patterns of layer names, `*` for any text: `decoder.layers.*`, `*.self_attn.v_proj`.")
+        metadata=about("Layer names; `*` matches any text: `decoder.layers.*`, `*.self_attn.v_proj`.")
     )
     scheme: SchemeName = field(
         metadata=about(
-            "`float` keeps them; `int8` and `int4` store integers with a scale; `palette8`, `palette6` and "
-            "`palette4` store indices into tables (Core ML only)."
+            "`float` leaves them alone; `int8` and `int4` store integers with a scale; `palette8`, "
+            "`palette6` and `palette4` store indices into tables (Core ML only)."
         )
     )
     block_size: int | Literal["channel"] = setting(
         "channel",
-        "Integers: weights along the input axis that share a scale, or `channel` for a whole row.",
+        "Integers: number of weights along the input axis that share a scale, or `channel` for a whole row.",
         choices=BLOCK_SIZES,
     )
-    symmetric: bool = setting(True, "Integers: no zero points; the range is centred.")
+    symmetric: bool = setting(True, "Integers: no zero points; the range is centered on zero.")
     group_size: int = setting(
-        16, "Palettes: output channels that share a table.", minimum=1, maximum=MAX_GROUP_SIZE
+        16, "Palettes: number of output channels that share a table.", minimum=1, maximum=MAX_GROUP_SIZE
     )
-    channel_scale: bool = setting(False, "Palettes: every output channel has a scale of its own besides.")
+    channel_scale: bool = setting(False, "Palettes: every output channel also has a scale of its own.")
     solver: Solver = setting(
         "search",
-        "`search` finds scales (or tables) without data; `weighted` the same with errors weighed by the "
+        "`search` finds scales (or tables) without data; `weighted` does so with errors weighted by the "
         "calibration's inputs; `gptq` rounds so that later weights make up for earlier errors.",
     )
     on_indivisible: Literal["error", "float"] = setting(
         "error",
-        "What to do with a layer whose width the block size does not divide, or whose output channels the "
-        "group size does not.",
+        "What to do with a layer whose width is not a multiple of the block size, or whose number of output "
+        "channels is not a multiple of the group size: stop with an error, or leave it in float.",
     )
 
     def __post_init__(self) -> None:
@@ -149,7 +150,7 @@ class QuantizeRule:
         return self.scheme.startswith("palette")
 
     def fits(self, layer: str) -> bool:
-        """Whether the rule is for a layer."""
+        """Whether the rule matches a layer."""
         return any(fnmatchcase(layer, pattern) for pattern in self.layers)
 
     def __str__(self) -> str:
@@ -161,23 +162,26 @@ class QuantizeRule:
 class CalibrationSettings:
     """How data is used by the solvers that need it."""
 
-    num_samples: int = setting(64, "Pictures with questions at most.", minimum=1, maximum=4096)
+    num_samples: int = setting(64, "Maximum number of images with questions.", minimum=1, maximum=4096)
     max_tokens: int = setting(
         384,
-        "Tokens of a sample at most, image tokens and answer included; longer ones are cut.",
+        "Maximum length of a sample in tokens, image tokens and answer included; longer answers are cut.",
         minimum=1,
         maximum=MAX_CONTEXT_LENGTH,
     )
     token_weights: Literal["uniform", "modality", "token"] = setting(
         "modality",
-        "`uniform` weighs all tokens alike; `modality` weighs image and text tokens as the divergence of the "
-        "answers feels their errors on average; `token` does that for each token.",
+        "`uniform` gives all tokens equal weight; `modality` weights image tokens and text tokens by how "
+        "sensitive the answers are to errors there on average; `token` does that for each single token.",
     )
     damping: float = setting(
-        0.01, "Share of the mean diagonal added to a Hessian's.", exclusive_minimum=0, maximum=1
+        0.01,
+        "Added to a Hessian's diagonal, as a share of its mean.",
+        exclusive_minimum=0,
+        maximum=1,
     )
     awq: bool = setting(
-        False, "Fold AWQ's channel scales into the norms before layers that are solved, where that is exact."
+        False, "Fold AWQ's channel scales into the norms before solved layers, where that is exact."
     )
 
     def __post_init__(self) -> None:
@@ -186,7 +190,7 @@ class CalibrationSettings:
 
 @dataclass(frozen=True)
 class RepairSettings:
-    """Changes of the decoder that are exact in real arithmetic and keep float16 within its range.
+    """Changes of the decoder that are exact in real arithmetic and keep it within the range of float16.
 
     `fastvlm-convert scan CHECKPOINT --recipe NAME -o FILE` sets them where a model needs them.
     """
@@ -195,15 +199,15 @@ class RepairSettings:
         0, "The residual stream is divided by 2 to this power.", minimum=0, maximum=MAX_RESIDUAL_SHIFT
     )
     rescaled_keys: tuple[int, ...] = setting(
-        (), "Layers whose keys and queries exchange powers of two until they are equally large."
+        (), "Layers that shift powers of two between keys and queries until both are equally large."
     )
     float32_scores: tuple[int, ...] = setting(
-        (), "Layers whose attention scores are computed and normalised in float32 (Core ML only)."
+        (), "Layers whose attention scores are computed and normalized in float32 (Core ML only)."
     )
     separate_key_bias: tuple[int, ...] = setting(
         (),
-        "Layers whose cache holds the keys without their bias, which then enters the scores as the function "
-        "of the position it is; these scores are float32 too (Core ML only).",
+        "Layers that cache keys without their bias; the bias enters the scores separately, as a function of "
+        "the position. These scores are float32 too (Core ML only).",
     )
 
     def has_float32_scores(self, layer: int) -> bool:
@@ -220,13 +224,13 @@ class OnnxSettings:
 
     shared_table: bool = setting(
         True,
-        "Store a tied head and embedding once, in the decoder's data file. Native runtimes and Node open "
-        "that; a browser cannot, because it finds data files by the graph's own name.",
+        "Store a tied head and embedding once, in the decoder's data file. Native runtimes and Node can open "
+        "it; a browser cannot, because it finds data files only by the name of the graph.",
     )
     accuracy_level: Literal[0, 4] = setting(
         4,
-        "4 rounds activations to int8 inside products with quantized weights, which is the only fast way for "
-        "8 bits and 1.8x faster for 4; 0 keeps them in float.",
+        "4 rounds activations to int8 in products with quantized weights, which is the only fast way for 8 "
+        "bits and 1.8 times as fast for 4; 0 keeps them in float.",
     )
 
 
@@ -235,21 +239,22 @@ class CoreMLSettings:
     """What only the Core ML target has."""
 
     image_input: Literal["image", "tensor"] = setting(
-        "image", "`image` takes a picture and scales it inside, `tensor` takes pixel_values in 0..1."
+        "image",
+        "`image` takes a picture and scales it itself; `tensor` takes pixel_values in 0..1.",
     )
     sequence_lengths: Literal["fixed", "range", "enumerated"] = setting(
         "fixed",
-        "`fixed` makes a prefill function of `prefill_chunk` tokens and a decode function of one; `range` "
-        "and `enumerated` make one function for 1 to `prefill_chunk` tokens, or for either.",
+        "`fixed` makes a prefill function for `prefill_chunk` tokens and a decode function for one token; "
+        "`range` makes one function for 1 to `prefill_chunk` tokens, `enumerated` one for either number.",
     )
     prefill_chunk: int = setting(
         64,
-        "Tokens a prefill call takes; the context length must be a multiple of it.",
+        "Tokens per prefill call; the context length must be a multiple of it.",
         minimum=1,
         maximum=1024,
     )
     kv_cache: Literal["state", "tensors"] = setting(
-        "state", "`state` keeps the cache inside Core ML; `tensors` passes it in and out, for tests."
+        "state", "`state` has Core ML hold the cache; `tensors` passes it in and out, for tests."
     )
     drop_in: bool = setting(False, "Whether to add the vision package that Apple's own app loads.")
 
@@ -259,40 +264,42 @@ class CoreMLSettings:
 
 @dataclass(frozen=True)
 class Gates:
-    """What `verify` demands."""
+    """What `verify` requires."""
 
     min_sqnr_db: float = field(
         metadata=about(
-            "Least signal to noise of every numeric stage against the reference.",
+            "Minimum signal-to-noise ratio of every numeric stage against the reference, in dB.",
             minimum=0,
             maximum=200.0,
         )
     )
     identical_text: bool = field(
-        metadata=about("Whether the greedy answers must be the reference's, token by token.")
+        metadata=about("Whether the greedy answers must match the reference token for token.")
     )
     fp16_cache_min_sqnr_db: float = setting(
         60,
-        "The same for the logits of a Core ML decoder whose arithmetic is float32 but whose cache, being "
-        "state, is float16.",
+        "The same for the logits of a Core ML decoder that computes in float32 but whose cache, being state, "
+        "is float16.",
     )
     device_min_sqnr_db: float = setting(
-        40, "The same where Core ML itself runs, or the interpreter rounds as a device may."
+        40, "The same where Core ML itself runs, or the interpreter rounds like a device."
     )
     quantizer_max_kl_nats: float = setting(
         0.05,
-        "With quantized layers, most mean divergence that the integers themselves cost the answers: the "
-        "reference with these weights against the reference. The other gates then compare the bundle with "
-        "the reference that holds its weights.",
+        "With quantized layers: maximum mean divergence of the answers that the integers alone cause, which "
+        "is that of the reference with these weights from the reference with float weights. The other gates "
+        "then compare the bundle with the reference that holds its weights.",
     )
     quantizer_min_top1: float = setting(
-        0.95, "Least share of the answers' tokens that the integers leave the likeliest."
+        0.95, "Minimum share of the answers' tokens that are still the likeliest with the integers."
     )
     runtime_max_kl_nats: float = setting(
         0.05,
-        "Most mean divergence that a runtime's own shortcuts cost, such as ONNX Runtime's int8 activations.",
+        "Maximum mean divergence that the runtime's own shortcuts cause, such as int8 activations.",
     )
-    max_new_tokens: int = setting(64, "Length of the answers that are compared.", minimum=1, maximum=1024)
+    max_new_tokens: int = setting(
+        64, "Maximum number of tokens of a compared answer.", minimum=1, maximum=1024
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "max_new_tokens")
@@ -306,8 +313,8 @@ class Gates:
 class Recipe:
     """How to convert a checkpoint."""
 
-    name: str = field(metadata=about("What it makes; also its file name."))
-    description: str = field(metadata=about("One line for people."))
+    name: str = field(metadata=about("What it makes; also the file name."))
+    description: str = field(metadata=about("One line that says what it is for."))
     vision: FloatSettings = field(metadata=about("Encoder and projector."))
     decoder: FloatSettings = field(metadata=about("Decoder layers and head."))
     embed: TableSettings = field(metadata=about("Embedding table."))
@@ -315,14 +322,10 @@ class Recipe:
     common: CommonSettings = setting(CommonSettings(), "What every target shares.")
     onnx: OnnxSettings = setting(OnnxSettings(), "ONNX only.")
     coreml: CoreMLSettings = setting(CoreMLSettings(), "Core ML only.")
-    quantize: tuple[QuantizeRule, ...] = setting(
-        (), "Which layers are stored as integers, and how; none if empty."
-    )
-    calibration: CalibrationSettings = setting(
-        CalibrationSettings(), "How the solvers that need data use it."
-    )
-    repairs: RepairSettings = setting(RepairSettings(), "What keeps the decoder within float16's range.")
-    notes: tuple[str, ...] = setting((), "What users should know before they ship it; `export` prints them.")
+    quantize: tuple[QuantizeRule, ...] = setting((), "Which layers are quantized, and how; none if empty.")
+    calibration: CalibrationSettings = setting(CalibrationSettings(), "How solvers that need data use it.")
+    repairs: RepairSettings = setting(RepairSettings(), "What keeps the decoder within the range of float16.")
+    notes: tuple[str, ...] = setting((), "What users should know before shipping; `export` prints these.")
 
     @property
     def is_calibrated(self) -> bool:
@@ -343,7 +346,7 @@ class Recipe:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as plain data."""
+        """All settings as plain data, for YAML and JSON."""
         return dataclasses.asdict(self)
 
 

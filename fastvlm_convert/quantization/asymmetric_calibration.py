@@ -57,7 +57,7 @@ def moments_of(reference: np.ndarray, inputs: np.ndarray, weights: np.ndarray | 
     return Moments(hessian_of(inputs, weights), cross, reference_mean, mean)
 
 
-def aimed(weight: np.ndarray, moments: Moments) -> np.ndarray:
+def target_weight(weight: np.ndarray, moments: Moments) -> np.ndarray:
     """The weights to be rounded, float32 [rows, columns]."""
     mean = np.trace(moments.hessian) / len(moments.hessian)
     if mean == 0:
@@ -67,6 +67,6 @@ def aimed(weight: np.ndarray, moments: Moments) -> np.ndarray:
     return (weight + pull).astype(np.float32)
 
 
-def shifted_bias(bias: np.ndarray, weight: np.ndarray, rounded: np.ndarray, moments: Moments) -> np.ndarray:
+def corrected_bias(bias: np.ndarray, weight: np.ndarray, rounded: np.ndarray, moments: Moments) -> np.ndarray:
     """The bias with which the outputs' mean is the float model's, float32 [rows]."""
     return (bias + weight @ moments.reference - rounded @ moments.mean).astype(np.float32)

@@ -1,6 +1,6 @@
-"""AWQ: scales per input channel that protect the weights which matter (arXiv:2306.00978).
+"""AWQ: scales per input channel that protect the weights that matter most (arXiv:2306.00978).
 
-`W x = (W diag(s)) (x / s)`, so columns that meet large inputs can be stored larger, with less relative error.
+`W x = (W diag(s)) (x / s)`, so columns that see large inputs can be stored larger, with less relative error.
 The division must cost nothing at run time, so it is folded into what makes x, exactly in real arithmetic:
 
 * x from a norm (RMSNorm, LayerNorm or BatchNorm with weight g and bias b): `g / s`, `b / s`; every layer that
@@ -25,7 +25,7 @@ from fastvlm_convert.weights.parts import input_group_of
 from fastvlm_convert.weights.source import Weight, WeightSource
 
 GRID = tuple(step / 10 for step in range(1, 11))
-MOST = 16.0  # a scale and its inverse; what is folded must stay a good float16 number
+MOST = 16.0  # of a scale and of its inverse, so that folded weights stay normal float16 numbers
 
 
 def norm_before(layers: Sequence[str]) -> str | None:
@@ -67,7 +67,7 @@ def _ratio(before: Weight, after: Weight) -> np.ndarray:
 def channel_scales(
     weights: Sequence[np.ndarray], hessian: np.ndarray, scheme: AffineScheme, grid: Sequence[float] = GRID
 ) -> np.ndarray:
-    """The scales under which the layers that share an input lose least, by data-free search of each.
+    """The scales with which layers that share an input lose least when they are quantized without data.
 
     Args:
         weights: float32 [rows, columns] each; all layers that read the input.

@@ -1,4 +1,4 @@
-"""Calibration data: pictures with questions."""
+"""Calibration data: images with questions."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from fastvlm_convert.recipe import CalibrationSettings
 
 @dataclass(frozen=True)
 class Calibration:
-    """Pictures with questions.
+    """Images with questions.
 
     Attributes:
         questions: At least one.
@@ -24,7 +24,7 @@ class Calibration:
 
 
 def read_calibration(source: Path | None, settings: CalibrationSettings) -> Calibration:
-    """The pictures of a folder or a .jsonl file, or those of the demo generator.
+    """The images of a folder or a .jsonl file, or those of the demo generator.
 
     Raises:
         ImageError: The source is missing, empty or damaged.

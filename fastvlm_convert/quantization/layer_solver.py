@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastvlm_convert.quantization.asymmetric_calibration import Moments, aimed, shifted_bias
+from fastvlm_convert.quantization.asymmetric_calibration import Moments, corrected_bias, target_weight
 from fastvlm_convert.quantization.awq import channel_scales
 from fastvlm_convert.quantization.gptq import gptq
 from fastvlm_convert.quantization.palettes import palettize
@@ -80,10 +80,10 @@ def solve_layers(
         if name not in only:
             continue
         original = layer.weight if scales is None else layer.weight * scales
-        matrix = _rounded(aimed(original, moments), moments.hessian, layer.plan, settings)
+        matrix = _rounded(target_weight(original, moments), moments.hessian, layer.plan, settings)
         floats = dict(norm) if layer is group.layers[0] else {}
         if layer.bias is not None:
-            floats[f"{name}.bias"] = shifted_bias(layer.bias, original, matrix.dequantized(), moments)
+            floats[f"{name}.bias"] = corrected_bias(layer.bias, original, matrix.dequantized(), moments)
         yield SolvedLayer(name, matrix, floats)
 
 

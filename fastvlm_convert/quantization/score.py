@@ -14,11 +14,11 @@ from fastvlm_convert.json_file import read_json_file
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """What the integers do to the reference's answers about the calibration's pictures.
+    """What the integers do to the reference's answers about the images of the calibration.
 
     Attributes:
         kl_mean_nats: Mean divergence of the tokens' distributions.
-        top1_agreement: Share of tokens that stay the likeliest.
+        top1_agreement: Share of tokens that are still the likeliest.
         num_tokens: Tokens compared.
     """
 

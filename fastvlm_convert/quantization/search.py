@@ -1,14 +1,14 @@
 """Affine quantization without data: the best scale and zero point of every block.
 
-What is minimised is `sum_i h_i (w_i - (q_i - z) s)^2` over a block, where s is a float16 number and h the
+What is minimized is `sum_i h_i (w_i - (q_i - z) s)^2` over a block, where s is a float16 number and h the
 importance of an input column (the mean square of its input where there is calibration, else one). Candidates
 come from a grid of ranges; each one's integers get the scale that least squares gives them, as in llama.cpp's
 `make_qx_quants` and NNCF's scale estimation, rounded to float16 before it is judged. Plain rounding is among
 the candidates, so that the result is never worse than it.
 
-Least squares shrinks: its error leans against the weights, and as trained weights lie along their inputs,
-all outputs shrink together. The last step therefore takes the scale whose error is orthogonal to the
-weights: that costs a block hardly any squared error, and measured KL divergence falls.
+Least squares shrinks weights: its error points against them, and since trained weights are aligned with their
+inputs, all outputs shrink together. The last step therefore takes the scale whose error is orthogonal to the
+weights: that adds hardly any squared error, and the measured KL divergence falls.
 """
 
 from collections.abc import Callable, Iterator

@@ -2,8 +2,8 @@
 
 An affine matrix is `q`, uint8 [rows, bytes]; `scale`, float16 [rows, blocks]; and where asymmetric
 `zero_point`, uint8 [rows, blocks]. A palette matrix is `indices`, uint8 [rows, bytes]; `palette`, float16
-[groups, levels]; and with a scale per channel `scale`, float16 [rows]. `weights/packing.py` says how `q` and
-`indices` are packed. What a tensor's scheme is stands elsewhere: in a plan or in quantized.json.
+[groups, levels]; and with a scale per channel `scale`, float16 [rows]. `q` and `indices` are packed as
+`quantized/packing.py` says. The scheme of a tensor is stored elsewhere: in a plan or in quantized.json.
 """
 
 from collections.abc import Mapping
@@ -140,7 +140,7 @@ def _checked(tensor: FileTensor, start: int, stop: int) -> np.ndarray:
 
 
 def save_layer(path: Path, matrix: QuantizedMatrix, floats: Mapping[str, np.ndarray]) -> None:
-    """Keep one solved layer in a file of its own, which appears whole or not at all.
+    """Save one solved layer in a file of its own, which appears whole or not at all.
 
     Args:
         path: The file; its folder exists.
@@ -160,7 +160,7 @@ def save_layer(path: Path, matrix: QuantizedMatrix, floats: Mapping[str, np.ndar
 
 
 def load_layer(path: Path, shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredWeight, dict[str, Weight]]:
-    """A layer that `save_layer` kept; only the header is read.
+    """A layer that `save_layer` wrote; only the header is read.
 
     Args:
         path: The file.

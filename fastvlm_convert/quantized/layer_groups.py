@@ -1,4 +1,4 @@
-"""Plans of layers, summed up in groups that people know."""
+"""Plans of layers, summarized in groups that people know."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from fastvlm_convert.quantized.schemes import AffineScheme, Scheme
 from fastvlm_convert.recipe import Solver
 from fastvlm_convert.weights.parts import PARTS, Part, part_of
 
-_MODULES = (  # of a layer's name -> what people call the group
+_MODULES = (  # part of a layer's name -> what people call its group
     (".self_attn.", "attention q/k/v/o"),
     (".mlp.", "mlp gate/up/down"),
     (".attention.", "attention qkv/proj"),
@@ -17,7 +17,7 @@ _MODULES = (  # of a layer's name -> what people call the group
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Layers of one kind with one fate.
+    """Layers of one kind that are stored the same way.
 
     Attributes:
         component: The part of the model that they belong to.
@@ -71,11 +71,11 @@ def kind_of(plan: LayerPlan) -> str:
 
 
 def group_layers(plans: Sequence[LayerPlan]) -> tuple[LayerGroup, ...]:
-    """Groups of layers of one kind and one fate, by component, in the order of the first layers."""
+    """Layers of one kind that are stored the same way, by component, in the order of the first of each."""
     groups: dict[tuple[object, ...], list[LayerPlan]] = {}
     for plan in plans:
-        fate = (part_of(plan.layer), kind_of(plan), plan.scheme, plan.solver, plan.reason)
-        groups.setdefault(fate, []).append(plan)
+        treatment = (part_of(plan.layer), kind_of(plan), plan.scheme, plan.solver, plan.reason)
+        groups.setdefault(treatment, []).append(plan)
     found = [LayerGroup(part_of(p[0].layer), kind_of(p[0]), tuple(p)) for p in groups.values()]
     return tuple(sorted(found, key=lambda group: PARTS.index(group.component)))
 

@@ -1,4 +1,4 @@
-"""What quantization did to every layer: kept in quantized.json, and shown as a table by component."""
+"""What quantization did to every layer: recorded in quantized.json, and shown as a table by component."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -133,7 +133,7 @@ class ComponentReport:
         stored_bytes: Bytes of them in a bundle, scales and zero points included.
         bits_per_weight: The same by weight, in bits.
         sqnr_db: Signal to noise of those that are integers, together; None without any, or where equal.
-        schemes: How they are stored, and how many: `int4 block 32` -> 28.
+        schemes: How many are stored in each way: `int4 block 32` -> 28.
         in_float: Layers that were kept in float, and why (None where no rule asked for anything else).
     """
 

@@ -41,7 +41,7 @@ def reparameterize(weights: WeightSource, convolutions: list[str]) -> dict[str, 
         if f"{block}.weight" in branches:
             raise CheckpointError(
                 f"'{block}' has both a merged convolution and train-time branches",
-                hint="export the model again, either before or after re-parameterisation",
+                hint="export the model again, either before or after reparameterization",
             )
         dtype = merged[branches[0]].dtype
         parts = {name: merged.pop(name) for name in branches}

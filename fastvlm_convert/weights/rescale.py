@@ -86,7 +86,7 @@ def _rescale_keys(weights: dict[str, Weight], decoder: DecoderConfig, layer: str
 def key_exponents(weights: WeightSource, decoder: DecoderConfig, layer: str) -> np.ndarray:
     """Powers of two that make the keys of a layer as large as its queries.
 
-    Sizes are root mean squares over normalised inputs, from the weights alone; of the query heads that share
+    Sizes are root mean squares over normalized inputs, from the weights alone; of the query heads that share
     a key head the largest counts.
 
     Args:

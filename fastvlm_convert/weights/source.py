@@ -1,7 +1,7 @@
 """The one interface through which the reference, the exporters and the quantizer read weights.
 
 A `WeightSource` maps canonical names to `Weight`s. Nothing is read until `Weight.read` is called, so that a
-model larger than memory can be converted. Views (re-parameterised, merged, folded) are plain functions
+model larger than memory can be converted. Views (reparameterized, merged, folded) are plain functions
 from one source to another.
 """
 

@@ -83,7 +83,7 @@ class TestWhatComesOut:
         assert sqnr(golden_pass().hidden, plain.solved.hidden) > sqnr(golden_pass().hidden, searched) + 1
 
     def test_aiming_at_the_float_model_helps(self, plain, tmp_path, monkeypatch):
-        monkeypatch.setattr(layer_solver, "aimed", lambda weight, moments: weight)
+        monkeypatch.setattr(layer_solver, "target_weight", lambda weight, moments: weight)
         straight = run(tmp_path / "straight", calibrated_recipe()).solved.hidden
         assert sqnr(golden_pass().hidden, plain.solved.hidden) > sqnr(golden_pass().hidden, straight) + 0.1
 
