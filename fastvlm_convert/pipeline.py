@@ -123,13 +123,14 @@ def quantize(
     source = _source(checkpoint, data)
     on_progress("hashes", 1.0)
     key = hashlib.sha256(Quantization(__version__, source, recipe, ()).to_json().encode()).hexdigest()
-    with resumable_folder(output, key, overwrite, protected, QUANTIZED_CHECKPOINT) as work:
-        num_resumed = len(work.finished)
+    notes: list[str] = []
+    with resumable_folder(output, key, overwrite, protected, QUANTIZED_CHECKPOINT, notes.append) as work:
         engine = prepare_weights(checkpoint, recipe, data, on_progress)
         meter = ErrorMeter(engine.floats)
-        write_weights(work, meter.view(engine.weights), recipe, meter, partial(on_progress, "weights"))
+        report = partial(on_progress, "weights")
+        num_resumed = write_weights(work, meter.view(engine.weights), recipe, meter, report)
         record = write_settings(work, checkpoint, recipe, source, plans, __version__)
-    warnings = _checkpoint_warnings(checkpoint, QUANTIZED_CHECKPOINT.name)
+    warnings = [*notes, *_checkpoint_warnings(checkpoint, QUANTIZED_CHECKPOINT.name)]
     return QuantizeResult(output, record, engine.score, num_resumed, tuple(warnings))
 
 
@@ -164,7 +165,8 @@ def export(
     exporters = [_exporter(target) for target in targets]  # a missing library shows before the work begins
     checkpoint, recipe = prepared.checkpoint, prepared.recipe
     data = calibration_for(checkpoint, recipe, calibration)
-    with new_folder(output, overwrite, protected) as folder:
+    notes: list[str] = []
+    with new_folder(output, overwrite, protected, notes.append) as folder:
         source = _source(checkpoint, data)
         engine = prepare_weights(checkpoint, recipe, data, on_progress)
         meter = ErrorMeter(engine.floats)
@@ -201,7 +203,7 @@ def export(
         on_progress("hashes", 1.0)
     stored = checkpoint.quantized
     layers = layer_reports(prepared.plans, meter.sums) if stored is None else stored.record.layers
-    warnings = [*_warnings(checkpoint, manifest), *_range_warnings(scan, judged)]
+    warnings = [*notes, *_warnings(checkpoint, manifest), *_range_warnings(scan, judged)]
     return ExportResult(output, manifest, layers, engine.score, tuple(warnings))
 
 

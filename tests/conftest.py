@@ -15,6 +15,11 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make soak` tries everything that `make test` tries a sample of."""
+    parser.addoption("--soak", action="store_true", help="long versions of fuzzes and kills")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the user's cache holds must not change what tests see."""

@@ -12,6 +12,7 @@ from coremltools.converters.mil.backend.mil.load import load
 from coremltools.converters.mil.mil import Function, Program
 from coremltools.proto import Model_pb2
 
+from fastvlm_convert.errors import OutputError
 from fastvlm_convert.exporters.coreml.paths import AUTHOR, FILES, SPEC
 from fastvlm_convert.exporters.coreml.weights import Weights
 
@@ -55,6 +56,9 @@ def write_package(
 
     Returns:
         The model as it was written.
+
+    Raises:
+        OutputError: The weights cannot be written.
     """
     program = Program()
     for name, function in functions.items():
@@ -66,13 +70,19 @@ def write_package(
     weights_folder = (path / FILES[2]).parent
     weights_folder.mkdir(parents=True)
     program.validate()
-    model = load(
-        program,
-        weights_dir=str(weights_folder),
-        specification_version=target.value,
-        convert_to="mlprogram",
-        convert_from="milinternal",
-    )
+    try:
+        model = load(
+            program,
+            weights_dir=str(weights_folder),
+            specification_version=target.value,
+            convert_to="mlprogram",
+            convert_from="milinternal",
+        )
+    except RuntimeError as error:  # coremltools' writer of weights keeps the system's reason to itself
+        if "while writing" not in str(error):
+            raise
+        hint = "see that there is room and that you may write there"
+        raise OutputError(f"cannot write the weights: {error}", where=weights_folder, hint=hint) from error
     weights.check_all_written()
     _describe(model, metadata)
     content = model.SerializeToString(deterministic=True)
@@ -125,4 +135,4 @@ def _manifest(content: bytes) -> str:
         },
         "rootModelIdentifier": model_id,
     }
-    return json.dumps(manifest, indent=4, sort_keys=True) + "\n"
+    return json.dumps(manifest, indent=4, sort_keys=True, allow_nan=False) + "\n"
