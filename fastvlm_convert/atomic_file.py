@@ -23,11 +23,22 @@ def whole_file(path: Path) -> Iterator[Path]:
         flock(lock, LOCK_EX)
         try:
             yield partial
-            with partial.open("r+b") as file:
-                os.fsync(file.fileno())  # else a power failure may leave the name without the content
+            to_disk(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk itself.
+
+    Without it a power failure may leave a name without its content.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastvlm_convert.errors import shown
-from fastvlm_convert.regular_file import MAX_TEXT_BYTES, read_text
+from fastvlm_convert.regular_file import read_text
 
+MAX_JSON_BYTES: Final = 4 << 20  # settings take far less; each byte of one may cost twenty of memory
 _MAX_DIGITS: Final = 400  # a float64 has at most 309 before its point
 
 
-def read_json_file(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> Any:  # noqa: ANN401
+def read_json_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401
     """The value in a JSON file.
 
     Raises:

@@ -23,6 +23,7 @@ from fastvlm_convert.targets import BACKENDS, Target
 FILE_NAME: Final = "fastvlm_manifest.json"
 SCHEMA: Final = "fastvlm-convert/bundle"
 SCHEMA_VERSION: Final = 2
+PROGRESS_FILE: Final = "fastvlm-convert.progress"  # in a folder under construction
 OLD_FILE_NAME: Final = "manifest.json"  # of version 1
 
 _AGAIN: Final = "copy the bundle again, or export the bundle again"
@@ -193,7 +194,7 @@ class Manifest:
 def file_entries(bundle: Path) -> dict[str, FileEntry]:
     """Size and hash of every file below a folder, by its path relative to it, in sorted order."""
     paths = {p.relative_to(bundle).as_posix(): p for p in bundle.rglob("*") if p.is_file()}
-    return {name: _file_entry(paths[name]) for name in sorted(paths)}
+    return {name: _file_entry(paths[name]) for name in sorted(paths) if name != PROGRESS_FILE}
 
 
 def _file_entry(path: Path) -> FileEntry:

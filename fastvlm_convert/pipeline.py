@@ -10,7 +10,7 @@ from fastvlm_convert import __version__
 from fastvlm_convert.bundle.folder import BUNDLE, QUANTIZED_CHECKPOINT, new_folder
 from fastvlm_convert.bundle.quantized_writer import write_settings, write_weights
 from fastvlm_convert.bundle.resumable import resumable_folder
-from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import Quantization
 from fastvlm_convert.errors import CheckpointError, RecipeError
 from fastvlm_convert.exporters.backends import backend_of
@@ -27,6 +27,7 @@ from fastvlm_convert.predict.export_plan import (
 from fastvlm_convert.predict.size_check import check_sizes
 from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.provenance import library_versions, source_of, source_warnings
+from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.prepared_weights import calibration_for, prepare_weights
 from fastvlm_convert.quantization.score import AnswerScore
 from fastvlm_convert.quantization.weight_plan import plan_weights
@@ -113,13 +114,15 @@ def quantize(
     source = source_of(checkpoint, data)
     on_progress("hashes", 1.0)
     key = hashlib.sha256(Quantization(__version__, source, plan.recipe, ()).to_json().encode()).hexdigest()
-    with resumable_folder(output, key, overwrite, checkpoint.folders, QUANTIZED_CHECKPOINT) as work:
-        num_resumed = len(work.finished)
+    notes: list[str] = []
+    inputs = _inputs(checkpoint, calibration)
+    with resumable_folder(output, key, overwrite, inputs, QUANTIZED_CHECKPOINT, notes.append) as work:
         made = prepare_weights(plan, data, on_progress)
         meter = ErrorMeter(made.floats)
-        write_weights(work, meter.view(made.weights), plan.recipe, meter, partial(on_progress, "weights"))
+        report = partial(on_progress, "weights")
+        num_resumed = write_weights(work, meter.view(made.weights), plan.recipe, meter, report)
         record = write_settings(work, plan, source, __version__)
-    warnings = source_warnings(checkpoint, QUANTIZED_CHECKPOINT.name)
+    warnings = [*notes, *source_warnings(checkpoint, QUANTIZED_CHECKPOINT.name), *_notes_of(data)]
     return QuantizeResult(output, record, made.score, num_resumed, tuple(warnings))
 
 
@@ -154,7 +157,8 @@ def export(
         backend_of(target).exporter()  # a missing library shows before the work begins
     checkpoint = plan.checkpoint
     data = calibration_for(plan, calibration)
-    with new_folder(output, overwrite, checkpoint.folders) as folder:
+    notes: list[str] = []
+    with new_folder(output, overwrite, _inputs(checkpoint, calibration), notes.append) as folder:
         source = source_of(checkpoint, data)
         verdict = judge(checkpoint, plan.recipe, plan.targets)
         made = prepare_weights(plan, data, on_progress)
@@ -168,12 +172,23 @@ def export(
     stored = checkpoint.quantized
     layers = layer_reports(plan.layers, meter.sums) if stored is None else stored.record.layers
     warnings = [
+        *notes,
         *plan.recipe.notes,
+        *_notes_of(data),
         *source_warnings(checkpoint, BUNDLE.name),
         *context_warnings(plan),
         *verdict.warnings,
     ]
     return ExportResult(output, manifest, layers, made.score, tuple(warnings))
+
+
+def _inputs(checkpoint: Checkpoint, calibration: Path | None) -> tuple[Path, ...]:
+    """Folders and files that are read, and so must not be replaced."""
+    return checkpoint.folders if calibration is None else (*checkpoint.folders, calibration)
+
+
+def _notes_of(data: Calibration | None) -> tuple[str, ...]:
+    return () if data is None else data.notes
 
 
 def _write_artifacts(

@@ -27,6 +27,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make soak` tries everything that `make test` tries a sample of."""
+    parser.addoption("--soak", action="store_true", help="long versions of fuzzes and kills")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the user's cache holds must not change what tests see."""

@@ -8,6 +8,7 @@ from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.regular_file import read_file
 
 NO_LICENSE: Final = "not_found"
+NOTICE: Final = "NOTICE"  # the file that says what was changed
 
 
 def license_files(license: Path, recipe: Recipe, made: str) -> dict[str, bytes]:
@@ -25,10 +26,10 @@ def license_files(license: Path, recipe: Recipe, made: str) -> dict[str, bytes]:
         content = read_file(license)
     except OSError as error:
         raise CheckpointError(
-            f"cannot read: {error.strerror}", where=license, hint="download or copy the file again"
+            f"cannot read: {error.strerror}", where=license, hint="see that you may read it"
         ) from error
     notice = _notice(license.name, content.decode(errors="replace"), recipe, made)
-    return {license.name: content, "NOTICE": notice.encode()}
+    return {license.name: content, NOTICE: notice.encode()}
 
 
 def _notice(license: str, text: str, recipe: Recipe, made: str) -> str:

@@ -217,11 +217,19 @@ def _read_quantized(
 
 
 def content_hash(files: Iterable[Path]) -> str:
-    """SHA-256 over the names and contents of files, independent of where they lie."""
+    """SHA-256 over the names and contents of files, independent of where they lie.
+
+    Raises:
+        CheckpointError: One cannot be read.
+    """
     total = hashlib.sha256()
     for path in sorted(files, key=lambda p: p.name):
-        with open_file(path) as file:
-            digest = hashlib.file_digest(file, "sha256")
+        try:
+            with open_file(path) as file:
+                digest = hashlib.file_digest(file, "sha256")
+        except OSError as error:
+            hint = "see that you may read it"
+            raise CheckpointError(f"cannot read: {error.strerror}", where=path, hint=hint) from error
         total.update(f"{path.name}\0{digest.hexdigest()}\n".encode())
     return total.hexdigest()
 

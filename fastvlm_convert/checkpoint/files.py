@@ -4,16 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm_convert.errors import CheckpointError, ConversionError
-from fastvlm_convert.json_file import read_json_file
-from fastvlm_convert.regular_file import MAX_TEXT_BYTES
+from fastvlm_convert.json_file import MAX_JSON_BYTES, read_json_file
 from fastvlm_convert.regular_file import read_text as read_text_file
+from fastvlm_convert.weights.file_tensors import AGAIN
 
 _NAMES = {list: "list", str: "text", bool: "truth value", type(None): "null"}
-_AGAIN = "download or copy the file again"
 
 
 def read_json(
-    path: Path, kind: type[ConversionError] = CheckpointError, max_bytes: int = MAX_TEXT_BYTES
+    path: Path, kind: type[ConversionError] = CheckpointError, max_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any]:
     """Read a JSON object from a file of a checkpoint.
 
@@ -31,12 +30,12 @@ def read_json(
         hint = f"give the folder that holds {path.name}"
         raise kind(f"'{path.name}' is missing", where=path.parent, hint=hint) from error
     except OSError as error:
-        raise kind(f"cannot read: {error.strerror}", where=path, hint=_AGAIN) from error
+        raise kind(f"cannot read: {error.strerror}", where=path, hint=AGAIN) from error
     except ValueError as error:
-        raise kind(f"not valid JSON: {error}", where=path, hint=_AGAIN) from error
+        raise kind(f"not valid JSON: {error}", where=path, hint=AGAIN) from error
     if not isinstance(value, dict):
         found = _NAMES.get(type(value), "number")
-        raise kind(f"expected a JSON object, found {found}", where=path, hint=_AGAIN)
+        raise kind(f"expected a JSON object, found {found}", where=path, hint=AGAIN)
     return value
 
 
@@ -49,6 +48,6 @@ def read_text(path: Path, kind: type[ConversionError] = CheckpointError) -> str:
     try:
         return read_text_file(path)
     except OSError as error:
-        raise kind(f"cannot read: {error.strerror}", where=path, hint=_AGAIN) from error
+        raise kind(f"cannot read: {error.strerror}", where=path, hint=AGAIN) from error
     except ValueError as error:
         raise kind(f"cannot read: {error}", where=path, hint="save it as UTF-8") from error

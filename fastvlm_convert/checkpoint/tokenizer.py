@@ -15,6 +15,8 @@ from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.errors import TokenizerError
 from fastvlm_convert.io_names import IMAGE_TOKEN
 from fastvlm_convert.prompt import Text
+from fastvlm_convert.regular_file import MAX_TEXT_BYTES, read_text
+from fastvlm_convert.weights.file_tensors import AGAIN
 
 # Qwen2's split of text before byte-pair encoding (transformers, models/qwen2/tokenization_qwen2.py).
 _QWEN2_SPLIT = (
@@ -178,7 +180,7 @@ def _required(backend: Tokenizer, token: str, path: Path) -> int:
 
 
 def _from_tokenizer_json(path: Path) -> Tokenizer:
-    raw = read_json(path, TokenizerError)
+    raw = read_json(path, TokenizerError, MAX_TEXT_BYTES)
     model = raw.get("model")
     # A prefix of subwords is WordPiece's; the library may panic on one.
     if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("continuing_subword_prefix"):
@@ -200,7 +202,7 @@ def _from_vocab_and_merges(path: Path) -> Tokenizer:
                 where=path,
                 hint="a checkpoint needs tokenizer.json, or vocab.json and merges.txt",
             )
-    vocab = _ids(read_json(path / "vocab.json", TokenizerError), path / "vocab.json")
+    vocab = _ids(read_json(path / "vocab.json", TokenizerError, MAX_TEXT_BYTES), path / "vocab.json")
     merges = _read_merges(path / "merges.txt", vocab)
     backend = Tokenizer(BPE(vocab=vocab, merges=merges, byte_fallback=False))
     backend.normalizer = normalizers.NFC()
@@ -240,9 +242,11 @@ def _is_text(token: str) -> bool:
 
 def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"cannot read: {error}", where=path) from error
+        lines = read_text(path).split("\n")
+    except OSError as error:
+        raise TokenizerError(f"cannot read: {error.strerror}", where=path, hint=AGAIN) from error
+    except ValueError as error:
+        raise TokenizerError(f"cannot read: {error}", where=path, hint=AGAIN) from error
     merges = []
     for number, line in enumerate(lines, 1):
         if not line or (number == 1 and line.startswith("#version")):

@@ -27,7 +27,7 @@ from fastvlm_convert.weights.file_tensors import (
 )
 from fastvlm_convert.weights.source import Weight
 
-MAX_HEADER_BYTES = 16 << 20  # FastVLM's take 0.2 MB; each byte of one may cost twenty of memory
+MAX_HEADER_BYTES = 4 << 20  # FastVLM's take 0.2 MB; each byte of one may cost twenty of memory
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",

@@ -68,7 +68,7 @@ def test_a_pipeline(packages, capsys):
     label, probabilities = found["functions"]["stage 1, main"]["outputs"]
     assert (label["dtype"], probabilities["dtype"]) == ("string", "float64")
     assert found["profile"]["main"]["operations"]["classify"]["count"] == 1
-    mil.command(packages["pipeline"])
+    assert main(["mil", str(packages["pipeline"])]) == 0
     assert "classLabel_probs: dictionary, string to float64" in " ".join(capsys.readouterr().out.split())
 
 

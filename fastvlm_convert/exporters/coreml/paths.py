@@ -36,4 +36,4 @@ def package_manifest(content: bytes) -> str:
         },
         "rootModelIdentifier": model_id,
     }
-    return json.dumps(manifest, indent=4, sort_keys=True) + "\n"
+    return json.dumps(manifest, indent=4, sort_keys=True, allow_nan=False) + "\n"

@@ -12,6 +12,7 @@ from coremltools.converters.mil.mil import Function, Program, Var, get_new_symbo
 from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 from coremltools.proto import Model_pb2
 
+from fastvlm_convert.errors import OutputError
 from fastvlm_convert.exporters.coreml.data import LazyArray, is_inline
 from fastvlm_convert.exporters.coreml.graph import Constant, Graph, Input, Node
 from fastvlm_convert.exporters.coreml.metadata import AUTHOR, Metadata
@@ -39,6 +40,7 @@ def write_package(path: Path, graphs: Sequence[Graph], metadata: Metadata) -> No
     Raises:
         RecipeError: A weight does not fit its storage dtype.
         CheckpointError: A weight cannot be read, or is not finite.
+        OutputError: The weights cannot be written.
     """
     program, arrays = Program(), dict[str, np.ndarray]()
     for graph in graphs:
@@ -49,13 +51,19 @@ def write_package(path: Path, graphs: Sequence[Graph], metadata: Metadata) -> No
     weights_folder = (path / FILES[2]).parent
     weights_folder.mkdir(parents=True)
     program.validate()
-    model = load(
-        program,
-        weights_dir=str(weights_folder),
-        specification_version=_SYSTEMS[graphs[0].system].value,
-        convert_to="mlprogram",
-        convert_from="milinternal",
-    )
+    try:
+        model = load(
+            program,
+            weights_dir=str(weights_folder),
+            specification_version=_SYSTEMS[graphs[0].system].value,
+            convert_to="mlprogram",
+            convert_from="milinternal",
+        )
+    except RuntimeError as error:  # coremltools' writer of weights keeps the system's reason to itself
+        if "while writing" not in str(error):
+            raise
+        hint = "see that there is room and that you may write there"
+        raise OutputError(f"cannot write the weights: {error}", where=weights_folder, hint=hint) from error
     _check_all_written(arrays)
     _describe(model, metadata)
     content = model.SerializeToString(deterministic=True)
