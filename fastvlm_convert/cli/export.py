@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastvlm_convert.bench.worker import peak_memory_bytes
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import is_quantized
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
 from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
@@ -45,11 +46,10 @@ def command(
     settings = None if recipe is None else chosen_recipe(recipe, calibration)
     with progress(quiet=as_json) as on_stage:
         result = export(
-            checkpoint,
-            settings,
-            targets,
+            open_checkpoint(checkpoint, adapter),
             output,
-            adapter=adapter,
+            recipe=settings,
+            targets=targets,
             calibration=data_source(calibration),
             overwrite=overwrite,
             on_progress=on_stage,

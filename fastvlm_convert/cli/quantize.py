@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from fastvlm_convert.bench.worker import peak_memory_bytes
 from fastvlm_convert.bundle.resumable import partial_folder
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
 from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
 from fastvlm_convert.cli.options import (
@@ -44,10 +45,9 @@ def command(
     try:
         with progress(quiet=as_json) as on_stage:
             result = quantize(
-                checkpoint,
-                settings,
+                open_checkpoint(checkpoint, adapter),
                 output,
-                adapter=adapter,
+                recipe=settings,
                 calibration=data_source(calibration),
                 overwrite=overwrite,
                 on_progress=on_stage,

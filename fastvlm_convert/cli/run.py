@@ -11,7 +11,7 @@ from fastvlm_convert.cli.console import err, print_json, progress, waiting
 from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
 from fastvlm_convert.errors import BundleError, PromptError
 from fastvlm_convert.generate import Answer
-from fastvlm_convert.manifest import FILE_NAME, load_manifest
+from fastvlm_convert.manifest import FILE_NAME
 from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.runtime.loaded import DEFAULT_NEW_TOKENS, LoadedModel, load_bundle, load_reference
@@ -96,12 +96,7 @@ def load_model(path: Path, target: str | None, adapter: Path | None, on_progress
         raise BundleError(
             "an adapter can only be merged into a checkpoint", where=path, hint="export with --adapter"
         )
-    manifest = load_manifest(path)
-    if target is not None and target not in manifest.targets:
-        raise BundleError(
-            f"the bundle has no target '{target}'", where=path, hint=f"it has {', '.join(manifest.targets)}"
-        )
-    return load_bundle(path, manifest, target or manifest.targets[0])
+    return load_bundle(path, target)
 
 
 def _is_file(text: str) -> bool:

@@ -10,7 +10,6 @@ from rich.table import Table
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, status_text
 from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
-from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.questions import read_questions, standard_questions
 from fastvlm_convert.verification.bundle import VerifyResult, to_dict, verify
 from fastvlm_convert.verification.check import Check
@@ -40,25 +39,24 @@ def command(
     verbose: VerboseOption = False,
 ) -> None:
     """Compare a bundle with the PyTorch reference, stage by stage; exit code 1 if a gate fails."""
-    manifest = load_manifest(bundle)
     checkpoint = open_checkpoint(reference, adapter)
     questions = standard_questions() if images is None else read_questions(images)
     with progress(quiet=as_json) as on_stage:
-        result = verify(bundle, manifest, checkpoint, questions, on_stage, interpret=interpret)
+        result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
     if as_json:
         print_json(
             "verify",
             result.status,
             bundle=str(bundle),
             reference=str(reference),
-            questions=len(questions),
+            questions=result.num_questions,
             checks=[to_dict(check) for check in result.checks],
             measurements=[to_dict(measurement) for measurement in result.measurements],
             warnings=list(result.warnings),
         )
     else:
         print_warnings(result.warnings)
-        _print(result, len(questions))
+        _print(result)
     raise typer.Exit(_EXIT_CODES[result.status])
 
 
@@ -73,13 +71,13 @@ _METRICS = {
 }
 
 
-def _print(result: VerifyResult, num_questions: int) -> None:
+def _print(result: VerifyResult) -> None:
     out.print(_check_table(result))
     out.print()
     out.print(_measurement_table(result))
     for line in dict.fromkeys(_reason(check) for check in result.checks if check.reason):
         err.print(line, soft_wrap=True)
-    pictures = f"{num_questions} picture{'' if num_questions == 1 else 's'}"
+    pictures = f"{result.num_questions} picture{'' if result.num_questions == 1 else 's'}"
     out.print(f"\n{status_text(result.status)} on {pictures}", soft_wrap=True)
     if any((check.executed_by or "").startswith("interpreter") for check in result.checks):
         err.print("the interpreter proves the program and its weights, not Apple's kernels", soft_wrap=True)

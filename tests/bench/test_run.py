@@ -50,7 +50,7 @@ def test_without_a_reference_there_is_no_ratio(fp32_bundle, fp16_bundle):
 
 
 def test_a_contender_that_cannot_be_loaded_is_named(tmp_path):
-    with pytest.raises(ConversionError, match=r"not a bundle: it has no manifest\.json") as caught:
+    with pytest.raises(ConversionError, match=r"not a bundle: it has no fastvlm_manifest\.json") as caught:
         run(Contender("lost", tmp_path, "onnx", 1))
     assert str(tmp_path) in str(caught.value)
     assert caught.value.hint

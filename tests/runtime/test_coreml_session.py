@@ -14,7 +14,6 @@ from fastvlm_convert.exporters.coreml.package import Metadata, write_package
 from fastvlm_convert.exporters.coreml.vision import VisionBuilder
 from fastvlm_convert.exporters.coreml.weights import Weights
 from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
-from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db, top1_agreement
 from fastvlm_convert.mil.interpreter import Interpreter
 from fastvlm_convert.pipeline import export
@@ -56,8 +55,8 @@ def reference() -> LoadedModel:
 
 def load(tmp_path: Path, name: str, settings: dict, precision: str) -> LoadedModel:
     bundle = tmp_path / "bundle"
-    export(GOLDEN / LLAVA / "checkpoint", recipe(name, coreml=settings), ["coreml"], bundle)
-    return load_bundle(bundle, load_manifest(bundle), "coreml", precision)
+    export(GOLDEN / LLAVA / "checkpoint", bundle, recipe=recipe(name, coreml=settings), targets=["coreml"])
+    return load_bundle(bundle, "coreml", precision)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
