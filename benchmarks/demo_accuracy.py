@@ -27,8 +27,8 @@ def scores(checkpoint: Path, pictures: int, recipes: Sequence[str]) -> dict[str,
     found = {"reference": accuracy(load_reference(open_checkpoint(checkpoint)), samples)}
     with tempfile.TemporaryDirectory() as folder:
         for recipe in recipes:
-            result = export(checkpoint, load_recipe(recipe), ["onnx"], Path(folder) / recipe)
-            found[f"{recipe} onnx"] = accuracy(load_bundle(result.bundle, result.manifest, "onnx"), samples)
+            result = export(checkpoint, Path(folder) / recipe, recipe=load_recipe(recipe), targets=["onnx"])
+            found[f"{recipe} onnx"] = accuracy(load_bundle(result.bundle, "onnx"), samples)
     return found
 
 

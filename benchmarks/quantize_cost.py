@@ -61,7 +61,7 @@ def main() -> None:
             fewer = replace(recipe.calibration, num_samples=arguments.samples)
             recipe = replace(recipe, calibration=fewer)
         data = write_calibration(Path(folder) / "pictures", recipe.calibration.num_samples)
-        quantize(checkpoint, recipe, output, calibration=data, on_progress=on_progress)
+        quantize(checkpoint, output, recipe=recipe, calibration=data, on_progress=on_progress)
         size = sum(path.stat().st_size for path in (Path(folder) / "out").iterdir())
     print("| stage | seconds | CPU seconds | peak GB so far |\n|---|---|---|---|")
     last, last_cpu = start, start_cpu

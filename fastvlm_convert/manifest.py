@@ -247,6 +247,8 @@ def load_manifest(bundle: Path) -> Manifest:
 
 
 def _problems(bundle: Path, manifest: Manifest) -> Iterator[str]:
+    if not manifest.artifacts:
+        yield "the manifest lists no artifact"
     for artifact in manifest.artifacts:
         if not artifact.files:
             yield f"artifact {artifact.target} {artifact.component} has no files"

@@ -365,18 +365,18 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_recipe(name_or_path: str) -> Recipe:
+def load_recipe(name_or_path: str | Path) -> Recipe:
     """Load a shipped recipe by name, or any recipe by the path of its YAML file.
 
     Raises:
         RecipeError: There is no such recipe, it is no YAML, or a setting is unknown, missing or impossible.
     """
     shipped = shipped_recipes()
-    path = shipped.get(name_or_path, Path(name_or_path))
+    path = shipped.get(str(name_or_path), Path(name_or_path))
     if path.suffix not in (".yaml", ".yml"):
         raise RecipeError(
             f"unknown recipe '{name_or_path}'",
-            hint=f"{did_you_mean(name_or_path, shipped)}shipped recipes: {', '.join(shipped)}; "
+            hint=f"{did_you_mean(str(name_or_path), shipped)}shipped recipes: {', '.join(shipped)}; "
             "or give the path of a .yaml file",
         )
     try:

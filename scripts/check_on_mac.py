@@ -60,7 +60,7 @@ def stages(session: Session, given: dict[str, np.ndarray]) -> dict[str, Callable
 def record(bundle: Path, path: Path) -> int:
     """Save inputs, and what the interpreter computes from them when it rounds as a device may."""
     manifest = load_manifest(bundle)
-    session = load_bundle(bundle, manifest, "coreml", "device").session
+    session = load_bundle(bundle, "coreml", "device").session
     given = inputs(session, manifest.contract.image_size, manifest.recipe.coreml.prefill_chunk)
     np.savez(path, **given, **{f"out_{name}": run() for name, run in stages(session, given).items()})
     return 0
@@ -74,7 +74,7 @@ def compare(bundle: Path, path: Path) -> int:
     recorded = dict(np.load(path))
     report: dict[str, Any] = {"macos": platform.mac_ver()[0], "machine": platform.machine(), "stages": {}}
     try:
-        session = load_bundle(bundle, load_manifest(bundle), "coreml").session
+        session = load_bundle(bundle, "coreml").session
         for name, run in stages(session, recorded).items():
             expected, found = recorded[f"out_{name}"], run()
             value = sqnr_db(expected, found)

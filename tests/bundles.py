@@ -27,13 +27,13 @@ def recipe(name: str = FP32, **sections: dict[str, Any]) -> Recipe:
 
 def export_bundle(checkpoint: Path, output: Path, settings: Recipe | None = None) -> Path:
     """Export the ONNX target; the fp32 recipe by default."""
-    export(checkpoint, settings or recipe(), ["onnx"], output)
+    export(checkpoint, output, recipe=settings or recipe(), targets=["onnx"])
     return output
 
 
 def open_bundle(bundle: Path) -> LoadedModel:
     """A bundle ready to run."""
-    return load_bundle(bundle, load_manifest(bundle), "onnx")
+    return load_bundle(bundle, "onnx")
 
 
 def copy_bundle(bundle: Path, folder: Path) -> Path:

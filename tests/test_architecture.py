@@ -88,9 +88,7 @@ def test_every_part_has_its_place():
 def test_imports_go_left_only(path):
     part = part_of(path)
     source = path.read_text(encoding="utf-8")
-    if part == "__init__":
-        assert list(imports_of(source)) == []
-    else:
+    if part != "__init__":  # the face for users, which imports late (tests/test_api.py)
         assert faults(part, source) == []
 
 

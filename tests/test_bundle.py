@@ -203,7 +203,7 @@ class TestLicense:
 
     def test_it_is_copied_with_a_notice_of_what_was_changed(self, llava, tmp_path):
         (llava / "LICENSE_MODEL").write_text(self.APPLE)
-        result = export(llava, recipe(FP16), ["onnx"], tmp_path / "bundle")
+        result = export(llava, tmp_path / "bundle", recipe=recipe(FP16), targets=["onnx"])
         assert result.manifest.source.license == "LICENSE_MODEL"
         assert (result.bundle / "LICENSE_MODEL").read_text() == self.APPLE
         notice = (result.bundle / "NOTICE").read_text()
@@ -221,7 +221,7 @@ class TestLicense:
         assert "Apple" not in (bundle / "NOTICE").read_text()
 
     def test_without_one_there_is_a_warning(self, llava, tmp_path):
-        result = export(llava, recipe(), ["onnx"], tmp_path / "bundle")
+        result = export(llava, tmp_path / "bundle", recipe=recipe(), targets=["onnx"])
         assert result.manifest.source.license == "not_found"
         assert any("has no license file" in warning for warning in result.warnings)
         assert not (result.bundle / "NOTICE").exists()

@@ -59,7 +59,7 @@ class TestShipped:
         assert targets
         quick = without_data(settings)  # sizes do not depend on the solver
         predicted = predicted_files(plan_export(open_checkpoint(DEMO), settings, targets))
-        result = export(DEMO, quick, targets, tmp_path / "bundle")
+        result = export(DEMO, tmp_path / "bundle", recipe=quick, targets=targets)
         assert set(settings.notes) <= set(result.warnings)
         manifest = load_manifest(tmp_path / "bundle")
         assert manifest.recipe.notes == settings.notes

@@ -17,7 +17,6 @@ from PIL import Image
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import ConversionError
 from fastvlm_convert.generate import check_fits, embed_prompt, stream_tokens
-from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 
@@ -26,7 +25,7 @@ def load(request: dict[str, Any]) -> LoadedModel:
     """Load the contender that a request names."""
     path = Path(request["path"])
     if request["kind"] == "bundle":
-        return load_bundle(path, load_manifest(path), request["target"])
+        return load_bundle(path, request["target"])
     size = request["image_size"]
     opened = open_checkpoint(path)
     images = replace(opened.pictures.image, size=size)

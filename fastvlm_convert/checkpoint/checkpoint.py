@@ -116,7 +116,7 @@ class Checkpoint:
         return fold(self.weights) if self.quantized is None else self.quantized.weights
 
 
-def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Checkpoint:
     """Open a FastVLM checkpoint in Apple's or transformers' layout, or a quantized one; headers only.
 
     Args:
@@ -127,6 +127,7 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
         CheckpointError: It is missing, damaged, hostile, incomplete or no FastVLM.
         TokenizerError: Its tokenizer is missing or damaged.
     """
+    path, adapter = Path(path), None if adapter is None else Path(adapter)
     if not path.is_dir():
         what = "a checkpoint is a folder, this is a file" if path.exists() else "there is no such checkpoint"
         raise CheckpointError(what, where=path, hint="give the folder that holds config.json")
@@ -164,6 +165,11 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
         settings=tuple(settings),
         files=(*settings, *content.files),
     )
+
+
+def opened(checkpoint: str | Path | Checkpoint) -> Checkpoint:
+    """A checkpoint, opened unless it is open already."""
+    return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, waiting
 from fastvlm_convert.cli.flags import Flags
 from fastvlm_convert.cli.options import TARGET_NAMES, complete_target
-from fastvlm_convert.errors import BundleError, PromptError, UsageError, did_you_mean
-from fastvlm_convert.manifest import FILE_NAME, load_manifest
+from fastvlm_convert.errors import BundleError, PromptError, UsageError
+from fastvlm_convert.manifest import FILE_NAME
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.prompt import Message
 from fastvlm_convert.runtime.loaded import DEFAULT_NEW_TOKENS, LoadedModel, load_bundle, load_reference
@@ -81,14 +81,7 @@ def load_model(
         raise BundleError(
             "an adapter can only be merged into a checkpoint", where=path, hint="export with --adapter"
         )
-    manifest = load_manifest(path)
-    if target is not None and target not in manifest.targets:
-        raise BundleError(
-            f"the bundle has no target '{target}'",
-            where=path,
-            hint=f"{did_you_mean(target, manifest.targets)}it has {', '.join(manifest.targets)}",
-        )
-    return load_bundle(path, manifest, target or manifest.targets[0]), ()
+    return load_bundle(path, target), ()
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import is_quantized
 from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, report, size_text
 from fastvlm_convert.cli.flags import flags_of
@@ -52,11 +53,10 @@ def command(
     settings = None if recipe is None else chosen_recipe(recipe, calibration)
     with progress(flags_of(context).is_silent) as on_stage:
         result = export(
-            checkpoint,
-            settings,
-            targets,
+            open_checkpoint(checkpoint, adapter),
             output,
-            adapter=adapter,
+            recipe=settings,
+            targets=targets,
             calibration=data_source(calibration),
             overwrite=overwrite,
             on_progress=on_stage,

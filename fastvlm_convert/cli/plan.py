@@ -18,12 +18,10 @@ from fastvlm_convert.cli.options import (
     TargetOption,
     chosen_targets,
 )
-from fastvlm_convert.predict.export_plan import ExportPlan, plan_export, predicted_files
-from fastvlm_convert.predict.memory import predicted_peak
-from fastvlm_convert.predict.sizes import cache_bytes
+from fastvlm_convert.pipeline import PlanResult, plan
 from fastvlm_convert.quantized.layer_groups import LayerGroup, group_layers
 from fastvlm_convert.quantized.layer_report import scheme_text
-from fastvlm_convert.recipe import load_recipe, without_data
+from fastvlm_convert.recipe import load_recipe
 from fastvlm_convert.weights.file_tensors import item_size
 
 EXAMPLES = """
@@ -46,38 +44,34 @@ def command(
     """
     targets = chosen_targets(target)
     settings = None if recipe is None else load_recipe(recipe)
-    facts = describe(plan_export(open_checkpoint(checkpoint, adapter), settings, targets))
+    facts = describe(plan(open_checkpoint(checkpoint, adapter), recipe=settings, targets=targets))
     report(context, "passed", facts, lambda: _print(facts, flags_of(context).quiet))
 
 
-def describe(plan: ExportPlan) -> dict[str, Any]:
+def describe(result: PlanResult) -> dict[str, Any]:
     """Everything `plan` knows, as plain data."""
-    checkpoint, config, recipe, targets = plan.checkpoint, plan.config, plan.recipe, plan.targets
-    files = predicted_files(plan)
+    planned = result.plan
+    checkpoint, layers = planned.checkpoint, planned.layers
+    context_length = planned.recipe.common.max_context_length
     before = _stored_bytes(checkpoint)
-    contexts = sorted({*CONTEXT_LENGTHS, recipe.common.max_context_length})
-    num_weights, stored_bits = sum(p.size for p in plan.layers), sum(p.stored_bits for p in plan.layers)
+    contexts = sorted({*CONTEXT_LENGTHS, context_length})
+    num_weights, stored_bits = sum(p.size for p in layers), sum(p.stored_bits for p in layers)
+    is_tied = planned.config.decoder.tied
     return {
         "checkpoint": str(checkpoint.path),
-        "recipe": recipe.name,
-        "targets": list(targets),
-        "groups": [_group_facts(group, config.decoder.tied, before) for group in group_layers(plan.layers)],
+        "recipe": planned.recipe.name,
+        "targets": list(planned.targets),
+        "groups": [_group_facts(group, is_tied, before) for group in group_layers(layers)],
         "num_weights": num_weights,
         "bits_per_weight": stored_bits / num_weights,
-        "files": files,
-        "total_bytes": sum(files.values()),
+        "files": dict(result.files),
+        "total_bytes": result.total_bytes,
         "kv_cache_bytes": {
-            target: {str(n): cache_bytes(config, recipe, target, n) for n in contexts} for target in targets
+            target: {str(n): result.kv_cache_bytes(target, n) for n in contexts} for target in planned.targets
         },
-        "context_length": recipe.common.max_context_length,
-        "peak_memory_bytes": predicted_peak(
-            config,
-            plan.layers,
-            recipe if plan.is_calibrated else without_data(recipe),
-            targets,
-            checkpoint.tokenizer.num_tokens,
-        ),
-        "needs_data": plan.is_calibrated,
+        "context_length": context_length,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "needs_data": planned.is_calibrated,
     }
 
 

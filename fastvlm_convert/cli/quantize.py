@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from fastvlm_convert.bundle.resumable import partial_folder
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_warnings, progress, report, size_text
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
@@ -51,10 +52,9 @@ def command(
     try:
         with progress(flags_of(context).is_silent) as on_stage:
             result = quantize(
-                checkpoint,
-                settings,
+                open_checkpoint(checkpoint, adapter),
                 output,
-                adapter=adapter,
+                recipe=settings,
                 calibration=data_source(calibration),
                 overwrite=overwrite,
                 on_progress=on_stage,

@@ -20,7 +20,6 @@ from fastvlm_convert.cli.console import (
 )
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import AdapterOption, ImagesOption
-from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.questions import read_questions, standard_questions
 from fastvlm_convert.verification.bundle import VerifyResult, to_dict, verify
 from fastvlm_convert.verification.check import Check
@@ -50,21 +49,20 @@ def command(
     Compares every stage, from pixels to the text of the answer. The exit code is 1 if a check fails, and 2 if
     one could not be run.
     """
-    manifest = load_manifest(bundle)
     checkpoint = open_checkpoint(reference, adapter)
     questions = standard_questions() if images is None else read_questions(images)
     print_warnings(questions.notes)
     with progress(flags_of(context).is_silent) as on_stage:
-        result = verify(bundle, manifest, checkpoint, questions, on_stage, interpret=interpret)
+        result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
     document = {
         "bundle": str(bundle),
         "reference": str(reference),
-        "questions": len(questions),
+        "questions": result.num_questions,
         "checks": [to_dict(check) for check in result.checks],
         "measurements": [to_dict(measurement) for measurement in result.measurements],
         "warnings": list(result.warnings),
     }
-    verdict = f"{result.status} on {images_text(len(questions))}"
+    verdict = f"{result.status} on {images_text(result.num_questions)}"
     report(context, result.status, document, lambda: _print(result, verdict), brief=verdict)
     raise typer.Exit(_EXIT_CODES[result.status])
 

@@ -15,7 +15,7 @@ from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.generate import Session, answer_tokens, check_fits, greedy, sampler
 from fastvlm_convert.io_names import Precision
-from fastvlm_convert.manifest import Manifest
+from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pictures import as_seen, load_image
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
@@ -235,25 +235,29 @@ def _load_model(
 
 
 def load_bundle(
-    bundle: Path, manifest: Manifest, target: Target, precision: Precision | None = None
+    bundle: str | Path, target: Target | None = None, precision: Precision | None = None
 ) -> LoadedModel:
-    """One target of a bundle.
+    """A bundle, ready to answer.
 
     Args:
         bundle: Its folder.
-        manifest: Its manifest.
-        target: The target.
+        target: Which of its formats to run; None takes the first.
         precision: Core ML: how the interpreter runs the packages; None leaves them to Core ML where there is
             one, and else means `exact`. ONNX: `exact` does without int8 activations; None runs it as it is.
 
     Raises:
-        BundleError: The target is not in the bundle, or its runtime refuses it.
+        BundleError: It is no bundle, damaged or of another version; the target is not in it, or its runtime
+            refuses it.
         MissingDependencyError: The target's runtime is not installed.
     """
-    if target not in manifest.targets:
-        raise BundleError(f"the bundle has no {target}; it has {', '.join(manifest.targets)}", where=bundle)
+    bundle = Path(bundle)
+    manifest = load_manifest(bundle)
+    if target is not None and target not in manifest.targets:
+        raise BundleError(
+            f"the bundle has no target '{target}'", where=bundle, hint=f"it has {', '.join(manifest.targets)}"
+        )
     return LoadedModel(
-        session=open_session(bundle, manifest, target, precision),
+        session=open_session(bundle, manifest, target or manifest.targets[0], precision),
         tokenizer=read_tokenizer(bundle),
         eos_token_ids=manifest.contract.eos_token_ids,
         images=manifest.contract.images,

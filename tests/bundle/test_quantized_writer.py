@@ -39,7 +39,7 @@ from tests.checkpoints import (
 def made(tmp_path_factory):
     """All golden checkpoints, quantized."""
     folder = tmp_path_factory.mktemp("quantized")
-    return {n: quantize(GOLDEN / n / "checkpoint", mixed_recipe(), folder / n) for n in SETS}
+    return {n: quantize(GOLDEN / n / "checkpoint", folder / n, recipe=mixed_recipe()) for n in SETS}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -77,7 +77,7 @@ def test_what_the_checkpoint_says_of_itself_is_kept(made, name):
 
 
 def test_repeated_it_gives_the_same_bytes(made, tmp_path):
-    again = quantize(GOLDEN / HF / "checkpoint", mixed_recipe(), tmp_path / "elsewhere").output
+    again = quantize(GOLDEN / HF / "checkpoint", tmp_path / "elsewhere", recipe=mixed_recipe()).output
     ours = {name: digest for name, (digest, _) in tree_state(made[HF].output).items()}
     assert {name: digest for name, (digest, _) in tree_state(again).items()} == ours
 
@@ -98,7 +98,7 @@ def test_the_errors_are_those_of_the_integers(made):
 
 def test_a_large_one_lies_in_shards(made, tmp_path, monkeypatch):
     monkeypatch.setattr(quantized_writer, "MAX_SHARD_BYTES", 100_000)
-    output = quantize(GOLDEN / LLAVA / "checkpoint", mixed_recipe(), tmp_path / "sharded").output
+    output = quantize(GOLDEN / LLAVA / "checkpoint", tmp_path / "sharded", recipe=mixed_recipe()).output
     shards = sorted(output.glob("*.safetensors"))
     assert len(shards) > 3
     assert shards[0].name == f"model-00001-of-{len(shards):05}.safetensors"
@@ -120,7 +120,7 @@ def test_floats_that_the_dtype_cannot_hold_are_an_error(llava, tmp_path):
     name = "model.norm.weight"
     edit_tensors(llava, {name: read_tensors(llava)[name] * 0 + 1e5})
     with pytest.raises(RecipeError, match=r"'decoder\.norm\.weight' reaches 1e\+05, beyond float16's 65504"):
-        quantize(llava, mixed_recipe(), tmp_path / "out")
+        quantize(llava, tmp_path / "out", recipe=mixed_recipe())
     assert not list(tmp_path.glob("out*"))
 
 
@@ -171,6 +171,6 @@ def test_a_table_that_serves_as_head_is_stored_for_both(tmp_path):
     rules = (QuantizeRule(("vision.*",), "int8"), QuantizeRule(("*",), "float"))
     settings = replace(settings, quantize=rules)
     for name, dtype in ((LLAVA, "float32"), ("tiny-llava-sharded", "float16")):
-        output = quantize(GOLDEN / name / "checkpoint", settings, tmp_path / name).output
+        output = quantize(GOLDEN / name / "checkpoint", tmp_path / name, recipe=settings).output
         assert open_checkpoint(output).stored["decoder.embed_tokens.weight"].dtype == dtype
     assert isinstance(open_checkpoint(output).folded["vision.stem.0.weight"], QuantizedWeight)

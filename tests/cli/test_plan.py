@@ -192,7 +192,7 @@ def test_unknown_target(cli):
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("demo") / "quantized"
-    quantize(DEMO, without_data(load_recipe("int4")), output)
+    quantize(DEMO, output, recipe=without_data(load_recipe("int4")))
     return output
 
 

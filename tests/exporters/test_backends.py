@@ -85,7 +85,7 @@ def test_a_new_backend_says_what_the_reference_says(tmp_path):
     said = [
         generate(model.session, model.prompt("Describe the image.", [picture]), (), 8).token_ids
         for model in (
-            load_bundle(bundle, load_manifest(bundle), "toy"),
+            load_bundle(bundle, "toy"),
             load_reference(open_checkpoint(CHECKPOINT)),
         )
     ]

@@ -67,7 +67,7 @@ def test_sizes_of_core_ml_packages_are_known_before(name, tmp_path):
     golden, settings = VARIANTS[name]
     checkpoint = GOLDEN / golden / "checkpoint"
     plan = plan_export(open_checkpoint(checkpoint), settings, ["coreml"])
-    export(checkpoint, settings, ["coreml"], tmp_path / "bundle")
+    export(checkpoint, tmp_path / "bundle", recipe=settings, targets=["coreml"])
     check_sizes(predicted_artifacts(plan).sizes, tmp_path / "bundle")
 
 

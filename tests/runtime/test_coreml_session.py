@@ -11,7 +11,6 @@ from fastvlm_convert.exporters.coreml.metadata import Metadata
 from fastvlm_convert.exporters.coreml.proto import write_package
 from fastvlm_convert.exporters.coreml.vision import build_apple_vision
 from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
-from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db, top1_agreement
 from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.pictures import load_image
@@ -53,8 +52,8 @@ def reference() -> LoadedModel:
 
 def load(tmp_path: Path, name: str, settings: dict, precision: str) -> LoadedModel:
     bundle = tmp_path / "bundle"
-    export(GOLDEN / LLAVA / "checkpoint", recipe(name, coreml=settings), ["coreml"], bundle)
-    return load_bundle(bundle, load_manifest(bundle), "coreml", precision)
+    export(GOLDEN / LLAVA / "checkpoint", bundle, recipe=recipe(name, coreml=settings), targets=["coreml"])
+    return load_bundle(bundle, "coreml", precision)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

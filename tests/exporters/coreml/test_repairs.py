@@ -13,7 +13,6 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.exporters.coreml.paths import FILES
 from fastvlm_convert.float16.repairs import needed_repairs, settings_of
-from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.recipe import Recipe, RepairSettings, without_data
@@ -36,8 +35,8 @@ GATE_DB = 40  # of shipped recipes, for a device
 
 def exported(checkpoint: Path, output: Path, settings: Recipe, precision: str) -> LoadedModel:
     short = replace(settings, common=replace(settings.common, max_context_length=128))
-    export(checkpoint, short, ["coreml"], output)
-    return load_bundle(output, load_manifest(output), "coreml", precision)
+    export(checkpoint, output, recipe=short, targets=["coreml"])
+    return load_bundle(output, "coreml", precision)
 
 
 def worst(model: LoadedModel, reference: LoadedModel) -> float:
