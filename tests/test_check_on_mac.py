@@ -28,7 +28,7 @@ def script():
 def recorded(script, tmp_path_factory):
     """A bundle and what the interpreter computes of it."""
     folder = tmp_path_factory.mktemp("mac")
-    export(GOLDEN / LLAVA / "checkpoint", recipe(FP16), ["coreml"], folder / "bundle")
+    export(GOLDEN / LLAVA / "checkpoint", folder / "bundle", recipe=recipe(FP16), targets=["coreml"])
     assert script.record(folder / "bundle", folder / "record.npz") == 0
     return folder / "bundle", folder / "record.npz"
 

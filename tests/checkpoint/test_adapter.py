@@ -254,5 +254,5 @@ def test_a_merge_beyond_float32_is_refused_by_name_and_step(recipe, llava, tmp_p
     bundle = tmp_path / "bundle"
     name = "decoder.layers.0.self_attn.q_proj.weight"
     with pytest.raises(CheckpointError, match=rf"'{name}' holds \d+ values .* after merging the adapter"):
-        export(llava, load_recipe(recipe), ["onnx"], bundle, adapter=adapter)
+        export(open_checkpoint(llava, adapter), bundle, recipe=load_recipe(recipe), targets=["onnx"])
     assert not bundle.exists()
