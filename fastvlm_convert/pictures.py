@@ -22,7 +22,7 @@ from fastvlm_convert.regular_file import UnreadableFileError, open_file
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 HEIC_SUFFIXES: Final = (".heic", ".heif")
 PICTURE_SUFFIXES: Final = (
-    ".jpg", ".jpeg", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", *HEIC_SUFFIXES,
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".mpo", ".gif", ".tif", ".tiff", ".avif", *HEIC_SUFFIXES,
 )  # fmt: skip
 MAX_PIXELS: Final = 64_000_000
 MAX_FILE_BYTES: Final = 1 << 30
@@ -53,20 +53,21 @@ def load_image(path: Path) -> Image.Image:
         raise ImageError("there is no such image", where=path, hint="check the path") from error
     except UnreadableFileError as error:
         raise ImageError(
-            f"the picture cannot be read: {error.strerror}", where=path, hint="give a picture file"
+            f"the image cannot be decoded: {error.strerror}", where=path, hint="give an image file"
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            "not a picture, or of a format that is not supported",
+            "not an image, or of a format that is not supported",
             where=path,
             hint=f"supported: {', '.join(FORMATS)}, and HEIC with the extra 'heic'; convert it to PNG",
         ) from error
     except Image.DecompressionBombError as error:
-        raise _too_large(f"it has more than {MAX_PIXELS // 1_000_000} megapixels", path) from error
+        raise _too_large(f"more than {MAX_PIXELS // 1_000_000} megapixels", path) from error
     # What Pillow raises for damaged files.
     except (OSError, RuntimeError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ImageError(
-            f"the picture cannot be decoded: {error}", where=path, hint="is the file complete? copy it again"
+            f"the image cannot be decoded: {reason}", where=path, hint="is the file complete? copy it again"
         ) from error
 
 
@@ -118,14 +119,14 @@ def _heif(path: Path) -> tuple[str, ...]:
 
 def _check_size(width: int, height: int, path: Path) -> None:
     if width * height > MAX_PIXELS:
-        raise _too_large(f"it has {width} x {height} pixels", path)
+        raise _too_large(f"{width} x {height} pixels", path)
     if max(width, height) > MAX_IMAGE_EDGE:
-        raise _too_large(f"it has {width} x {height} pixels, at most {MAX_IMAGE_EDGE} an edge", path)
+        raise _too_large(f"{width} x {height} pixels, at most {MAX_IMAGE_EDGE} an edge are accepted", path)
 
 
 def _too_large(what: str, path: Path) -> ImageError:
     return ImageError(
-        f"the picture is too large: {what}",
+        f"the image is absurdly large: {what}",
         where=path,
         hint=f"at most {MAX_PIXELS // 1_000_000} megapixels are accepted; scale it down first",
     )

@@ -142,10 +142,8 @@ def _folder_questions(folder: Path, at_most: int | None) -> QuestionSet:
         else:
             skipped.append(f"{name} (not a picture)")
     if not names:
-        why = f"; {'; '.join(skipped[:_FEW])}" if skipped else ""
-        raise ImageError(
-            f"no images here{why}", where=folder, hint=f"pictures end in {', '.join(PICTURE_SUFFIXES)}"
-        )
+        why = f"skipped: {'; '.join(skipped[:_FEW])}" if skipped else _GIVE
+        raise ImageError(f"no images here ({', '.join(PICTURE_SUFFIXES)})", where=folder, hint=why)
     chosen = names[:at_most]
     questions = tuple(Question((load_image(folder / name),), DEFAULT_QUESTION) for name in chosen)
     return QuestionSet(questions, len(questions), len(names), tuple(skipped))
@@ -164,7 +162,9 @@ def _raise_unreadable(error: OSError) -> None:
 
 _GIVE: Final = "give a folder of images, or a .jsonl file that lists them"
 _DOCS: Final = "docs/quality.md shows both forms of a list"
-_EXPECTED: Final = "an object with 'question', perhaps 'image' or 'images', and perhaps 'answer'"
+_EXPECTED: Final = (
+    "an object with 'image', 'question' and perhaps 'answer' ('images' for several, neither for text alone)"
+)
 
 
 def _read_text(path: Path) -> str:

@@ -170,10 +170,10 @@ def test_what_is_no_picture_is_refused(tmp_path):
     (tmp_path / "dangling.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     for path, message in (
-        (tmp_path / "a.png", "not a picture"),
+        (tmp_path / "a.png", "not an image"),
         (tmp_path / "b.png", "there is no such image"),
         (tmp_path / "dangling.png", "a link to .*gone.png, which is missing"),
-        (tmp_path / "loop.png", "cannot be (read|decoded): Too many levels of symbolic links"),
+        (tmp_path / "loop.png", "cannot be decoded: Too many levels of symbolic links"),
         (tmp_path, "it is a folder, not a file"),
         (Path("/dev/zero"), "it is a device, not a file"),
         (Path("a\0b"), "there is no such image"),
@@ -200,7 +200,7 @@ def png(width, height):
 def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(width, height, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png(width, height))
-    with pytest.raises(ImageError, match="too large") as caught:
+    with pytest.raises(ImageError, match="absurdly large") as caught:
         load_image(path)
     assert "64 megapixels" in caught.value.hint
 

@@ -71,11 +71,11 @@ def command(
         # After loading: it imports torch, whose absence `load_folded_reference` reports.
         from fastvlm_convert.float16.scan import scan
 
-        print_warnings(questions.notes)
         ranges = scan(
             model, loaded, questions, opened.sha256, max_new_tokens, lambda share: on_stage("images", share)
         )
     path, warnings = _saved(ranges)
+    warnings = (*questions.notes, *warnings)
     repairs = needed_repairs(ranges, settings)
     repaired = repaired_recipe(settings, settings.name if output is None else output.stem, repairs)
     left = [o.op for o in at_risk(ranges, repaired)]

@@ -51,19 +51,19 @@ def command(
     """
     checkpoint = open_checkpoint(reference, adapter)
     questions = standard_questions() if images is None else read_questions(images)
-    print_warnings(questions.notes)
     with progress(flags_of(context).is_silent) as on_stage:
         result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
+    warnings = (*questions.notes, *result.warnings)
     document = {
         "bundle": str(bundle),
         "reference": str(reference),
         "questions": result.num_questions,
         "checks": [to_dict(check) for check in result.checks],
         "measurements": [to_dict(measurement) for measurement in result.measurements],
-        "warnings": list(result.warnings),
+        "warnings": list(warnings),
     }
     verdict = f"{result.status} on {images_text(result.num_questions)}"
-    report(context, result.status, document, lambda: _print(result, verdict), brief=verdict)
+    report(context, result.status, document, lambda: _print(result, warnings, verdict), brief=verdict)
     raise typer.Exit(_EXIT_CODES[result.status])
 
 
@@ -78,8 +78,8 @@ _METRICS = {
 }
 
 
-def _print(result: VerifyResult, verdict: str) -> None:
-    print_warnings(result.warnings)
+def _print(result: VerifyResult, warnings: tuple[str, ...], verdict: str) -> None:
+    print_warnings(warnings)
     out.print(_check_table(result))
     _print_measurements(result)
     for line in dict.fromkeys(_reason(check) for check in result.checks if check.reason):

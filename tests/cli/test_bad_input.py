@@ -510,16 +510,6 @@ def question_missing(place):
     return run(place, IMAGE)
 
 
-@case("the question marks 2 places with <image>, but 1 images are given", "mark one place an image")
-def marks_exceed_images(place):
-    return run(place, IMAGE, "<image> and <image>?")
-
-
-@case("the question marks 1 places with <image>, but 2 images are given", "mark one place an image")
-def images_exceed_marks(place):
-    return run(place, IMAGE, IMAGE, "<image>?")
-
-
 @case("exceed the context of 2048 tokens", "shorten the question")
 def prompt_too_long(place):
     return run(place, "How many circles are there? " * 500)
