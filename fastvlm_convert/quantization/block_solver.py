@@ -3,7 +3,7 @@
 The samples pass through the float block first, which records what its layers read, then through the quantized
 one. When they reach a group of layers that share an input, the pass waits while the group is
 
-    collected -> solved -> saved -> installed
+    solved on what it reads -> saved -> loaded -> installed
 
 and goes on through what was stored. So one pass serves all layers of a block, each of which is solved on what
 the stored layers before it give. Groups that are saved already, by an earlier run, are only installed.
@@ -148,8 +148,9 @@ def _solve_groups(
     divisors: dict[Group, Tensor | None] = {}
 
     def reach(group: Group, given: Tensor) -> Tensor:
-        if group not in divisors:  # the first of its layers is reached
-            found = _stored_group(task, block, group, Activations(reference[group], given))
+        if group not in divisors:  # this is the first of its layers
+            _solve_and_save(task, block, group, Activations(reference[group], given))
+            found = _load_group(task, group)
             divisors[group] = _install(block, group, found)
             stored.update(found)
         divisor = divisors[group]
@@ -165,18 +166,23 @@ def _solve_groups(
     return stored, output
 
 
-def _stored_group(task: SolverTask, block: _Block, group: Group, inputs: Activations) -> dict[str, AnyWeight]:
-    """The stored weights of a group; layers that no earlier run has saved are solved and saved first."""
+def _solve_and_save(task: SolverTask, block: _Block, group: Group, inputs: Activations) -> None:
+    """Solve the layers of a group that no earlier run has saved, on what the first samples are there."""
     missing = [layer for layer in group if load_solved(task.folder, task.plans[layer]) is None]
-    if missing:
-        reference, quantized = (_rows(x).numpy() for x in (inputs.reference, inputs.quantized))
-        moments = moments_of(reference, quantized, _row_weights(task, block, group, len(inputs.quantized)))
-        for solved in solve_layers(_float_group(task, block, group), moments, task.settings, missing):
-            save_layer(_path(task.folder, solved.name), solved.matrix, solved.floats)
+    if not missing:
+        return
+    reference, quantized = (_rows(x).numpy() for x in (inputs.reference, inputs.quantized))
+    moments = moments_of(reference, quantized, _row_weights(task, block, group, len(inputs.quantized)))
+    for solved in solve_layers(_float_group(task, block, group), moments, task.settings, missing):
+        save_layer(_path(task.folder, solved.name), solved.matrix, solved.floats)
+
+
+def _load_group(task: SolverTask, group: Group) -> dict[str, AnyWeight]:
+    """The stored weights of a group, read from their files when they are needed: memory holds one block."""
     stored: dict[str, AnyWeight] = {}
     for layer in group:
         found = load_solved(task.folder, task.plans[layer])
-        assert found is not None, "it is saved by now"
+        assert found is not None, f"'{layer}' was saved just now"
         stored |= found
     return stored
 
