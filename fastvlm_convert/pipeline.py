@@ -184,7 +184,9 @@ def export(
     overwrite: bool = False,
     on_progress: OnStage = ignore_stage,
 ) -> ExportResult:
-    """Convert a checkpoint to a bundle. Seven parameters: what `plan` and `quantize` take, together.
+    """Convert a checkpoint to a bundle.
+
+    More than six parameters: those of `plan` and of `quantize` together.
 
     Args:
         checkpoint: A checkpoint's folder, which is only read, or what `open_checkpoint` made of it.

@@ -179,7 +179,6 @@ PREFIXES = {
     "decoder.lm_head.",
 }
 SHARED_INPUTS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
-REPEATED_UNDER_REWORK = {"quantization/prepared_weights.py"}  # by another branch: to be emptied
 
 
 def constants(nodes: Iterable[ast.expr]) -> list[str]:
@@ -207,7 +206,7 @@ def repeated_facts(source: str) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_one_fact_has_one_place(path):
     name = path.relative_to(PACKAGE).as_posix()
-    if name in REPEATED_UNDER_REWORK | {"progress.py", "weights/parts.py"} or name.startswith("mil/"):
+    if name in {"progress.py", "weights/parts.py"} or name.startswith("mil/"):
         return
     assert repeated_facts(path.read_text(encoding="utf-8")) == []
 
@@ -237,18 +236,6 @@ def test_names_of_single_layers_are_no_repeated_facts():
 MAX_PARAMETERS = 6
 MAX_FUNCTION_LINES = 60
 REASON = "More than six parameters:"
-# By other branches: to be emptied.
-FUNCTIONS_UNDER_REWORK = {
-    "cli/inspect.py: _print",
-    "cli/run.py: command",
-    "cli/scan.py: command",
-    "exporters/coreml/decoder.py: __init__",
-    "exporters/coreml/write.py: _write",
-    "exporters/onnx/decoder.py: _layer",
-    "generate.py: generate",
-    "pipeline.py: export",
-    "pipeline.py: quantize",
-}
 
 
 def large_functions(source: str, any_parameters: Callable[[str], bool] = lambda name: False) -> list[str]:
@@ -280,7 +267,7 @@ def test_functions_stay_small(path):
         return name.startswith("mil/ops/") or (name.startswith("cli/") and function == "command")
 
     found = large_functions(path.read_text(encoding="utf-8"), any_parameters)
-    assert {f"{name}: {function}" for function in found} <= FUNCTIONS_UNDER_REWORK
+    assert found == []
 
 
 def test_a_large_function_is_noticed():
