@@ -20,6 +20,9 @@ from fastvlm_convert.mil.types import (
 ColorLayout = Literal["RGB", "BGR", "grayscale", "grayscale float16"]
 
 DEFAULT_FUNCTION: Final = "main"
+# Far above any program: a file of millions of tiny operations would take hours.
+MAX_OPERATIONS: Final = 1 << 18
+MAX_FUNCTIONS: Final = 1 << 10
 
 _COLOR_SPACES: Final[Mapping[int, ColorLayout]] = {
     feature_types.ImageFeatureType.GRAYSCALE: "grayscale",
@@ -174,7 +177,19 @@ def function_block(package: Package, name: str) -> Message:
             f"function '{name[:80]}' asks for opset '{function.opset[:40]}', but has {have[:80]}",
             where=package.path,
         )
-    return function.block_specializations[function.opset]
+    block = function.block_specializations[function.opset]
+    check_count(len(block.operations), MAX_OPERATIONS, f"function '{name[:80]}' has {{}} operations", package)
+    return block
+
+
+def check_count(count: int, most: int, what: str, package: Package) -> None:
+    """Refuse more of something than any program has.
+
+    Raises:
+        BundleError: There are more.
+    """
+    if count > most:
+        raise BundleError(f"{what.format(count)}, more than {most}", where=package.path)
 
 
 def describe_functions(package: Package) -> dict[str, FunctionSpec]:
@@ -186,6 +201,7 @@ def describe_functions(package: Package) -> dict[str, FunctionSpec]:
     functions = package.spec.mlProgram.functions
     if not functions:
         raise BundleError("the program has no functions", where=package.path)
+    check_count(len(functions), MAX_FUNCTIONS, "the program has {} functions", package)
     return {name: _describe(package, name) for name in sorted(functions)}
 
 

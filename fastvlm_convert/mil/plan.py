@@ -11,7 +11,7 @@ from fastvlm_convert.errors import BundleError
 from fastvlm_convert.mil import ops  # fills the table  # noqa: F401
 from fastvlm_convert.mil.calls import plan_call
 from fastvlm_convert.mil.constants import Constant, computed, constant_of
-from fastvlm_convert.mil.description import FunctionSpec, function_block
+from fastvlm_convert.mil.description import MAX_OPERATIONS, FunctionSpec, check_count, function_block
 from fastvlm_convert.mil.footprint import footprint
 from fastvlm_convert.mil.memory import plan_memory
 from fastvlm_convert.mil.ops.table import CONSTEXPRS, OPS, UNSUPPORTED
@@ -78,7 +78,10 @@ def _plan_block(message: Message, scope: Scope, inputs: tuple[int, ...], depth: 
     """Plan the operations of a block; `scope` holds what they may read and takes what they make."""
     if depth > _MAX_DEPTH:
         raise scope.function.error("branches and loops are nested too deep")
-    first = scope.function.num_slots
+    function = scope.function
+    function.num_operations += len(message.operations)
+    check_count(function.num_operations, MAX_OPERATIONS, "the function has {} operations", function.package)
+    first = function.num_slots
     planned = (_plan_operation(operation, scope, depth) for operation in message.operations)
     steps = [step for step in planned if step is not None]
     outputs = tuple(scope.value(scope.look_up(o, "an output"), "an output") for o in message.outputs)

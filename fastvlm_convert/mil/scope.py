@@ -34,6 +34,7 @@ class FunctionPlan:
         rounds: Whether results that are declared as float16 are rounded to it.
         half_states: States that are stored as float16.
         num_slots: Slots given out so far.
+        num_operations: Operations planned so far.
         constants: Bytes of the decoded constants that are read, by their keys.
     """
 
@@ -42,6 +43,7 @@ class FunctionPlan:
     rounds: bool
     half_states: frozenset[str]
     num_slots: int = 0
+    num_operations: int = 0
     constants: dict[Any, int] = field(default_factory=dict)
 
     def error(self, what: str) -> BundleError:
