@@ -20,7 +20,7 @@ _REFUSALS: Final = (
 )  # fmt: skip
 # Far above any sequence; a loop that goes on is taken for endless.
 MAX_ITERATIONS: Final = 20_000
-MAX_ITERATIONS_OF_A_RUN: Final = 1_000_000  # loops inside of loops multiply
+MAX_ITERATIONS_OF_A_RUN: Final = 100_000  # loops inside of loops multiply
 
 
 @dataclass(frozen=True)

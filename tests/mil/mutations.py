@@ -89,7 +89,9 @@ def attempt(package: Path) -> str:
             shapes = [v.example_shape for v in (*function.inputs, *function.states)]
             if sum(int(np.prod(s, dtype=float)) for s in shapes) > MAX_INPUT:
                 return "too large to try"
-            interpreter.predict(example_inputs(function), interpreter.make_state(name), name)
+            state = None if interpreter.stages else interpreter.make_state(name)
+            interpreter.predict(example_inputs(function), state, name)
+            str(interpreter)
     except ConversionError as error:
         return type(error).__name__ if str(error) else "an error without a message"
     return "ran"

@@ -9,7 +9,7 @@ import numpy as np
 from fastvlm_convert.mil.ops.table import CONSTEXPRS, OPS
 from fastvlm_convert.mil.plan import CONTROL
 from fastvlm_convert.mil.proto import feature_types, mil, model
-from tests.mil.mutations import MODEL, Seed
+from tests.mil.mutations import MODEL, Seed, damage
 
 KINDS = sorted(OPS.keys() | CONSTEXPRS.keys() | CONTROL)
 DTYPES = sorted(mil.DataType.values())
@@ -253,3 +253,9 @@ EDITS: list[Callable[[Any, Random, bool], None]] = [
     _retype, _reshape, _reshape, _rewire, _rewire, _rename_kind, _other_inputs, _other_numbers,
     _other_numbers, _move_operations, _other_outputs, _other_description, _other_stages, _other_blob,
 ]  # fmt: skip
+
+# How the long fuzz changes a package: bytes of its files, or its program.
+WAYS: dict[str, Callable[[Seed, int], dict[Path, bytes | None]]] = {
+    "bytes": damage,
+    "program": lambda seed, number: rewrite(seed, number, absurd=True),
+}
