@@ -1,5 +1,6 @@
 """Steps of a plan: what is done with the values of one run."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -18,6 +19,7 @@ Reader = Callable[[torch.Tensor], Any]
 _REFUSALS: Final = (
     RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError,
 )  # fmt: skip
+_PYTHONS_WORDS: Final = re.compile(r"index out of range$|values to unpack|zip\(\) argument|invalid literal")
 # Far above any sequence; a loop that goes on is taken for endless.
 MAX_ITERATIONS: Final = 20_000
 MAX_ITERATIONS_OF_A_RUN: Final = 100_000  # loops inside of loops multiply
@@ -170,7 +172,13 @@ class CallStep:
         if len(results) < len(self.outputs):
             raise refusal(self, f"it gives {len(results)} results, the program declares {len(self.outputs)}")
         for output, result in zip(self.outputs, results, strict=False):  # some systems drop the last ones
-            kept = checked(self, result, output)
+            kept = result
+            if (
+                type(result) is not torch.Tensor
+                or result.dtype is not output.dtype
+                or result.shape != output.shape
+            ):
+                kept = checked(self, result, output)
             values[output.slot] = round_half(kept) if output.rounds else kept
         if frame.observe is not None:
             frame.observe(self, given, tuple(values[output.slot] for output in self.outputs))
@@ -340,7 +348,7 @@ def _why(error: Exception, given: dict[str, Any]) -> str:
     """What is wrong, in words of the program, not of Python or torch."""
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "there is not enough memory"
-    if isinstance(error, TypeError | AttributeError | KeyError):
+    if isinstance(error, TypeError | AttributeError | KeyError) or _PYTHONS_WORDS.search(str(error)):
         tensors = ", ".join(
             f"'{k}' is {_text(v)}"
             for k, v in given.items()

@@ -38,7 +38,7 @@ def convert(module, example, path, target, precision=ct.precision.FLOAT32, **set
 def network(name):
     torch.manual_seed(0)
     module = getattr(modules, name)().eval()
-    for part in module.modules():  # normalisations that do something
+    for part in module.modules():  # normalizations that do something
         if isinstance(part, torch.nn.BatchNorm2d):
             part.running_mean.normal_()
             part.running_var.uniform_(0.5, 2)

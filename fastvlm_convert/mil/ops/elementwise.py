@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastvlm_convert.mil.ops.table import Limit, Rounding, Target, Tensor, broadcast, op
+from fastvlm_convert.mil.ops.table import Limit, Rounding, Target, Tensor, broadcast, in_half, op
 
 # A result this small needs no look; most are not even close.
 _SMALL = 1 << 28
@@ -141,7 +141,7 @@ def rsqrt(x: Tensor, epsilon: float = 1e-12, rounded: Rounding = None) -> Tensor
 def _shifted(x: Tensor, epsilon: float, rounded: Rounding) -> Tensor:
     if not epsilon:
         return x
-    return x + epsilon if rounded is None else rounded(x + epsilon)
+    return in_half(rounded, x + epsilon)
 
 
 @op("clip")
@@ -172,8 +172,7 @@ def convert(x: Tensor, target: Target, rounded: Rounding) -> Tensor:
         rounded: Rounds to float16, or None to leave float32 as it is.
     """
     if target.is_float:
-        wide = x.float()
-        return wide if rounded is None else rounded(wide)
+        return in_half(rounded, x.float())
     if target.numpy.kind == "b":
         return x != 0
     if x.is_floating_point():

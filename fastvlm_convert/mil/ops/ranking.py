@@ -71,7 +71,7 @@ def non_maximum_suppression(
     """Boxes in the order of their best score, without those that overlap an earlier one too much.
 
     Args:
-        boxes: float32 [n, boxes, 4]: centre x, centre y, width, height; [n, 4, boxes] since iOS 17.
+        boxes: float32 [n, boxes, 4]: center x, center y, width, height; [n, 4, boxes] since iOS 17.
         scores: float32 [n, boxes, classes]; [n, classes, boxes] since iOS 17.
         iou_threshold: Boxes that overlap a chosen one (intersection over union) more are dropped.
         max_boxes: Most boxes to choose; results are padded to it with zeros, indices with -1.

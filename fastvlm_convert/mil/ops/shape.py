@@ -195,7 +195,7 @@ def sliding_windows(x: Tensor, axis: int, size: int, limit: Limit, stride: int =
 def depth_to_space(x: Tensor, block_size: int) -> Tensor:
     """Channels into squares of pixels; the block is the slowest part of the channels."""
     n, channels, height, width = x.shape
-    block, _ = positive((block_size, 1), "block_size")
+    (block,) = positive((block_size,), "block_size")
     blocks = x.reshape(n, block, block, channels // block**2, height, width)
     return blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, channels // block**2, height * block, width * block)
 
@@ -204,7 +204,7 @@ def depth_to_space(x: Tensor, block_size: int) -> Tensor:
 def space_to_depth(x: Tensor, block_size: int) -> Tensor:
     """Squares of pixels into channels; the block is the slowest part of the channels."""
     n, channels, height, width = x.shape
-    block, _ = positive((block_size, 1), "block_size")
+    (block,) = positive((block_size,), "block_size")
     blocks = x.reshape(n, channels, height // block, block, width // block, block)
     return blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, channels * block**2, height // block, width // block)
 

@@ -196,6 +196,11 @@ def _kind(hint: Any) -> Kind:  # noqa: ANN401
     return _KINDS[repr(plain[0])]
 
 
+def in_half(rounded: Rounding, x: Tensor) -> Tensor:
+    """An intermediate result, rounded to float16 where arithmetic is in float16."""
+    return x if rounded is None else rounded(x)
+
+
 def held_dtype(element: ElementType) -> torch.dtype:
     """What values of a declared type are held as: float32, int32 or bool."""
     return _HELD_DTYPES.get(element.numpy.kind, torch.int32)
