@@ -101,8 +101,9 @@ def _taken(function: FunctionSpec) -> str:
 
 def _filled(spec: ValueSpec) -> torch.Tensor:
     assert spec.default is not None
-    element = spec.type.element
-    return to_held(spec, np.full(spec.example_shape, spec.default).astype(element.numpy), False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        filled = np.full(spec.example_shape, spec.default).astype(spec.type.element.numpy)
+    return to_held(spec, filled, False)
 
 
 def _array(spec: ValueSpec, value: Any, label: str) -> np.ndarray:  # noqa: ANN401

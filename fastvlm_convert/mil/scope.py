@@ -48,7 +48,11 @@ class FunctionPlan:
 
     def error(self, what: str) -> BundleError:
         """The error for a function that cannot be planned."""
-        return BundleError(f"{what}, in function '{self.name[:80]}'", where=self.package.path)
+        return BundleError(
+            f"{what}, in function '{self.name[:80]}'",
+            where=self.package.path,
+            hint="the program is damaged or was edited; convert or export it again",
+        )
 
     def slot(self) -> int:
         """A new slot."""

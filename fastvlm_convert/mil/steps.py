@@ -19,7 +19,7 @@ Reader = Callable[[torch.Tensor], Any]
 _REFUSALS: Final = (
     RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError,
 )  # fmt: skip
-_PYTHONS_WORDS: Final = re.compile(r"index out of range$|values to unpack|zip\(\) argument|invalid literal")
+_INNER_WORDS: Final = re.compile(r"index out of range$|values to unpack|zip\(\) argument|not implemented for")
 # Far above any sequence; a loop that goes on is taken for endless.
 MAX_ITERATIONS: Final = 20_000
 MAX_ITERATIONS_OF_A_RUN: Final = 100_000  # loops inside of loops multiply
@@ -335,7 +335,7 @@ def checked(step: Any, result: Any, output: Output) -> Any:  # noqa: ANN401
         return result
     if result.dtype is not output.dtype:
         found, wanted = (str(d).removeprefix("torch.") for d in (result.dtype, output.dtype))
-        raise refusal(step, f"'{output.name[:80]}' is held as {found}, the program's type as {wanted}")
+        raise refusal(step, f"'{output.name[:80]}' is {found}, the program declares {wanted}")
     if output.shape is None or result.shape == output.shape:
         return result
     if [n for n in result.shape if n != 1] != [n for n in output.shape if n != 1]:
@@ -348,7 +348,7 @@ def _why(error: Exception, given: dict[str, Any]) -> str:
     """What is wrong, in words of the program, not of Python or torch."""
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "there is not enough memory"
-    if isinstance(error, TypeError | AttributeError | KeyError) or _PYTHONS_WORDS.search(str(error)):
+    if isinstance(error, TypeError | AttributeError | KeyError) or _INNER_WORDS.search(str(error)):
         tensors = ", ".join(
             f"'{k}' is {_text(v)}"
             for k, v in given.items()
