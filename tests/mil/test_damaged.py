@@ -205,6 +205,44 @@ def test_states_and_values_are_not_confused(decoder):
         Interpreter(edit(decoder, change))
 
 
+@pytest.mark.parametrize("kind", ["list_gather", "list_length"])
+def test_a_tensor_where_a_list_belongs(seeds, tmp_path, kind):
+    """In words of the program, not of Python or torch."""
+
+    def change(spec):
+        operation(spec, kind).inputs["ls"].arguments[0].name = "x"
+
+    package = edit(shutil.copytree(seeds[4], tmp_path / "list.mlpackage"), change)
+    message = rf"\({kind}\) .* it cannot take these inputs together: .*'ls' is float32 \[2, 4\]"
+    with pytest.raises(BundleError, match=message):
+        Interpreter(package).predict({"x": np.ones((2, 4))})
+
+
+def test_a_list_where_a_tensor_belongs(seeds, tmp_path):
+    def change(spec):
+        (loop,) = (o for o in operations(spec) if o.type == "while_loop")
+        gather = operation(spec, "list_gather")
+        gather.type = "shape"
+        gather.inputs["x"].arguments.add().name = loop.outputs[1].name
+        del gather.inputs["ls"], gather.inputs["indices"]
+
+    package = edit(shutil.copytree(seeds[4], tmp_path / "list.mlpackage"), change)
+    with pytest.raises(
+        BundleError, match=r"\(shape\) .* cannot take these inputs together: 'x' is a list of 3"
+    ):
+        Interpreter(package).predict({"x": np.ones((2, 4))})
+
+
+def test_a_result_of_another_type_than_declared(decoder):
+    def change(spec):
+        operation(spec, "silu").outputs[0].type.tensorType.dataType = mil.INT32
+
+    interpreter = Interpreter(edit(decoder, change))
+    inputs = {"x": np.ones((1, 1, 32)), "position": np.array([0])}
+    with pytest.raises(BundleError, match="'silu_0' is float32, the program declares int32"):
+        interpreter.predict(inputs, interpreter.make_state())
+
+
 @pytest.mark.parametrize("size", [1 << 40, (1 << 64) - 1])
 def test_absurd_shapes(decoder, size):
     def change(spec):

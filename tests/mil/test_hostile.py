@@ -166,6 +166,12 @@ def test_states_that_no_machine_holds(package):
         interpreter.predict({"x": np.zeros((1, 32))}, interpreter.make_state())
 
 
+def test_the_memory_of_a_function_is_known_before_it_runs(sound):
+    plan = Interpreter(sound)._plans["main"]
+    weight, result = 4 * 64 * 32, 4 * 64
+    assert weight + result <= plan.needed_bytes <= weight + 3 * result
+
+
 def test_a_million_operations(package):
     def change(function, block):
         del function

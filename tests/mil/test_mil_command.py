@@ -60,6 +60,19 @@ def test_tables(packages, capsys):
         assert text in shown
 
 
+def test_a_pipeline(packages, capsys):
+    found = document(capsys, packages["pipeline"], profile=True)
+    assert list(found["functions"]) == ["stage 0, main", "stage 1, main"]
+    (image,) = found["functions"]["stage 0, main"]["inputs"]
+    assert (image["image"], image["default"]) == ("RGB", None)
+    assert [v["default"] for v in found["functions"]["stage 1, main"]["inputs"]] == [None, 1.0]
+    label, probabilities = found["functions"]["stage 1, main"]["outputs"]
+    assert (label["dtype"], probabilities["dtype"]) == ("string", "float64")
+    assert found["profile"]["main"]["operations"]["classify"]["count"] == 1
+    mil.command(packages["pipeline"])
+    assert "classLabel_probs: dictionary, string to float64" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_package_that_cannot_be_run_is_shown(packages, capsys):
     spec = model.Model.FromString((packages["loop"] / MODEL).read_bytes())
     (function,) = spec.mlProgram.functions.values()

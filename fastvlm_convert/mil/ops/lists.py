@@ -34,15 +34,22 @@ def make_list(
     return List(torch.zeros(shape, dtype=kind) for _ in range(init_length))
 
 
+def _check_list(ls: List) -> None:
+    if not isinstance(ls, List):  # a program may wire anything to anything
+        raise TypeError("not a list")
+
+
 @op("list_length", moves=True)
 def list_length(ls: List) -> Tensor:
     """How many tensors there are, int32."""
+    _check_list(ls)
     return torch.tensor(len(ls), dtype=torch.int32)
 
 
 @op("list_read", moves=True)
 def list_read(ls: List, index: int) -> Tensor:
     """One tensor."""
+    _check_list(ls)
     if not -len(ls) <= index < len(ls):
         raise IndexError(f"element {index} of a list of {len(ls)}")
     element = ls[index]
@@ -57,6 +64,7 @@ def list_read(ls: List, index: int) -> Tensor:
 @op("list_write", moves=True)
 def list_write(ls: List, index: int, value: Tensor, limit: Limit) -> List:
     """The list with one tensor replaced; it grows when written beyond its end."""
+    _check_list(ls)
     length = max(index + 1, len(ls))
     _check_length(length)
     if index < -len(ls):
