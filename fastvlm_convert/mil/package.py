@@ -19,7 +19,7 @@ PIPELINES: Final = frozenset({"pipeline", "pipelineClassifier", "pipelineRegress
 _MODEL_PATH: Final = "@model_path/"
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 # Programs take a few megabytes, because weights lie beside them; parsed, one can take 30 times its size.
-_MAX_PROGRAM_BYTES: Final = 64 << 20
+_MAX_PROGRAM_BYTES: Final = 32 << 20
 _MAX_STAGES: Final = 64
 
 
