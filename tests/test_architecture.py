@@ -158,7 +158,8 @@ def heavy_modules_after(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["checkpoint.checkpoint", "weights.fold", "preprocess", "generate", "metrics"]
+    "module",
+    ["checkpoint.checkpoint", "weights.fold", "preprocess", "generate", "metrics", "exporters.coreml.sizes"],
 )
 def test_reading_a_checkpoint_loads_no_heavy_library(module):
     assert heavy_modules_after(f"import {NAME}.{module}") == set()

@@ -10,6 +10,7 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813  coremltools'
 from coremltools.converters.mil.mil import types
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
+from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.exporters.coreml.graph import Graph
 from fastvlm_convert.exporters.coreml.metadata import Metadata
 from fastvlm_convert.exporters.coreml.ops import conv
@@ -119,3 +120,10 @@ def test_a_kv_cache_is_float16_in_core_ml_and_the_decoders_dtype_in_onnx():
     assert cache_bytes(config, recipe(FP32), "coreml", 1000) == 2 * token * 1000
     as_tensors = recipe(FP32, coreml={"kv_cache": "tensors"})
     assert cache_bytes(config, as_tensors, "coreml", 1000) == 4 * token * 1000
+
+
+def test_a_pattern_that_matches_no_operation_is_known_before():
+    settings = recipe(FP16, decoder={"float32_ops": ("l0_gaet",)})
+    prepared = prepare(GOLDEN / LLAVA / "checkpoint", settings, ["coreml"])
+    with pytest.raises(RecipeError, match=r"decoder\.float32_ops: 'l0_gaet' matches no operation"):
+        predicted_sizes(prepared.config, prepared.plans, prepared.recipe, ["coreml"])
