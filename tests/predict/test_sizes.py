@@ -124,6 +124,6 @@ def test_a_kv_cache_is_float16_in_core_ml_and_the_decoders_dtype_in_onnx():
 
 def test_a_pattern_that_matches_no_operation_is_known_before():
     settings = recipe(FP16, decoder={"float32_ops": ("l0_gaet",)})
-    prepared = prepare(GOLDEN / LLAVA / "checkpoint", settings, ["coreml"])
+    plan = plan_export(open_checkpoint(GOLDEN / LLAVA / "checkpoint"), settings, ["coreml"])
     with pytest.raises(RecipeError, match=r"decoder\.float32_ops: 'l0_gaet' matches no operation"):
-        predicted_sizes(prepared.config, prepared.plans, prepared.recipe, ["coreml"])
+        predicted_artifacts(plan)
