@@ -14,6 +14,7 @@ TARGETS = ("onnx", "coreml")
 # Files that one format alone needs, and why.
 OWN_FILES = {
     "onnx": {
+        "transformers_js": "transformers.js reads a config of its own",
         "fused": "operators of ONNX Runtime that read integers; Core ML decompresses weights first",
     },
     "coreml": {
