@@ -70,6 +70,7 @@ def command(
 
 
 _METRICS = {
+    "sqnr_db": "SQNR dB",
     "psnr_db": "PSNR dB",
     "max_abs_error": "max abs",
     "cosine_similarity": "cosine",
@@ -104,7 +105,7 @@ def _check_table(result: VerifyResult) -> Table:
     numbers = ("value", "gate")
     table = plain_table("target", "stage", "metric", *numbers, "status", "executed by", right=numbers)
     for check in result.checks:
-        sign = "<=" if check.metric.endswith("_nats") else ">="
+        sign = "<=" if check.metric.endswith(("_nats", "max_abs")) else ">="
         exact = "-" if check.status == "not_run" else "equal"
         gate = exact if check.threshold is None else f"{sign} {check.threshold:g}"
         value = "equal" if check.exact else "-" if check.value is None else _shown(check.metric, check.value)

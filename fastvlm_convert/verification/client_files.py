@@ -1,7 +1,7 @@
 """What clients read of a bundle, against what an export of the checkpoint would write today.
 
-Nothing is taken from the bundle under test but its recipe: preprocessing, prompt, tokenizer and end tokens are
-the checkpoint's.
+Nothing is taken from the bundle under test but its recipe: preprocessing, prompt, tokenizer and end tokens
+are the checkpoint's.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The end of the context: do the last positions of the cache give what the reference gives?
 
-Answers of a few hundred tokens never reach them, so rotary tables, masks and caches could be wrong there. Some
-tokens are put at the beginning and some at the very end; what lies between stays empty, on both sides, so that
-the longest context costs as little as a short one.
+Answers of a few hundred tokens never reach them, so rotary tables, masks and caches could be wrong there.
+Some tokens are put at the beginning and some at the very end; what lies between stays empty, on both sides,
+so that the longest context costs as little as a short one.
 """
 
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ def _at_least(target: str, value: float | None, gate: float, executed_by: str) -
 
 
 def _last_logits(session: Session, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Logits at the last two positions: of the function that takes many tokens, and of that which takes one."""
+    """Logits at the last two positions, by the function that takes many tokens and by that which takes one."""
     start = session.context_length - len(last)
     if start == len(first):
         rows = [session.prefill(np.concatenate([first, last[:-1]]))]
