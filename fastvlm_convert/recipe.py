@@ -280,17 +280,18 @@ class Gates:
         40, "The same where Core ML itself runs, or the interpreter rounds as a device may."
     )
     quantizer_max_kl_nats: float = setting(
-        0.05,
-        "With quantized layers, most mean divergence that the integers themselves cost the answers: the "
-        "reference with these weights against the reference. The other gates then compare the bundle with "
-        "the reference that holds its weights.",
+        0.02,
+        "With quantized layers, most mean divergence that the integers themselves cost the answers, end to "
+        "end: the reference with these weights against the reference. The other gates then compare the "
+        "bundle with the reference that holds its weights.",
     )
     quantizer_min_top1: float = setting(
-        0.95, "Least share of the answers' tokens that the integers leave the likeliest."
+        0.97, "Least share of the answers' tokens that the integers leave the likeliest."
     )
     runtime_max_kl_nats: float = setting(
-        0.05,
-        "Most mean divergence that a runtime's own shortcuts cost, such as ONNX Runtime's int8 activations.",
+        0.01,
+        "With quantized layers, most mean divergence, end to end, that the export and a runtime's own "
+        "shortcuts cost, such as ONNX Runtime's int8 activations.",
     )
     max_new_tokens: int = setting(64, "Length of the answers that are compared.", minimum=1, maximum=1024)
 

@@ -1,4 +1,4 @@
-"""Faults planted in copies of bundles, with hashes adapted so that only `verify`'s own judgment finds them."""
+"""Faults planted in copies of bundles, hashes adapted so that only `verify`'s own judgment finds them."""
 
 import json
 from collections.abc import Callable

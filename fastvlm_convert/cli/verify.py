@@ -21,7 +21,12 @@ from fastvlm_convert.cli.console import (
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import AdapterOption, ImagesOption
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.questions import read_questions, standard_questions
+from fastvlm_convert.questions import (
+    QuestionSet,
+    every_second_badly_taken,
+    read_questions,
+    standard_questions,
+)
 from fastvlm_convert.verification.bundle import VerifyResult, to_dict, verify
 from fastvlm_convert.verification.check import Check
 
@@ -52,7 +57,7 @@ def command(
     """
     manifest = load_manifest(bundle)
     checkpoint = open_checkpoint(reference, adapter)
-    questions = standard_questions() if images is None else read_questions(images)
+    questions = _standard_questions() if images is None else read_questions(images)
     print_warnings(questions.notes)
     with progress(flags_of(context).is_silent) as on_stage:
         result = verify(bundle, manifest, checkpoint, questions, on_stage, interpret=interpret)
@@ -67,6 +72,10 @@ def command(
     verdict = f"{result.status} on {images_text(len(questions))}"
     report(context, result.status, document, lambda: _print(result, verdict), brief=verdict)
     raise typer.Exit(_EXIT_CODES[result.status])
+
+
+def _standard_questions() -> QuestionSet:
+    return every_second_badly_taken(standard_questions())
 
 
 _METRICS = {

@@ -73,7 +73,7 @@ def _at_least(target: str, value: float | None, gate: float, executed_by: str) -
 
 
 def _last_logits(session: Session, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Logits at the last two positions, by the function that takes many tokens and by that which takes one."""
+    """Logits at the last two positions, by the function for many tokens and by that for one."""
     start = session.context_length - len(last)
     if start == len(first):
         rows = [session.prefill(np.concatenate([first, last[:-1]]))]
