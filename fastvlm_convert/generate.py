@@ -47,6 +47,14 @@ class Session(Protocol):
         """Append one token, float32 [1, hidden]; its logits, float32 [vocab]."""
         ...
 
+    def extend(self, inputs_embeds: np.ndarray, position: int) -> np.ndarray:
+        """Append float32 [n, hidden] from a position on; logits of the last, float32 [vocab].
+
+        Keys and values of the positions that are skipped are zero. Where a runtime takes tokens in chunks,
+        both the tokens before and the position must be a multiple of the chunk.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Timings:

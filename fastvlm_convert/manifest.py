@@ -11,7 +11,14 @@ from typing import Final, Literal
 
 from fastvlm_convert.dataclass_io import from_plain, has_schema
 from fastvlm_convert.errors import BundleError, RecipeError, shown
-from fastvlm_convert.io_names import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
+from fastvlm_convert.io_names import (
+    COMPONENTS,
+    Component,
+    FloatName,
+    PrecisionName,
+    TensorSpec,
+    num_image_tokens,
+)
 from fastvlm_convert.json_file import read_json_file
 from fastvlm_convert.preprocess import ImageMode, ImageSettings, Resampling
 from fastvlm_convert.prompt import PromptFormat
@@ -249,6 +256,10 @@ def load_manifest(bundle: Path) -> Manifest:
 def _problems(bundle: Path, manifest: Manifest) -> Iterator[str]:
     if not manifest.artifacts:
         yield "the manifest lists no artifact"
+    for target in manifest.targets:
+        parts = {artifact.component for artifact in manifest.artifacts if artifact.target == target}
+        if missing := [part for part in COMPONENTS if part not in parts]:
+            yield f"the manifest lists no {target} artifact of {' and '.join(missing)}"
     for artifact in manifest.artifacts:
         if not artifact.files:
             yield f"artifact {artifact.target} {artifact.component} has no files"

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, overload
 
 from PIL import Image
 
+from fastvlm_convert.demo.camera import badly_taken
 from fastvlm_convert.demo.samples import calibration_samples, check_samples
 from fastvlm_convert.errors import ImageError
 from fastvlm_convert.json_file import parse_json
@@ -87,6 +88,18 @@ _FEW: Final = 5
 def standard_questions() -> QuestionSet:
     """The standard check pictures of the demo generator, one question each."""
     return _generated(check_samples())
+
+
+def every_second_badly_taken(questions: QuestionSet) -> QuestionSet:
+    """The same questions, half of them about blurred and noisy pictures.
+
+    A model is so sure of what it sees on clean drawings that even a ruined encoder changes no answer.
+    """
+    changed = tuple(
+        replace(q, images=tuple(badly_taken(image, n) for image in q.images)) if n % 2 else q
+        for n, q in enumerate(questions)
+    )
+    return replace(questions, questions=changed)
 
 
 def generated_questions(count: int) -> QuestionSet:

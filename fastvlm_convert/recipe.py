@@ -285,17 +285,18 @@ class Gates:
         40, "The same where Core ML itself runs, or the interpreter rounds like a device."
     )
     quantizer_max_kl_nats: float = setting(
-        0.05,
-        "With quantized layers: maximum mean divergence of the answers that the integers alone cause, which "
-        "is that of the reference with these weights from the reference with float weights. The other gates "
-        "then compare the bundle with the reference that holds its weights.",
+        0.02,
+        "With quantized layers: maximum mean divergence of the answers, end to end, that the integers alone "
+        "cause: that of the reference with these weights from the reference with float weights. The other "
+        "gates then compare the bundle with the reference that holds its weights.",
     )
     quantizer_min_top1: float = setting(
-        0.95, "Minimum share of the answers' tokens that are still the likeliest with the integers."
+        0.97, "Minimum share of the answers' tokens that are still the likeliest with the integers."
     )
     runtime_max_kl_nats: float = setting(
-        0.05,
-        "Maximum mean divergence that the runtime's own shortcuts cause, such as int8 activations.",
+        0.01,
+        "With quantized layers: maximum mean divergence, end to end, that the export and the runtime's own "
+        "shortcuts cause, such as ONNX Runtime's int8 activations.",
     )
     max_new_tokens: int = setting(
         64, "Maximum number of tokens of a compared answer.", minimum=1, maximum=1024

@@ -20,7 +20,7 @@ from fastvlm_convert.cli.console import (
 )
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import AdapterOption, ImagesOption
-from fastvlm_convert.questions import read_questions, standard_questions
+from fastvlm_convert.questions import every_second_badly_taken, read_questions, standard_questions
 from fastvlm_convert.verification.bundle import VerifyResult, to_dict, verify
 from fastvlm_convert.verification.check import Check
 
@@ -50,7 +50,7 @@ def command(
     one could not be run.
     """
     checkpoint = open_checkpoint(reference, adapter)
-    questions = standard_questions() if images is None else read_questions(images)
+    questions = every_second_badly_taken(standard_questions()) if images is None else read_questions(images)
     with progress(flags_of(context).is_silent) as on_stage:
         result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
     warnings = (*questions.notes, *result.warnings)
@@ -68,6 +68,7 @@ def command(
 
 
 _METRICS = {
+    "sqnr_db": "SQNR dB",
     "psnr_db": "PSNR dB",
     "max_abs_error": "max abs",
     "cosine_similarity": "cosine",
@@ -102,7 +103,7 @@ def _check_table(result: VerifyResult) -> Table:
     numbers = ("value", "gate")
     table = plain_table("target", "stage", "metric", *numbers, "status", "executed by", right=numbers)
     for check in result.checks:
-        sign = "<=" if check.metric.endswith("_nats") else ">="
+        sign = "<=" if check.metric.endswith(("_nats", "max_abs")) else ">="
         exact = "-" if check.status == "not_run" else "equal"
         gate = exact if check.threshold is None else f"{sign} {check.threshold:g}"
         value = "equal" if check.exact else "-" if check.value is None else _shown(check.metric, check.value)

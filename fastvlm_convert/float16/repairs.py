@@ -126,9 +126,13 @@ def at_risk(report: RangeReport, recipe: Recipe, targets: Iterable[Target] = BAC
         recipe: Its precisions and repairs.
         targets: Where it is to run; everywhere by default.
     """
-    is_half = _has_float16_cache(recipe, targets)
-    left = [o for o in _as_exported(report, recipe, is_half) if o.headroom < MIN_HEADROOM]
-    return sorted(left, key=lambda o: o.headroom)
+    return [o for o in rounded(report, recipe, targets) if o.headroom < MIN_HEADROOM]
+
+
+def rounded(report: RangeReport, recipe: Recipe, targets: Iterable[Target] = BACKENDS) -> list[OpRange]:
+    """Operations that a recipe leaves to float16, the riskiest first; see `at_risk`."""
+    found = _as_exported(report, recipe, _has_float16_cache(recipe, targets))
+    return sorted(found, key=lambda o: o.headroom)
 
 
 def _has_float16_cache(recipe: Recipe, targets: Iterable[Target]) -> bool:

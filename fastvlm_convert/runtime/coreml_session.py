@@ -129,6 +129,11 @@ class CoreMLSession:
         self._length = 0
         self._decoder.reset()
         self._caches = self._empty_caches()
+        return self.extend(inputs_embeds, 0)
+
+    def extend(self, inputs_embeds: np.ndarray, position: int) -> np.ndarray:
+        """Append tokens from a multiple of the chunk on; what is skipped is zero, as `prefill` left it."""
+        self._length = position
         function = self._functions.get(PREFILL, self._functions[DECODE])
         logits = np.zeros(0, np.float32)
         for start in range(0, len(inputs_embeds), self._chunk):

@@ -83,6 +83,15 @@ class OnnxSession:
         """Append one token; its logits, float32 [vocab]."""
         return self._append(inputs_embeds)
 
+    def extend(self, inputs_embeds: np.ndarray, position: int) -> np.ndarray:
+        """Append tokens from a position on; keys and values that are skipped are zero."""
+        for _, _, buffer in self._cache:
+            values = np.array(buffer.numpy())
+            values[:, :, self._length : position] = 0  # an earlier sequence may have been longer
+            buffer.update_inplace(values)
+        self._length = position
+        return self._append(inputs_embeds)
+
     def _append(self, inputs_embeds: np.ndarray) -> np.ndarray:
         length = self._length + len(inputs_embeds)
         binding = self._decoder.io_binding()

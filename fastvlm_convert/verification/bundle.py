@@ -2,23 +2,39 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, opened, source_hash
-from fastvlm_convert.errors import BundleError, MissingDependencyError, TokenizerError
+from fastvlm_convert.errors import (
+    BundleError,
+    ImageError,
+    MissingDependencyError,
+    PromptError,
+    TokenizerError,
+)
 from fastvlm_convert.io_names import STAGES
 from fastvlm_convert.manifest import Manifest, Status, changed_files, load_manifest
+from fastvlm_convert.predict.export_plan import ExportPlan, plan_export
 from fastvlm_convert.progress import OnStage, ignore_stage
-from fastvlm_convert.quantization.weight_plan import plan_weights
-from fastvlm_convert.questions import Question, read_questions, standard_questions
+from fastvlm_convert.questions import (
+    Question,
+    every_second_badly_taken,
+    read_questions,
+    standard_questions,
+)
 from fastvlm_convert.recipe import Gates
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
+from fastvlm_convert.verification.activations import Activations, check_activations, uses_float16
 from fastvlm_convert.verification.check import Check, Measurement, equal, not_run
-from fastvlm_convert.verification.compare import Comparison, StageGates, compare
+from fastvlm_convert.verification.client_files import check_clients
+from fastvlm_convert.verification.compare import END_TO_END, Comparison, StageGates, compare
+from fastvlm_convert.verification.context_end import CONTEXT_END, check_context_end, context_end
 from fastvlm_convert.verification.executions import executions
 
+# What a damaged or wrong bundle can raise; the checkpoint's own faults are errors of the command.
+_NOT_RUN = (BundleError, ImageError, MissingDependencyError, PromptError, TokenizerError)
 _QUANTIZED_REFERENCE = (
     "the reference is quantized itself, so what the integers cost cannot be told; "
     "give the float checkpoint it was made from"
@@ -72,27 +88,31 @@ def verify(
     """
     bundle, manifest, checkpoint = Path(bundle), load_manifest(Path(bundle)), opened(reference)
     asked = _asked(questions)
-    on_progress("files", 0.0)
-    changed = changed_files(bundle, manifest)
-    on_progress("files", 1.0)
-    checks = [equal("bundle", "files", "sha256", len(changed), f"changed: {', '.join(changed)}", None)]
+    plan = plan_export(checkpoint, manifest.recipe, manifest.targets)
+    checks = [_check_hashes(bundle, manifest, on_progress), *check_clients(bundle, manifest, plan)]
     measurements: list[Measurement] = []
     warnings: list[str] = []
-    model, quantizer = _reference(manifest, checkpoint, asked, on_progress)
-    checks += quantizer.checks
-    measurements += quantizer.measurements
+    model, found, notes = _reference(plan, manifest.source.calibration, asked, on_progress)
+    checks += found.checks
+    measurements += found.measurements
+    warnings += notes
+    end = context_end(model, asked, manifest.recipe.coreml.prefill_chunk)
     for target in manifest.targets:
         for execution in executions(manifest, target, interpret):
             shown = partial(on_progress, execution.name)
             try:
+                if execution.inspect is not None:
+                    checks += execution.inspect(bundle, plan)
                 loaded = load_bundle(bundle, target, execution.precision)
                 some = asked[: execution.max_questions]
                 found = compare(target, loaded, model, some, execution.gates, shown)
-            except (BundleError, TokenizerError, MissingDependencyError) as error:
-                checks += [not_run(target, s, _metric(s), str(error)) for s in STAGES]
+                at_end = check_context_end(target, loaded, end, execution.gates)
+            except _NOT_RUN as error:
+                stages = (*STAGES, CONTEXT_END)
+                checks += [not_run(target, stage, _metric(stage), str(error)) for stage in stages]
                 continue
-            checks += found.checks
-            measurements += found.measurements
+            checks += [*found.checks, *at_end.checks]
+            measurements += [*found.measurements, *at_end.measurements]
             if loaded.session.trouble:
                 warnings.append(f"{target}, {loaded.session.executed_by}: {loaded.session.trouble}")
     on_progress("checkpoint", 0.0)
@@ -104,37 +124,55 @@ def verify(
 
 def _asked(questions: str | Path | Sequence[Question] | None) -> Sequence[Question]:
     if questions is None:
-        return standard_questions()
+        return every_second_badly_taken(standard_questions())
     return read_questions(Path(questions)) if isinstance(questions, str | Path) else questions
 
 
+def _check_hashes(bundle: Path, manifest: Manifest, on_progress: OnStage) -> Check:
+    on_progress("files", 0.0)
+    changed = changed_files(bundle, manifest)
+    on_progress("files", 1.0)
+    return equal("bundle", "files", "sha256", len(changed), f"changed: {', '.join(changed)}", None)
+
+
 def _reference(
-    manifest: Manifest, checkpoint: Checkpoint, questions: Sequence[Question], on_progress: OnStage
-) -> tuple[LoadedModel, Comparison]:
-    """What every target is compared with, and the quantizer's share: what its integers cost."""
-    recipe, contract = manifest.recipe, manifest.contract
+    plan: ExportPlan, calibration: str | None, questions: Sequence[Question], on_progress: OnStage
+) -> tuple[LoadedModel, Comparison, tuple[str, ...]]:
+    """What every target is compared with.
 
-    def engine() -> LoadedModel:
-        calibration = manifest.source.calibration
-        return load_engine(checkpoint, recipe, contract.context_length, calibration, on_progress)
+    Args:
+        plan: What an export would do.
+        calibration: Hash of the data that layers were solved with, if any.
+        questions: Pictures and questions.
+        on_progress: Called with what is being done and the share of it that is done, 0..1.
 
-    if checkpoint.quantized is not None:
+    Returns:
+        It; the quantizer's share, which is what its integers cost, after a check whether what it computes
+        fits into float16; and warnings.
+    """
+    checkpoint, recipe, context = plan.checkpoint, plan.recipe, plan.contract.context_length
+    is_quantized = bool(recipe.quantize) or checkpoint.quantized is not None
+    engine: LoadedModel | None = None
+    activations = Activations((), ())
+    if is_quantized or uses_float16(recipe, plan.targets):
+        engine = load_engine(checkpoint, recipe, context, calibration, on_progress)
+    if engine is not None and uses_float16(recipe, plan.targets):
+        report = partial(on_progress, "activations")
+        activations = check_activations(engine, recipe, plan.targets, questions, report)
+    checks, warnings = activations.checks, activations.warnings
+    if engine is not None and checkpoint.quantized is not None:
         metrics = ("kl_mean_nats", "top1_agreement")
-        skipped = [not_run("weights", "answers", metric, _QUANTIZED_REFERENCE) for metric in metrics]
-        return engine(), Comparison(tuple(skipped), ())
-    plan = plan_weights(checkpoint, recipe)
-    reference = load_reference(
-        checkpoint,
-        plan.images,
-        plan.prompt,
-        contract.context_length,
-        lambda share: on_progress("reference", share),
-    )
-    if not recipe.quantize:
-        return reference, Comparison((), ())
-    candidate = engine()
-    gates, report = _quantizer_gates(recipe.gates), partial(on_progress, "weights")
-    return candidate, compare("weights", candidate, reference, questions, gates, report)
+        skipped = [not_run("weights", END_TO_END, metric, _QUANTIZED_REFERENCE) for metric in metrics]
+        return engine, Comparison((*checks, *skipped), ()), warnings
+    if not is_quantized:
+        engine = None  # frees its memory
+    loading = partial(on_progress, "reference")
+    reference = load_reference(checkpoint, plan.images, plan.prompt, context, loading)
+    if engine is None:
+        return reference, Comparison(checks, ()), warnings
+    gates = _quantizer_gates(recipe.gates)
+    found = compare("weights", engine, reference, questions, gates, partial(on_progress, "weights"))
+    return engine, replace(found, checks=(*checks, *found.checks)), warnings
 
 
 def _quantizer_gates(gates: Gates) -> StageGates:

@@ -167,7 +167,7 @@ class TestVerify:
         statuses = {(c["target"], c["status"]) for c in result.document["checks"] if c["target"] != "weights"}
         assert {status for _, status in statuses} == {"passed"}
         quantizer = [
-            c for c in result.document["checks"] if c["target"] == "weights" and c["stage"] == "answers"
+            c for c in result.document["checks"] if c["target"] == "weights" and c["stage"] == "end_to_end"
         ]
         assert {c["metric"] for c in quantizer} == {"kl_mean_nats", "top1_agreement"}
         assert "not_run" not in {c["status"] for c in quantizer}

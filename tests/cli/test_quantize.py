@@ -149,7 +149,7 @@ class TestOtherCommands:
         result = cli("verify", tmp_path / "a", "--images", pictures, "--reference", golden_quantized)
         assert result.err.count("the reference is quantized itself") == 1
         (row,) = [line for line in result.out.splitlines() if "top1_agreement" in line]
-        assert row.split() == ["weights", "answers", "top1_agreement", "-", "-", "not_run"]
+        assert row.split() == ["weights", "end_to_end", "top1_agreement", "-", "-", "not_run"]
 
     def test_verify_of_another_recipe_is_refused(self, cli, golden_quantized, fp32_bundle):
         result = cli("verify", fp32_bundle, "--reference", golden_quantized)

@@ -29,4 +29,4 @@ def open_session(bundle, manifest, precision) -> TorchSession:
 
 
 def executions(manifest, interpret) -> list[Execution]:
-    return [Execution("toy", None, full_gates(manifest.recipe.gates))]
+    return [Execution("toy", None, full_gates(manifest.recipe))]

@@ -107,7 +107,10 @@ def test_a_side_file_that_no_runtime_of_ours_reads_counts_as_well(bundle):
     path = bundle / "generation_config.json"
     path.write_text(path.read_text().replace("false", "true "))
     result = run(bundle)
-    assert failed(result) == {"files sha256": "changed: generation_config.json"}
+    assert failed(result) == {
+        "files sha256": "changed: generation_config.json",
+        "generation_config.json content": "do_sample is true, expected false",
+    }
     assert result.status == "failed"
 
 
@@ -118,7 +121,7 @@ def test_a_graph_that_the_runtime_refuses_is_not_run(bundle):
     assert result.status == "failed"  # by its hash
     assert failed(result) == {"files sha256": "changed: onnx/decoder_model_merged.onnx"}
     absent = [c for c in result.checks if c.status == "not_run"]
-    assert [c.stage for c in absent][-1] == "greedy_text"
+    assert [c.stage for c in absent][-2:] == ["greedy_text", "context_end"]
     assert all("ONNX Runtime refuses the graph" in str(c.reason) for c in absent)
 
 
@@ -131,6 +134,7 @@ def test_without_onnxruntime_nothing_is_claimed(fp32_bundle, monkeypatch):
     by_stage = {c.stage: c for c in result.checks if c.target == "onnx"}
     assert list(by_stage) == [
         "preprocessing", "image_features", "inputs_embeds", "prefill_logits", "decode_logits", "greedy_text",
+        "context_end",
     ]  # fmt: skip
     for check in by_stage.values():
         assert (check.status, check.value, check.exact, check.executed_by) == ("not_run", None, False, None)
