@@ -23,11 +23,11 @@ class Prediction:
 
     Attributes:
         sizes: Bytes of every graph, program and weight file, by its path relative to the bundle.
-        artifacts: What the files hold, where `Backend.client_config` asks for it.
+        artifacts: What the files hold, as the export itself will say.
     """
 
     sizes: Mapping[str, int]
-    artifacts: Sequence[Artifact] = ()
+    artifacts: Sequence[Artifact]
 
 
 def no_client_config(artifacts: Sequence[Artifact]) -> dict[str, Any]:

@@ -68,8 +68,10 @@ def test_sizes_of_core_ml_packages_are_known_before(name, tmp_path):
     golden, settings = VARIANTS[name]
     checkpoint = GOLDEN / golden / "checkpoint"
     plan = plan_export(open_checkpoint(checkpoint), settings, ["coreml"])
-    export(checkpoint, tmp_path / "bundle", recipe=settings, targets=["coreml"])
-    check_sizes(predicted_artifacts(plan).sizes, tmp_path / "bundle")
+    made = export(checkpoint, tmp_path / "bundle", recipe=settings, targets=["coreml"])
+    predicted = predicted_artifacts(plan)
+    check_sizes(predicted.sizes, tmp_path / "bundle")
+    assert tuple(predicted.artifacts) == made.manifest.artifacts
 
 
 @pytest.mark.parametrize("channel_scale", [False, True])

@@ -20,9 +20,7 @@ def export(job: ExportJob) -> list[Artifact]:
     with (job.folder / WEIGHTS).open("wb") as file:
         for _, weight in sorted(dense_view(job.weights).items()):
             counter.add(file.write(weight.array().tobytes()))
-    return [
-        Artifact("toy", part, "float32", "float32", "fp32", (CONFIG, WEIGHTS), (), ()) for part in COMPONENTS
-    ]
+    return _artifacts()
 
 
 def check(config, recipe, layers) -> None:
@@ -32,7 +30,12 @@ def check(config, recipe, layers) -> None:
 
 def predict(config, weights, recipe, image_token_id) -> Prediction:
     size = sum(4 * weight.size for weight in dense_view(weights).values())
-    return Prediction({CONFIG: len(_dimensions(config)), WEIGHTS: size})
+    return Prediction({CONFIG: len(_dimensions(config)), WEIGHTS: size}, _artifacts())
+
+
+def _artifacts() -> list[Artifact]:
+    files = (CONFIG, WEIGHTS)
+    return [Artifact("toy", part, "float32", "float32", "fp32", files, (), ()) for part in COMPONENTS]
 
 
 def _dimensions(config) -> str:
