@@ -14,6 +14,7 @@ from fastvlm_convert.errors import (
     PromptError,
     TokenizerError,
 )
+from fastvlm_convert.gates import Gates
 from fastvlm_convert.io_names import STAGES
 from fastvlm_convert.manifest import Manifest, Status, changed_files, load_manifest
 from fastvlm_convert.predict.export_plan import ExportPlan, plan_export
@@ -24,7 +25,6 @@ from fastvlm_convert.questions import (
     read_questions,
     standard_questions,
 )
-from fastvlm_convert.recipe import Gates
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
 from fastvlm_convert.verification.activations import Activations, check_activations, uses_float16
 from fastvlm_convert.verification.check import Check, Measurement, equal, not_run

@@ -7,7 +7,6 @@ are the checkpoint's.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,7 +80,9 @@ def _shortest(found: object, expected: object) -> tuple[str, str, str]:
     """Where two values begin to differ, if that is far inside of texts, and what to show of both."""
     start = 0
     if isinstance(found, str) and isinstance(expected, str) and _ABSENT not in (found, expected):
-        start = max(0, len(commonprefix((found, expected))) - _LEAD)
+        pairs = enumerate(zip(found, expected, strict=False))
+        shared = next((n for n, (a, b) in pairs if a != b), min(len(found), len(expected)))
+        start = max(0, shared - _LEAD)
         found, expected = (text[start : start + 2 * _LEAD] for text in (found, expected))
     right, left = (_ABSENT if value is _ABSENT else shown(value) for value in (found, expected))
     return f" from character {start}" if start else "", right, left
