@@ -61,7 +61,7 @@ class Frame:
     values: list[Any]
     states: dict[str, torch.Tensor]
     weights: Weights
-    observe: Callable[["Step", dict[str, Any], tuple[Any, ...]], None] | None
+    observe: Callable[["Step", dict[str, Any], list[Any]], None] | None
     iterations: int = MAX_ITERATIONS_OF_A_RUN
 
 
@@ -171,6 +171,7 @@ class CallStep:
         results = made if isinstance(made, tuple) else (made,)
         if len(results) < len(self.outputs):
             raise refusal(self, f"it gives {len(results)} results, the program declares {len(self.outputs)}")
+        found = []
         for output, result in zip(self.outputs, results, strict=False):  # some systems drop the last ones
             kept = result
             if (
@@ -179,9 +180,12 @@ class CallStep:
                 or result.shape != output.shape
             ):
                 kept = checked(self, result, output)
-            values[output.slot] = round_half(kept) if output.rounds else kept
+            if output.rounds:
+                kept = round_half(kept)
+            values[output.slot] = kept
+            found.append(kept)
         if frame.observe is not None:
-            frame.observe(self, given, tuple(values[output.slot] for output in self.outputs))
+            frame.observe(self, given, found)
 
     def _bind(self, weights: Weights) -> None:
         while self.pending:
@@ -241,7 +245,7 @@ class WriteStep:
         if self.rounds:
             given, data = data, round_half(data)
             if frame.observe is not None:
-                frame.observe(self, {"x": given}, (data,))
+                frame.observe(self, {"x": given}, [data])
         elif self.copies and data is not before:
             data = data.clone()
         frame.states[self.state] = data

@@ -84,7 +84,7 @@ class Watch:
         self._open = {"inf", "nan"} if check else set()
         self._on_op = on_op
 
-    def observe(self, step: Step, given: dict[str, Any], results: tuple[Any, ...]) -> None:
+    def observe(self, step: Step, given: dict[str, Any], results: list[Any]) -> None:
         """Report results; note the first infinity and the first NaN."""
         if self._open and (not step.moves or step.type in _ROUNDING_MOVES):
             for result in results:
