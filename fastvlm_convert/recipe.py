@@ -123,10 +123,11 @@ class QuantizeRule:
         "`search` finds scales (or tables) without data; `weighted` the same with errors weighed by the "
         "calibration's inputs; `gptq` rounds so that later weights make up for earlier errors.",
     )
-    on_indivisible: Literal["error", "float"] = setting(
-        "error",
+    on_indivisible: Literal["smaller", "float", "error"] = setting(
+        "smaller",
         "What to do with a layer whose width the block size does not divide, or whose output channels the "
-        "group size does not.",
+        "group size does not: `smaller` takes the largest of 64, 32, 16 and `channel`, or the largest group, "
+        "that fits (in the decoder, `float` instead of `channel`); `float` keeps the layer; or `error`.",
     )
 
     def __post_init__(self) -> None:
