@@ -124,10 +124,12 @@ class QuantizeRule:
         "`search` finds scales (or tables) without data; `weighted` does so with errors weighted by the "
         "calibration's inputs; `gptq` rounds so that later weights make up for earlier errors.",
     )
-    on_indivisible: Literal["error", "float"] = setting(
-        "error",
+    on_indivisible: Literal["smaller", "float", "error"] = setting(
+        "smaller",
         "What to do with a layer whose width is not a multiple of the block size, or whose number of output "
-        "channels is not a multiple of the group size: stop with an error, or leave it in float.",
+        "channels is not a multiple of the group size: `smaller` takes the largest of 64, 32, 16 and "
+        "`channel`, or the largest group, that fits (in the decoder `float` in place of `channel`); `float` "
+        "leaves it in float; `error` stops.",
     )
 
     def __post_init__(self) -> None:

@@ -41,7 +41,7 @@ LINES = [
         "mil",
     ],
     ["pictures", "preprocess", "prompt", "messages", "metrics"],
-    ["generate", "answer_stream", "demo", "questions"],
+    ["generate", "answer_stream", "demo", "questions", "gates"],
     ["recipe", "recipe_schema", "resolved_recipe", "manifest"],
     ["weights"],
     ["quantized"],

@@ -12,10 +12,12 @@ from fastvlm_convert.cli.recipes import describe
 from fastvlm_convert.dataclass_io import from_plain
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.pipeline import export
+from fastvlm_convert.pipeline import export, quantize
 from fastvlm_convert.predict.export_plan import plan_export, predicted_files
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes, without_data
 from tests.bundles import check_sizes, recipe
+from tests.checkpoints import GOLDEN, SETS, SHARDED, golden_checkpoint
 
 DEMO = Path(__file__).parent.parent / "checkpoints" / "fastvlm-demo"
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -53,7 +55,7 @@ class TestShipped:
         assert from_plain(Recipe, settings.to_dict()) == settings
 
     def test_exports_in_the_sizes_that_were_predicted(self, path, tmp_path):
-        """To every target that takes it; the demo, because blocks of integers need real widths."""
+        """To every target that takes it; the demo, because blocks are as large there as in real models."""
         settings = load_recipe(path.stem)
         targets = [name for name, facts in describe(settings)["targets"].items() if not facts["refused"]]
         assert targets
@@ -71,6 +73,20 @@ class TestShipped:
             "decoder": settings.decoder.storage,
             "embed": settings.embed.storage,
         }
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_recipes() if load_recipe(n).quantize])
+def test_narrow_checkpoints_are_quantized_whole_by_every_recipe_that_quantizes(name, tmp_path):
+    """Widths down to 8: no layer stays in float, and the checkpoint made holds what was planned."""
+    quick = without_data(load_recipe(name))
+    plans = {golden: plan_weights(golden_checkpoint(golden), quick).layers for golden in SETS}
+    for planned in plans.values():
+        assert all(plan.scheme is not None for plan in planned)
+        assert any(plan.reason is not None for plan in planned)
+    made = quantize(GOLDEN / SHARDED / "checkpoint", quick, tmp_path / "made")
+    opened = open_checkpoint(tmp_path / "made")
+    assert opened.quantized is not None
+    assert opened.quantized.record.plans == made.record.plans == plans[SHARDED]
 
 
 def test_the_recipe_for_the_neural_engine_says_that_it_is_unproven():

@@ -66,12 +66,12 @@ def _sqnr(report: ComponentReport) -> str:
 
 
 def _stored_as(report: ComponentReport) -> str:
-    """`24 int4 block 32; 1 float: a.b (why)`."""
+    """`24 int4 block 32; 1 float; a.b: why`."""
     parts = [f"{count} {scheme}" for scheme, count in report.schemes.items() if scheme != "float"]
     if report.in_float:
         parts.append(f"{len(report.in_float)} float")
     reasons: dict[str, list[str]] = {}
-    for layer, reason in report.in_float.items():
+    for layer, reason in (*report.in_float.items(), *report.fitted.items()):
         if reason is not None:
             reasons.setdefault(reason, []).append(layer)
     for reason, named in reasons.items():

@@ -136,8 +136,9 @@ def _groups_table(facts: dict[str, Any]) -> Table:
     for group in facts["groups"]:
         if group["component"] != last:
             table.add_row(f"[bold]{group['component']}[/]")
-        kept = f"float{group['bits_per_weight']:.0f}"
-        stored = group["scheme"] or (f"{kept}: {group['reason']}" if group["reason"] else kept)
+        stored = group["scheme"] or f"float{group['bits_per_weight']:.0f}"
+        if group["reason"]:
+            stored += f": {group['reason']}"
         table.add_row(
             f"  {group['layers']}",
             str(group["num_layers"]),

@@ -41,7 +41,7 @@ class LayerGroup:
 
     @property
     def reason(self) -> str | None:
-        """Why they stay in float, where a rule or a width keeps them so."""
+        """Why they stay in float, or have smaller blocks or groups than their rule says; else None."""
         return self.plans[0].reason
 
     @property

@@ -30,7 +30,7 @@ class LayerReport:
         group_size: Palettes: rows that share a table.
         channel_scale: Palettes: every row has a scale.
         solver: What found the integers; `search` where it stays in float.
-        reason: Why it stays in float, or None.
+        reason: Why it stays in float, or has smaller blocks or groups than its rule said; else None.
         stored_bits: Bits of it in a bundle.
         squared_sum: Sum of the squares of its floats, six digits; None in float.
         sqnr_db: Signal to noise of the integers against the floats; None in float or where they are equal.
@@ -57,7 +57,7 @@ class LayerReport:
         if self.block_size != "channel":
             if self.block_size not in BLOCK_SIZES:
                 raise CheckpointError(f"layer '{self.layer}' has the impossible block_size {self.block_size}")
-            problem = indivisible(self.shape, num_elements(self.shape[1:]), self.block_size)
+            problem = indivisible(self.shape, self.block_size)
             if problem is not None:
                 raise CheckpointError(f"layer '{self.layer}' cannot have blocks: {problem}")
         if not 1 <= self.group_size <= MAX_GROUP_SIZE:
@@ -135,6 +135,7 @@ class ComponentReport:
         sqnr_db: Signal to noise of those that are integers, together; None without any, or where equal.
         schemes: How many are stored in each way: `int4 block 32` -> 28.
         in_float: Layers that were kept in float, and why (None where no rule asked for anything else).
+        fitted: Layers that have smaller blocks or groups than their rule said, and why.
     """
 
     name: str
@@ -145,6 +146,7 @@ class ComponentReport:
     sqnr_db: float | None
     schemes: Mapping[str, int]
     in_float: Mapping[str, str | None]
+    fitted: Mapping[str, str]
 
 
 def component_reports(layers: Sequence[LayerReport]) -> tuple[ComponentReport, ...]:
@@ -169,6 +171,7 @@ def _component(name: str, layers: Sequence[LayerReport]) -> ComponentReport:
         sqnr_db=_joint_sqnr_db(layers),
         schemes=schemes,
         in_float={report.layer: report.reason for report in layers if report.quantized is None},
+        fitted={r.layer: r.reason for r in layers if r.quantized is not None and r.reason is not None},
     )
 
 

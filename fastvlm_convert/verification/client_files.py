@@ -20,7 +20,7 @@ from fastvlm_convert.verification.check import Check, equal
 _TARGET: Final = "bundle"
 _NAMED: Final = 3  # differences in a reason
 _ABSENT: Final = "nothing"
-_LEAD: Final = 30  # equal characters that are shown before a difference inside of a text
+_LEAD: Final = 15  # equal characters that are shown before a difference inside of a text
 # transformers, transformers.js and onnxruntime-genai open these beside or instead of what a bundle has.
 _FOREIGN: Final = (
     "chat_template.jinja", "chat_template.json", "additional_chat_templates", "special_tokens_map.json",
@@ -83,7 +83,7 @@ def _shortest(found: object, expected: object) -> tuple[str, str, str]:
         pairs = enumerate(zip(found, expected, strict=False))
         shared = next((n for n, (a, b) in pairs if a != b), min(len(found), len(expected)))
         start = max(0, shared - _LEAD)
-        found, expected = (text[start : start + 2 * _LEAD] for text in (found, expected))
+        found, expected = (text[start : start + 3 * _LEAD] for text in (found, expected))
     right, left = (_ABSENT if value is _ABSENT else shown(value) for value in (found, expected))
     return f" from character {start}" if start else "", right, left
 

@@ -117,7 +117,7 @@ BAD = {
     "unknown_key": (lambda r: r.update(quantise=[]), "unknown setting quantise"),
     "impossible_block": (lambda r: r["quantize"][1].update(block_size=48), "block_size is 48"),
     "block_that_does_not_fit": (
-        lambda r: r["quantize"][2].update(block_size=32),
+        lambda r: r["quantize"][2].update(block_size=32, on_indivisible="error"),
         "blocks do not fit a convolution of 3 x 3",
     ),
     "pattern_that_fits_nothing": (

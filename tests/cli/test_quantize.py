@@ -173,7 +173,6 @@ class TestRefused:
         [
             ("quantized", "mixed", "the checkpoint is quantized already"),
             ("float", "fp16", "recipe 'fp16' quantizes no layer"),
-            ("float", "int4", "is no multiple of block_size 64"),
             ("none", "int4", "there is no such checkpoint"),
         ],
     )

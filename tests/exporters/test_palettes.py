@@ -137,7 +137,7 @@ def test_onnx_has_no_palettes(tmp_path):
 
 def test_groups_that_do_not_divide_a_layer():
     rules = (
-        QuantizeRule(("*.[qk]_proj", "*.v_proj"), "palette4", group_size=64),
+        QuantizeRule(("*.[kv]_proj",), "palette4", group_size=64, on_indivisible="error"),
         QuantizeRule(("*",), "float"),
     )
     with pytest.raises(RecipeError) as caught:

@@ -34,6 +34,7 @@ DECODER = {
 VISION = {
     "stem_0": ["vision.stem.0"],
     "s0b0_mixer": ["vision.stages.0.blocks.0.mixer"],
+    "s0b0_fc1": ["vision.stages.0.blocks.0.ffn.fc1"],  # of width 8, so without blocks
     "s2b1_fc1": ["vision.stages.2.blocks.1.ffn.fc1"],
     "s3b0_qkv": ["vision.stages.3.blocks.0.attention.qkv"],
     "s4b0_fc2": ["vision.stages.4.blocks.0.ffn.fc2"],
@@ -46,7 +47,7 @@ def rules(scheme: str, block: int, symmetric: bool) -> tuple[QuantizeRule, ...]:
     pointwise = ("vision.*.fc1", "vision.*.fc2", "vision.*.qkv", "vision.*.proj", "projector.*")
     return (
         QuantizeRule(("decoder.*",), scheme, block, symmetric),
-        QuantizeRule(pointwise, scheme, block, symmetric, on_indivisible="float"),
+        QuantizeRule(pointwise, scheme, block, symmetric),
         QuantizeRule(("*",), "int8", "channel", symmetric),
     )
 
@@ -58,7 +59,13 @@ def settings(scheme: str, block: int, symmetric: bool, name: str = FP32) -> Reci
 
 @pytest.fixture(
     scope="module",
-    params=[("int4", 16, True), ("int4", 16, False), ("int8", 16, True), ("int8", 16, False)],
+    params=[
+        ("int4", 16, True),
+        ("int4", 16, False),
+        ("int8", 16, True),
+        ("int8", 16, False),
+        ("int4", 128, False),  # which divides few widths; the others get 64, 32, 16 or whole rows
+    ],
     ids=lambda p: f"{p[0]}-b{p[1]}-{'sym' if p[2] else 'asym'}",
 )
 def made(request, tmp_path_factory) -> tuple[Path, Recipe]:

@@ -36,13 +36,14 @@ def floats(seed: int, shape: tuple[int, ...]) -> Weight:
 
 FLOATS = {name: floats(seed, shape) for seed, (name, shape) in enumerate(SHAPES.items())}
 
+_ways = st.sampled_from(["smaller", "float"])
 _integers = st.builds(
     QuantizeRule,
     st.just(("*",)),
     st.sampled_from(["int4", "int8"]),
     block_size=st.sampled_from(["channel", *BLOCK_SIZES]),
     symmetric=st.booleans(),
-    on_indivisible=st.just("float"),
+    on_indivisible=_ways,
 )
 _palettes = st.builds(
     QuantizeRule,
@@ -50,7 +51,7 @@ _palettes = st.builds(
     st.sampled_from(["palette4", "palette6", "palette8"]),
     group_size=st.sampled_from([1, 3, 8, 16, 32]),
     channel_scale=st.booleans(),
-    on_indivisible=st.just("float"),
+    on_indivisible=_ways,
 )
 _rules = st.one_of(_integers, _palettes, st.just(QuantizeRule(("*",), "float")))
 
