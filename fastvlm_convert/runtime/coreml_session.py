@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from fastvlm_convert.errors import BundleError, shortened
 from fastvlm_convert.io_names import (
     DECODE,
     EMBED,
@@ -26,6 +27,7 @@ from fastvlm_convert.io_names import (
 )
 from fastvlm_convert.manifest import Artifact, Manifest
 from fastvlm_convert.mil.interpreter import Interpreter, State
+from fastvlm_convert.runtime.contract import AGAIN
 
 
 class Runner(Protocol):
@@ -57,6 +59,7 @@ class InterpretedPackage:
     """
 
     def __init__(self, path: Path, precision: Precision) -> None:
+        self._path = path
         self.executed_by = f"interpreter ({precision})"
         self.interpreter = Interpreter(path, precision)
         self.trouble: str | None = None
@@ -64,6 +67,11 @@ class InterpretedPackage:
 
     def run(self, function: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Run a function; states persist until `reset`."""
+        if function not in self.interpreter.functions:
+            there = shortened(", ".join(self.interpreter.functions), 100)
+            raise BundleError(
+                f"the package has no function '{function}', but {there}", where=self._path, hint=AGAIN
+            )
         has_state = bool(self.interpreter.functions[function].states)
         if has_state and self._state is None:
             self._state = self.interpreter.make_state(function)
@@ -108,13 +116,15 @@ class CoreMLSession:
         name = self._vision_artifact.inputs[0].name
         value: Any = _picture(pixel_values) if name == IMAGE else pixel_values
         outputs = self._vision.run(self._vision_artifact.function, {name: value})
-        return outputs[IMAGE_FEATURES][0].astype(np.float32)
+        return _output(outputs, IMAGE_FEATURES, 3)[0].astype(np.float32)
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """int64 [n] -> float32 [n, hidden]."""
         ids = token_ids.astype(np.int32)[None]
         parts = [
-            self._decoder.run(EMBED, {INPUT_IDS: ids[:, start : start + self._chunk]})[INPUTS_EMBEDS][0]
+            _output(
+                self._decoder.run(EMBED, {INPUT_IDS: ids[:, start : start + self._chunk]}), INPUTS_EMBEDS, 3
+            )[0]
             for start in range(0, ids.shape[1], self._chunk)
         ]
         return np.concatenate(parts).astype(np.float32)
@@ -146,9 +156,12 @@ class CoreMLSession:
         inputs[INPUTS_EMBEDS] = embeds[None]
         outputs = self._decoder.run(function.function, inputs)
         if self._caches:
-            self._caches = {KEY_CACHE: outputs[KEY_CACHE_OUT], VALUE_CACHE: outputs[VALUE_CACHE_OUT]}
+            self._caches = {
+                KEY_CACHE: _output(outputs, KEY_CACHE_OUT, 4),
+                VALUE_CACHE: _output(outputs, VALUE_CACHE_OUT, 4),
+            }
         self._length += count
-        return outputs[LOGITS][0, 0].astype(np.float32)
+        return _output(outputs, LOGITS, 3)[0, 0].astype(np.float32)
 
     def _empty_caches(self) -> dict[str, np.ndarray]:
         """The cache where it is passed in and out; nothing where it is state."""
@@ -157,6 +170,14 @@ class CoreMLSession:
             for spec in self._functions[DECODE].inputs
             if spec.name in (KEY_CACHE, VALUE_CACHE) and not spec.dtype.endswith("_state")
         }
+
+
+def _output(outputs: Mapping[str, np.ndarray], name: str, axes: int) -> np.ndarray:
+    """An output that the manifest promises."""
+    if name not in outputs or outputs[name].ndim != axes:
+        there = shortened(", ".join(f"{n} of {v.ndim} axes" for n, v in outputs.items()), 100)
+        raise BundleError(f"the package gives {there}, expected {name} of {axes} axes", hint=AGAIN)
+    return outputs[name]
 
 
 def _picture(pixel_values: np.ndarray) -> Image.Image:

@@ -19,6 +19,7 @@ from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
 from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration, resolve
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.runtime.contract import check_artifacts
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
 from fastvlm_convert.weights.rescale import repaired_config
 from fastvlm_convert.weights.source import WeightSource
@@ -174,6 +175,7 @@ def load_bundle(
     """
     if target not in manifest.targets:
         raise BundleError(f"the bundle has no {target}; it has {', '.join(manifest.targets)}", where=bundle)
+    check_artifacts(manifest, target)
     return LoadedModel(
         session=_SESSIONS[target](bundle, manifest, precision),
         tokenizer=read_tokenizer(bundle),

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, source_hash
-from fastvlm_convert.errors import BundleError, MissingDependencyError, TokenizerError
+from fastvlm_convert.errors import BundleError, ImageError, MissingDependencyError, TokenizerError
 from fastvlm_convert.io_names import STAGES
 from fastvlm_convert.manifest import Manifest, changed_files
 from fastvlm_convert.questions import Question
@@ -58,7 +58,12 @@ def verify(
         questions: Pictures and questions.
         on_progress: Called with what is being done and the share of it that is done, 0..1.
         interpret: On a Mac, interpret Core ML packages beside running them.
+
+    Raises:
+        ImageError: There are no questions.
     """
+    if not questions:
+        raise ImageError("there are no pictures to verify with", hint="give at least one with its question")
     on_progress("files", 0.0)
     changed = changed_files(bundle, manifest)
     on_progress("files", 1.0)
