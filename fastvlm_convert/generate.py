@@ -1,5 +1,6 @@
 """The one decode loop, over a small protocol that every runtime implements."""
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -110,12 +111,21 @@ def sampler(temperature: float, top_p: float, seed: int) -> Sampler:
         temperature: Divides the logits; above 0.
         top_p: Share of the probability kept, in (0, 1].
         seed: Equal seeds draw equal tokens.
+
+    Raises:
+        PromptError: The temperature is infinite; or, while drawing, the logits are no numbers.
     """
+    if not math.isfinite(temperature):
+        raise PromptError(f"temperature is {temperature:g}, expected a finite number", hint="1 is usual")
     rng = np.random.default_rng(seed)
 
     def draw(logits: np.ndarray) -> int:
-        scaled = logits.astype(np.float64) / temperature
-        weights = np.exp(scaled - scaled.max())
+        distance = logits.astype(np.float64) - logits.max()
+        if not np.isfinite(distance).all():
+            hint = "`fastvlm-convert verify` or `scan` tells where they come from"
+            raise PromptError("the model's outputs hold NaN or infinity", hint=hint)
+        with np.errstate(over="ignore"):  # of a tiny temperature: then only the likeliest is left
+            weights = np.exp(distance / temperature)
         order = np.argsort(-weights, kind="stable")
         cumulative = np.cumsum(weights[order]) / weights.sum()
         kept = order[: int(np.searchsorted(cumulative, top_p)) + 1]

@@ -115,6 +115,9 @@ class Contract:
             raise BundleError("image_mean and image_std are not three finite numbers each, std above 0")
         if self.prompt != self.conversation.single_turn:
             raise BundleError("prompt is not what conversation writes for one question")
+        if not self.eos_token_ids or min(self.eos_token_ids) < 0 or self.image_token_id < 0:
+            ids = f"eos_token_ids {shown(self.eos_token_ids)}, image_token_id {shown(self.image_token_id)}"
+            raise BundleError(f"{ids}: expected ids of tokens")
         if not 0 < self.context_length <= MAX_CONTEXT_LENGTH:
             raise BundleError(f"context_length is {self.context_length}, expected 1 to {MAX_CONTEXT_LENGTH}")
 
@@ -176,6 +179,10 @@ class Manifest:
     fp16_range: Status
     files: dict[str, FileEntry]
 
+    def __post_init__(self) -> None:
+        if not self.artifacts:
+            raise BundleError("it has no artifacts")
+
     def artifact(self, target: Target, component: Component) -> Artifact:
         """The artifact of one part; the first where it has several functions.
 
@@ -223,7 +230,12 @@ def load_manifest(bundle: Path) -> Manifest:
     path = bundle / FILE_NAME
     try:
         value = read_json_file(path)
+    except NotADirectoryError as error:
+        what = "a bundle is a folder, this is a file"
+        raise BundleError(what, where=bundle, hint="give the folder that `export` made") from error
     except FileNotFoundError as error:
+        if not bundle.exists():
+            raise BundleError("there is no such bundle", where=bundle, hint=_MAKE_ONE) from error
         if has_schema(bundle / OLD_FILE_NAME, SCHEMA):
             raise BundleError(
                 f"a bundle of version 1; this tool reads {SCHEMA_VERSION}",

@@ -103,6 +103,21 @@ MALFORMED = {
         lambda m: m["artifacts"][0]["inputs"][0].update(shape="any"),
         "artifacts[0].inputs[0].shape is 'any', expected a list",
     ),
+    "no_artifacts": (lambda m: m.update(artifacts=[]), "it has no artifacts"),
+    "no_end_tokens": (lambda m: m["contract"].update(eos_token_ids=[]), "expected ids of tokens"),
+    "a_negative_token": (lambda m: m["contract"].update(image_token_id=-1), "expected ids of tokens"),
+    "a_gate_that_is_none": (
+        lambda m: m["recipe"]["gates"].update(device_min_sqnr_db=float("nan")),
+        "recipe.gates.device_min_sqnr_db is nan, expected 0 to 200",
+    ),
+    "a_gate_that_nothing_fails": (
+        lambda m: m["recipe"]["gates"].update(runtime_max_kl_nats=float("inf")),
+        "recipe.gates.runtime_max_kl_nats is inf, expected 0 to 100",
+    ),
+    "a_gate_too_large_for_a_float": (
+        lambda m: m["recipe"]["gates"].update(min_sqnr_db=10**390),
+        "recipe.gates.min_sqnr_db is an integer of some 388 digits, expected a number",
+    ),
     "artifacts_are_no_list": (lambda m: m.update(artifacts={}), "artifacts is {}, expected a list"),
     "files_are_no_mapping": (lambda m: m.update(files=[]), "files is [], expected a mapping"),
     "size_is_text": (lambda m: m["files"][DATA].update(size="1"), f"files.{DATA}.size is '1'"),

@@ -14,6 +14,7 @@ from typing import Any
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.regular_file import is_there
 from fastvlm_convert.weights.lora import LowRank, merge_low_rank
 from fastvlm_convert.weights.parts import EMBEDDING, HEAD
 from fastvlm_convert.weights.safetensors_file import read_safetensors
@@ -116,13 +117,13 @@ def merge_adapter(weights: WeightSource, adapter: Adapter, canonical: Mapping[st
 
 
 def _read_tensors(path: Path) -> dict[str, Weight]:
-    if (path / "adapter_model.safetensors").is_file():
+    if is_there(path / "adapter_model.safetensors"):
         tensors = read_safetensors(path / "adapter_model.safetensors")
-    elif (path / "adapter_model.bin").is_file():
+    elif is_there(path / "adapter_model.bin"):
         tensors = read_torch_zip(path / "adapter_model.bin")
     else:
         raise CheckpointError("neither adapter_model.safetensors nor adapter_model.bin is here", where=path)
-    if (path / "non_lora_trainables.bin").is_file():
+    if is_there(path / "non_lora_trainables.bin"):
         tensors |= read_torch_zip(path / "non_lora_trainables.bin")
     return tensors
 

@@ -30,7 +30,7 @@ from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantized.weight import MixedSource
-from fastvlm_convert.regular_file import open_file
+from fastvlm_convert.regular_file import is_there, open_file
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.reparameterize import reparameterize
@@ -136,7 +136,7 @@ def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Chec
     check_supported(raw, layout, path)
     pictures = picture_settings(raw, layout, path)
     image_size = pictures.image.size
-    if (path / QUANTIZED_FILE).is_file():
+    if is_there(path / QUANTIZED_FILE):
         content = _read_quantized(path, raw, layout, image_size, adapter)
     else:
         content = _read_float(path, raw, layout, image_size, adapter)
@@ -144,9 +144,9 @@ def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Chec
     tokenizer = read_tokenizer(path)
     _check_embeds(tokenizer, config, path)
     generation = _optional_json(path / "generation_config.json")
-    license = next((path / n for n in _LICENSE_NAMES if (path / n).is_file()), None)
+    license = next((path / n for n in _LICENSE_NAMES if is_there(path / n)), None)
     settings = [path / "config.json", *tokenizer.files]
-    settings += [path / n for n in _SETTINGS if (path / n).is_file()]
+    settings += [path / n for n in _SETTINGS if is_there(path / n)]
     settings += [] if license is None else [license]
     return Checkpoint(
         path=path,
@@ -263,10 +263,10 @@ def _read_tensors(
     path: Path, readers: Mapping[str, Callable[[Path], dict[str, _T]]]
 ) -> tuple[dict[str, _T], list[Path]]:
     for name, reader in readers.items():
-        if (path / name).is_file():
+        if is_there(path / name):
             return reader(path / name), [path / name]
         index = path / f"{name}.index.json"
-        if index.is_file():
+        if is_there(index):
             return _read_shards(path, index, reader)
     raise CheckpointError(
         "no weights: neither " + ", ".join(readers) + " nor an index of shards is here", where=path
@@ -293,7 +293,7 @@ def _read_shards(
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_there(path) else {}
 
 
 def _check_embeds(tokenizer: TextTokenizer, config: ModelConfig, path: Path) -> None:

@@ -15,7 +15,7 @@ from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.errors import TokenizerError
 from fastvlm_convert.io_names import IMAGE_TOKEN
 from fastvlm_convert.prompt import Text
-from fastvlm_convert.regular_file import MAX_TEXT_BYTES, read_text
+from fastvlm_convert.regular_file import MAX_TEXT_BYTES, is_there, read_text
 from fastvlm_convert.weights.file_tensors import AGAIN
 
 # Qwen2's split of text before byte-pair encoding (transformers, models/qwen2/tokenization_qwen2.py).
@@ -93,7 +93,8 @@ class TextTokenizer:
         """Token ids of a text of the prompt's format: special tokens in it are tokens.
 
         Raises:
-            TokenizerError: The vocabulary lacks a byte of the text (byte-pair encoding would drop it).
+            TokenizerError: The vocabulary lacks a byte of the text (byte-pair encoding would drop it), or it
+                is no text.
         """
         return self.encode_texts([Text(text, is_format=True)])
 
@@ -104,7 +105,8 @@ class TextTokenizer:
         user typed, as it does in the original code. A special token that a user typed is ordinary text.
 
         Raises:
-            TokenizerError: The vocabulary lacks a byte of a text (byte-pair encoding would drop it).
+            TokenizerError: The vocabulary lacks a byte of a text (byte-pair encoding would drop it), or it is
+                no text.
         """
         ids: list[int] = []
         run = ""
@@ -126,6 +128,9 @@ class TextTokenizer:
         run = run.lstrip() if strips else run
         if not run:
             return []
+        if not _is_text(run):
+            hint = "is it in the encoding that your terminal says?"
+            raise TokenizerError("the text holds half of a character", where=self.files[0].parent, hint=hint)
         plain = run if self._taken_whole is None else self._taken_whole.sub("", run)
         if self.backend.normalizer is not None:
             plain = self.backend.normalizer.normalize_str(plain)
@@ -153,13 +158,13 @@ def read_tokenizer(path: Path) -> TextTokenizer:
     Raises:
         TokenizerError: Files are missing or damaged, or a token of the prompt format is absent.
     """
-    if (path / "tokenizer.json").is_file():
+    if is_there(path / "tokenizer.json"):
         names = ["tokenizer.json"]
         backend = _from_tokenizer_json(path / "tokenizer.json")
     else:
         names = list(_APPLE_FILES)
         backend = _from_vocab_and_merges(path)
-    names += [name for name in _OPTIONAL_FILES if (path / name).is_file()]
+    names += [name for name in _OPTIONAL_FILES if is_there(path / name)]
     if backend.token_to_id(IMAGE_TOKEN) is None:  # Apple's checkpoints have no such token
         backend.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
     backend.encode_special_tokens = True  # `encode_texts` finds those of the format itself
@@ -196,7 +201,7 @@ def _from_tokenizer_json(path: Path) -> Tokenizer:
 
 def _from_vocab_and_merges(path: Path) -> Tokenizer:
     for name in _APPLE_FILES:
-        if not (path / name).is_file():
+        if not is_there(path / name):
             raise TokenizerError(
                 f"'{name}' is missing",
                 where=path,
@@ -261,12 +266,12 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
 def _added_tokens(path: Path) -> dict[int, AddedToken]:
     """Tokens beyond the vocabulary: `added_tokens_decoder` says more than `added_tokens.json`, so it wins."""
     tokens: dict[int, AddedToken] = {}
-    if (path / "added_tokens.json").is_file():
+    if is_there(path / "added_tokens.json"):
         added = read_json(path / "added_tokens.json", TokenizerError)
         for content, token_id in _ids(added, path / "added_tokens.json").items():
             tokens[token_id] = AddedToken(content, special=True, normalized=False)
     config_path = path / "tokenizer_config.json"
-    if config_path.is_file():
+    if is_there(config_path):
         decoder = read_json(config_path, TokenizerError).get("added_tokens_decoder", {})
         try:
             for token_id, entry in decoder.items():

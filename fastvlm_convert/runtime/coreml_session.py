@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from PIL import Image
 
+from fastvlm_convert.errors import BundleError, shortened
 from fastvlm_convert.io_names import (
     DECODE,
     EMBED,
@@ -27,7 +28,9 @@ from fastvlm_convert.io_names import (
 from fastvlm_convert.manifest import Artifact, Manifest
 from fastvlm_convert.mil import Interpreter, State
 from fastvlm_convert.preprocess import ImageSettings
+from fastvlm_convert.runtime.contract import AGAIN
 from fastvlm_convert.runtime.core_ml import has_core_ml
+from fastvlm_convert.runtime.coreml_contract import check_manifest
 
 _TARGET: Final = "coreml"
 
@@ -61,6 +64,7 @@ class InterpretedPackage:
     """
 
     def __init__(self, path: Path, precision: Precision) -> None:
+        self._path = path
         self.executed_by = f"interpreter ({precision})"
         self.interpreter = Interpreter(path, precision)
         self.trouble: str | None = None
@@ -68,6 +72,11 @@ class InterpretedPackage:
 
     def run(self, function: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Run a function; states persist until `reset`."""
+        if function not in self.interpreter.functions:
+            there = shortened(", ".join(self.interpreter.functions), 100)
+            raise BundleError(
+                f"the package has no function '{function}', but {there}", where=self._path, hint=AGAIN
+            )
         has_state = bool(self.interpreter.functions[function].states)
         if has_state and self._state is None:
             self._state = self.interpreter.make_state(function)
@@ -113,13 +122,15 @@ class CoreMLSession:
         name = self._vision_artifact.inputs[0].name
         value: Any = _picture(pixel_values, self._images) if name == IMAGE else pixel_values
         outputs = self._vision.run(self._vision_artifact.function, {name: value})
-        return outputs[IMAGE_FEATURES][0].astype(np.float32)
+        return _output(outputs, IMAGE_FEATURES, 3)[0].astype(np.float32)
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """int64 [n] -> float32 [n, hidden]."""
         ids = token_ids.astype(np.int32)[None]
         parts = [
-            self._decoder.run(EMBED, {INPUT_IDS: ids[:, start : start + self._chunk]})[INPUTS_EMBEDS][0]
+            _output(
+                self._decoder.run(EMBED, {INPUT_IDS: ids[:, start : start + self._chunk]}), INPUTS_EMBEDS, 3
+            )[0]
             for start in range(0, ids.shape[1], self._chunk)
         ]
         return np.concatenate(parts).astype(np.float32)
@@ -156,9 +167,12 @@ class CoreMLSession:
         inputs[INPUTS_EMBEDS] = embeds[None]
         outputs = self._decoder.run(function.function, inputs)
         if self._caches:
-            self._caches = {KEY_CACHE: outputs[KEY_CACHE_OUT], VALUE_CACHE: outputs[VALUE_CACHE_OUT]}
+            self._caches = {
+                KEY_CACHE: _output(outputs, KEY_CACHE_OUT, 4),
+                VALUE_CACHE: _output(outputs, VALUE_CACHE_OUT, 4),
+            }
         self._length += count
-        return outputs[LOGITS][0, 0].astype(np.float32)
+        return _output(outputs, LOGITS, 3)[0, 0].astype(np.float32)
 
     def _empty_caches(self) -> dict[str, np.ndarray]:
         """The cache where it is passed in and out; nothing where it is state."""
@@ -179,9 +193,11 @@ def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) 
             means `exact`.
 
     Raises:
-        BundleError: A package is missing, damaged or refused.
+        BundleError: The manifest lists other artifacts than the session runs, or a package is missing,
+            damaged or refused.
         MissingDependencyError: A library is not installed.
     """
+    check_manifest(manifest)
     vision, decoder = (
         (bundle / manifest.artifact(_TARGET, part).files[0]).parent for part in ("vision", "decoder")
     )
@@ -193,6 +209,14 @@ def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) 
     return CoreMLSession(
         manifest, InterpretedPackage(vision, precision), InterpretedPackage(decoder, precision)
     )
+
+
+def _output(outputs: Mapping[str, np.ndarray], name: str, axes: int) -> np.ndarray:
+    """An output that the manifest promises."""
+    if name not in outputs or outputs[name].ndim != axes:
+        there = shortened(", ".join(f"{n} of {v.ndim} axes" for n, v in outputs.items()), 100)
+        raise BundleError(f"the package gives {there}, expected {name} of {axes} axes", hint=AGAIN)
+    return outputs[name]
 
 
 def _picture(pixel_values: np.ndarray, images: ImageSettings) -> Image.Image:

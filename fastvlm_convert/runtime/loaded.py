@@ -252,12 +252,13 @@ def load_bundle(
     """
     bundle = Path(bundle)
     manifest = load_manifest(bundle)
-    if target is not None and target not in manifest.targets:
+    target = target or manifest.targets[0]
+    if target not in manifest.targets:
         raise BundleError(
             f"the bundle has no target '{target}'", where=bundle, hint=f"it has {', '.join(manifest.targets)}"
         )
     return LoadedModel(
-        session=open_session(bundle, manifest, target or manifest.targets[0], precision),
+        session=open_session(bundle, manifest, target, precision),
         tokenizer=read_tokenizer(bundle),
         eos_token_ids=manifest.contract.eos_token_ids,
         images=manifest.contract.images,

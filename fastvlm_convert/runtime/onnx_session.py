@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import onnxruntime
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from fastvlm_convert.errors import BundleError
@@ -19,14 +20,18 @@ from fastvlm_convert.io_names import (
     PIXEL_VALUES,
     Component,
     Precision,
+    TensorSpec,
 )
 from fastvlm_convert.manifest import Manifest
+from fastvlm_convert.runtime.contract import check_graph
+from fastvlm_convert.runtime.onnx_contract import check_manifest
 
 _TARGET: Final = "onnx"
 
 # ONNX Runtime's errors have no common base, and a run with bound buffers raises Python's own.
 _NATIVE = [e for e in vars(_native).values() if isinstance(e, type) and issubclass(e, Exception)]
-_ERRORS: tuple[type[Exception], ...] = (RuntimeError, *_NATIVE)
+# A TypeError is how pybind11 refuses a path that is no UTF-8, a DecodeError how protobuf refuses a file.
+_ERRORS: tuple[type[Exception], ...] = (RuntimeError, TypeError, DecodeError, *_NATIVE)
 _SEVERITY = 4  # ONNX Runtime logs nothing but fatal errors; it raises the others, which is enough
 
 
@@ -123,8 +128,9 @@ def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) 
         precision: `exact` does without int8 activations; anything else runs the graphs as they are.
 
     Raises:
-        BundleError: ONNX Runtime refuses a graph.
+        BundleError: The manifest lists other artifacts than the session runs, or ONNX Runtime refuses one.
     """
+    check_manifest(manifest)
     return OnnxSession(bundle, manifest, exact=precision == "exact")
 
 
@@ -133,7 +139,8 @@ def _load(bundle: Path, manifest: Manifest, component: Component) -> onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SEVERITY
     with _refusals(path):
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return _checked(session, manifest, component)
 
 
 def _load_exact(bundle: Path, manifest: Manifest, component: Component) -> onnxruntime.InferenceSession:
@@ -141,7 +148,8 @@ def _load_exact(bundle: Path, manifest: Manifest, component: Component) -> onnxr
     import onnx
 
     path = bundle / manifest.artifact(_TARGET, component).files[0]
-    model = onnx.load(path, load_external_data=False)
+    with _refusals(path):
+        model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
@@ -150,9 +158,30 @@ def _load_exact(bundle: Path, manifest: Manifest, component: Component) -> onnxr
     options.log_severity_level = _SEVERITY
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     with _refusals(path):
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+    return _checked(session, manifest, component)
+
+
+def _checked(
+    session: onnxruntime.InferenceSession, manifest: Manifest, component: Component
+) -> onnxruntime.InferenceSession:
+    """A session whose graph is the one that the manifest describes."""
+    artifact = manifest.artifact("onnx", component)
+    for what, listed, found in (
+        ("inputs", artifact.inputs, session.get_inputs()),
+        ("outputs", artifact.outputs, session.get_outputs()),
+    ):
+        specs = [TensorSpec(value.name, _dtype(value.type), tuple(value.shape)) for value in found]
+        check_graph(f"the {what} of {artifact.files[0]}", listed, specs)
+    return session
+
+
+def _dtype(kind: str) -> str:
+    """`tensor(float16)` -> `float16`."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return "float32" if name == "float" else name
 
 
 @contextmanager

@@ -83,11 +83,13 @@ def verify(
         on_progress: Called with what is being done and the share of it that is done, 0..1.
 
     Raises:
-        ConversionError: The bundle, the checkpoint or the pictures cannot be read, or the reference is
-            another model.
+        ConversionError: The bundle, the checkpoint or the pictures cannot be read, there are no questions, or
+            the reference is another model.
     """
     bundle, manifest, checkpoint = Path(bundle), load_manifest(Path(bundle)), opened(reference)
     asked = _asked(questions)
+    if not asked:
+        raise ImageError("there are no pictures to verify with", hint="give at least one with its question")
     plan = plan_export(checkpoint, manifest.recipe, manifest.targets)
     checks = [_check_hashes(bundle, manifest, on_progress), *check_clients(bundle, manifest, plan)]
     measurements: list[Measurement] = []
