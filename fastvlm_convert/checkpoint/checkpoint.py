@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastvlm_convert.checkpoint.adapter import merge_adapter, read_adapter
+from fastvlm_convert.checkpoint.adapter import EMBED, HEAD, Adapter, merge_adapter
+from fastvlm_convert.checkpoint.adapter_folder import open_adapter
 from fastvlm_convert.checkpoint.dimensions import (
     Disagreement,
     check_shapes,
@@ -15,8 +16,9 @@ from fastvlm_convert.checkpoint.dimensions import (
     find_disagreements,
     image_size_of,
     infer_config,
+    text_config,
 )
-from fastvlm_convert.checkpoint.files import read_json
+from fastvlm_convert.checkpoint.files import optional_json, read_json
 from fastvlm_convert.checkpoint.layouts import LAYOUTS, Layout, canonical_names
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME as QUANTIZED_FILE
 from fastvlm_convert.checkpoint.quantized_checkpoint import QuantizedContent, quantized_content, read_record
@@ -30,7 +32,7 @@ from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.reparameterize import reparameterize
 from fastvlm_convert.weights.safetensors_file import read_header, read_safetensors
 from fastvlm_convert.weights.shapes import convolutions, weight_shapes
-from fastvlm_convert.weights.source import Weight, reshaped
+from fastvlm_convert.weights.source import Weight, reshaped, same_content
 
 _T = TypeVar("_T")
 _READERS: dict[str, Callable[[Path], dict[str, Weight]]] = {
@@ -57,6 +59,7 @@ class Checkpoint:
         image_mode: `pad` or `crop`: how the original code makes an image square.
         unused: Stored names that no part of the model reads.
         disagreements: Where config.json contradicts the tensors.
+        oddities: What was odd about the files and how they were read nevertheless.
         license: The model's license file, if it brings one.
         settings: Every file but weights: config, tokenizer, preprocessing, generation, license.
         files: Every file that was read, for the checkpoint's hash.
@@ -73,6 +76,7 @@ class Checkpoint:
     image_mode: ImageMode
     unused: tuple[str, ...]
     disagreements: tuple[Disagreement, ...]
+    oddities: tuple[str, ...]
     license: Path | None
     settings: tuple[Path, ...]
     files: tuple[Path, ...]
@@ -81,6 +85,11 @@ class Checkpoint:
     def sha256(self) -> str:
         """Hash of its files; they are read whole, once."""
         return content_hash(self.files)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how it was read."""
+        return self.oddities
 
     @property
     def folded(self) -> MixedSource:
@@ -93,7 +102,7 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
 
     Args:
         path: Folder with config.json, weights and tokenizer.
-        adapter: PEFT folder whose adapter is merged into the weights, or None.
+        adapter: Folder of an adapter that is merged into the weights, or None.
 
     Raises:
         CheckpointError: It is missing, damaged, hostile, incomplete or no FastVLM.
@@ -105,16 +114,18 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
     raw = read_json(path / "config.json")
     layout = _layout(raw, path)
     check_supported(raw, layout, path)
-    preprocessor = _optional_json(path / "preprocessor_config.json")
+    preprocessor = optional_json(path / "preprocessor_config.json")
     image_size = image_size_of(raw, preprocessor, layout, path)
     if (path / QUANTIZED_FILE).is_file():
-        content = _read_quantized(path, raw, layout, image_size, adapter)
+        content = _read_quantized(path, raw, layout, image_size, adapter is not None)
+        opened = None
     else:
-        content = _read_float(path, raw, layout, image_size, adapter)
+        opened = None if adapter is None else open_adapter(adapter)
+        content = _read_float(path, raw, layout, image_size, opened)
     config = content.config
-    tokenizer = read_tokenizer(path)
+    tokenizer = read_tokenizer((opened and opened.tokenizer) or path)
     _check_embeds(tokenizer, config, path)
-    generation = _optional_json(path / "generation_config.json")
+    generation = optional_json(path / "generation_config.json")
     license = next((path / n for n in _LICENSE_NAMES if (path / n).is_file()), None)
     settings = [path / "config.json", *tokenizer.files]
     extra = ("preprocessor_config.json", "generation_config.json")
@@ -132,9 +143,10 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
         image_mode="pad" if raw.get("image_aspect_ratio", "pad") == "pad" else "crop",
         unused=content.unused,
         disagreements=find_disagreements(config, raw, layout),
+        oddities=() if opened is None else opened.notes,
         license=license,
         settings=tuple(settings),
-        files=(*settings, *content.files),
+        files=tuple(dict.fromkeys((*settings, *content.files))),
     )
 
 
@@ -151,17 +163,17 @@ class _Content:
 
 
 def _read_float(
-    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Path | None
+    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Adapter | None
 ) -> _Content:
     stored, files = _read_tensors(path, _READERS)
     names = canonical_names(stored, layout)
     weights = {ours: stored[name] for name, ours in names.items()}
     if adapter is not None:
-        opened = read_adapter(adapter)
         # Apple's names tell the stage only beside each other, so the checkpoint's stand with the adapter's.
-        targets = canonical_names({**stored, **opened.low_rank, **opened.replaced}, layout)
-        weights = merge_adapter(weights, opened, targets)
-        files += sorted(p for p in adapter.iterdir() if p.is_file())
+        targets = canonical_names([*stored, *adapter.names], adapter.layout or layout)
+        tied = EMBED in weights and _is_tied(text_config(raw, layout), raw, weights)
+        weights = merge_adapter(weights, adapter, targets, stored, tied)
+        files += adapter.files
     config = infer_config(weights, raw, layout, image_size, path)
     weights = reparameterize(weights, list(convolutions(config.vision)))
     expected = weight_shapes(config)
@@ -172,9 +184,9 @@ def _read_float(
 
 
 def _read_quantized(
-    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Path | None
+    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, has_adapter: bool
 ) -> _Content:
-    if adapter is not None:
+    if has_adapter:
         raise CheckpointError(
             "an adapter cannot be merged into quantized weights",
             where=path,
@@ -202,6 +214,14 @@ def source_hash(checkpoint: Checkpoint) -> str:
     if checkpoint.quantized is not None:
         return checkpoint.quantized.record.source.sha256
     return checkpoint.sha256
+
+
+def _is_tied(text: Mapping[str, Any], raw: Mapping[str, Any], weights: Mapping[str, Weight]) -> bool:
+    """Whether embedding and head are one table, which then may be stored once or twice."""
+    if HEAD not in weights:
+        return True
+    said = raw.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    return said is True and same_content(weights[HEAD], weights[EMBED])
 
 
 def _layout(raw: Mapping[str, Any], path: Path) -> Layout:
@@ -247,10 +267,6 @@ def _read_shards(
     tensors = {name: weight for shard in shards.values() for name, weight in shard.items()}
     tensors |= {name: shards[file][name] for name, file in weight_map.items()}  # it decides between two
     return tensors, [index, *(path / file for file in shards)]
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
 
 
 def _check_embeds(tokenizer: TextTokenizer, config: ModelConfig, path: Path) -> None:

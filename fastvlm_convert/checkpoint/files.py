@@ -28,3 +28,12 @@ def read_json(path: Path, kind: type[ConversionError] = CheckpointError) -> dict
     if not isinstance(value, dict):
         raise kind(f"expected a JSON object, found {type(value).__name__}", where=path)
     return value
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, or an empty one without the file.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    return read_json(path) if path.is_file() else {}

@@ -21,6 +21,7 @@ _QWEN2_SPLIT = (
 )
 _END_OF_TURN, _END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 _MAX_ID = 1 << 24
+_TOKENIZER = "tokenizer.json"
 _APPLE_FILES = ("vocab.json", "merges.txt")
 _OPTIONAL_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 
@@ -92,6 +93,11 @@ class TextTokenizer:
         return str(self.backend.decode(ids, skip_special_tokens=True))
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether a folder holds the files that `read_tokenizer` needs."""
+    return (path / _TOKENIZER).is_file() or all((path / name).is_file() for name in _APPLE_FILES)
+
+
 def read_tokenizer(path: Path) -> TextTokenizer:
     """Read the tokenizer of a checkpoint or a bundle.
 
@@ -101,9 +107,9 @@ def read_tokenizer(path: Path) -> TextTokenizer:
     Raises:
         TokenizerError: Files are missing or damaged, or a token of the prompt format is absent.
     """
-    if (path / "tokenizer.json").is_file():
-        names = ["tokenizer.json"]
-        backend = _from_tokenizer_json(path / "tokenizer.json")
+    if (path / _TOKENIZER).is_file():
+        names = [_TOKENIZER]
+        backend = _from_tokenizer_json(path / _TOKENIZER)
     else:
         names = list(_APPLE_FILES)
         backend = _from_vocab_and_merges(path)

@@ -18,7 +18,10 @@ NO_DATA = "none"
 AdapterOption = Annotated[
     Path | None,
     typer.Option(
-        "--adapter", metavar="FOLDER", help="LoRA adapter (PEFT folder) to merge in.", show_default=False
+        "--adapter",
+        metavar="FOLDER",
+        help="LoRA adapter (of PEFT, LLaVA or MLX) to merge in.",
+        show_default=False,
     ),
 ]
 CalibrationOption = Annotated[

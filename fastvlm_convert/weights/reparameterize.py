@@ -17,7 +17,7 @@ import numpy as np
 
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.weights.fold import BATCH_NORM_PARTS, batch_norm_affine
-from fastvlm_convert.weights.source import Weight, WeightSource, computed
+from fastvlm_convert.weights.source import Weight, WeightSource, computed, finite
 
 Kernel = tuple[np.ndarray, np.ndarray]  # float64 weight [out, in / groups, k, k] and bias [out]
 Parts = dict[str, Weight]  # the tensors of one block; each is taken out as it is merged
@@ -53,7 +53,7 @@ def reparameterize(weights: WeightSource, convolutions: list[str]) -> dict[str, 
             raise CheckpointError(f"'{min(parts)}' belongs to no branch of '{block}'")
         merged[f"{block}.weight"] = computed(weight.shape, dtype, weight.copy)
         merged[f"{block}.bias"] = computed(bias.shape, dtype, bias.copy)
-    return merged
+    return finite(merged, weights, "merging train-time branches")
 
 
 def _merge(parts: Parts, block: str) -> Kernel:

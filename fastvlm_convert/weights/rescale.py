@@ -21,7 +21,7 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.recipe import RepairSettings
 from fastvlm_convert.weights.fold import scaled_rows
 from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig
-from fastvlm_convert.weights.source import Weight, WeightSource
+from fastvlm_convert.weights.source import Weight, WeightSource, finite
 
 _MAX_EXPONENT = 8  # beyond it, rows of usual size would leave float16's normal numbers
 
@@ -59,7 +59,7 @@ def fp16_safe(weights: WeightSource, decoder: DecoderConfig, repairs: RepairSett
             for module in ("self_attn.o_proj", "mlp.down_proj"):
                 name = f"decoder.layers.{layer}.{module}.weight"
                 safe[name] = scaled_rows(weights[name], lambda: shift)
-    return safe
+    return finite(safe, weights, "repairing")
 
 
 def _rescale_keys(weights: dict[str, Weight], decoder: DecoderConfig, layer: str) -> None:

@@ -11,6 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
+from fastvlm_convert.errors import CheckpointError
+
 CHUNK_BYTES = 8 << 20  # float32 bytes read at a time: large enough to be fast, small beside any budget
 
 
@@ -79,3 +81,44 @@ def reshaped(weight: Weight, shape: tuple[int, ...]) -> Weight:
         return weight.read(start, stop).reshape((stop - start, *shape[1:]))
 
     return Weight(shape, weight.dtype, read)
+
+
+def transposed(weight: Weight) -> Weight:
+    """A small matrix the other way round; it is read whole whatever rows are asked for."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(weight.array()[:, start:stop].T)
+
+    return Weight(weight.shape[::-1], weight.dtype, read)
+
+
+def finite(view: WeightSource, before: WeightSource, step: str) -> dict[str, Weight]:
+    """A view whose new weights are checked as they are read.
+
+    Args:
+        view: Weights by name.
+        before: What they were made from; weights that are the same objects are left alone.
+        step: What was done to the others, for the message: `merging the adapter`.
+
+    Returns:
+        A view of which `read` raises `CheckpointError` where a new weight holds NaN or infinity.
+    """
+    return {
+        name: weight if weight is before.get(name) else _checked(weight, name, step)
+        for name, weight in view.items()
+    }
+
+
+def _checked(weight: Weight, name: str, step: str) -> Weight:
+    def read(start: int, stop: int) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):  # it is said better below
+            rows = weight.read(start, stop)
+        if not np.isfinite(rows).all():
+            bad = int(rows.size - np.isfinite(rows).sum())
+            raise CheckpointError(
+                f"{step} makes {bad} values of '{name}' infinite",
+                hint="the checkpoint or the adapter is damaged, or belongs to another model",
+            )
+        return rows
+
+    return Weight(weight.shape, weight.dtype, read)
