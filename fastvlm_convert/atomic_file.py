@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 
@@ -10,12 +11,44 @@ from pathlib import Path
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to, which takes its place when the block ends without an error.
 
+    A run that was killed leaves its half of a file. The next run that writes the same one removes it: who is
+    still at work holds a lock, which ends with the process.
+
     Raises:
         OSError: The file cannot be put there.
     """
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    _remove_leftovers(path)
+    with partial.open("ab") as lock:
+        flock(lock, LOCK_EX)
+        try:
+            yield partial
+            to_disk(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk itself.
+
+    Without it a power failure may leave a name without its content.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield partial
-        partial.replace(path)
+        os.fsync(descriptor)
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    start, end = f".{path.stem}.", f".partial{path.suffix}"
+    with suppress(OSError):  # whatever cannot be removed harms nobody
+        for other in path.parent.iterdir():
+            if not (other.name.startswith(start) and other.name.endswith(end)):
+                continue
+            if not other.name[len(start) : -len(end)].isdigit() or other.is_symlink():
+                continue
+            with other.open("rb") as file:
+                flock(file, LOCK_EX | LOCK_NB)
+                other.unlink()

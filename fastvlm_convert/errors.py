@@ -4,6 +4,50 @@ Only the command line turns them into exit codes: every `ConversionError` is exi
 fails is no error but a result (exit code 1).
 """
 
+import reprlib
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+from typing import ClassVar, Final
+
+_ALIKE: Final = 0.7
+
+MAX_MESSAGE: Final = 300  # characters of a message: what a file holds must not flood a terminal
+_MAX_SHOWN: Final = 100  # of one value in it
+
+
+class _Json(reprlib.Repr):
+    """Values in the words of JSON and YAML, shortened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
+
+    def repr_NoneType(self, x: None, level: int) -> str:  # noqa: N802  the name that reprlib looks up
+        return "null"
+
+    def repr_bool(self, x: bool, level: int) -> str:
+        return "true" if x else "false"
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to print more than 4300 digits, and nobody reads more than a few.
+        return str(x) if x.bit_length() <= 128 else f"an integer of some {x.bit_length() * 3 // 10} digits"
+
+
+_JSON: Final = _Json()
+
+
+def shown(value: object) -> str:
+    """A value that a file or a user gave, for a message: as JSON calls it, at most 100 characters."""
+    return shortened(_JSON.repr(value), _MAX_SHOWN)
+
+
+def shortened(text: str, limit: int = MAX_MESSAGE) -> str:
+    """A text of at most `limit` characters; of a longer one the middle is left out."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: limit - tail - 1]}\u2026{text[-tail:]}"
+
 
 def printable(text: str) -> str:
     """Text with what cannot be printed escaped.
@@ -13,18 +57,30 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The question that opens a hint, with a space after it; empty if nothing known is close to the word."""
+    likeness = {name: SequenceMatcher(None, name, word).ratio() for name in known}
+    best = max(likeness.values(), default=0.0)
+    if best < _ALIKE:
+        return ""
+    return f"did you mean {' or '.join(repr(name) for name, share in likeness.items() if share == best)}? "
+
+
 class ConversionError(Exception):
     """Base of all errors that are meant for the user.
 
     Attributes:
+        code: A word for programs (`--json`); it stays when the message changes.
         where: The file, folder or setting the error is about, or None.
         hint: What to do next, or None.
     """
 
+    code: ClassVar[str] = "conversion"
+
     def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
-        super().__init__(what)
+        super().__init__(shortened(what))
         self.where = None if where is None else str(where)
-        self.hint = hint
+        self.hint = None if hint is None else shortened(hint, 2 * MAX_MESSAGE)
 
     def __str__(self) -> str:
         """The message as one printable line, with the place it is about."""
@@ -33,43 +89,95 @@ class ConversionError(Exception):
         return printable(line)
 
 
+class UsageError(ConversionError):
+    """A command line cannot be understood, or asks for two things that exclude each other."""
+
+    code = "usage"
+
+
 class CheckpointError(ConversionError):
     """The checkpoint is missing, damaged, hostile or not a FastVLM."""
+
+    code = "checkpoint"
 
 
 class TokenizerError(ConversionError):
     """The tokenizer files are missing or damaged, or cannot express a text."""
 
+    code = "tokenizer"
+
 
 class ImageError(ConversionError):
     """An image cannot be read or is not acceptable."""
+
+    code = "image"
 
 
 class RecipeError(ConversionError):
     """A recipe is malformed or asks for something impossible."""
 
+    code = "recipe"
+
 
 class TargetError(ConversionError):
     """A target's runtime cannot execute what would be exported."""
+
+    code = "target"
 
 
 class BundleError(ConversionError):
     """A bundle is missing, damaged or of another version."""
 
+    code = "bundle"
+
 
 class OutputError(ConversionError):
     """The output cannot be written where it was asked for."""
+
+    code = "output"
 
 
 class PromptError(ConversionError):
     """A prompt, or the answer asked for, does not fit the model."""
 
+    code = "prompt"
+
+
+class WorkerError(ConversionError):
+    """A process that was started to do a part of the work ended before it was done."""
+
+    code = "worker"
+
+
+# Packages that a plain installation leaves out, and the extras that bring them.
+EXTRAS = {"torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml"}
+
 
 class MissingDependencyError(ConversionError):
-    """A package that this command needs is not installed."""
+    """A package that this command needs, and that only an extra installs, is not there."""
+
+    code = "missing_dependency"
 
     @classmethod
     def of(cls, error: ModuleNotFoundError, what: str) -> "MissingDependencyError":
-        """The error for a failed import; `what` needs the package."""
-        name = (error.name or "a package").partition(".")[0]
-        return cls(f"{what} needs {name}, which is not installed", hint=f"pip install {name}")
+        """The error for a failed import.
+
+        Args:
+            error: The import's.
+            what: What needs the package.
+
+        Raises:
+            ModuleNotFoundError: The module is no extra's: an installation that is broken, or a bug.
+        """
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRAS:
+            raise error
+        return cls(
+            f"{what} needs {name}, which is not installed",
+            hint=f"pip install '.[{EXTRAS[name]}]' in a clone of fastvlm-convert, or '.[all]'",
+        )
+
+
+def error_class(code: str) -> type[ConversionError]:
+    """The class of a code, for an error that another process has reported."""
+    return next((kind for kind in ConversionError.__subclasses__() if kind.code == code), ConversionError)

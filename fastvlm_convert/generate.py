@@ -1,14 +1,14 @@
 """The one decode loop, over a small protocol that every runtime implements."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from fastvlm_convert.errors import PromptError
-from fastvlm_convert.preprocess import Prompt
+from fastvlm_convert.prompt import Prompt
 
 Sampler = Callable[[np.ndarray], int]
 
@@ -147,7 +147,6 @@ def generate(
     eos_token_ids: Sequence[int],
     max_new_tokens: int,
     choose: Sampler = greedy,
-    on_token: Callable[[int], None] | None = None,
     features: Sequence[np.ndarray] | None = None,
 ) -> Answer:
     """Answer a prompt.
@@ -158,11 +157,32 @@ def generate(
         eos_token_ids: Ids at which the answer ends.
         max_new_tokens: Most tokens to generate, the end token included; at least 1.
         choose: Picks a token from logits.
-        on_token: Called with each token of the answer as it comes, the end token excepted.
         features: The prompt's images where they are encoded already.
 
     Raises:
         PromptError: Prompt and answer do not fit into the context.
+    """
+    tokens = answer_tokens(session, prompt, eos_token_ids, max_new_tokens, choose, features)
+    while True:
+        try:
+            next(tokens)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+
+
+def answer_tokens(
+    session: Session,
+    prompt: Prompt,
+    eos_token_ids: Sequence[int],
+    max_new_tokens: int,
+    choose: Sampler = greedy,
+    features: Sequence[np.ndarray] | None = None,
+) -> Generator[int, None, Answer]:
+    """The same, one token after the other as they come, the end token excepted.
+
+    Returns:
+        The whole answer, as the generator's value.
     """
     prompt_tokens = prompt.length(session.num_image_tokens)
     check_fits(prompt_tokens, max_new_tokens, session.context_length)
@@ -182,8 +202,7 @@ def generate(
         tokens.append(token)
         if finished:
             break
-        if on_token is not None:
-            on_token(token)
+        yield token
     timings = Timings(
         vision_s=encoded - start,
         prefill_s=prefilled - encoded,

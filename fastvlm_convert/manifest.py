@@ -3,23 +3,32 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
 from fastvlm_convert.dataclass_io import from_plain, has_schema
-from fastvlm_convert.errors import BundleError, RecipeError
+from fastvlm_convert.errors import BundleError, RecipeError, shown
 from fastvlm_convert.io_names import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
-from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH, Recipe
+from fastvlm_convert.json_file import read_json_file
+from fastvlm_convert.preprocess import ImageMode, ImageSettings, Resampling
+from fastvlm_convert.prompt import PromptFormat
+from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH
+from fastvlm_convert.regular_file import open_file
+from fastvlm_convert.resolved_recipe import ResolvedRecipe
+from fastvlm_convert.targets import BACKENDS, Target
 
 FILE_NAME: Final = "fastvlm_manifest.json"
 SCHEMA: Final = "fastvlm-convert/bundle"
 SCHEMA_VERSION: Final = 2
+PROGRESS_FILE: Final = "fastvlm-convert.progress"  # in a folder under construction
 OLD_FILE_NAME: Final = "manifest.json"  # of version 1
 
-Target = Literal["onnx", "coreml"]
+_AGAIN: Final = "copy the bundle again, or export the bundle again"
+_MAKE_ONE: Final = "make one with: fastvlm-convert export"
+
 Status = Literal["passed", "failed", "not_run"]
 
 
@@ -49,6 +58,11 @@ class Artifact:
     outputs: tuple[TensorSpec, ...]
     function: str = "main"
 
+    def __post_init__(self) -> None:
+        if self.target not in BACKENDS:
+            known = " or ".join(repr(target) for target in BACKENDS)
+            raise BundleError(f"target is {self.target!r}, expected {known}")
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -57,20 +71,30 @@ class Contract:
     Attributes:
         image_size: Edge of the square input in pixels.
         image_mode: How an image is made square.
+        resampling: Pillow's filter that resizes it.
+        rescale_factor: What its 8-bit values are multiplied by.
+        image_mean: Subtracted then, by channel.
+        image_std: What the result is divided by, by channel.
         num_image_tokens: Tokens one image becomes.
         image_token: Placeholder in the prompt.
         image_token_id: Its id.
-        prompt: The prompt format, with {question} where the user's text goes.
+        prompt: One picture and one question, with {question} where the user's text goes.
+        conversation: The texts around the turns of longer conversations.
         eos_token_ids: Ids at which an answer ends.
         context_length: Tokens the KV cache holds.
     """
 
     image_size: int
     image_mode: ImageMode
+    resampling: Resampling
+    rescale_factor: float
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
     num_image_tokens: int
     image_token: str
     image_token_id: int
     prompt: str
+    conversation: PromptFormat
     eos_token_ids: tuple[int, ...]
     context_length: int
 
@@ -79,8 +103,21 @@ class Contract:
             raise BundleError(
                 f"num_image_tokens {self.num_image_tokens} does not fit image_size {self.image_size}"
             )
+        numbers = (self.rescale_factor, *self.image_mean, *self.image_std)
+        if len(numbers) != 7 or not all(math.isfinite(x) for x in numbers) or min(self.image_std) <= 0:
+            raise BundleError("image_mean and image_std are not three finite numbers each, std above 0")
+        if self.prompt != self.conversation.single_turn:
+            raise BundleError("prompt is not what conversation writes for one question")
         if not 0 < self.context_length <= MAX_CONTEXT_LENGTH:
             raise BundleError(f"context_length is {self.context_length}, expected 1 to {MAX_CONTEXT_LENGTH}")
+
+    @property
+    def images(self) -> ImageSettings:
+        """How pictures are prepared."""
+        mean, std = ((x[0], x[1], x[2]) for x in (self.image_mean, self.image_std))
+        return ImageSettings(
+            self.image_size, self.image_mode, self.resampling, self.rescale_factor, mean, std
+        )
 
 
 @dataclass(frozen=True)
@@ -126,7 +163,7 @@ class Manifest:
     tool: str
     libraries: dict[str, str]
     source: Source
-    recipe: Recipe
+    recipe: ResolvedRecipe
     artifacts: tuple[Artifact, ...]
     contract: Contract
     fp16_range: Status
@@ -151,17 +188,17 @@ class Manifest:
     def to_json(self) -> str:
         """The content of fastvlm_manifest.json."""
         value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
-        return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def file_entries(bundle: Path) -> dict[str, FileEntry]:
     """Size and hash of every file below a folder, by its path relative to it, in sorted order."""
     paths = {p.relative_to(bundle).as_posix(): p for p in bundle.rglob("*") if p.is_file()}
-    return {name: _file_entry(paths[name]) for name in sorted(paths)}
+    return {name: _file_entry(paths[name]) for name in sorted(paths) if name != PROGRESS_FILE}
 
 
 def _file_entry(path: Path) -> FileEntry:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
@@ -178,7 +215,7 @@ def load_manifest(bundle: Path) -> Manifest:
     """
     path = bundle / FILE_NAME
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json_file(path)
     except FileNotFoundError as error:
         if has_schema(bundle / OLD_FILE_NAME, SCHEMA):
             raise BundleError(
@@ -186,32 +223,32 @@ def load_manifest(bundle: Path) -> Manifest:
                 where=bundle,
                 hint="export the bundle again",
             ) from error
-        raise BundleError(
-            f"not a bundle: it has no {FILE_NAME}", where=bundle, hint="make one with: fastvlm-convert export"
-        ) from error
+        raise BundleError(f"not a bundle: it has no {FILE_NAME}", where=bundle, hint=_MAKE_ONE) from error
     except OSError as error:
-        raise BundleError(f"cannot read: {error.strerror}", where=path) from error
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"not valid JSON: {error}", where=path, hint="export the bundle again") from error
+        raise BundleError(f"cannot read: {error.strerror}", where=path, hint=_AGAIN) from error
+    except ValueError as error:
+        raise BundleError(f"not valid JSON: {error}", where=path, hint=_AGAIN) from error
     if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
-        raise BundleError("not a manifest of fastvlm-convert", where=path)
+        raise BundleError("not a manifest of fastvlm-convert", where=path, hint=_MAKE_ONE)
     version = value.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"manifest version {version!r}; this tool reads {SCHEMA_VERSION}",
+            f"manifest version {shown(version)}; this tool reads {SCHEMA_VERSION}",
             where=path,
             hint="export the bundle again, or use the version of the tool that wrote it",
         )
     try:
         manifest = from_plain(Manifest, value)
     except (BundleError, RecipeError) as error:
-        raise BundleError(f"malformed manifest: {error}", where=path, hint=error.hint) from error
+        raise BundleError(f"malformed manifest: {error}", where=path, hint=error.hint or _AGAIN) from error
     for problem in _problems(bundle, manifest):
         raise BundleError(problem, where=bundle, hint="copy the bundle again, or export it again")
     return manifest
 
 
 def _problems(bundle: Path, manifest: Manifest) -> Iterator[str]:
+    if not manifest.artifacts:
+        yield "the manifest lists no artifact"
     for artifact in manifest.artifacts:
         if not artifact.files:
             yield f"artifact {artifact.target} {artifact.component} has no files"

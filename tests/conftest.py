@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -13,6 +14,22 @@ from tests.checkpoints import GOLDEN, HF, LLAVA, SHARDED, copy_checkpoint
 # The models are tiny: a second thread saves nothing, and on a busy machine waiting for it costs seconds.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
+# The same examples every time and no clock: a run must not fail because the machine is busy.
+hypothesis.settings.register_profile(
+    "suite",
+    max_examples=40,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make soak` tries everything that `make test` tries a sample of."""
+    parser.addoption("--soak", action="store_true", help="long versions of fuzzes and kills")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -57,5 +74,5 @@ def fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def golden_quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden checkpoint in Apple's layout, quantized by `mixed_recipe`; copy it before changing it."""
     output = tmp_path_factory.mktemp("quantized") / "mixed"
-    quantize(GOLDEN / LLAVA / "checkpoint", mixed_recipe(), output)
+    quantize(GOLDEN / LLAVA / "checkpoint", output, recipe=mixed_recipe())
     return output

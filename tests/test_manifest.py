@@ -120,6 +120,7 @@ def test_malformed(bundle, change, message):
 
 
 UNSAFE = {
+    "no_artifacts": (lambda m: m.update(artifacts=[]), "the manifest lists no artifact"),
     "no_files": (lambda m: m["artifacts"][0].update(files=[]), "artifact onnx vision has no files"),
     "unlisted": (lambda m: m["files"].pop(DATA), f"artifact file '{DATA}' is not among the manifest's files"),
     "parent": (

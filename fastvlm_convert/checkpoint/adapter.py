@@ -9,10 +9,12 @@ from pathlib import Path
 
 from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.weights import parts
 from fastvlm_convert.weights.lora import LowRank, merge_low_rank, replace_rows
-from fastvlm_convert.weights.source import Weight, WeightSource, finite
+from fastvlm_convert.weights.source import Weight, WeightSource
+from fastvlm_convert.weights.storage import checked
 
-EMBED, HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
+EMBED, HEAD = f"{parts.EMBEDDING}.weight", f"{parts.HEAD}.weight"
 _COUNTERS = "num_batches_tracked"  # BatchNorm's; no part of a model at inference
 
 
@@ -99,7 +101,7 @@ def merge_adapter(
     for name, low_rank in adapter.low_rank.items():
         _check_product(merged[places[name]].shape, low_rank, name, places[name], adapter.path)
         merged[places[name]] = merge_low_rank(merged[places[name]], low_rank)
-    return finite(merged, weights, "merging the adapter")
+    return checked(merged, weights, "merging the adapter")
 
 
 def _places(

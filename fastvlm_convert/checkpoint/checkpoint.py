@@ -14,12 +14,17 @@ from fastvlm_convert.checkpoint.dimensions import (
     check_shapes,
     check_supported,
     find_disagreements,
-    image_size_of,
     infer_config,
     text_config,
 )
 from fastvlm_convert.checkpoint.files import optional_json, read_json
 from fastvlm_convert.checkpoint.layouts import LAYOUTS, Layout, canonical_names
+from fastvlm_convert.checkpoint.picture_settings import (
+    PictureSettings,
+    picture_settings,
+    with_pixel_scaling,
+)
+from fastvlm_convert.checkpoint.prompt_settings import PromptSettings, prompt_settings
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME as QUANTIZED_FILE
 from fastvlm_convert.checkpoint.quantized_checkpoint import QuantizedContent, quantized_content, read_record
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
@@ -27,18 +32,24 @@ from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantized.weight import MixedSource
+from fastvlm_convert.regular_file import open_file
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.reparameterize import reparameterize
 from fastvlm_convert.weights.safetensors_file import read_header, read_safetensors
 from fastvlm_convert.weights.shapes import convolutions, weight_shapes
 from fastvlm_convert.weights.source import Weight, reshaped, same_content
+from fastvlm_convert.weights.storage import checked
 
 _T = TypeVar("_T")
 _READERS: dict[str, Callable[[Path], dict[str, Weight]]] = {
     "model.safetensors": read_safetensors,
     "pytorch_model.bin": read_torch_zip,
 }
+_SETTINGS = (
+    "preprocessor_config.json", "processor_config.json", "generation_config.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 _LICENSE_NAMES = ("LICENSE", "LICENSE_MODEL", "LICENSE.txt", "LICENSE.md", "LICENCE")
 
 
@@ -56,7 +67,8 @@ class Checkpoint:
         stored: Stored name -> tensor, as in the files.
         tokenizer: Its tokenizer.
         eos_token_ids: Ids at which an answer ends.
-        image_mode: `pad` or `crop`: how the original code makes an image square.
+        pictures: How the original code prepares pictures, and where that was found.
+        prompt: The format of conversations, and where it was found.
         unused: Stored names that no part of the model reads.
         disagreements: Where config.json contradicts the tensors.
         oddities: What was odd about the files and how they were read nevertheless.
@@ -73,7 +85,8 @@ class Checkpoint:
     stored: Mapping[str, Weight]
     tokenizer: TextTokenizer
     eos_token_ids: tuple[int, ...]
-    image_mode: ImageMode
+    pictures: PictureSettings
+    prompt: PromptSettings
     unused: tuple[str, ...]
     disagreements: tuple[Disagreement, ...]
     oddities: tuple[str, ...]
@@ -87,9 +100,19 @@ class Checkpoint:
         return content_hash(self.files)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that files were read from: its own, and an adapter's."""
+        return tuple(dict.fromkeys(path.parent for path in self.files))
+
+    @property
+    def image_mode(self) -> ImageMode:
+        """How the original code makes an image square."""
+        return self.pictures.image.mode
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of how it was read."""
-        return self.oddities
+        """What its files say and this tool does otherwise, or how it read what was odd."""
+        return (*self.oddities, *self.pictures.notes, *self.prompt.notes)
 
     @property
     def folded(self) -> MixedSource:
@@ -97,7 +120,7 @@ class Checkpoint:
         return fold(self.weights) if self.quantized is None else self.quantized.weights
 
 
-def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Checkpoint:
     """Open a FastVLM checkpoint in Apple's or transformers' layout, or a quantized one; headers only.
 
     Args:
@@ -108,28 +131,28 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
         CheckpointError: It is missing, damaged, hostile, incomplete or no FastVLM.
         TokenizerError: Its tokenizer is missing or damaged.
     """
+    path, adapter = Path(path), None if adapter is None else Path(adapter)
     if not path.is_dir():
         what = "a checkpoint is a folder, this is a file" if path.exists() else "there is no such checkpoint"
         raise CheckpointError(what, where=path, hint="give the folder that holds config.json")
     raw = read_json(path / "config.json")
     layout = _layout(raw, path)
     check_supported(raw, layout, path)
-    preprocessor = optional_json(path / "preprocessor_config.json")
-    image_size = image_size_of(raw, preprocessor, layout, path)
+    pictures = picture_settings(raw, layout, path)
+    image_size = pictures.image.size
     if (path / QUANTIZED_FILE).is_file():
         content = _read_quantized(path, raw, layout, image_size, adapter is not None)
         opened = None
     else:
         opened = None if adapter is None else open_adapter(adapter)
         content = _read_float(path, raw, layout, image_size, opened)
-    config = content.config
+    config = with_pixel_scaling(content.config, pictures.image)
     tokenizer = read_tokenizer((opened and opened.tokenizer) or path)
     _check_embeds(tokenizer, config, path)
     generation = optional_json(path / "generation_config.json")
     license = next((path / n for n in _LICENSE_NAMES if (path / n).is_file()), None)
     settings = [path / "config.json", *tokenizer.files]
-    extra = ("preprocessor_config.json", "generation_config.json")
-    settings += [path / n for n in extra if (path / n).is_file()]
+    settings += [path / n for n in _SETTINGS if (path / n).is_file()]
     settings += [] if license is None else [license]
     return Checkpoint(
         path=path,
@@ -140,7 +163,8 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
         stored=content.stored,
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(generation, raw, tokenizer, config, path),
-        image_mode="pad" if raw.get("image_aspect_ratio", "pad") == "pad" else "crop",
+        pictures=pictures,
+        prompt=prompt_settings(layout, path),
         unused=content.unused,
         disagreements=find_disagreements(config, raw, layout),
         oddities=() if opened is None else opened.notes,
@@ -148,6 +172,11 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
         settings=tuple(settings),
         files=tuple(dict.fromkeys((*settings, *content.files))),
     )
+
+
+def opened(checkpoint: str | Path | Checkpoint) -> Checkpoint:
+    """A checkpoint, opened unless it is open already."""
+    return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
 
 
 @dataclass(frozen=True)
@@ -175,7 +204,8 @@ def _read_float(
         weights = merge_adapter(weights, adapter, targets, stored, tied)
         files += adapter.files
     config = infer_config(weights, raw, layout, image_size, path)
-    weights = reparameterize(weights, list(convolutions(config.vision)))
+    merged = reparameterize(weights, list(convolutions(config.vision)))
+    weights = checked(merged, weights, "merging train-time branches")
     expected = weight_shapes(config)
     check_shapes(weights, expected, path)
     weights = {name: reshaped(weights[name], shape) for name, shape in expected.items()}
@@ -200,11 +230,19 @@ def _read_quantized(
 
 
 def content_hash(files: Iterable[Path]) -> str:
-    """SHA-256 over the names and contents of files, independent of where they lie."""
+    """SHA-256 over the names and contents of files, independent of where they lie.
+
+    Raises:
+        CheckpointError: One cannot be read.
+    """
     total = hashlib.sha256()
     for path in sorted(files, key=lambda p: p.name):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
+        try:
+            with open_file(path) as file:
+                digest = hashlib.file_digest(file, "sha256")
+        except OSError as error:
+            hint = "see that you may read it"
+            raise CheckpointError(f"cannot read: {error.strerror}", where=path, hint=hint) from error
         total.update(f"{path.name}\0{digest.hexdigest()}\n".encode())
     return total.hexdigest()
 

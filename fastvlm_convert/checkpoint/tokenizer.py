@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,9 @@ from tokenizers.models import BPE
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.errors import TokenizerError
 from fastvlm_convert.io_names import IMAGE_TOKEN
+from fastvlm_convert.prompt import Text
+from fastvlm_convert.regular_file import MAX_TEXT_BYTES, read_text
+from fastvlm_convert.weights.file_tensors import AGAIN
 
 # Qwen2's split of text before byte-pair encoding (transformers, models/qwen2/tokenization_qwen2.py).
 _QWEN2_SPLIT = (
@@ -53,10 +57,27 @@ class TextTokenizer:
         return set(self.backend.get_vocab())
 
     @cached_property
-    def _added(self) -> re.Pattern[str]:
-        """Tokens that are taken whole, before text is split into bytes."""
-        added = (token.content for token in self.backend.get_added_tokens_decoder().values())
-        return re.compile("|".join(map(re.escape, added)))
+    def _special(self) -> dict[str, AddedToken]:
+        """Tokens that only a prompt's format may write, by what they look like."""
+        added = self.backend.get_added_tokens_decoder().values()
+        return {token.content: token for token in added if token.special}
+
+    @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        added = self.backend.get_added_tokens_decoder().items()
+        return {token.content: token_id for token_id, token in added if token.special}
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self._special, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    @cached_property
+    def _taken_whole(self) -> re.Pattern[str] | None:
+        """Added tokens of ordinary text, which is not split into bytes there."""
+        added = self.backend.get_added_tokens_decoder().values()
+        plain = [re.escape(token.content) for token in added if not token.special]
+        return re.compile("|".join(plain)) if plain else None
 
     @property
     def num_tokens(self) -> int:
@@ -70,12 +91,43 @@ class TextTokenizer:
         return max(i for i in ids if i != self.image_token_id)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; nothing is added before or after.
+        """Token ids of a text of the prompt's format: special tokens in it are tokens.
 
         Raises:
             TokenizerError: The vocabulary lacks a byte of the text (byte-pair encoding would drop it).
         """
-        plain = self._added.sub("", text)
+        return self.encode_texts([Text(text, is_format=True)])
+
+    def encode_texts(self, texts: Sequence[Text]) -> list[int]:
+        """Token ids of texts that stand side by side; nothing is added before or after.
+
+        Where no special token stands between, byte-pair encoding joins what the format wrote and what a
+        user typed, as it does in the original code. A special token that a user typed is ordinary text.
+
+        Raises:
+            TokenizerError: The vocabulary lacks a byte of a text (byte-pair encoding would drop it).
+        """
+        ids: list[int] = []
+        run = ""
+        strips = False  # whether the special token before the run takes the space behind it
+        for text in texts:
+            pieces = self._special_pattern.split(text.content) if text.is_format else [text.content]
+            for piece in pieces:
+                token = self._special.get(piece) if text.is_format else None
+                if token is None:
+                    run += piece
+                    continue
+                ids += self._encode_run(run.rstrip() if token.lstrip else run, strips)
+                ids.append(self._special_ids[piece])
+                run, strips = "", token.rstrip
+        return ids + self._encode_run(run, strips)
+
+    def _encode_run(self, run: str, strips: bool) -> list[int]:
+        """Ids of text between special tokens."""
+        run = run.lstrip() if strips else run
+        if not run:
+            return []
+        plain = run if self._taken_whole is None else self._taken_whole.sub("", run)
         if self.backend.normalizer is not None:
             plain = self.backend.normalizer.normalize_str(plain)
         for char in dict.fromkeys(plain):
@@ -86,7 +138,7 @@ class TextTokenizer:
                     where=self.files[0].parent,
                     hint="this checkpoint was trained on a smaller alphabet; rephrase the question",
                 )
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        return list(self.backend.encode(run, add_special_tokens=False).ids)
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids` without special tokens; ids beyond the vocabulary decode to nothing."""
@@ -116,6 +168,7 @@ def read_tokenizer(path: Path) -> TextTokenizer:
     names += [name for name in _OPTIONAL_FILES if (path / name).is_file()]
     if backend.token_to_id(IMAGE_TOKEN) is None:  # Apple's checkpoints have no such token
         backend.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
+    backend.encode_special_tokens = True  # `encode_texts` finds those of the format itself
     return TextTokenizer(
         backend=backend,
         files=tuple(path / name for name in names),
@@ -133,7 +186,7 @@ def _required(backend: Tokenizer, token: str, path: Path) -> int:
 
 
 def _from_tokenizer_json(path: Path) -> Tokenizer:
-    raw = read_json(path, TokenizerError)
+    raw = read_json(path, TokenizerError, MAX_TEXT_BYTES)
     model = raw.get("model")
     # A prefix of subwords is WordPiece's; the library may panic on one.
     if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("continuing_subword_prefix"):
@@ -155,7 +208,7 @@ def _from_vocab_and_merges(path: Path) -> Tokenizer:
                 where=path,
                 hint="a checkpoint needs tokenizer.json, or vocab.json and merges.txt",
             )
-    vocab = _ids(read_json(path / "vocab.json", TokenizerError), path / "vocab.json")
+    vocab = _ids(read_json(path / "vocab.json", TokenizerError, MAX_TEXT_BYTES), path / "vocab.json")
     merges = _read_merges(path / "merges.txt", vocab)
     backend = Tokenizer(BPE(vocab=vocab, merges=merges, byte_fallback=False))
     backend.normalizer = normalizers.NFC()
@@ -195,9 +248,11 @@ def _is_text(token: str) -> bool:
 
 def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"cannot read: {error}", where=path) from error
+        lines = read_text(path).split("\n")
+    except OSError as error:
+        raise TokenizerError(f"cannot read: {error.strerror}", where=path, hint=AGAIN) from error
+    except ValueError as error:
+        raise TokenizerError(f"cannot read: {error}", where=path, hint=AGAIN) from error
     merges = []
     for number, line in enumerate(lines, 1):
         if not line or (number == 1 and line.startswith("#version")):

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from fastvlm_convert.atomic_file import whole_file
+from fastvlm_convert.json_file import read_json_file
 from fastvlm_convert.user_cache import cache_folder
+from fastvlm_convert.weights.storage import FLOAT16_MAX
 
-FP16_MAX: Final = 65504.0
 FP16_SMALLEST: Final = 2.0**-24  # below half of it a value becomes zero
 MIN_HEADROOM: Final = 2.0
 
@@ -33,7 +34,7 @@ class OpRange:
     @property
     def headroom(self) -> float:
         """How many times larger it could be before float16 overflows."""
-        return FP16_MAX / self.max_abs if self.max_abs else float("inf")
+        return FLOAT16_MAX / self.max_abs if self.max_abs else float("inf")
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,15 @@ def save_report(report: RangeReport) -> Path:
     path = _path(report.checkpoint_sha256)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
-        partial.write_text(json.dumps({"version": _VERSION, **dataclasses.asdict(report)}, indent=1))
+        value = {"version": _VERSION, **dataclasses.asdict(report)}
+        partial.write_text(json.dumps(value, indent=1, allow_nan=False))
     return path
 
 
 def load_report(checkpoint_sha256: str) -> RangeReport | None:
     """The report of a checkpoint, or None where there is none that this version can read."""
     try:
-        value = json.loads(_path(checkpoint_sha256).read_text(encoding="utf-8"))
+        value = read_json_file(_path(checkpoint_sha256))
         if value["version"] != _VERSION or value["checkpoint_sha256"] != checkpoint_sha256:
             return None
         ops = tuple(

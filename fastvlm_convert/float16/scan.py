@@ -1,6 +1,7 @@
 """Scan the reference's activations on real pictures against float16's range."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.float16.report import FP16_SMALLEST, OpRange, RangeReport
 from fastvlm_convert.generate import generate
 from fastvlm_convert.io_names import decoder_op, op_component, vision_op
 from fastvlm_convert.model.decoder import DecoderLayer, Qwen2
 from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.model.vision import AttentionBlock, RepMixerBlock, Stage
+from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
-
-OnProgress = Callable[[float], None]
 
 
 @dataclass
@@ -38,7 +39,13 @@ class _Recorder(TorchFunctionMode):
     def record(self, op: str, values: Tensor) -> None:
         entry = self.seen.setdefault(op, _Seen())
         magnitude = values.abs()
-        entry.max_abs = max(entry.max_abs, float(magnitude.max()))
+        largest = float(magnitude.max())
+        if not math.isfinite(largest):
+            raise CheckpointError(
+                f"operation '{op}' gives NaN or infinity in float32 already",
+                hint="the checkpoint is damaged or its training diverged",
+            )
+        entry.max_abs = max(entry.max_abs, largest)
         non_zero = magnitude > 0
         entry.non_zero += int(non_zero.sum())
         entry.flushed += int((non_zero & (magnitude <= FP16_SMALLEST / 2)).sum())
@@ -63,7 +70,7 @@ def scan(
     questions: Sequence[Question],
     checkpoint_sha256: str,
     max_new_tokens: int,
-    on_progress: OnProgress = lambda share: None,
+    on_progress: OnShare = ignore_share,
 ) -> RangeReport:
     """Answer questions with the reference and record what every operation gave.
 
@@ -82,7 +89,7 @@ def scan(
         _attach_decoder(hooks, model.decoder)
         with recorder:
             for number, question in enumerate(questions):
-                prompt = loaded.prompt(question.text, [question.image])
+                prompt = loaded.conversation(question.messages)
                 generate(loaded.session, prompt, loaded.eos_token_ids, max_new_tokens)
                 on_progress((number + 1) / len(questions))
     finally:

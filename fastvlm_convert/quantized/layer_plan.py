@@ -1,17 +1,19 @@
 """What a recipe does to every layer, decided from dimensions alone: no weight is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme, Scheme
-from fastvlm_convert.recipe import Recipe, SchemeName, Solver
+from fastvlm_convert.recipe import QuantizeRule, Recipe, SchemeName, Solver
+from fastvlm_convert.weights.parts import input_group_of, is_language, part_of
 
 _FLOAT_BITS: dict[FloatName, int] = {"float32": 32, "float16": 16}
-_GROUPS = (("q_proj", "k_proj", "v_proj"),)  # exporters stack these, so their schemes must be equal
-_TABLES = ("decoder.embed_tokens", "decoder.lm_head")
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,7 @@ class LayerPlan:
     @property
     def size(self) -> int:
         """Number of weights."""
-        size = 1
-        for n in self.shape:
-            size *= n
-        return size
+        return num_elements(self.shape)
 
     @property
     def columns(self) -> int:
@@ -67,23 +66,23 @@ def plan_layers(shapes: Mapping[str, tuple[int, ...]], recipe: Recipe) -> tuple[
     plans = tuple(_plan(layer, shape, recipe) for layer, shape in layers.items())
     for rule in recipe.quantize:
         if not any(rule.fits(layer) for layer in layers):
-            raise RecipeError(f"quantize: '{rule}' fits no layer", hint=_examples(layers))
+            guesses = " and ".join(f"'{pattern}'" for pattern in _corrected(rule, layers))
+            question = f"did you mean {guesses}? " if guesses else ""
+            raise RecipeError(f"quantize: '{rule}' fits no layer", hint=f"{question}{_examples(layers)}")
     check_groups(plans)
     return plans
 
 
 def float_storage(name: str, recipe: Recipe) -> FloatName:
     """Dtype in which a recipe stores the floats of a layer or of one of its tensors."""
-    if name.startswith("decoder.embed_tokens"):
+    if part_of(name) == "embedding":
         return recipe.embed.storage
-    return recipe.decoder.storage if name.startswith("decoder.") else recipe.vision.storage
+    return recipe.decoder.storage if is_language(name) else recipe.vision.storage
 
 
 def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
     storage = float_storage(layer, recipe)
-    size = 1
-    for n in shape:
-        size *= n
+    size = num_elements(shape)
 
     def keep(reason: str | None) -> LayerPlan:
         return LayerPlan(layer, shape, None, "search", reason, size * _FLOAT_BITS[storage])
@@ -121,7 +120,9 @@ def _unsolvable(layer: str, shape: tuple[int, ...]) -> str | None:
     """What solvers that need data miss in a layer, or None where they can solve it."""
     if len(shape) > 2 and shape[2:] != (1, 1):
         return f"a matrix or a 1x1 convolution, not one of {shape[2]} x {shape[3]}"
-    return "a layer of a block, not the table of the embedding or the head" if layer in _TABLES else None
+    if part_of(layer) in ("head", "embedding"):
+        return "a layer of a block, not the table of the embedding or the head"
+    return None
 
 
 def indivisible(shape: tuple[int, ...], columns: int, block: int | None) -> str | None:
@@ -164,16 +165,27 @@ def check_groups(layers: Sequence[LayerPlan]) -> None:
     """
     plans = {plan.layer: plan for plan in layers}
     for layer, plan in plans.items():
-        for first, *others in _GROUPS:
-            if not layer.endswith(f".{first}"):
-                continue
-            for other in others:
-                neighbour = plans[layer.replace(first, other)]
-                if neighbour.scheme != plan.scheme:
-                    raise RecipeError(
-                        f"quantize: '{layer}' and '{neighbour.layer}' are stored together, "
-                        "so they need one scheme"
-                    )
+        group = input_group_of(layer)
+        if group is None or not group.is_stacked:
+            continue
+        first = plans.get(group.layers[0], plan)
+        if first.scheme != plan.scheme:
+            raise RecipeError(
+                f"quantize: '{first.layer}' and '{layer}' are stored together, so they need one scheme"
+            )
+
+
+def _corrected(rule: QuantizeRule, layers: Collection[str]) -> list[str]:
+    """A rule's patterns with every part, as `self_attn`, replaced by the nearest that layers have.
+
+    Those that still fit no layer are left out.
+    """
+    parts = sorted({part for layer in layers for part in layer.split(".") if not part.isdecimal()})
+    corrected = [
+        ".".join((get_close_matches(part, parts, n=1) or [part])[0] for part in pattern.split("."))
+        for pattern in rule.layers
+    ]
+    return [p for p in corrected if any(fnmatchcase(layer, p) for layer in layers)]
 
 
 def _examples(layers: Mapping[str, tuple[int, ...]]) -> str:

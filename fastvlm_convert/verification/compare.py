@@ -12,14 +12,13 @@ import numpy as np
 from fastvlm_convert import metrics
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
+from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check, Measurement, at_least, at_most, equal
 
-OnProgress = Callable[[float], None]
-
-_LOGIT_STAGES = ("prefill_logits", "decode_logits")
-NUMERIC_STAGES = ("preprocessing", "image_features", "inputs_embeds", *_LOGIT_STAGES)
+LOGIT_STAGES = ("prefill_logits", "decode_logits")
+NUMERIC_STAGES = ("preprocessing", "image_features", "inputs_embeds", *LOGIT_STAGES)
 
 
 @dataclass
@@ -80,7 +79,7 @@ def compare(
     reference: LoadedModel,
     questions: Sequence[Question],
     gates: StageGates,
-    on_progress: OnProgress = lambda share: None,
+    on_progress: OnShare = ignore_share,
 ) -> Comparison:
     """Run both models on the same questions.
 
@@ -135,8 +134,8 @@ def _run_both(
     stages: dict[str, _Stage],
 ) -> tuple[bool, bool]:
     """One question through both; returns whether prompts and greedy answers are equal."""
-    theirs = reference.prompt(question.text, [question.image])
-    ours = candidate.prompt(question.text, [question.image])
+    theirs = reference.conversation(question.messages)
+    ours = candidate.conversation(question.messages)
     stages["preprocessing"].add(theirs.images[0], ours.images[0])
     ids_equal = all(np.array_equal(a, b) for a, b in zip(theirs.segments, ours.segments, strict=True))
 
@@ -164,7 +163,7 @@ def _check_answers(
     target: str, stages: Mapping[str, _Stage], gates: StageGates, executed_by: str
 ) -> list[Check]:
     """Divergence and agreement over all tokens of all answers."""
-    pairs = [stages[name] for name in _LOGIT_STAGES]
+    pairs = [stages[name] for name in LOGIT_STAGES]
     reference = np.concatenate([rows for stage in pairs for rows in stage.reference])
     candidate = np.concatenate([rows for stage in pairs for rows in stage.candidate])
     checks = []
@@ -187,7 +186,7 @@ def _measure(target: str, name: str, stage: _Stage, executed_by: str) -> list[Me
         "max_abs_error": float(np.max([metrics.max_abs_error(r, c) for r, c in pairs])),
         "cosine_similarity": stage.worst(metrics.cosine_similarity),
     }
-    if name in _LOGIT_STAGES:
+    if name in LOGIT_STAGES:
         divergence = np.concatenate([metrics.kl_divergence(r, c) for r, c in pairs])
         rows = [np.concatenate(side) for side in zip(*pairs, strict=True)]
         figures |= {

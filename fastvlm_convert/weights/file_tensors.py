@@ -1,11 +1,14 @@
 """Tensors in files: where each lies, and reading its rows without mapping or copying the file."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.arithmetic import num_elements
+from fastvlm_convert.errors import CheckpointError, shortened, shown
+from fastvlm_convert.regular_file import open_file
 from fastvlm_convert.weights.source import Weight
 
 # Stored dtypes of which weights are made. bfloat16 is read as raw bits: numpy has no such type.
@@ -15,6 +18,7 @@ OTHER_DTYPES = {"int64": "<i8", "int32": "<i4", "int16": "<i2", "int8": "<i1", "
 # Far above any FastVLM; a header that claims more is damaged or hostile.
 MAX_TENSOR_ELEMENTS = 1 << 34
 MAX_TENSOR_AXES = 8
+AGAIN = "download or copy the file again"
 
 
 def numpy_dtype(dtype: str) -> str:
@@ -48,7 +52,7 @@ class FileTensor:
     @property
     def num_bytes(self) -> int:
         """Bytes it takes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * item_size(self.dtype)
+        return num_elements(self.shape) * item_size(self.dtype)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of the first axis, in the dtype they are stored in.
@@ -56,7 +60,7 @@ class FileTensor:
         Raises:
             CheckpointError: They cannot be read whole.
         """
-        row = int(np.prod(self.shape[1:], dtype=np.int64))
+        row = num_elements(self.shape[1:])
         stored = np.empty((stop - start) * row, numpy_dtype(self.dtype))
         _read_exactly(self.path, stored, self.offset + start * row * stored.itemsize)
         return stored.reshape((stop - start, *self.shape[1:]))
@@ -76,6 +80,7 @@ class FileTensor:
             raise CheckpointError(
                 f"tensor '{self.name}' is stored as {self.dtype}; weights must be one of {allowed}",
                 where=self.path,
+                hint="give the unquantized checkpoint",
             )
         values = _to_float32(self.rows(start, stop), self.dtype)
         if not np.isfinite(values).all():
@@ -100,16 +105,17 @@ def _to_float32(stored: np.ndarray, dtype: str) -> np.ndarray:
 def _read_exactly(path: Path, into: np.ndarray, offset: int) -> None:
     view = into.data.cast("B")
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_file(path) as file:
             file.seek(offset)
             done = 0
             while done < len(view):
                 count = file.readinto(view[done:])
                 if not count:
-                    raise CheckpointError("file ends inside a tensor; it is truncated", where=path)
+                    message = "file ends inside a tensor; it is truncated"
+                    raise CheckpointError(message, where=path, hint=AGAIN)
                 done += count
     except OSError as error:
-        raise CheckpointError(f"cannot read: {error.strerror}", where=path) from error
+        raise CheckpointError(f"cannot read: {error.strerror}", where=path, hint=AGAIN) from error
 
 
 def read_bytes(path: Path, offset: int, count: int) -> bytes:
@@ -119,11 +125,11 @@ def read_bytes(path: Path, offset: int, count: int) -> bytes:
         CheckpointError: The file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             file.seek(offset)
             return file.read(count)
     except OSError as error:
-        raise CheckpointError(f"cannot read: {error.strerror}", where=path) from error
+        raise CheckpointError(f"cannot read: {error.strerror}", where=path, hint=AGAIN) from error
 
 
 def check_shape(shape: object, name: str, path: Path) -> tuple[int, ...]:
@@ -133,12 +139,11 @@ def check_shape(shape: object, name: str, path: Path) -> tuple[int, ...]:
         or len(shape) > MAX_TENSOR_AXES
         or not all(type(n) is int and 0 <= n <= MAX_TENSOR_ELEMENTS for n in shape)
     ):
-        raise CheckpointError(f"tensor '{name}' has an impossible shape {shape!r}", where=path)
-    elements = 1
-    for n in shape:
-        elements *= n
-    if elements > MAX_TENSOR_ELEMENTS:
-        raise CheckpointError(f"tensor '{name}' has an absurd shape {list(shape)}", where=path)
+        what = f"tensor '{shortened(name, 100)}' has an impossible shape {shown(shape)}"
+        raise CheckpointError(what, where=path, hint=AGAIN)
+    if num_elements(shape) > MAX_TENSOR_ELEMENTS:
+        what = f"tensor '{shortened(name, 100)}' has an absurd shape {list(shape)}"
+        raise CheckpointError(what, where=path, hint=AGAIN)
     return tuple(shape)
 
 
@@ -149,8 +154,9 @@ def file_size(path: Path) -> int:
         CheckpointError: There is no such regular file.
     """
     try:
-        if path.is_file():
-            return path.stat().st_size
+        with open_file(path) as file:
+            return os.fstat(file.fileno()).st_size
+    except FileNotFoundError as error:
+        raise CheckpointError(f"'{path.name}' is missing", where=path.parent, hint=AGAIN) from error
     except OSError as error:  # for example a name that the file system cannot have
-        raise CheckpointError(f"cannot read: {error.strerror}", where=path) from error
-    raise CheckpointError(f"'{path.name}' is missing", where=path.parent)
+        raise CheckpointError(f"cannot read: {error.strerror}", where=path, hint=AGAIN) from error

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.weights.fold import BATCH_NORM_PARTS, batch_norm_affine
-from fastvlm_convert.weights.source import Weight, WeightSource, computed, finite
+from fastvlm_convert.weights.source import Weight, WeightSource, computed
 
 Kernel = tuple[np.ndarray, np.ndarray]  # float64 weight [out, in / groups, k, k] and bias [out]
 Parts = dict[str, Weight]  # the tensors of one block; each is taken out as it is merged
@@ -41,7 +41,7 @@ def reparameterize(weights: WeightSource, convolutions: list[str]) -> dict[str, 
         if f"{block}.weight" in branches:
             raise CheckpointError(
                 f"'{block}' has both a merged convolution and train-time branches",
-                hint="export the model again, either before or after re-parameterisation",
+                hint="export the model again, either before or after reparameterization",
             )
         dtype = merged[branches[0]].dtype
         parts = {name: merged.pop(name) for name in branches}
@@ -53,7 +53,7 @@ def reparameterize(weights: WeightSource, convolutions: list[str]) -> dict[str, 
             raise CheckpointError(f"'{min(parts)}' belongs to no branch of '{block}'")
         merged[f"{block}.weight"] = computed(weight.shape, dtype, weight.copy)
         merged[f"{block}.bias"] = computed(bias.shape, dtype, bias.copy)
-    return finite(merged, weights, "merging train-time branches")
+    return merged
 
 
 def _merge(parts: Parts, block: str) -> Kernel:

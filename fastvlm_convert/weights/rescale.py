@@ -21,7 +21,8 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.recipe import RepairSettings
 from fastvlm_convert.weights.fold import scaled_rows
 from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig
-from fastvlm_convert.weights.source import Weight, WeightSource, finite
+from fastvlm_convert.weights.source import Weight, WeightSource
+from fastvlm_convert.weights.storage import checked
 
 _MAX_EXPONENT = 8  # beyond it, rows of usual size would leave float16's normal numbers
 
@@ -59,7 +60,7 @@ def fp16_safe(weights: WeightSource, decoder: DecoderConfig, repairs: RepairSett
             for module in ("self_attn.o_proj", "mlp.down_proj"):
                 name = f"decoder.layers.{layer}.{module}.weight"
                 safe[name] = scaled_rows(weights[name], lambda: shift)
-    return finite(safe, weights, "repairing")
+    return checked(safe, weights, "applying the repairs")
 
 
 def _rescale_keys(weights: dict[str, Weight], decoder: DecoderConfig, layer: str) -> None:
@@ -85,7 +86,7 @@ def _rescale_keys(weights: dict[str, Weight], decoder: DecoderConfig, layer: str
 def key_exponents(weights: WeightSource, decoder: DecoderConfig, layer: str) -> np.ndarray:
     """Powers of two that make the keys of a layer as large as its queries.
 
-    Sizes are root mean squares over normalised inputs, from the weights alone; of the query heads that share
+    Sizes are root mean squares over normalized inputs, from the weights alone; of the query heads that share
     a key head the largest counts.
 
     Args:

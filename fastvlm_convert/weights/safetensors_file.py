@@ -13,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.arithmetic import num_elements
+from fastvlm_convert.errors import CheckpointError, shortened, shown
+from fastvlm_convert.json_file import parse_json
 from fastvlm_convert.weights.file_tensors import (
+    AGAIN,
     FileTensor,
     check_shape,
     file_size,
@@ -24,7 +27,7 @@ from fastvlm_convert.weights.file_tensors import (
 )
 from fastvlm_convert.weights.source import Weight
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
+MAX_HEADER_BYTES = 4 << 20  # FastVLM's take 0.2 MB; each byte of one may cost twenty of memory
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -56,26 +59,30 @@ def read_header(path: Path) -> dict[str, FileTensor]:
         )
     raw = read_bytes(path, 8, length)
     if len(raw) < length:
-        raise CheckpointError("the safetensors header is truncated", where=path)
+        raise CheckpointError("the safetensors header is truncated", where=path, hint=AGAIN)
     header = _parse_header(raw, path)
     header.pop("__metadata__", None)
     start = 8 + length
     tensors = {}
     for name, entry in header.items():
         dtype, shape, begin, end = _parse_entry(name, entry, path)
-        expected = item_size(dtype)
-        for n in shape:
-            expected *= n
-        if begin < 0 or end - begin != expected:
+        expected = num_elements(shape) * item_size(dtype)
+        if begin < 0:
+            what = f"tensor '{shortened(name, 100)}' starts at byte {shown(begin)}; the header is damaged"
+            raise CheckpointError(what, where=path, hint=AGAIN)
+        if end - begin != expected:
             raise CheckpointError(
-                f"tensor '{name}' claims {end - begin} bytes, but {list(shape)} of {dtype} need {expected}",
+                f"tensor '{shortened(name, 100)}' claims {shown(end - begin)} bytes, "
+                f"but {list(shape)} of {dtype} need {expected}",
                 where=path,
+                hint=AGAIN,
             )
         if start + end > size:
             raise CheckpointError(
-                f"tensor '{name}' ends at byte {start + end}, the file has {size}: it is truncated",
+                f"tensor '{shortened(name, 100)}' ends at byte {start + end}, "
+                f"the file has {size}: it is truncated",
                 where=path,
-                hint="download or copy the file again",
+                hint=AGAIN,
             )
         tensors[name] = FileTensor(path, start + begin, shape, dtype, name)
     _check_apart(tensors, path)
@@ -86,16 +93,19 @@ def _check_apart(tensors: Mapping[str, FileTensor], path: Path) -> None:
     filled = [t for t in tensors.values() if t.num_bytes]
     for before, after in pairwise(sorted(filled, key=lambda t: t.offset)):
         if before.offset + before.num_bytes > after.offset:
-            raise CheckpointError(f"tensors '{before.name}' and '{after.name}' overlap", where=path)
+            both = f"'{shortened(before.name, 100)}' and '{shortened(after.name, 100)}'"
+            raise CheckpointError(f"tensors {both} overlap", where=path, hint=AGAIN)
 
 
 def _parse_header(raw: bytes, path: Path) -> dict[str, object]:
     try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError("not a safetensors file: its header is no JSON", where=path) from error
+        header = parse_json(raw)
+    except ValueError as error:
+        what = f"not a safetensors file: its header is no JSON: {error}"
+        raise CheckpointError(what, where=path, hint=AGAIN) from error
     if not isinstance(header, dict):
-        raise CheckpointError("not a safetensors file: its header is no JSON object", where=path)
+        what = "not a safetensors file: its header is no JSON object"
+        raise CheckpointError(what, where=path, hint=AGAIN)
     return header
 
 
@@ -103,10 +113,15 @@ def _parse_entry(name: str, entry: object, path: Path) -> tuple[str, tuple[int, 
     match entry:
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
             if code not in _DTYPES:
-                known = ", ".join(_DTYPES)
-                raise CheckpointError(f"tensor '{name}' has dtype {code}; supported are {known}", where=path)
+                raise CheckpointError(
+                    f"tensor '{shortened(name, 100)}' has dtype {shortened(code, 20)}; "
+                    f"supported are {', '.join(_DTYPES)}",
+                    where=path,
+                    hint="give the unquantized checkpoint",
+                )
             return _DTYPES[code], check_shape(shape, name, path), begin, end
-    raise CheckpointError(f"malformed header entry of tensor '{name}'", where=path)
+    what = f"malformed header entry of tensor '{shortened(name, 100)}'"
+    raise CheckpointError(what, where=path, hint=AGAIN)
 
 
 Entries = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> dtype and shape
@@ -145,7 +160,7 @@ class Layout:
             OSError: The file cannot be written.
         """
         tensor = self.tensors[name]
-        row = int(np.prod(tensor.shape[1:], dtype=np.int64)) * item_size(tensor.dtype)
+        row = num_elements(tensor.shape[1:]) * item_size(tensor.dtype)
         with self.path.open("r+b", buffering=0) as file:
             file.seek(tensor.offset + first_row * row)
             for chunk in chunks:
@@ -162,7 +177,7 @@ def lay_out(path: Path, entries: Entries) -> Layout:
     ends = [0]
     for name in order:
         dtype, shape = entries[name]
-        ends.append(ends[-1] + int(np.prod(shape, dtype=np.int64)) * item_size(dtype))
+        ends.append(ends[-1] + num_elements(shape) * item_size(dtype))
     content = {
         name: {
             "dtype": codes[entries[name][0]],
@@ -171,7 +186,7 @@ def lay_out(path: Path, entries: Entries) -> Layout:
         }
         for name, offsets in zip(order, pairwise(ends), strict=True)
     }
-    text = json.dumps(content, separators=(",", ":")).encode()
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
     tensors = {

@@ -1,7 +1,7 @@
 """The one interface through which the reference, the exporters and the quantizer read weights.
 
 A `WeightSource` maps canonical names to `Weight`s. Nothing is read until `Weight.read` is called, so that a
-model larger than memory can be converted. Views (re-parameterised, merged, folded) are plain functions
+model larger than memory can be converted. Views (reparameterized, merged, folded) are plain functions
 from one source to another.
 """
 
@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.arithmetic import num_elements
 
 CHUNK_BYTES = 8 << 20  # float32 bytes read at a time: large enough to be fast, small beside any budget
 
@@ -33,7 +33,7 @@ class Weight:
     @cached_property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return num_elements(self.shape)
 
     def array(self) -> np.ndarray:
         """The whole tensor as float32 of `shape`."""
@@ -90,35 +90,3 @@ def transposed(weight: Weight) -> Weight:
         return np.ascontiguousarray(weight.array()[:, start:stop].T)
 
     return Weight(weight.shape[::-1], weight.dtype, read)
-
-
-def finite(view: WeightSource, before: WeightSource, step: str) -> dict[str, Weight]:
-    """A view whose new weights are checked as they are read.
-
-    Args:
-        view: Weights by name.
-        before: What they were made from; weights that are the same objects are left alone.
-        step: What was done to the others, for the message: `merging the adapter`.
-
-    Returns:
-        A view of which `read` raises `CheckpointError` where a new weight holds NaN or infinity.
-    """
-    return {
-        name: weight if weight is before.get(name) else _checked(weight, name, step)
-        for name, weight in view.items()
-    }
-
-
-def _checked(weight: Weight, name: str, step: str) -> Weight:
-    def read(start: int, stop: int) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):  # it is said better below
-            rows = weight.read(start, stop)
-        if not np.isfinite(rows).all():
-            bad = int(rows.size - np.isfinite(rows).sum())
-            raise CheckpointError(
-                f"{step} makes {bad} values of '{name}' infinite",
-                hint="the checkpoint or the adapter is damaged, or belongs to another model",
-            )
-        return rows
-
-    return Weight(weight.shape, weight.dtype, read)

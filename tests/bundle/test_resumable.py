@@ -15,6 +15,7 @@ def work_until(error, output, *steps, key="a"):
     """A run that finishes some steps, then meets an error."""
     with folder(output, key) as work:
         for step in steps:
+            work.claim([step])
             (work.folder / step).write_text(f"{step} of {key}")
             work.finish(step, {"sum": 0.1})
         raise error("stopped")
@@ -33,6 +34,7 @@ def test_a_whole_run_leaves_the_output_alone(tmp_path):
     output = tmp_path / "new" / "out"
     with folder(output) as work:
         assert (work.folder, work.finished) == (partial_folder(output), {})
+        work.claim(["x"])
         (work.folder / "x").write_text("x")
         work.finish("x", None)
     assert names(output) == ["x"]
@@ -64,8 +66,9 @@ def test_a_step_whose_note_was_cut_off_is_not_finished(tmp_path, tail):
     output = tmp_path / "out"
     interrupted(output, "x", "y")
     (progress,) = [p for p in partial_folder(output).iterdir() if p.name not in "xy"]
-    first, x, y = progress.read_bytes().splitlines(keepends=True)
-    progress.write_bytes(first + x + (tail or y[:-3]))
+    *lines, y = progress.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4  # the key, two claims, the first step
+    progress.write_bytes(b"".join(lines) + (tail or y[:-3]))
     interrupted(output, "z")
     with folder(output) as work:
         assert list(work.finished) == ["x", "z"]

@@ -7,6 +7,8 @@ import torch
 
 from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint
 from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.pipeline import export
+from fastvlm_convert.recipe import load_recipe
 from tests.adapters import PREFIX, low_rank, write_adapter
 from tests.checkpoints import HF, LLAVA, edit_tensors, golden_checkpoint, read_tensors, tree_state
 
@@ -230,7 +232,7 @@ def test_what_merging_makes_infinite_is_named(llava, tmp_path):
     tensors = {k: torch.full_like(t, 1e30) for k, t in PLAIN.items()}
     opened = open_checkpoint(llava, write_adapter(tmp_path / "adapter", tensors))
     name = "decoder.layers.0.self_attn.q_proj.weight"
-    with pytest.raises(CheckpointError, match=f"merging the adapter makes 4096 values of '{name}' infinite"):
+    with pytest.raises(CheckpointError, match=r"holds 4096 values that .* after merging the adapter"):
         opened.weights[name].array()
 
 
@@ -280,3 +282,15 @@ def test_a_head_that_was_trained_whole_unties_the_table(llava, tmp_path):
     opened = open_checkpoint(llava, write_adapter(tmp_path / "adapter", tensors))
     assert not opened.config.decoder.tied
     assert (opened.weights["decoder.lm_head.weight"].array() == 1).all()
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "fp16"])
+def test_a_merge_beyond_float32_is_refused_by_name_and_step(recipe, llava, tmp_path):
+    """Every half is finite; their product is not, and no bundle holds it."""
+    tensors = {name: 1e37 * half for name, half in low_rank(QUERY, 64, 64, 4).items()}
+    adapter = write_adapter(tmp_path / "adapter", tensors)
+    bundle = tmp_path / "bundle"
+    name = "decoder.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(CheckpointError, match=rf"'{name}' holds \d+ values .* after merging the adapter"):
+        export(open_checkpoint(llava, adapter), bundle, recipe=load_recipe(recipe), targets=["onnx"])
+    assert not bundle.exists()

@@ -42,12 +42,13 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     """Runs a command in this process."""
 
     def run(*argv: object) -> Result:
-        before = signal.getsignal(signal.SIGTERM)
+        before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
         capsys.readouterr()
         try:
             code = main([str(a) for a in argv])
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err)
 

@@ -12,7 +12,7 @@ import pytest
 
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.recipe import shipped_recipes
-from tests.bundles import copy_bundle, edit_manifest
+from tests.bundles import copy_bundle, edit_manifest, mixed_recipe, write_recipe
 from tests.checkpoints import copy_checkpoint, edit_json, tree_state
 from tests.cli.conftest import CHECKPOINT, read_all
 
@@ -100,11 +100,11 @@ def test_the_checkpoint_is_only_read(cli, llava, tmp_path, json_flag):
 class TestOverwrite:
     @pytest.fixture
     def old(self, fp32_bundle, tmp_path):
-        """A bundle in the way, with a file that shows whether it was replaced."""
+        """A bundle in the way, a file of which shows whether it was replaced."""
         folder = tmp_path / "work"
         folder.mkdir()
         bundle = copy_bundle(fp32_bundle, folder)
-        (bundle / "mark").write_text("old")
+        (bundle / "config.json").write_text("old")
         return bundle
 
     def export(self, cli, output, *more, checkpoint=CHECKPOINT):
@@ -119,7 +119,7 @@ class TestOverwrite:
 
     def test_a_bundle_is_replaced(self, cli, old):
         assert self.export(cli, old, "--overwrite").code == 0
-        assert not (old / "mark").exists()
+        assert (old / "config.json").read_text() != "old"
         load_manifest(old)
         assert names(old.parent) == ["bundle"]
 
@@ -132,6 +132,32 @@ class TestOverwrite:
             edit_manifest(old, lambda m: m.update(change))
         assert self.export(cli, old, "--overwrite").code == 0
         load_manifest(old)
+
+    @pytest.mark.parametrize("command", ["export", "quantize"])
+    def test_files_of_the_user_are_listed_and_stay(
+        self, cli, old, golden_quantized, tmp_path, pictures, command
+    ):
+        """A recipe, calibration pictures and notes in the folder that --overwrite would replace."""
+        made = old if command == "export" else Path(shutil.copytree(golden_quantized, tmp_path / "made"))
+        shutil.move(pictures, made / "pictures")
+        recipe = write_recipe(mixed_recipe(), made / "mine.yaml")
+        (made / "link").symlink_to("pictures")
+        (made / ".DS_Store").write_bytes(b"the Finder's")
+        (made / "empty").mkdir()
+        before = tree_state(made)
+        target = ("--target", "onnx") if command == "export" else ()
+        argv = (command, CHECKPOINT, *target, "--recipe", recipe, "-o", made, "--overwrite")
+        result = cli(*argv)
+        assert result.code == 2
+        for name in ("link", "mine.yaml", "pictures/image0.png", "pictures/questions.json"):
+            assert name in result.err.splitlines()[0]
+        assert "DS_Store" not in result.err
+        assert tree_state(made) == before
+        for name in ("link", "mine.yaml"):
+            (made / name).rename(tmp_path / name)
+        shutil.move(made / "pictures", tmp_path)
+        assert cli(*(tmp_path / "mine.yaml" if part == recipe else part for part in argv)).code == 0
+        assert not (made / ".DS_Store").exists()
 
     def test_nothing_to_overwrite_is_fine(self, cli, tmp_path):
         assert self.export(cli, tmp_path / "new" / "bundle", "--overwrite").code == 0
@@ -203,7 +229,7 @@ class TestOverwrite:
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fastvlm_convert.pipeline.source_hash", interrupt)
+        monkeypatch.setattr("fastvlm_convert.provenance.source_hash", interrupt)
         before = tree_state(old)
         assert self.export(cli, old, "--overwrite").code == 130
         assert tree_state(old) == before

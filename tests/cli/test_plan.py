@@ -67,7 +67,7 @@ def test_what_is_searched_needs_no_data_and_little_memory(cli):
 def test_for_people(cli):
     result = cli("plan", DEMO, "--recipe", "int4", *BOTH)
     assert result.code == 0
-    assert result.err == "solvers that need data run the reference: the memory is a rough estimate\n"
+    assert result.err == "calibration runs the reference model, so the memory is a rough estimate\n"
     for text in (
         "1x1 convolutions", "int8 channel", "onnx/decoder_model_merged_q4f16.onnx_data",
         "1.5 MB", "2048 tokens (recipe)", "6.23 bits per weight over 4.81 M weights",
@@ -192,7 +192,7 @@ def test_unknown_target(cli):
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("demo") / "quantized"
-    quantize(DEMO, without_data(load_recipe("int4")), output)
+    quantize(DEMO, output, recipe=without_data(load_recipe("int4")))
     return output
 
 

@@ -246,7 +246,7 @@ def test_an_interrupted_run_goes_on(cli, golden_quantized, mixed, tmp_path, numb
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code
     assert "Traceback" not in errors
-    assert ("the same command goes on" in errors) == (number != signal.SIGKILL)
+    assert ("the same command resumes from" in errors) == (number != signal.SIGKILL)
     assert names(tmp_path) == ["mixed.yaml", "out.partial"]
     inode = (tmp_path / "out.partial" / "model.safetensors").stat().st_ino
     result = cli(*arguments, "--json")
@@ -277,4 +277,4 @@ def test_going_on_is_said(cli, mixed, tmp_path):
     assert process.stdout.readline() == "ready\n"
     process.kill()
     process.communicate()
-    assert "went on after an interrupted run, which had written 40 weights" in cli(*arguments).err
+    assert "resumed an interrupted run, which had written 40 weights" in cli(*arguments).err

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.io_names import Component
-from fastvlm_convert.manifest import FILE_NAME, file_entries, load_manifest
-from fastvlm_convert.preprocess import load_image
+from fastvlm_convert.manifest import FILE_NAME, file_entries
+from fastvlm_convert.pictures import load_image
 from fastvlm_convert.questions import Question
 from fastvlm_convert.verification.bundle import VerifyResult, verify
 from tests.bundles import (
@@ -23,11 +22,11 @@ from tests.bundles import (
 from tests.checkpoints import GOLDEN, LLAVA, edit_tensors, golden_cases, read_tensors
 
 CHECKPOINT = GOLDEN / LLAVA / "checkpoint"
-QUESTIONS = [Question(load_image(c.image), c.question) for c in golden_cases() if c.name == LLAVA][:2]
+QUESTIONS = [Question((load_image(c.image),), c.question) for c in golden_cases() if c.name == LLAVA][:2]
 
 
 def run(bundle: Path, checkpoint: Path = CHECKPOINT, **options) -> VerifyResult:
-    return verify(bundle, load_manifest(bundle), open_checkpoint(checkpoint), QUESTIONS, **options)
+    return verify(bundle, checkpoint, questions=QUESTIONS, **options)
 
 
 def failed(result: VerifyResult) -> dict[str, str | None]:

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fastvlm_convert.generate import Session
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.preprocess import Prompt, load_image
+from fastvlm_convert.pictures import load_image
+from fastvlm_convert.prompt import Prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel, load_reference
 from fastvlm_convert.verification.check import Check
@@ -17,7 +17,7 @@ from fastvlm_convert.verification.executions import executions
 from tests.bundles import open_bundle
 from tests.checkpoints import LLAVA, golden_cases, golden_checkpoint
 
-QUESTIONS = [Question(load_image(c.image), c.question) for c in golden_cases() if c.name == LLAVA]
+QUESTIONS = [Question((load_image(c.image),), c.question) for c in golden_cases() if c.name == LLAVA]
 STAGES = ["preprocessing", "image_features", "inputs_embeds", "prefill_logits", "decode_logits"]
 
 
@@ -94,7 +94,13 @@ def test_every_stage_is_measured_as_well(candidate, reference, gates):
 
 
 def test_cropping_instead_of_padding_fails(candidate, reference, gates):
-    found = compare("onnx", replace(candidate, image_mode="crop"), reference, QUESTIONS[:2], gates)
+    found = compare(
+        "onnx",
+        replace(candidate, images=replace(candidate.images, mode="crop")),
+        reference,
+        QUESTIONS[:2],
+        gates,
+    )
     assert stages_of(found) == {"preprocessing", "greedy_text"}
     check = failed(found)["preprocessing", "sqnr_db"]
     assert check.value < 20
@@ -102,14 +108,15 @@ def test_cropping_instead_of_padding_fails(candidate, reference, gates):
 
 
 def test_swapped_channels_fail(candidate, reference, gates, monkeypatch):
-    prompt = LoadedModel.prompt
+    conversation = LoadedModel.conversation
 
-    def swapped(self, question, images) -> Prompt:
-        if self is not candidate:
-            return prompt(self, question, images)
-        return prompt(self, question, [Image.fromarray(np.asarray(i)[..., ::-1]) for i in images])
+    def swapped(self, messages) -> Prompt:
+        prompt = conversation(self, messages)
+        return (
+            replace(prompt, images=tuple(i[:, ::-1] for i in prompt.images)) if self is candidate else prompt
+        )
 
-    monkeypatch.setattr(LoadedModel, "prompt", swapped)
+    monkeypatch.setattr(LoadedModel, "conversation", swapped)
     found = compare("onnx", candidate, reference, QUESTIONS[:2], gates)
     assert stages_of(found) == {"preprocessing", "greedy_text"}
 
