@@ -56,6 +56,6 @@ def wide_adapter(folder: Path, base: Tensors, rank: int = 24) -> Path:
             tensors[f"{module}.lora_embedding_A"] = small(rank, len(tensor))
             tensors[f"{module}.lora_embedding_B"] = small(tensor.shape[1], rank)
         elif name.endswith((".q_proj.weight", ".down_proj.weight", ".fc1.weight", ".fc2.weight")):
-            tensors[f"{module}.lora_A.weight"] = small(rank, tensor.shape[1])
-            tensors[f"{module}.lora_B.weight"] = small(len(tensor), rank)
+            tensors[f"{module}.lora_A.weight"] = small(rank, *tensor.shape[1:])
+            tensors[f"{module}.lora_B.weight"] = small(len(tensor), rank, *[1] * (tensor.ndim - 2))
     return write_adapter(folder, tensors, r=rank, lora_alpha=2 * rank)

@@ -83,7 +83,7 @@ def test_narrow_checkpoints_are_quantized_whole_by_every_recipe_that_quantizes(n
     for planned in plans.values():
         assert all(plan.scheme is not None for plan in planned)
         assert any(plan.reason is not None for plan in planned)
-    made = quantize(GOLDEN / SHARDED / "checkpoint", quick, tmp_path / "made")
+    made = quantize(GOLDEN / SHARDED / "checkpoint", tmp_path / "made", recipe=quick)
     opened = open_checkpoint(tmp_path / "made")
     assert opened.quantized is not None
     assert opened.quantized.record.plans == made.record.plans == plans[SHARDED]

@@ -7,15 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastvlm_convert.checkpoint.adapter import merge_adapter, read_adapter
+from fastvlm_convert.checkpoint.adapter import EMBED, HEAD, Adapter, merge_adapter
+from fastvlm_convert.checkpoint.adapter_folder import open_adapter
 from fastvlm_convert.checkpoint.dimensions import (
     Disagreement,
     check_shapes,
     check_supported,
     find_disagreements,
     infer_config,
+    text_config,
 )
-from fastvlm_convert.checkpoint.files import read_json
+from fastvlm_convert.checkpoint.files import optional_json, read_json
 from fastvlm_convert.checkpoint.layouts import LAYOUTS, Layout, canonical_names
 from fastvlm_convert.checkpoint.picture_settings import (
     PictureSettings,
@@ -36,7 +38,7 @@ from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.reparameterize import reparameterize
 from fastvlm_convert.weights.safetensors_file import read_header, read_safetensors
 from fastvlm_convert.weights.shapes import convolutions, weight_shapes
-from fastvlm_convert.weights.source import Weight, reshaped
+from fastvlm_convert.weights.source import Weight, reshaped, same_content
 from fastvlm_convert.weights.storage import checked
 
 _T = TypeVar("_T")
@@ -69,6 +71,7 @@ class Checkpoint:
         prompt: The format of conversations, and where it was found.
         unused: Stored names that no part of the model reads.
         disagreements: Where config.json contradicts the tensors.
+        oddities: What was odd about the files and how they were read nevertheless.
         license: The model's license file, if it brings one.
         settings: Every file but weights: config, tokenizer, preprocessing, generation, license.
         files: Every file that was read, for the checkpoint's hash.
@@ -86,6 +89,7 @@ class Checkpoint:
     prompt: PromptSettings
     unused: tuple[str, ...]
     disagreements: tuple[Disagreement, ...]
+    oddities: tuple[str, ...]
     license: Path | None
     settings: tuple[Path, ...]
     files: tuple[Path, ...]
@@ -107,8 +111,8 @@ class Checkpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What its files say and this tool does otherwise."""
-        return (*self.pictures.notes, *self.prompt.notes)
+        """What its files say and this tool does otherwise, or how it read what was odd."""
+        return (*self.oddities, *self.pictures.notes, *self.prompt.notes)
 
     @property
     def folded(self) -> MixedSource:
@@ -121,7 +125,7 @@ def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Chec
 
     Args:
         path: Folder with config.json, weights and tokenizer.
-        adapter: PEFT folder whose adapter is merged into the weights, or None.
+        adapter: Folder of an adapter that is merged into the weights, or None.
 
     Raises:
         CheckpointError: It is missing, damaged, hostile, incomplete or no FastVLM.
@@ -137,13 +141,15 @@ def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Chec
     pictures = picture_settings(raw, layout, path)
     image_size = pictures.image.size
     if is_there(path / QUANTIZED_FILE):
-        content = _read_quantized(path, raw, layout, image_size, adapter)
+        content = _read_quantized(path, raw, layout, image_size, adapter is not None)
+        opened = None
     else:
-        content = _read_float(path, raw, layout, image_size, adapter)
+        opened = None if adapter is None else open_adapter(adapter)
+        content = _read_float(path, raw, layout, image_size, opened)
     config = with_pixel_scaling(content.config, pictures.image)
-    tokenizer = read_tokenizer(path)
+    tokenizer = read_tokenizer((opened and opened.tokenizer) or path)
     _check_embeds(tokenizer, config, path)
-    generation = _optional_json(path / "generation_config.json")
+    generation = optional_json(path / "generation_config.json")
     license = next((path / n for n in _LICENSE_NAMES if is_there(path / n)), None)
     settings = [path / "config.json", *tokenizer.files]
     settings += [path / n for n in _SETTINGS if is_there(path / n)]
@@ -161,9 +167,10 @@ def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Chec
         prompt=prompt_settings(layout, path),
         unused=content.unused,
         disagreements=find_disagreements(config, raw, layout),
+        oddities=() if opened is None else opened.notes,
         license=license,
         settings=tuple(settings),
-        files=(*settings, *content.files),
+        files=tuple(dict.fromkeys((*settings, *content.files))),
     )
 
 
@@ -185,17 +192,17 @@ class _Content:
 
 
 def _read_float(
-    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Path | None
+    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Adapter | None
 ) -> _Content:
     stored, files = _read_tensors(path, _READERS)
     names = canonical_names(stored, layout)
     weights = {ours: stored[name] for name, ours in names.items()}
     if adapter is not None:
-        opened = read_adapter(adapter)
         # Apple's names tell the stage only beside each other, so the checkpoint's stand with the adapter's.
-        targets = canonical_names({**stored, **opened.low_rank, **opened.replaced}, layout)
-        weights = checked(merge_adapter(weights, opened, targets), weights, "merging the adapter")
-        files += sorted(p for p in adapter.iterdir() if p.is_file())
+        targets = canonical_names([*stored, *adapter.names], adapter.layout or layout)
+        tied = EMBED in weights and _is_tied(text_config(raw, layout), raw, weights)
+        weights = merge_adapter(weights, adapter, targets, stored, tied)
+        files += adapter.files
     config = infer_config(weights, raw, layout, image_size, path)
     merged = reparameterize(weights, list(convolutions(config.vision)))
     weights = checked(merged, weights, "merging train-time branches")
@@ -207,9 +214,9 @@ def _read_float(
 
 
 def _read_quantized(
-    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Path | None
+    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, has_adapter: bool
 ) -> _Content:
-    if adapter is not None:
+    if has_adapter:
         raise CheckpointError(
             "an adapter cannot be merged into quantized weights",
             where=path,
@@ -245,6 +252,14 @@ def source_hash(checkpoint: Checkpoint) -> str:
     if checkpoint.quantized is not None:
         return checkpoint.quantized.record.source.sha256
     return checkpoint.sha256
+
+
+def _is_tied(text: Mapping[str, Any], raw: Mapping[str, Any], weights: Mapping[str, Weight]) -> bool:
+    """Whether embedding and head are one table, which then may be stored once or twice."""
+    if HEAD not in weights:
+        return True
+    said = raw.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    return said is True and same_content(weights[HEAD], weights[EMBED])
 
 
 def _layout(raw: Mapping[str, Any], path: Path) -> Layout:
@@ -290,10 +305,6 @@ def _read_shards(
     tensors = {name: weight for shard in shards.values() for name, weight in shard.items()}
     tensors |= {name: shards[file][name] for name, file in weight_map.items()}  # it decides between two
     return tensors, [index, *(path / file for file in shards)]
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if is_there(path) else {}
 
 
 def _check_embeds(tokenizer: TextTokenizer, config: ModelConfig, path: Path) -> None:

@@ -72,7 +72,7 @@ def infer_config(
             raise CheckpointError(
                 f"an encoder width of {after} is no multiple of the {before} before it", where=path
             )
-    text = _text_config(raw, layout)
+    text = text_config(raw, layout)
     return ModelConfig(vision, dim("projector.fc1.weight", 0), _decoder(weights, dim, text, path))
 
 
@@ -185,7 +185,7 @@ def find_disagreements(
     config: ModelConfig, raw: Mapping[str, Any], layout: Layout
 ) -> tuple[Disagreement, ...]:
     """What config.json says and the tensors contradict."""
-    text = _text_config(raw, layout)
+    text = text_config(raw, layout)
     decoder, vision = config.decoder, config.vision
     claims: list[tuple[str, Any, Any]] = [
         (key, text.get(key), getattr(decoder, ours))
@@ -220,7 +220,7 @@ def check_supported(raw: Mapping[str, Any], layout: Layout, path: Path) -> None:
     Raises:
         CheckpointError: Names the key, its value and the values that are supported.
     """
-    text = _text_config(raw, layout)
+    text = text_config(raw, layout)
     rope = _object(text.get("rope_scaling")) or _object(text.get("rope_parameters"))
     rules: list[tuple[str, Any, tuple[Any, ...]]] = [
         ("hidden_act", text.get("hidden_act", "silu"), ("silu",)),
@@ -240,7 +240,7 @@ def check_supported(raw: Mapping[str, Any], layout: Layout, path: Path) -> None:
             )
 
 
-def _text_config(raw: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:
+def text_config(raw: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:
     """Where the decoder's settings stand."""
     return _object(raw.get("text_config")) or raw if layout == "fast_vlm" else raw
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastvlm_convert.errors import CheckpointError, ConversionError
 from fastvlm_convert.json_file import MAX_JSON_BYTES, read_json_file
+from fastvlm_convert.regular_file import is_there
 from fastvlm_convert.regular_file import read_text as read_text_file
 from fastvlm_convert.weights.file_tensors import AGAIN
 
@@ -51,3 +52,12 @@ def read_text(path: Path, kind: type[ConversionError] = CheckpointError) -> str:
         raise kind(f"cannot read: {error.strerror}", where=path, hint=AGAIN) from error
     except ValueError as error:
         raise kind(f"cannot read: {error}", where=path, hint="save it as UTF-8") from error
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, or an empty one without the file.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    return read_json(path) if is_there(path) else {}

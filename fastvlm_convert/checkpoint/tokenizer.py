@@ -25,6 +25,7 @@ _QWEN2_SPLIT = (
 )
 _END_OF_TURN, _END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 _MAX_ID = 1 << 24
+_TOKENIZER = "tokenizer.json"
 _APPLE_FILES = ("vocab.json", "merges.txt")
 _OPTIONAL_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 
@@ -149,6 +150,11 @@ class TextTokenizer:
         return str(self.backend.decode(ids, skip_special_tokens=True))
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether a folder holds the files that `read_tokenizer` needs."""
+    return (path / _TOKENIZER).is_file() or all((path / name).is_file() for name in _APPLE_FILES)
+
+
 def read_tokenizer(path: Path) -> TextTokenizer:
     """Read the tokenizer of a checkpoint or a bundle.
 
@@ -158,9 +164,9 @@ def read_tokenizer(path: Path) -> TextTokenizer:
     Raises:
         TokenizerError: Files are missing or damaged, or a token of the prompt format is absent.
     """
-    if is_there(path / "tokenizer.json"):
-        names = ["tokenizer.json"]
-        backend = _from_tokenizer_json(path / "tokenizer.json")
+    if is_there(path / _TOKENIZER):
+        names = [_TOKENIZER]
+        backend = _from_tokenizer_json(path / _TOKENIZER)
     else:
         names = list(_APPLE_FILES)
         backend = _from_vocab_and_merges(path)

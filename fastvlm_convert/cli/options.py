@@ -28,7 +28,10 @@ CheckpointArgument = Annotated[
 AdapterOption = Annotated[
     Path | None,
     typer.Option(
-        "--adapter", metavar="FOLDER", help="LoRA adapter (PEFT folder) to merge in.", show_default=False
+        "--adapter",
+        metavar="FOLDER",
+        help="LoRA adapter (of PEFT, LLaVA or MLX) to merge in.",
+        show_default=False,
     ),
 ]
 CalibrationOption = Annotated[

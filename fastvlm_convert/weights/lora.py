@@ -1,4 +1,4 @@
-"""Merge low-rank adapters into the weights they adapt: W + scale * B A (LoRA, arXiv:2106.09685).
+"""Merge adapters into the weights they adapt: W + scale * B A (LoRA, arXiv:2106.09685), or rows of a table.
 
 A matrix product rounds as its library likes: by the shape it is given, the threads and the processor. Here a
 number is the same whatever rows are read with it and wherever: products are added in the order of the ranks,
@@ -19,16 +19,14 @@ class LowRank:
     """One adapter.
 
     Attributes:
-        a: Down projection, [rank, in].
-        b: Up projection, [out, rank].
+        up: B, [rows of the weight, rank].
+        down: A, [rank, ...] with all axes of the weight but the first.
         scale: Factor of the product, usually alpha / rank.
-        transposed: The adapted weight is stored [in, out], as PEFT does for embeddings' adapters.
     """
 
-    a: Weight
-    b: Weight
+    up: Weight
+    down: Weight
     scale: float
-    transposed: bool = False
 
 
 def merge_low_rank(weight: Weight, adapter: LowRank) -> Weight:
@@ -36,16 +34,37 @@ def merge_low_rank(weight: Weight, adapter: LowRank) -> Weight:
 
     def read(start: int, stop: int) -> np.ndarray:
         rows = weight.read(start, stop)
-        if adapter.transposed:
-            up, down = adapter.a.array()[:, start:stop].T, adapter.b.array().T
-        else:
-            up, down = adapter.b.read(start, stop), adapter.a.array()
-        update = _product(up, down)
+        down = adapter.down.array()
+        update = _product(adapter.up.read(start, stop), down.reshape(len(down), -1))
         update *= np.float32(adapter.scale)
         merged: np.ndarray = rows + update.reshape(rows.shape)
         return merged
 
     return Weight(weight.shape, weight.dtype, read)
+
+
+def replace_rows(weight: Weight, numbers: tuple[int, ...], rows: Weight) -> Weight:
+    """`weight` with some rows replaced, and longer where they lie beyond its end.
+
+    Args:
+        weight: A matrix.
+        numbers: Which rows, each once; all between the weight's end and the new one's.
+        rows: What they become, [numbers, columns].
+    """
+    count = max(weight.shape[0], *(number + 1 for number in numbers))
+
+    def read(start: int, stop: int) -> np.ndarray:
+        changed = np.empty((stop - start, *weight.shape[1:]), np.float32)
+        kept = min(stop, weight.shape[0])
+        if start < kept:
+            changed[: kept - start] = weight.read(start, kept)
+        values = rows.array()
+        for place, number in enumerate(numbers):
+            if start <= number < stop:
+                changed[number - start] = values[place]
+        return changed
+
+    return Weight((count, *weight.shape[1:]), weight.dtype, read)
 
 
 def _product(up: np.ndarray, down: np.ndarray) -> np.ndarray:

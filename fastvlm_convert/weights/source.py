@@ -81,3 +81,12 @@ def reshaped(weight: Weight, shape: tuple[int, ...]) -> Weight:
         return weight.read(start, stop).reshape((stop - start, *shape[1:]))
 
     return Weight(shape, weight.dtype, read)
+
+
+def transposed(weight: Weight) -> Weight:
+    """A small matrix the other way round; it is read whole whatever rows are asked for."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(weight.array()[:, start:stop].T)
+
+    return Weight(weight.shape[::-1], weight.dtype, read)

@@ -419,7 +419,7 @@ def low_rank(module: str, rows: int = 176, ranks: tuple[int, int] = (4, 4)) -> d
     }
 
 
-@case("'adapter_config.json' is missing")
+@case("there is no such adapter", "the folder that holds adapter_config.json")
 def adapter_missing(place):
     return place.export(place.checkpoint(), "--adapter", place.folder / "none")
 

@@ -143,10 +143,10 @@ def test_a_graph_in_the_place_of_another(bundle, first, second):
              for c in (first, second)}  # fmt: skip
     replace(bundle, files[first], (bundle / files[second]).read_bytes())
     if first == second:
-        load_bundle(bundle, load_manifest(bundle), "onnx")
+        load_bundle(bundle, "onnx")
         return
     with pytest.raises(BundleError, match=r"are not what the manifest says|the manifest lists") as caught:
-        load_bundle(bundle, load_manifest(bundle), "onnx")
+        load_bundle(bundle, "onnx")
     assert caught.value.hint
 
 
@@ -159,7 +159,7 @@ def test_a_graph_of_another_model(bundle):
     with pytest.raises(
         BundleError, match=r"lists image_features: float32 \[num_image_tokens, 64\], the graph"
     ):
-        load_bundle(bundle, load_manifest(bundle), "onnx")
+        load_bundle(bundle, "onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"onnx?" * 100], ids=["empty", "zeros", "text"])
@@ -167,7 +167,7 @@ def test_a_graph_of_another_model(bundle):
 def test_a_graph_that_is_none(bundle, content, exact):
     replace(bundle, "onnx/decoder_model_merged_fp16.onnx", content)
     with pytest.raises(BundleError) as caught:
-        load_bundle(bundle, load_manifest(bundle), "onnx", exact)
+        load_bundle(bundle, "onnx", exact)
     assert caught.value.hint
 
 
@@ -180,7 +180,7 @@ def test_a_package_in_the_place_of_another(bundle, both, first, second):
     for path in target.rglob("*"):
         if path.is_file():
             replace(bundle, path.relative_to(bundle).as_posix(), path.read_bytes())
-    loaded = load_bundle(bundle, load_manifest(bundle), "coreml")
+    loaded = load_bundle(bundle, "coreml")
     pixels = np.zeros((1, 3, 256, 256), np.float32)
     with pytest.raises(BundleError, match="the package has no function") as caught:
         loaded.session.encode_image(pixels) if first == "vision" else loaded.session.embed(
