@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := checkpoints/fastvlm-demo
 OUT := out/demo
 
-.PHONY: setup demo test test-all lint format docs bench clean
+.PHONY: setup demo test test-all soak lint format docs bench clean
 
 setup: $(READY)
 
@@ -45,6 +45,11 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -q -m ''
+
+# Long versions of the fuzzes and kills; some hours, and not part of CI.
+soak: setup
+	$(BIN)/python -m pytest -q --soak tests/test_fuzz.py tests/bundle/test_kills.py
+	$(BIN)/python -m benchmarks.mil_fuzz
 
 lint: setup
 	$(BIN)/ruff check .

@@ -85,7 +85,7 @@ class ConversionError(Exception):
     def __str__(self) -> str:
         """The message as one printable line, with the place it is about."""
         what = super().__str__()
-        line = what if self.where is None else f"{what} ({self.where})"
+        line = what if self.where is None else f"{what} ({shortened(self.where, 2 * MAX_MESSAGE)})"
         return printable(line)
 
 
