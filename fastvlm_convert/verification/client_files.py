@@ -19,7 +19,8 @@ from fastvlm_convert.verification.check import Check, equal
 
 _TARGET: Final = "bundle"
 _NAMED: Final = 3  # differences in a reason
-_ABSENT: Final = "nothing"
+_ABSENT: Final = object()
+_AROUND: Final = 30  # characters beside the first that differs
 # transformers, transformers.js and onnxruntime-genai open these beside or instead of what a bundle has.
 _FOREIGN: Final = (
     "chat_template.jinja", "chat_template.json", "additional_chat_templates", "special_tokens_map.json",
@@ -69,7 +70,20 @@ def differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:  # 
                 if len(expected) != len(found):  # all that follow have moved
                     return
     elif type(expected) is not type(found) or expected != found:
-        yield f"{path or 'it'} is {shown(found)}, expected {shown(expected)}"
+        yield f"{path or 'it'} is {_shown(found, expected)}, expected {_shown(expected, found)}"
+
+
+def _shown(value: object, other: object) -> str:
+    """A value in a few words; of a long text what stands where another begins to differ."""
+    if value is _ABSENT:
+        return "absent"
+    if isinstance(value, str) and isinstance(other, str) and len(value) > 2 * _AROUND:
+        pairs = enumerate(zip(value, other, strict=False))
+        at = next((n for n, (a, b) in pairs if a != b), min(len(value), len(other)))
+        start, end = max(0, at - _AROUND), at + _AROUND
+        head, tail = "\u2026" if start else "", "\u2026" if end < len(value) else ""
+        return shown(f"{head}{value[start:end]}{tail}")
+    return shown(value)
 
 
 def _check(stage: str, metric: str, found: Iterator[str]) -> Check:

@@ -83,7 +83,7 @@ def test_nothing_is_wrong_without_a_fault(both_targets):
         (
             "preprocessor_config.json",
             change("do_flip_channel_order", to=True),
-            'do_flip_channel_order is true, expected "nothing"',
+            "do_flip_channel_order is true, expected absent",
         ),
         (
             "preprocessor_config.json",
@@ -95,10 +95,10 @@ def test_nothing_is_wrong_without_a_fault(both_targets):
         ("preprocessor_config.json", change("crop_size", "width", to=200), "crop_size.width is 200"),
         ("generation_config.json", change("eos_token_id", to=[0]), "eos_token_id[0] is 0, expected"),
         ("config.json", change("eos_token_id", to=[0]), "eos_token_id[0] is 0, expected"),
-        ("config.json", change("image_aspect_ratio", to="square"), 'is "square", expected "pad"'),
+        ("config.json", change("image_aspect_ratio", to="square"), "is 'square', expected 'pad'"),
         ("tokenizer_config.json", change("chat_template", to="{{ messages }}"), "chat_template is"),
         ("tokenizer.json", lambda v: v["model"]["merges"].pop(), "model.merges["),
-        ("tokenizer.json", lambda v: v["model"]["merges"].pop(3), "model.merges[3] is"),
+        ("tokenizer.json", lambda v: v["model"]["merges"].pop(3), "model.merges[3]"),
     ],
 )
 def test_a_changed_client_file_is_named_with_its_key(bundle, file, fault, reason):
@@ -111,11 +111,11 @@ def test_a_changed_client_file_is_named_with_its_key(bundle, file, fault, reason
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("image_mode", "crop", 'image_mode is "crop", expected "pad"'),
+        ("image_mode", "crop", "image_mode is 'crop', expected 'pad'"),
         ("image_mean", [0.5, 0.5, 0.5], "image_mean[0] is 0.5, expected 0.0"),
         ("image_std", [0.5, 0.5, 0.5], "image_std[0] is 0.5, expected 1.0"),
         ("rescale_factor", 1.0, "rescale_factor is 1.0, expected 0.0039"),
-        ("resampling", "nearest", 'resampling is "nearest", expected "bicubic"'),
+        ("resampling", "nearest", "resampling is 'nearest', expected 'bicubic'"),
         ("image_token_id", 5, "image_token_id is 5, expected"),
         ("eos_token_ids", [7], "eos_token_ids[0] is 7, expected"),
         ("context_length", 1024, "context_length is 1024, expected 2048"),
@@ -217,7 +217,7 @@ def test_pictures_in_blue_green_red_fail(bundle):
     edit_description(bundle / "coreml/vision.mlpackage", fault)
     adapt_hashes(bundle)
     found = failed(run(bundle).checks)
-    assert 'image is "BGR image, 256 x 256", expected "RGB image' in found["coreml vision interface"]
+    assert "image is 'BGR image, 256 x 256', expected 'RGB image" in found["coreml vision interface"]
     assert "coreml image_features sqnr_db" in found
     assert not [name for name in found if name.startswith("onnx")]
 
@@ -230,7 +230,7 @@ def test_what_a_package_says_of_its_prompt_must_be_right(bundle):
     adapt_hashes(bundle)
     (name, reason), *more = failed(run(bundle).checks).items()
     assert (name, more) == ("coreml decoder interface", [])
-    assert reason.startswith('prompt is "{question}", expected')
+    assert reason.startswith("prompt is '{question}', expected")
 
 
 def test_questions_without_pictures_leave_the_encoder_unproven(both_targets):
