@@ -20,7 +20,7 @@ from fastvlm_convert.verification.check import Check, equal
 _TARGET: Final = "bundle"
 _NAMED: Final = 3  # differences in a reason
 _ABSENT: Final = object()
-_AROUND: Final = 30  # characters beside the first that differs
+_BEFORE, _AFTER = 8, 20  # characters beside the first that differs
 # transformers, transformers.js and onnxruntime-genai open these beside or instead of what a bundle has.
 _FOREIGN: Final = (
     "chat_template.jinja", "chat_template.json", "additional_chat_templates", "special_tokens_map.json",
@@ -77,10 +77,10 @@ def _shown(value: object, other: object) -> str:
     """A value in a few words; of a long text what stands where another begins to differ."""
     if value is _ABSENT:
         return "absent"
-    if isinstance(value, str) and isinstance(other, str) and len(value) > 2 * _AROUND:
+    if isinstance(value, str) and isinstance(other, str) and len(value) > _BEFORE + _AFTER:
         pairs = enumerate(zip(value, other, strict=False))
         at = next((n for n, (a, b) in pairs if a != b), min(len(value), len(other)))
-        start, end = max(0, at - _AROUND), at + _AROUND
+        start, end = max(0, at - _BEFORE), at + _AFTER
         head, tail = "\u2026" if start else "", "\u2026" if end < len(value) else ""
         return shown(f"{head}{value[start:end]}{tail}")
     return shown(value)
