@@ -91,12 +91,13 @@ def standard_questions() -> QuestionSet:
 
 
 def every_second_badly_taken(questions: QuestionSet) -> QuestionSet:
-    """The same questions, half of them about blurred and noisy pictures.
+    """The same questions, but every second picture is blurred, noisy and to be described.
 
-    A model is so sure of what it sees on clean drawings that even a ruined encoder changes no answer.
+    Of clean drawings the demo model is so sure that even a ruined encoder changes no answer, and a long
+    answer shows more than a word.
     """
     changed = tuple(
-        replace(q, images=tuple(badly_taken(image, n) for image in q.images)) if n % 2 else q
+        Question(tuple(badly_taken(image, n) for image in q.images), DEFAULT_QUESTION) if n % 2 else q
         for n, q in enumerate(questions)
     )
     return replace(questions, questions=changed)

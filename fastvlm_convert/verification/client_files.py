@@ -19,8 +19,8 @@ from fastvlm_convert.verification.check import Check, equal
 
 _TARGET: Final = "bundle"
 _NAMED: Final = 3  # differences in a reason
-_ABSENT: Final = "nothing"
-_LEAD: Final = 15  # equal characters that are shown before a difference inside of a text
+_ABSENT: Final = object()
+_BEFORE, _AFTER = 8, 20  # characters beside the first that differs
 # transformers, transformers.js and onnxruntime-genai open these beside or instead of what a bundle has.
 _FOREIGN: Final = (
     "chat_template.jinja", "chat_template.json", "additional_chat_templates", "special_tokens_map.json",
@@ -72,20 +72,20 @@ def differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:  # 
                 if len(expected) != len(found):  # all that follow have moved
                     return
     elif type(expected) is not type(found) or expected != found:
-        place, right, left = _shortest(found, expected)
-        yield f"{path or 'it'} is {right}{place}, expected {left}"
+        yield f"{path or 'it'} is {_shown(found, expected)}, expected {_shown(expected, found)}"
 
 
-def _shortest(found: object, expected: object) -> tuple[str, str, str]:
-    """Where two values begin to differ, if that is far inside of texts, and what to show of both."""
-    start = 0
-    if isinstance(found, str) and isinstance(expected, str) and _ABSENT not in (found, expected):
-        pairs = enumerate(zip(found, expected, strict=False))
-        shared = next((n for n, (a, b) in pairs if a != b), min(len(found), len(expected)))
-        start = max(0, shared - _LEAD)
-        found, expected = (text[start : start + 3 * _LEAD] for text in (found, expected))
-    right, left = (_ABSENT if value is _ABSENT else shown(value) for value in (found, expected))
-    return f" from character {start}" if start else "", right, left
+def _shown(value: object, other: object) -> str:
+    """A value in a few words; of a long text what stands where another begins to differ."""
+    if value is _ABSENT:
+        return "absent"
+    if isinstance(value, str) and isinstance(other, str) and len(value) > _BEFORE + _AFTER:
+        pairs = enumerate(zip(value, other, strict=False))
+        at = next((n for n, (a, b) in pairs if a != b), min(len(value), len(other)))
+        start, end = max(0, at - _BEFORE), at + _AFTER
+        head, tail = "\u2026" if start else "", "\u2026" if end < len(value) else ""
+        return shown(f"{head}{value[start:end]}{tail}")
+    return shown(value)
 
 
 def _check(stage: str, metric: str, found: Iterator[str]) -> Check:
