@@ -87,6 +87,19 @@ def test_what_stays_in_float_says_why(cli, tmp_path):
     assert kept["bits_per_weight"] == 16
 
 
+def test_smaller_blocks_say_why(cli):
+    checkpoint = GOLDEN / LLAVA / "checkpoint"
+    result = cli("plan", checkpoint, "--recipe", "int4", *BOTH)
+    assert result.code == 0
+    assert "int8 block 64: its width 64 is no multiple" in result.out
+    assert "block_size 128, so 64" in result.out
+    groups = cli("plan", checkpoint, "--recipe", "int4", *BOTH, "--json").document["groups"]
+    assert [(g["scheme"], g["reason"]) for g in groups if g["reason"]] == [
+        ("int4 block 16, asymmetric", "its width 176 is no multiple of block_size 64, so 16"),
+        ("int8 block 64", "its width 64 is no multiple of block_size 128, so 64"),
+    ]
+
+
 def test_a_context_of_ones_own_is_shown(cli, tmp_path):
     own = written(tmp_path, lambda r: r["common"].update(max_context_length=640), base="fp32")
     result = cli("plan", GOLDEN / LLAVA / "checkpoint", "--recipe", own, *BOTH, "--json")

@@ -52,6 +52,14 @@ class TestWhatItSays:
         assert content(output) == content(golden_quantized)
         assert names(tmp_path) == ["it's quantized", "mixed.yaml"]
 
+    def test_smaller_blocks_say_why(self, cli, tmp_path):
+        made = ("quantize", CHECKPOINT, "--recipe", "int8", "-o", tmp_path / "out")
+        reason = "its width 176 is no multiple of block_size 32, so 16"
+        assert f"decoder.layers.1.mlp.down_proj: {reason}" in " ".join(cli(*made).out.split())
+        document = cli("inspect", tmp_path / "out", "--json").document["quantized"]
+        fitted = {c["name"]: c["fitted"] for c in document["components"]}["decoder"]
+        assert fitted == {f"decoder.layers.{i}.mlp.down_proj": reason for i in range(2)}
+
     def test_document(self, cli, mixed, tmp_path):
         output = tmp_path / "out"
         result = cli("quantize", CHECKPOINT, "--recipe", mixed, "-o", output, "--json")

@@ -239,9 +239,13 @@ def test_a_changed_scale_is_found(tmp_path):
     ("given", "message"),
     [
         ([QuantizeRule(("decoder.*",), "int4", 16)], "no rule fits layer 'vision.stem.0'"),
-        ([QuantizeRule(("*",), "int4", 32)], "blocks do not fit a convolution of 3 x 3"),
         (
-            [QuantizeRule(("decoder.*",), "int4", 128), QuantizeRule(("*",), "float")],
+            [QuantizeRule(("*",), "int4", 32, on_indivisible="error")],
+            "blocks do not fit a convolution of 3 x 3",
+        ),
+        (
+            [QuantizeRule(("decoder.*",), "int4", 128, on_indivisible="error"),
+             QuantizeRule(("*",), "float")],
             "its width 64 is no multiple of block_size 128",
         ),
         (
