@@ -112,7 +112,7 @@ def _heif(path: Path) -> tuple[str, ...]:
         raise ImageError(
             "HEIC pictures need pillow-heif, which is not installed",
             where=path,
-            hint="pip install 'fastvlm-convert[heic]', or convert the picture to JPEG",
+            hint="pip install '.[heic]' in a clone of fastvlm-convert, or convert the picture to JPEG",
         ) from error
     return ("HEIF",)
 

@@ -64,10 +64,8 @@ def differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:  # 
             yield from differences(expected.get(key, _ABSENT), found.get(key, _ABSENT), inner)
     elif isinstance(expected, list) and isinstance(found, list):
         for number in range(max(len(expected), len(found))):
-            left, right = (
-                values[number] if number < len(values) else _ABSENT for values in (expected, found)
-            )
-            if (difference := next(differences(left, right, f"{path}[{number}]"), None)) is not None:
+            want, have = (values[number] if number < len(values) else _ABSENT for values in (expected, found))
+            if (difference := next(differences(want, have, f"{path}[{number}]"), None)) is not None:
                 yield difference
                 if len(expected) != len(found):  # all that follow have moved
                     return
