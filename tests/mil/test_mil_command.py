@@ -60,7 +60,7 @@ def test_tables(packages, capsys):
 
 
 def test_a_pipeline(packages, capsys):
-    found = document(capsys, packages["pipeline"], profile=True)
+    found = document(capsys, packages["pipeline"], "--profile")
     assert list(found["functions"]) == ["stage 0, main", "stage 1, main"]
     (image,) = found["functions"]["stage 0, main"]["inputs"]
     assert (image["image"], image["default"]) == ("RGB", None)

@@ -228,7 +228,7 @@ def test_scaled_layers_are_compared_with_scaled_floats():
 @torch.no_grad()
 def logits(weights, data: Calibration, checkpoint=CHECKPOINT, recipe: Recipe = RECIPE) -> np.ndarray:
     """What predicts the answers' tokens, of a model that holds some weights; float32 [tokens, vocab]."""
-    said = collect_samples(checkpoint, checkpoint.config, "pad", data, recipe.calibration, lambda share: None)
+    said = collect_samples(plan_weights(checkpoint, recipe), data)
     chain = BlockStreamer(checkpoint.config, weights)
     x = torch.from_numpy(said.pixel_values)
     for block in chain.vision_blocks():
