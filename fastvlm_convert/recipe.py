@@ -20,8 +20,8 @@ MIN_IMAGE_SIZE: Final = 256
 MAX_IMAGE_SIZE: Final = 1536
 MAX_CONTEXT_LENGTH: Final = 131072
 MAX_GROUP_SIZE: Final = 1024
-_DB: Final = {"minimum": 0, "maximum": 200}
-_NATS: Final = {"minimum": 0, "maximum": 100}
+_DB: Final[dict[str, Any]] = {"minimum": 0, "maximum": 200}
+_NATS: Final[dict[str, Any]] = {"minimum": 0, "maximum": 100}
 MAX_RECIPE_BYTES: Final = 64 << 10  # the longest shipped one has 5 kB
 MAX_RESIDUAL_SHIFT: Final = 8  # beyond it, float16 no longer holds the norms' epsilon well
 
@@ -279,16 +279,12 @@ class Gates:
     )
     quantizer_max_kl_nats: float = setting(
         0.02,
-        "With quantized layers, most mean divergence that the integers themselves cost the answers, end to "
-        "end: the reference with these weights against the reference. The other gates then compare the "
-        "bundle with the reference that holds its weights.",
+        "With quantized layers, most mean divergence that the integers cost the answers, end to end. The "
+        "other gates then compare the bundle with the reference that holds its weights.",
         **_NATS,
     )
     quantizer_min_top1: float = setting(
-        0.97,
-        "Least share of the answers' tokens that the integers leave the likeliest.",
-        minimum=0,
-        maximum=1,
+        0.97, "Least share of the answers' tokens that stay the likeliest.", minimum=0, maximum=1
     )
     runtime_max_kl_nats: float = setting(
         0.01,
