@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := checkpoints/fastvlm-demo
 OUT := out/demo
 
-.PHONY: setup demo test test-all lint format bench clean
+.PHONY: setup demo test test-all soak lint format bench clean
 
 setup: $(READY)
 
@@ -45,6 +45,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -q -m ''
+
+# Fuzzes, kills and full disks, tried far more often than in `make test`; an hour or so, not in CI.
+soak: setup
+	$(BIN)/python -m pytest -q --soak tests/test_fuzz.py tests/bundle/test_kills.py tests/cli/test_full_disk.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ fails is no error but a result (exit code 1).
 """
 
 import reprlib
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 MAX_MESSAGE: Final = 300  # characters of a message: what a file holds must not flood a terminal
 _MAX_SHOWN: Final = 100  # of one value in it
@@ -58,13 +58,21 @@ class ConversionError(Exception):
 
     Attributes:
         where: The file, folder or setting the error is about, or None.
-        hint: What to do next, or None.
+        given_hint: What to do next about this very error, or None.
+        next_step: What to do next about errors of this kind, where there is nothing more to say.
     """
+
+    next_step: ClassVar[str | None] = None
 
     def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
         super().__init__(shortened(what))
         self.where = None if where is None else str(where)
-        self.hint = None if hint is None else shortened(hint, 2 * MAX_MESSAGE)
+        self.given_hint = None if hint is None else shortened(hint, 2 * MAX_MESSAGE)
+
+    @property
+    def hint(self) -> str | None:
+        """What to do next, or None."""
+        return self.given_hint or self.next_step
 
     def __str__(self) -> str:
         """The message as one printable line, with the place it is about."""
@@ -76,25 +84,37 @@ class ConversionError(Exception):
 class CheckpointError(ConversionError):
     """The checkpoint is missing, damaged, hostile or not a FastVLM."""
 
+    next_step = "see that the folder holds a whole FastVLM checkpoint; download or copy it again"
+
 
 class TokenizerError(ConversionError):
     """The tokenizer files are missing or damaged, or cannot express a text."""
+
+    next_step = "copy the tokenizer's files again, from the model that the weights belong to"
 
 
 class ImageError(ConversionError):
     """An image cannot be read or is not acceptable."""
 
+    next_step = "give another image, or save this one as PNG"
+
 
 class RecipeError(ConversionError):
     """A recipe is malformed or asks for something impossible."""
+
+    next_step = "`fastvlm-convert recipes NAME > mine.yaml` gives a file to start from"
 
 
 class TargetError(ConversionError):
     """A target's runtime cannot execute what would be exported."""
 
+    next_step = "`fastvlm-convert recipes` shows which recipe fits which target"
+
 
 class BundleError(ConversionError):
     """A bundle is missing, damaged or of another version."""
+
+    next_step = "copy it again, or export it again"
 
 
 class OutputError(ConversionError):

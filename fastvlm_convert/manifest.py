@@ -221,7 +221,9 @@ def load_manifest(bundle: Path) -> Manifest:
     try:
         manifest = from_plain(Manifest, value)
     except (BundleError, RecipeError) as error:
-        raise BundleError(f"malformed manifest: {error}", where=path, hint=error.hint or _AGAIN) from error
+        raise BundleError(
+            f"malformed manifest: {error}", where=path, hint=error.given_hint or _AGAIN
+        ) from error
     for problem in _problems(bundle, manifest):
         raise BundleError(problem, where=bundle, hint="copy the bundle again, or export it again")
     return manifest

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,10 +15,28 @@ from tests.checkpoints import GOLDEN, HF, LLAVA, SHARDED, copy_checkpoint
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
+# The same examples every time and no clock: a run must not fail because the machine is busy.
+hypothesis.settings.register_profile(
+    "suite",
+    max_examples=40,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`make soak` tries everything that `make test` tries a sample of."""
     parser.addoption("--soak", action="store_true", help="long versions of fuzzes and kills")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Other examples every time, and many."""
+    if config.getoption("--soak"):
+        hypothesis.settings.register_profile("soak", max_examples=4000, database=None, deadline=None)
+        hypothesis.settings.load_profile("soak")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
-from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.errors import CheckpointError, shown
 from fastvlm_convert.regular_file import is_there
 from fastvlm_convert.weights.lora import LowRank, merge_low_rank
 from fastvlm_convert.weights.safetensors_file import read_safetensors
@@ -46,7 +46,7 @@ def read_adapter(path: Path) -> Adapter:
     """
     config = read_json(path / "adapter_config.json")
     if config.get("peft_type", "LORA") != "LORA":
-        raise CheckpointError(f"peft_type is {config['peft_type']!r}; supported: 'LORA'", where=path)
+        raise CheckpointError(f"peft_type is {shown(config['peft_type'])}; supported: 'LORA'", where=path)
     for key in _UNSUPPORTED:
         if config.get(key):
             raise CheckpointError(
@@ -57,7 +57,7 @@ def read_adapter(path: Path) -> Adapter:
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_OTHER_BASE):
         raise CheckpointError(
-            f"init_lora_weights is {start!r}, which also changes the weights that are adapted",
+            f"init_lora_weights is {shown(start)}, which also changes the weights that are adapted",
             where=path / "adapter_config.json",
             hint="save it as plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
         )
@@ -144,7 +144,7 @@ def _low_rank(
     where = path / "adapter_config.json"
     alpha = _by_pattern(config.get("alpha_pattern"), target, config.get("lora_alpha", _PEFT_ALPHA), where)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e9:
-        raise CheckpointError(f"lora_alpha is {alpha!r}, expected a number", where=where)
+        raise CheckpointError(f"lora_alpha is {shown(alpha)}, expected a number", where=where)
     return LowRank(
         a=sides["A"],
         b=sides["B"],
@@ -161,7 +161,9 @@ def _by_pattern(patterns: object, target: str, default: object, where: Path) -> 
             if re.fullmatch(rf"(.*\.)?({key})", module):
                 return value
         except re.error as error:
-            raise CheckpointError(f"alpha_pattern has the malformed pattern {key!r}", where=where) from error
+            raise CheckpointError(
+                f"alpha_pattern has the malformed pattern {shown(key)}", where=where
+            ) from error
     return default
 
 

@@ -120,7 +120,7 @@ def _plan(layer: str, shape: tuple[int, ...], recipe: Recipe) -> LayerPlan:
 def _unsolvable(layer: str, shape: tuple[int, ...]) -> str | None:
     """What solvers that need data miss in a layer, or None where they can solve it."""
     if len(shape) > 2 and shape[2:] != (1, 1):
-        return f"a matrix or a 1x1 convolution, not one of {shape[2]} x {shape[3]}"
+        return f"a matrix or a 1x1 convolution, not one of {_kernel(shape)}"
     return "a layer of a block, not the table of the embedding or the head" if layer in _TABLES else None
 
 
@@ -129,8 +129,12 @@ def indivisible(shape: tuple[int, ...], columns: int, block: int | None) -> str 
     if block is None:
         return None
     if len(shape) > 2 and shape[2:] != (1, 1):
-        return f"blocks do not fit a convolution of {shape[2]} x {shape[3]}"
+        return f"blocks do not fit a convolution of {_kernel(shape)}"
     return f"its width {columns} is no multiple of block_size {block}" if columns % block else None
+
+
+def _kernel(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in shape[2:])
 
 
 def ragged(rows: int, group_size: int) -> str | None:
@@ -168,11 +172,14 @@ def check_groups(layers: Sequence[LayerPlan]) -> None:
             if not layer.endswith(f".{first}"):
                 continue
             for other in others:
-                neighbour = plans[layer.replace(first, other)]
+                neighbour = plans.get(layer.replace(first, other))
+                if neighbour is None:
+                    raise RecipeError(f"'{layer}' has no '{other}' beside it")
                 if neighbour.scheme != plan.scheme:
                     raise RecipeError(
                         f"quantize: '{layer}' and '{neighbour.layer}' are stored together, "
-                        "so they need one scheme"
+                        "so they need one scheme",
+                        hint="give q_proj, k_proj and v_proj one rule",
                     )
 
 
