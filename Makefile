@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := checkpoints/fastvlm-demo
 OUT := out/demo
 
-.PHONY: setup demo test test-all soak lint format bench clean
+.PHONY: setup demo test test-all soak lint format docs bench clean
 
 setup: $(READY)
 
@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (some minutes: PyTorch is large)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --upgrade pip
-	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 
 demo: setup
@@ -46,9 +46,10 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -q -m ''
 
-# Fuzzes, kills and full disks, tried far more often than in `make test`; an hour or so, not in CI.
+# Fuzzes, kills and full disks, tried far more often than in `make test`; some hours, and not part of CI.
 soak: setup
-	$(BIN)/python -m pytest -q --soak tests/test_fuzz.py tests/bundle/test_kills.py tests/cli/test_full_disk.py
+	$(BIN)/python -m pytest -q --soak tests/test_fuzz.py tests/test_fuzz_structure.py tests/bundle/test_kills.py
+	$(BIN)/python -m benchmarks.mil_fuzz
 
 lint: setup
 	$(BIN)/ruff check .
@@ -59,6 +60,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup
+	$(BIN)/python -m tests.layers
+
 bench: setup
 	$(BIN)/python benchmarks/demo_accuracy.py
 	$(BIN)/python benchmarks/export_cost.py 0.5b
@@ -66,5 +70,5 @@ bench: setup
 	$(BIN)/python benchmarks/quantize_cost.py 0.5b
 
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) out build dist .hypothesis .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

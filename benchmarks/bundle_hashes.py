@@ -5,12 +5,12 @@
     python benchmarks/bundle_hashes.py compare before.json after.json
     python benchmarks/bundle_hashes.py compare before.json after.json --weights
 
-Every shipped recipe is run for the demo checkpoint (with its calibration and without), for the golden
-checkpoints of the tests and for a random checkpoint with 0.5B's widths and few layers (both without
-calibration): `quantize` once, `export` once a target. Where a command refuses, its exit code and message are
-recorded instead. Only the command line is used, so the script outlives any change below it. `record`
-continues a file that it finds. `compare --weights` looks at weights and graphs alone, which may change only
-when numerics are meant to change.
+Every shipped recipe is run on the demo checkpoint (with its calibration and without), on the golden
+checkpoints of the tests, and on a random checkpoint with 0.5B's widths and few layers (both without
+calibration): `quantize` once, and `export` once per target. Where a command refuses, its exit code and
+message are recorded instead. Only the command line is used, so the script survives any change below it.
+`record` completes a file that exists already. `compare --weights` looks only at weights and graphs, which
+may change only when the numerics are meant to change.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Case = tuple[str, Path, list[str]]
 
 
 def checkpoints(scratch: Path) -> dict[str, Path]:
-    """Every checkpoint by the name it has in the record."""
+    """Every checkpoint, by its name in the record."""
     wide = scratch / "wide"
     write_checkpoint(wide, "0.5b", LAYERS)
     golden = ROOT / "tests" / "data" / "golden"
@@ -45,7 +45,7 @@ def checkpoints(scratch: Path) -> dict[str, Path]:
 
 
 def cases(paths: dict[str, Path]) -> Iterator[Case]:
-    """Name, checkpoint and options of every run, without the command's output."""
+    """Name, checkpoint and options of every run, without its output folder."""
     recipes = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
     for name, path in paths.items():
         for recipe in recipes:
@@ -57,7 +57,7 @@ def cases(paths: dict[str, Path]) -> Iterator[Case]:
 
 
 def run(case: Case, output: Path, cache: Path) -> dict[str, Any]:
-    """Run one command; the hashes of what it made, or how it refused."""
+    """Run one command; return the hashes of what it made, or how it refused."""
     _, checkpoint, (command, *options) = case
     call = [sys.executable, "-m", "fastvlm_convert", command, str(checkpoint), *options, "-o", str(output)]
     environment = {**os.environ, "FASTVLM_CONVERT_CACHE": str(cache)}
@@ -92,7 +92,7 @@ def record(path: Path) -> None:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], weights_only: bool) -> Iterator[str]:
-    """One line for each thing that is not the same."""
+    """One line for each difference."""
     for name in sorted({*before, *after}):
         old, new = before.get(name), after.get(name)
         if old is None or new is None:
@@ -110,7 +110,7 @@ def differences(before: dict[str, Any], after: dict[str, Any], weights_only: boo
 
 
 def compare(before: Path, after: Path, weights_only: bool) -> int:
-    """Print what differs; the exit code."""
+    """Print the differences; return the exit code."""
     old, new = json.loads(before.read_text()), json.loads(after.read_text())
     found = list(differences(old, new, weights_only))
     for line in found:

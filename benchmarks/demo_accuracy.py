@@ -1,4 +1,4 @@
-"""Accuracy of the demo checkpoint on held-out pictures: the reference and the ONNX bundle of every recipe.
+"""Accuracy of the demo checkpoint on held-out pictures: the reference, and ONNX bundles of several recipes.
 
     python benchmarks/demo_accuracy.py [CHECKPOINT] [--pictures 500] [--recipe int4 --recipe int4-small]
 
@@ -22,18 +22,18 @@ DEMO = Path(__file__).parent.parent / "checkpoints" / "fastvlm-demo"
 
 
 def scores(checkpoint: Path, pictures: int, recipes: Sequence[str]) -> dict[str, dict[str, Score]]:
-    """Scores per contender and kind of question."""
+    """Scores by contender and kind of question."""
     samples = held_out(pictures)
     found = {"reference": accuracy(load_reference(open_checkpoint(checkpoint)), samples)}
     with tempfile.TemporaryDirectory() as folder:
         for recipe in recipes:
-            result = export(checkpoint, load_recipe(recipe), ["onnx"], Path(folder) / recipe)
-            found[f"{recipe} onnx"] = accuracy(load_bundle(result.bundle, result.manifest, "onnx"), samples)
+            result = export(checkpoint, Path(folder) / recipe, recipe=load_recipe(recipe), targets=["onnx"])
+            found[f"{recipe} onnx"] = accuracy(load_bundle(result.bundle, "onnx"), samples)
     return found
 
 
 def main() -> None:
-    """Print one row a kind of question."""
+    """Print one row per kind of question."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO)
     parser.add_argument("--pictures", type=int, default=500)

@@ -2,8 +2,8 @@
 
     python benchmarks/encoder_int8.py CHECKPOINT...
 
-coremltools' `linear_quantize_weights` numbers, our search (recipe int8) and our rounding with error feedback,
-on the same layers, over held-out pictures of the demo generator, clean and badly taken. Limit: 3 dB above
+Compares what coremltools' `linear_quantize_weights` computes, our search (recipe int8) and our GPTQ, on the
+same layers and on held-out pictures of the demo generator, clean and badly taken. Limit: 3 dB above
 coremltools.
 """
 
@@ -26,6 +26,7 @@ from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.preprocess import pixel_values
 from fastvlm_convert.quantization.calibration import read_calibration
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import QuantizeRule, load_recipe
 from fastvlm_convert.weights.fold import fold
@@ -38,7 +39,7 @@ MATRICES = ("vision.*.fc1", "vision.*.fc2", "vision.*.qkv", "vision.*.proj", "vi
 
 
 def coremltools_int8(weights: WeightSource) -> WeightSource:
-    """Every matrix and convolution of the encoder rounded as coremltools does, with float16 scales."""
+    """The encoder's matrices and convolutions rounded as coremltools does it, with float16 scales."""
     changed = dict(weights)
     for name, weight in weights.items():
         if name.startswith(("vision.", "projector.")) and name.endswith(".weight") and len(weight.shape) > 1:
@@ -60,7 +61,7 @@ def image_tokens(checkpoint: Checkpoint, weights: WeightSource, pixels: torch.Te
 
 
 def main() -> None:
-    """Print one row a way."""
+    """Print one row per method."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,7 +70,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     rules = {
         "search": (QuantizeRule(ENCODER, "int8"), FLOAT),
-        "error feedback": (
+        "GPTQ": (
             QuantizeRule(MATRICES, "int8", solver="gptq"), QuantizeRule(ENCODER, "int8"), FLOAT,
         ),
     }  # fmt: skip
@@ -81,14 +82,14 @@ def main() -> None:
             for first, bad in ((HELD_OUT_SEED, False), (DEGRADED_SEED, True))
             for image, _ in pictures(first, PICTURES, bad)
         ]
-        size, mode = checkpoint.config.vision.image_size, checkpoint.image_mode
-        pixels = torch.from_numpy(np.concatenate([pixel_values(image, size, mode) for image in shown]))
+        settings = checkpoint.pictures.image
+        pixels = torch.from_numpy(np.concatenate([pixel_values(image, settings) for image in shown]))
         reference = image_tokens(checkpoint, weights, pixels)
         ways = {"coremltools": coremltools_int8(weights)}
         for name, rule in rules.items():
             recipe = replace(load_recipe("int8"), quantize=rule, calibration=CALIBRATION)
             data = read_calibration(None, CALIBRATION) if recipe.is_calibrated else None
-            ways[name] = dense_view(prepare_weights(checkpoint, recipe, data).weights)
+            ways[name] = dense_view(prepare_weights(plan_weights(checkpoint, recipe), data).weights)
         for name, changed in ways.items():
             value = sqnr_db(reference, image_tokens(checkpoint, changed, pixels))
             print(f"{path.name:16} {name:16} {value:6.1f} dB", flush=True)

@@ -1,8 +1,8 @@
-"""What 4 bits cost the answers in each part of the encoder alone; why int4-mixed leaves some parts at 8.
+"""What 4 bits in a single part of the encoder cost the answers; why int4-mixed keeps some parts at 8 bits.
 
     python benchmarks/encoder_sensitivity.py [CHECKPOINT] [--pictures 50]
 
-Rounded with error feedback, blocks of 32; mean KL divergence over badly taken held-out pictures, in nats.
+Rounded by GPTQ in blocks of 32; mean KL divergence over badly taken held-out pictures, in nats.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from fastvlm_convert import metrics
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.quantization.calibration import read_calibration
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import QuantizeRule, load_recipe
 from fastvlm_convert.weights.fold import fold
@@ -43,7 +44,7 @@ def parts(weights: WeightSource) -> Iterator[tuple[str, list[str]]]:
 
 
 def main() -> None:
-    """Print one row a part."""
+    """Print one row per part."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,7 +59,7 @@ def main() -> None:
     for part, layers in parts(weights):
         rule = QuantizeRule(tuple(layers), "int4", 32, symmetric=False, solver="gptq")
         recipe = replace(load_recipe("int4"), quantize=(rule, FLOAT), calibration=CALIBRATION)
-        changed = dense_view(prepare_weights(checkpoint, recipe, data).weights)
+        changed = dense_view(prepare_weights(plan_weights(checkpoint, recipe), data).weights)
         divergence = metrics.kl_divergence(test.logits, logits_of(checkpoint, changed, test)).mean()
         size = sum(weights[f"{layer}.weight"].size for layer in layers)
         print(f"| {part} | {len(layers)} | {size} | {divergence:.2g} |", flush=True)

@@ -3,8 +3,8 @@
     python benchmarks/export_cost.py 0.5b
     python benchmarks/export_cost.py 0.5b --target coreml --checkpoint FOLDER
 
-Limits at 0.5B, vision included: 0.4 GiB peak for ONNX, 1 GiB for Core ML, in every precision. Beside each
-size and peak stands what `plan` predicted. Each export runs in a process of its own.
+Limits at 0.5B, including vision: a peak of 0.4 GiB for ONNX and of 1 GiB for Core ML, in every precision.
+What `plan` predicted is printed beside each size and peak. Each export runs in a process of its own.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from fastvlm_convert.manifest import FILE_NAME as MANIFEST
 from fastvlm_convert.recipe import shipped_recipes
 from fastvlm_convert.weights.published import DECODERS
 
-# The child prints its own peak: unlike a parent's view it starts with the program itself.
+# The child prints its own peak: what a parent sees includes the time before the program starts.
 CHILD = """
 import sys
-from fastvlm_convert.bench.worker import peak_memory_bytes
+from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.cli.main import main
 code = main(sys.argv[1:])
 print(peak_memory_bytes(), file=sys.stderr)
@@ -35,7 +35,7 @@ raise SystemExit(code)
 
 
 def measure(checkpoint: Path, target: str, recipe: str, bundle: Path) -> tuple[float, int, dict[str, int]]:
-    """Export once; seconds, peak bytes and the sizes of all files."""
+    """Export once; return seconds, peak bytes and the sizes of all files."""
     command = ["export", str(checkpoint), "--target", target, "--recipe", recipe, "-o", str(bundle), "--json"]
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", CHILD, *command], capture_output=True, text=True, check=True)
@@ -67,12 +67,12 @@ def row(checkpoint: Path, target: str, recipe: str, bundle: Path) -> str:
 
 
 def main() -> None:
-    """Print one row a recipe and target."""
+    """Print one row per recipe and target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("size", choices=DECODERS)
     parser.add_argument("--target", action="append", choices=("onnx", "coreml"), help="ONNX by default")
     parser.add_argument("--recipe", action="append", choices=tuple(shipped_recipes()), help="four by default")
-    parser.add_argument("--checkpoint", type=Path, help="one that was written before")
+    parser.add_argument("--checkpoint", type=Path, help="use this checkpoint instead of writing one")
     arguments = parser.parse_args()
     print(
         "| recipe | target | seconds | peak GiB | predicted | vision MB | decoder and table MB | total MB "

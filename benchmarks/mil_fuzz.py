@@ -1,10 +1,12 @@
-"""Damage small Core ML packages at random and load, survey and run each; only errors for users may come out.
+"""Damage small Core ML packages at random; load, survey and run each. Only errors meant for users may result.
+
+Half of the attempts change bytes of the files, the other half the program: types, shapes, wires, numbers.
 
     python -m benchmarks.mil_fuzz [--attempts 100000] [--state fuzz.json]
 
-Run from the repository's root. It goes on where the state file ends. Work is done in child processes of
-limited memory, so that a crash, a hang or a giant allocation is a finding too. A finding is repeated by
-`python -m benchmarks.mil_fuzz --repeat SEED NUMBER`.
+Run it from the repository's root. It resumes where the state file ends. The work is done in child processes
+with limited memory, so that a crash, a hang or a huge allocation is a finding, too. Reproduce a finding with
+`python -m benchmarks.mil_fuzz --repeat SEED WAY NUMBER`.
 """
 
 import argparse
@@ -20,11 +22,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from tests.mil.mutations import Seed, attempt, damage
+from tests.mil.mutations import Seed, attempt
+from tests.mil.rewrites import WAYS
 
 CHUNK = 2000
 MEMORY = 6 << 30  # address space of a child; torch alone maps more than 1 GiB
-SECONDS = 20  # of one attempt
+SECONDS = 120  # of one attempt; a loop that does not end takes 20,000 iterations
 SHOWN = 20
 
 
@@ -37,8 +40,8 @@ def hang(signum: int, frame: FrameType | None) -> NoReturn:
     raise HangError
 
 
-def work(seed_path: Path, first: int, count: int) -> None:
-    """Make attempts; one line each on standard output: the outcome, or what went wrong."""
+def work(seed_path: Path, way: str, first: int, count: int) -> None:
+    """Make attempts, and print one line for each: the outcome, or what went wrong."""
     import torch  # before the limit is set
 
     torch.set_num_threads(1)
@@ -48,7 +51,7 @@ def work(seed_path: Path, first: int, count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / seed_path.name
         for number in range(first, first + count):
-            changed = damage(seed, number)
+            changed = WAYS[way](seed, number)
             seed.write(package, changed)
             signal.alarm(SECONDS)
             try:
@@ -63,9 +66,10 @@ def work(seed_path: Path, first: int, count: int) -> None:
             seed.write(package, {path: seed.files[path] for path in changed})
 
 
-def chunk(seed_path: Path, first: int, count: int) -> list[str]:
-    """The outcomes of a child; the last one is a finding if the child died."""
-    command = [sys.executable, "-m", "benchmarks.mil_fuzz", "--work", str(seed_path), str(first), str(count)]
+def chunk(seed_path: Path, way: str, first: int, count: int) -> list[str]:
+    """The outcomes that a child printed; if it died, the last one is a finding."""
+    job = [str(seed_path), way, str(first), str(count)]
+    command = [sys.executable, "-m", "benchmarks.mil_fuzz", "--work", *job]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     outcomes = done.stdout.splitlines()
     if len(outcomes) < count:
@@ -74,7 +78,7 @@ def chunk(seed_path: Path, first: int, count: int) -> list[str]:
 
 
 def fuzz(attempts: int, state_path: Path) -> dict[str, object]:
-    """All attempts, the seeds taking turns; the state is saved after each chunk."""
+    """Make all attempts, alternating between the seeds; save the state after each chunk."""
     from tests.mil.seeds import write_seeds  # imports coremltools
 
     state = {"next": {}, "outcomes": {}, "findings": []}
@@ -82,17 +86,16 @@ def fuzz(attempts: int, state_path: Path) -> dict[str, object]:
         state = json.loads(state_path.read_text())
     with tempfile.TemporaryDirectory() as folder:
         seeds = write_seeds(Path(folder))
-        each = -(-attempts // len(seeds))
-        while any(state["next"].get(s.stem, 0) < each for s in seeds):
-            for seed in seeds:
-                first = state["next"].get(seed.stem, 0)
+        jobs = {f"{seed.stem} {way}": (seed, way) for seed in seeds for way in WAYS}
+        each = -(-attempts // len(jobs))
+        while any(state["next"].get(job, 0) < each for job in jobs):
+            for job, (seed, way) in jobs.items():
+                first = state["next"].get(job, 0)
                 if first >= each:
                     continue
-                outcomes = chunk(seed, first, min(CHUNK, each - first))
-                state["next"][seed.stem] = first + len(outcomes)
-                found = [
-                    f"{seed.stem} {first + i}: {o}" for i, o in enumerate(outcomes) if o.startswith("FINDING")
-                ]
+                outcomes = chunk(seed, way, first, min(CHUNK, each - first))
+                state["next"][job] = first + len(outcomes)
+                found = [f"{job} {first + i}: {o}" for i, o in enumerate(outcomes) if o.startswith("FINDING")]
                 state["findings"] += found
                 kinds = Counter("FINDING" if o.startswith("FINDING") else o for o in outcomes)
                 state["outcomes"] = dict(Counter(state["outcomes"]) + kinds)
@@ -101,14 +104,14 @@ def fuzz(attempts: int, state_path: Path) -> dict[str, object]:
     return state
 
 
-def repeat(seed_name: str, number: int) -> None:
-    """Make one attempt in this process and let whatever happens happen."""
+def repeat(seed_name: str, way: str, number: int) -> None:
+    """Make one attempt in this process, without any protection."""
     from tests.mil.seeds import write_seeds
 
     with tempfile.TemporaryDirectory() as folder:
         (path,) = (s for s in write_seeds(Path(folder)) if s.stem == seed_name)
         seed = Seed.read(path)
-        seed.write(path, damage(seed, number))
+        seed.write(path, WAYS[way](seed, number))
         print(attempt(path))
 
 
@@ -117,13 +120,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--attempts", type=int, default=100_000)
     parser.add_argument("--state", type=Path, default=Path("fuzz.json"))
-    parser.add_argument("--repeat", nargs=2, metavar=("SEED", "NUMBER"))
-    parser.add_argument("--work", nargs=3, metavar=("SEED", "FIRST", "COUNT"))
+    parser.add_argument("--repeat", nargs=3, metavar=("SEED", "WAY", "NUMBER"))
+    parser.add_argument("--work", nargs=4, metavar=("SEED", "WAY", "FIRST", "COUNT"))
     arguments = parser.parse_args()
     if arguments.work:
-        work(Path(arguments.work[0]), int(arguments.work[1]), int(arguments.work[2]))
+        seed, way, first, count = arguments.work
+        work(Path(seed), way, int(first), int(count))
     elif arguments.repeat:
-        repeat(arguments.repeat[0], int(arguments.repeat[1]))
+        seed, way, number = arguments.repeat
+        repeat(seed, way, int(number))
     else:
         state = fuzz(arguments.attempts, arguments.state)
         findings = state["findings"]

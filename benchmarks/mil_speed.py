@@ -3,9 +3,10 @@
     python benchmarks/mil_speed.py VISION.mlpackage CHECKPOINT
     python benchmarks/mil_speed.py DECODER.mlpackage CHECKPOINT --steps 20
 
-Limits: vision 1.3x, a decoder's token 1.5x of our torch reference; peak memory of the interpreter alone at
-most the weights in float32 plus 1 GB. The checkpoint may be random (`random_checkpoint.py`). Both take turns,
-so that other work on the machine slows both; the ratio is that of the medians.
+Limits: 1.3 times our torch reference's time for vision, 1.5 times for a decoder token; peak memory of the
+interpreter alone at most the weights in float32 plus 1 GB. The checkpoint may be random
+(`random_checkpoint.py`). The two alternate, so that other work on the machine slows both; the ratio is that
+of the medians.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
+from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.mil.description import FunctionSpec
-from fastvlm_convert.mil.interpreter import Interpreter
 from fastvlm_convert.runtime.loaded import load_reference
 
 LIMITS = {"vision": 1.3, "decoder": 1.5}
@@ -32,7 +33,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from mil_speed import interpreter_alone
-from fastvlm_convert.bench.worker import peak_memory_bytes
+from fastvlm_convert.peak_memory import peak_memory_bytes
 weights = interpreter_alone(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
 print(json.dumps({"peak": peak_memory_bytes(), "weights": weights}))
 """
@@ -63,16 +64,16 @@ def component(interpreter: Interpreter) -> tuple[str, str]:
 
 
 def interpreter_alone(package: Path, name: str, steps: int) -> int:
-    """Run without torch's model in memory; returns the bytes of all decoded weights."""
+    """Run without torch's model in memory; return the bytes of all decoded weights."""
     interpreter = Interpreter(package)
     state = interpreter.make_state(name)
     for step in range(steps):
-        interpreter.run(example(interpreter.functions[name], step), name, state)
+        interpreter.predict(example(interpreter.functions[name], step), state, name)
     return interpreter.decoded_bytes
 
 
 def compare(package: Path, checkpoint: Path, steps: int) -> dict[str, object]:
-    """Times of both, taking turns."""
+    """Times of both, run alternately."""
     interpreter = Interpreter(package)
     part, name = component(interpreter)
     function = interpreter.functions[name]
@@ -83,7 +84,7 @@ def compare(package: Path, checkpoint: Path, steps: int) -> dict[str, object]:
         reference.prefill(np.zeros((1, hidden or 1), np.float32))
 
     def ours(step: int) -> None:
-        interpreter.run(example(function, step), name, state)
+        interpreter.predict(example(function, step), state, name)
 
     def theirs(step: int) -> None:
         inputs = next(iter(example(function, step).values()))
@@ -112,7 +113,7 @@ def take_turns(
 
 
 def peak_memory(package: Path, name: str, steps: int) -> tuple[int, int]:
-    """Peak bytes of a process that does nothing else, and bytes of the decoded weights."""
+    """Peak bytes of a process that does nothing else, and the bytes of the decoded weights."""
     folder = str(Path(__file__).parent)
     command = [sys.executable, "-c", CHILD, folder, str(package), name, str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

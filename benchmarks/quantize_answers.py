@@ -2,10 +2,10 @@
 
     python benchmarks/quantize_answers.py CHECKPOINT... [--pictures 150] [--output FILE.json]
 
-The layers that recipe int4-small has at 4 bits, but the table, go to 4 bits in blocks of 32 unless said. We
-calibrate with 128 pictures: at the demo's 256 pixels they show as many places as 8 of 1024. Pictures are
-held-out ones of the demo generator, and degraded ones (blurred, noisy), where the model is less sure of
-itself. KL divergence over the tokens of the reference's answers, in nats.
+The layers that the recipe int4-small stores in 4 bits, except the table, get 4 bits in blocks of 32 unless
+a row says otherwise. We calibrate with 128 pictures: at the demo's 256 pixels they have as many positions as
+8 pictures of 1024 pixels. Pictures are held-out ones of the demo generator, and degraded (blurred, noisy)
+ones, on which the model is less certain. KL divergences are over the tokens of the reference's answers.
 """
 
 import argparse
@@ -37,12 +37,13 @@ from fastvlm_convert.generate import generate
 from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.model.session import TorchSession
-from fastvlm_convert.preprocess import build_prompt
+from fastvlm_convert.prompt import build_prompt, user_message
 from fastvlm_convert.quantization.answers import Sample as Tokens
-from fastvlm_convert.quantization.answers import answered, token_batch
+from fastvlm_convert.quantization.answers import collect_samples, token_batch
 from fastvlm_convert.quantization.calibration import read_calibration
 from fastvlm_convert.quantization.error_compensation import hessian_of
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.schemes import AffineScheme
 from fastvlm_convert.quantized.weight import dense_view
@@ -71,7 +72,7 @@ class Test:
 
 
 def pictures(first: int, count: int, bad: bool) -> Iterator[tuple[Image.Image, list[str]]]:
-    """Pictures with all their questions, or with three each where they are degraded."""
+    """Pictures with all their questions, or with three each if they are degraded."""
     for seed in range(first, first + count):
         sample = make_sample(seed)
         texts = [q.question for q in sample.questions]
@@ -85,16 +86,16 @@ def ask(checkpoint: Checkpoint, found: Iterator[tuple[Image.Image, list[str]]]) 
     for number, (image, texts) in enumerate(found):
         features = None
         for text in texts:
-            size, mode = checkpoint.config.vision.image_size, checkpoint.image_mode
-            prompt = build_prompt(text, [image], checkpoint.tokenizer, size, mode)
+            message, settings = user_message(text, [image]), checkpoint.pictures.image
+            prompt = build_prompt([message], checkpoint.prompt.format, checkpoint.tokenizer, settings)
             if features is None:
                 features = [session.encode_image(prompt.images[0])]
                 pixels.append(prompt.images[0])
             said = generate(session, prompt, checkpoint.eos_token_ids, MAX_TOKENS, features=features)
             answer = np.asarray([*said.token_ids, checkpoint.eos_token_ids[0]], np.int64)
             numbers.append(number)
-            samples.append(Tokens(*prompt.segments, answer))
-    order = sorted(range(len(samples)), key=lambda n: len(samples[n].after) + len(samples[n].answer))
+            samples.append(Tokens(prompt.segments, answer))
+    order = sorted(range(len(samples)), key=lambda n: len(samples[n].segments[1]) + len(samples[n].answer))
     test = Test(
         torch.from_numpy(np.concatenate(pixels)),
         [numbers[n] for n in order],
@@ -106,7 +107,7 @@ def ask(checkpoint: Checkpoint, found: Iterator[tuple[Image.Image, list[str]]]) 
 
 @torch.no_grad()
 def logits_of(checkpoint: Checkpoint, weights: WeightSource, test: Test) -> np.ndarray:
-    """Logits ahead of every token of the answers, float32 [tokens, vocab]."""
+    """The logits that predict each token of the answers, float32 [tokens, vocab]."""
     chain = BlockStreamer(checkpoint.config, weights)
     encoder = [chain.load(block) for block in chain.vision_blocks()]
     features = torch.cat([through(chain, encoder, part) for part in torch.split(test.pixel_values, 32)])
@@ -128,7 +129,7 @@ def through(chain: BlockStreamer, blocks: Sequence[torch.nn.Module], x: torch.Te
 
 
 def matrices(weights: WeightSource) -> list[str]:
-    """Layers that go to 4 bits, whoever quantizes: those that `int4-small` has at 4 bits, but the table."""
+    """Layers that every method quantizes to 4 bits: those of `int4-small`, except the table."""
     plans = plan_layers({name: weight.shape for name, weight in weights.items()}, load_recipe("int4-small"))
     return [p.layer for p in plans if p.scheme and p.scheme.bits == 4 and p.layer != "decoder.embed_tokens"]
 
@@ -140,12 +141,10 @@ def fits(layer: str, part: str) -> bool:
 
 @torch.no_grad()
 def hessians(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Of the float model's inputs over the calibration, one a layer."""
+    """Hessians of the float model's inputs over the calibration data, one per layer."""
     config, weights = checkpoint.config, fold(checkpoint.weights)
-    data = answered(
-        checkpoint, config, checkpoint.image_mode, read_calibration(None, CALIBRATION), CALIBRATION,
-        lambda share: None,
-    )  # fmt: skip
+    plan = plan_weights(checkpoint, replace(load_recipe("int4"), calibration=CALIBRATION))
+    data = collect_samples(plan, read_calibration(None, CALIBRATION))
     chain, found = BlockStreamer(config, weights), dict[str, np.ndarray]()
     layers = set(matrices(weights))
     real: torch.Tensor | None = None
@@ -179,7 +178,7 @@ Solver = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def peers(size: int) -> dict[str, Solver]:
-    """How others quantize a matrix [rows, columns], given its Hessian too."""
+    """How others quantize a matrix [rows, columns], given also its Hessian."""
     free = AffineScheme(4, size, symmetric=False)
     default = nbits.DefaultWeightOnlyQuantConfig
     return {
@@ -214,12 +213,12 @@ def by_peer(
 
 
 def fixed(values: np.ndarray) -> Weight:
-    """A weight of these values."""
+    """A weight with these values."""
     return computed(values.shape, "float32", lambda: values)
 
 
 def ours(weights: WeightSource, part: str, **rule: object) -> Recipe:
-    """A recipe for the layers of a part; where blocks are too wide for a layer it gets blocks of 32."""
+    """A recipe for the layers of a part; a layer that is too narrow for the blocks gets blocks of 32."""
     size = rule.get("block_size", 1)
     assert isinstance(size, int)
     narrow, wide = [], []
@@ -239,7 +238,7 @@ def main() -> None:
     )
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--pictures", type=int, default=150)
-    parser.add_argument("--only", default="", help="rows whose label this regular expression finds")
+    parser.add_argument("--only", default="", help="only rows whose label matches this regular expression")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # ONNX Runtime logs every node
@@ -291,7 +290,8 @@ def measure(path: Path, count: int, only: str) -> dict[str, dict[str, list[float
     data = read_calibration(None, CALIBRATION)
 
     def engine(recipe: Recipe) -> WeightSource:
-        return dense_view(prepare_weights(checkpoint, recipe, data if recipe.is_calibrated else None).weights)
+        plan = plan_weights(checkpoint, recipe)
+        return dense_view(prepare_weights(plan, data if plan.is_calibrated else None).weights)
 
     for name, solve in peers(32).items():
         show(f"{name}", lambda solve=solve: by_peer(weights, solve, found, "all"))  # type: ignore[misc]

@@ -1,11 +1,11 @@
 """Time and peak memory of quantizing a model of Apple's dimensions (random weights), stage by stage.
 
     python benchmarks/quantize_cost.py [0.5b|1.5b|7b] [--recipe int4] [--checkpoint FOLDER]
-    python benchmarks/quantize_cost.py --layers 2 --samples 8       # in minutes, to extrapolate from
+    python benchmarks/quantize_cost.py --layers 2 --samples 8       # takes minutes; extrapolate from it
 
-Calibrated with the demo generator's pictures, questions and answers: a random model would never stop talking.
-"answers" then is the reference's look at the pictures. Limits at 0.5B on two cores: layers solved within 15
-minutes, not counting the answers, which are asked once and kept; peak below 6 GB.
+Calibrated with the demo generator's pictures, questions and answers, because a random model would never end
+an answer; the stage "answers" is then one pass over the pictures. Limits at 0.5B on two cores: layers solved
+within 15 minutes, not counting the answers, which are computed once and kept; a peak below 6 GB.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from pathlib import Path
 
 from random_checkpoint import write_checkpoint
 
-from fastvlm_convert.bench.worker import peak_memory_bytes
 from fastvlm_convert.demo.samples import calibration_samples
+from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.pipeline import quantize
 from fastvlm_convert.recipe import load_recipe
 
 
 def write_calibration(folder: Path, count: int) -> Path:
-    """Pictures with questions and answers as `--calibration` takes them."""
+    """Write pictures with questions and answers, as `--calibration` takes them."""
     folder.mkdir()
     entries = []
     for number, (image, question) in enumerate(calibration_samples(count)):
@@ -35,7 +35,7 @@ def write_calibration(folder: Path, count: int) -> Path:
 
 
 def main() -> None:
-    """Print one row a stage."""
+    """Print one row per stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("size", nargs="?", default="0.5b")
     parser.add_argument("--recipe", default="int4")
@@ -61,7 +61,7 @@ def main() -> None:
             fewer = replace(recipe.calibration, num_samples=arguments.samples)
             recipe = replace(recipe, calibration=fewer)
         data = write_calibration(Path(folder) / "pictures", recipe.calibration.num_samples)
-        quantize(checkpoint, recipe, output, calibration=data, on_progress=on_progress)
+        quantize(checkpoint, output, recipe=recipe, calibration=data, on_progress=on_progress)
         size = sum(path.stat().st_size for path in (Path(folder) / "out").iterdir())
     print("| stage | seconds | CPU seconds | peak GB so far |\n|---|---|---|---|")
     last, last_cpu = start, start_cpu

@@ -1,12 +1,12 @@
-"""Output errors of our solvers and of the peers' on the same layers, and the time they take.
+"""Output errors and times of our solvers and of our peers', on the same layers.
 
     python benchmarks/quantize_layers.py
     python benchmarks/quantize_layers.py --layers LAYERS.npz --size 128
 
-Layers are random with correlated inputs, or those of an .npz file with `NAME.weight` [rows, columns] and
-`NAME.inputs` [tokens, columns]. Errors are squared errors of the outputs on unseen inputs: geometric means of
-the ratio to coremltools' `linear_quantize_weights` (symmetric int4, same blocks). HQQ's zero points are
-fractions. Limit: GPTQ below the textbook's on every layer.
+Layers are random with correlated inputs, or come from an .npz file with `NAME.weight` [rows, columns] and
+`NAME.inputs` [tokens, columns]. Errors are squared errors of the outputs on unseen inputs, given as the
+geometric mean of their ratio to coremltools' `linear_quantize_weights` (symmetric int4, same blocks). HQQ's
+zero points are fractions. Limit: our GPTQ below the textbook's on every layer.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def coreml(weight: np.ndarray, size: int, mode: str) -> np.ndarray:
 
 
 def onnxruntime(weight: np.ndarray, config: object) -> np.ndarray:
-    """ONNX Runtime's own quantizer on a graph of one product; the weights its kernel then computes with."""
+    """The weights that ONNX Runtime's quantizer and kernel compute with, from a graph of one product."""
     rows, columns = weight.shape
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
@@ -94,7 +94,7 @@ def onnxruntime(weight: np.ndarray, config: object) -> np.ndarray:
 
 
 def solvers(size: int) -> dict[str, Solver]:
-    """Every way to quantize a matrix, given a Hessian too."""
+    """Every way to quantize a matrix, given also its Hessian."""
     free, even = AffineScheme(4, size, symmetric=False), AffineScheme(4, size, symmetric=True)
     tables = PaletteScheme(4, 16, per_channel_scale=True)
     default = nbits.DefaultWeightOnlyQuantConfig
@@ -123,7 +123,7 @@ def solvers(size: int) -> dict[str, Solver]:
 
 
 def main() -> int:
-    """Prints a table; 1 if a limit is broken."""
+    """Print a table; return 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,8 +2,8 @@
 
     python benchmarks/random_checkpoint.py 0.5b FOLDER
 
-For sizes, memory and speed only: a random network answers nonsense. Weights are streamed, so that 7B needs no
-memory either. The dimensions are those of apple/FastVLM-0.5B, -1.5B and -7B.
+For sizes, memory and speed only: a random network answers nonsense. Weights are streamed, so even 7B takes
+little memory. The dimensions are those of apple/FastVLM-0.5B, -1.5B and -7B.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def apple_name(name: str) -> str:
     match = re.match(r"vision\.stages\.(\d)\.(\w+)\.(.+)", name)
     assert match is not None, name
     stage, part, rest = int(match[1]), match[2], match[3]
-    # Per stage: a downsampling (but the first), a position encoding (the last two), the blocks.
+    # Per stage: downsampling (except in the first), a position encoding (in the last two), the blocks.
     blocks_at = 2 * stage + max(0, stage - 2)
     if part == "downsample":
         index, leaf = rest.split(".")
@@ -114,7 +114,7 @@ def write_weights(path: Path, config: ModelConfig, seed: int) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of Qwen2's size whose merges are all pairs, then triples, of bytes."""
+    """Write a byte-level BPE of Qwen2's size, whose merges are all pairs and then triples of bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     alphabet = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
@@ -140,7 +140,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_config(folder: Path, config: ModelConfig) -> None:
-    """config.json and generation_config.json with Apple's keys."""
+    """Write config.json and generation_config.json with Apple's keys."""
     decoder = config.decoder
     (folder / "config.json").write_text(
         json.dumps(

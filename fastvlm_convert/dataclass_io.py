@@ -1,12 +1,10 @@
 """Plain data, as YAML and JSON hold it, to frozen dataclasses; strict, with errors for people."""
 
 import dataclasses
-import inspect
-import re
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +14,78 @@ from fastvlm_convert.json_file import read_json_file
 _T = TypeVar("_T")
 _FEW = 4  # unknown settings that a message names
 _LARGEST = int(sys.float_info.max)
+
+_DESCRIPTION, _LIMITS = "description", "limits"  # of a field's metadata
+
+
+def about(
+    description: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    exclusive_minimum: float | None = None,
+    multiple_of: int | None = None,
+    choices: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Metadata of a dataclass's field: what it means, and limits that its type cannot express.
+
+    `schema_of` turns them into keywords of a JSON schema. A dataclass enforces its limits itself, with
+    `check_ranges` where a minimum and a maximum are all there is.
+
+    Args:
+        description: For people; a sentence or two.
+        minimum: Least number allowed.
+        maximum: Largest number allowed.
+        exclusive_minimum: Number that must be exceeded.
+        multiple_of: What numbers must be multiples of.
+        choices: The only numbers allowed.
+    """
+    limits = {
+        "minimum": minimum,
+        "exclusiveMinimum": exclusive_minimum,
+        "maximum": maximum,
+        "multipleOf": multiple_of,
+        "enum": None if choices is None else list(choices),
+    }
+    return {_DESCRIPTION: description, _LIMITS: {key: n for key, n in limits.items() if n is not None}}
+
+
+def setting(default: _T, description: str, **limits: Any) -> _T:  # noqa: ANN401
+    """A dataclass's field with a default, described by `about`.
+
+    Returns:
+        The field; to a type checker, its default.
+    """
+    field: Any = dataclasses.field(default=default, metadata=about(description, **limits))
+    return field
+
+
+def check_ranges(settings: object, *names: str) -> None:
+    """See that numbers lie within the minimum and maximum of their fields.
+
+    Args:
+        settings: An instance of a dataclass.
+        names: Its fields to check.
+
+    Raises:
+        RecipeError: Names the first that does not, and what is allowed.
+    """
+    fields = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    for name in names:
+        limits, value = fields[name].metadata[_LIMITS], getattr(settings, name)
+        below, highest = limits.get("exclusiveMinimum"), limits["maximum"]
+        if below is not None:
+            allowed = f"above {below} and at most {_number(highest)}"
+            is_allowed = below < value <= highest
+        else:
+            allowed = f"{limits['minimum']} to {_number(highest)}"
+            is_allowed = limits["minimum"] <= value <= highest
+        if not is_allowed:
+            raise RecipeError(f"{name} is {_number(value)}, expected {allowed}")
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def has_schema(path: Path, schema: str) -> bool:
@@ -90,26 +160,22 @@ def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
     raise RecipeError(f"{place} is {shown(given)}, expected {' or '.join(allowed)}")
 
 
-Limits = Mapping[tuple[type, str], Mapping[str, Any]]
-
 _SCHEMA_KINDS = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 
-def schema_of(kind: type, limits: Limits) -> dict[str, Any]:
+def schema_of(kind: type) -> dict[str, Any]:
     """JSON schema (draft 2020-12) of the plain data from which `from_plain` builds a dataclass.
 
     Args:
-        kind: The dataclass. Texts come from the `Attributes` of its docstring.
-        limits: What single fields' values must fulfil beside their types, by dataclass and field: keywords of
-            the schema, `minimum` for example. Rules between fields have no place in a schema.
+        kind: The dataclass. Descriptions and limits are those of its fields, see `about`; rules between
+            fields have no place in a schema.
     """
     hints = typing.get_type_hints(kind)
-    described = _described(kind)
     properties, required = {}, []
     for field in dataclasses.fields(kind):
-        schema = _schema(hints[field.name], limits, limits.get((kind, field.name), {}))
-        if field.name in described:
-            schema["description"] = described[field.name]
+        schema = _schema(hints[field.name], field.metadata.get(_LIMITS, {}))
+        if _DESCRIPTION in field.metadata:
+            schema["description"] = field.metadata[_DESCRIPTION]
         if field.default is dataclasses.MISSING:
             required.append(field.name)
         elif not dataclasses.is_dataclass(field.default):
@@ -123,23 +189,17 @@ def schema_of(kind: type, limits: Limits) -> dict[str, Any]:
     }
 
 
-def _schema(hint: Any, limits: Limits, own: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+def _schema(hint: Any, limits: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    """The schema of a type; limits hold for its numbers, not for its literals."""
     if dataclasses.is_dataclass(hint):
-        return schema_of(hint, limits)  # type: ignore[arg-type]
+        return schema_of(hint)  # type: ignore[arg-type]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
-        return {"type": "array", "items": _schema(arguments[0], limits, {}), **own}
+        return {"type": "array", "items": _schema(arguments[0], {}), **limits}
     if origin is dict:
-        return {"type": "object", "additionalProperties": _schema(arguments[1], limits, {}), **own}
+        return {"type": "object", "additionalProperties": _schema(arguments[1], {}), **limits}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [_schema(member, limits, own) for member in arguments]}
-    return {"type": _SCHEMA_KINDS[hint], **own}
-
-
-def _described(kind: type) -> dict[str, str]:
-    """Texts of the `Attributes` section of a docstring, by field."""
-    section = inspect.cleandoc(kind.__doc__ or "").partition("\nAttributes:\n")[2]
-    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+        return {"anyOf": [_schema(member, limits) for member in arguments]}
+    return {"type": _SCHEMA_KINDS[hint], **limits}

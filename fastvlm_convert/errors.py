@@ -5,7 +5,11 @@ fails is no error but a result (exit code 1).
 """
 
 import reprlib
-from typing import Any, ClassVar, Final
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+from typing import ClassVar, Final
+
+_ALIKE: Final = 0.7
 
 MAX_MESSAGE: Final = 300  # characters of a message: what a file holds must not flood a terminal
 _MAX_SHOWN: Final = 100  # of one value in it
@@ -32,7 +36,7 @@ class _Json(reprlib.Repr):
 _JSON: Final = _Json()
 
 
-def shown(value: Any) -> str:  # noqa: ANN401
+def shown(value: object) -> str:
     """A value that a file or a user gave, for a message: as JSON calls it, at most 100 characters."""
     return shortened(_JSON.repr(value), _MAX_SHOWN)
 
@@ -53,83 +57,137 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The question that opens a hint, with a space after it; empty if nothing known is close to the word."""
+    likeness = {name: SequenceMatcher(None, name, word).ratio() for name in known}
+    best = max(likeness.values(), default=0.0)
+    if best < _ALIKE:
+        return ""
+    return f"did you mean {' or '.join(repr(name) for name, share in likeness.items() if share == best)}? "
+
+
 class ConversionError(Exception):
     """Base of all errors that are meant for the user.
 
     Attributes:
+        code: A word for programs (`--json`); it stays when the message changes.
         where: The file, folder or setting the error is about, or None.
-        given_hint: What to do next about this very error, or None.
-        next_step: What to do next about errors of this kind, where there is nothing more to say.
+        hint: What to do next, or None.
+        given_hint: The same, where it was given with this very error.
+        next_step: The hint of all errors of a kind that bring none of their own.
     """
 
+    code: ClassVar[str] = "conversion"
     next_step: ClassVar[str | None] = None
 
     def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
         super().__init__(shortened(what))
         self.where = None if where is None else str(where)
         self.given_hint = None if hint is None else shortened(hint, 2 * MAX_MESSAGE)
-
-    @property
-    def hint(self) -> str | None:
-        """What to do next, or None."""
-        return self.given_hint or self.next_step
+        self.hint = self.given_hint or self.next_step
 
     def __str__(self) -> str:
         """The message as one printable line, with the place it is about."""
         what = super().__str__()
-        line = what if self.where is None else f"{what} ({self.where})"
+        line = what if self.where is None else f"{what} ({shortened(self.where, 2 * MAX_MESSAGE)})"
         return printable(line)
+
+
+class UsageError(ConversionError):
+    """A command line cannot be understood, or asks for two things that exclude each other."""
+
+    code = "usage"
 
 
 class CheckpointError(ConversionError):
     """The checkpoint is missing, damaged, hostile or not a FastVLM."""
 
+    code = "checkpoint"
     next_step = "see that the folder holds a whole FastVLM checkpoint; download or copy it again"
 
 
 class TokenizerError(ConversionError):
     """The tokenizer files are missing or damaged, or cannot express a text."""
 
+    code = "tokenizer"
     next_step = "copy the tokenizer's files again, from the model that the weights belong to"
 
 
 class ImageError(ConversionError):
     """An image cannot be read or is not acceptable."""
 
+    code = "image"
     next_step = "give another image, or save this one as PNG"
 
 
 class RecipeError(ConversionError):
     """A recipe is malformed or asks for something impossible."""
 
+    code = "recipe"
     next_step = "`fastvlm-convert recipes NAME > mine.yaml` gives a file to start from"
 
 
 class TargetError(ConversionError):
     """A target's runtime cannot execute what would be exported."""
 
+    code = "target"
     next_step = "`fastvlm-convert recipes` shows which recipe fits which target"
 
 
 class BundleError(ConversionError):
     """A bundle is missing, damaged or of another version."""
 
+    code = "bundle"
     next_step = "copy it again, or export it again"
 
 
 class OutputError(ConversionError):
     """The output cannot be written where it was asked for."""
 
+    code = "output"
+
 
 class PromptError(ConversionError):
     """A prompt, or the answer asked for, does not fit the model."""
 
+    code = "prompt"
+
+
+class WorkerError(ConversionError):
+    """A process that was started to do a part of the work ended before it was done."""
+
+    code = "worker"
+
+
+# Packages that a plain installation leaves out, and the extras that bring them.
+EXTRAS = {"torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml"}
+
 
 class MissingDependencyError(ConversionError):
-    """A package that this command needs is not installed."""
+    """A package that this command needs, and that only an extra installs, is not there."""
+
+    code = "missing_dependency"
 
     @classmethod
     def of(cls, error: ModuleNotFoundError, what: str) -> "MissingDependencyError":
-        """The error for a failed import; `what` needs the package."""
-        name = (error.name or "a package").partition(".")[0]
-        return cls(f"{what} needs {name}, which is not installed", hint=f"pip install {name}")
+        """The error for a failed import.
+
+        Args:
+            error: The import's.
+            what: What needs the package.
+
+        Raises:
+            ModuleNotFoundError: The module is no extra's: an installation that is broken, or a bug.
+        """
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRAS:
+            raise error
+        return cls(
+            f"{what} needs {name}, which is not installed",
+            hint=f"pip install '.[{EXTRAS[name]}]' in a clone of fastvlm-convert, or '.[all]'",
+        )
+
+
+def error_class(code: str) -> type[ConversionError]:
+    """The class of a code, for an error that another process has reported."""
+    return next((kind for kind in ConversionError.__subclasses__() if kind.code == code), ConversionError)

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from fastvlm_convert.errors import PromptError
-from fastvlm_convert.preprocess import Prompt
+from fastvlm_convert.prompt import Prompt
 
 Sampler = Callable[[np.ndarray], int]
 
@@ -46,6 +46,14 @@ class Session(Protocol):
 
     def decode(self, inputs_embeds: np.ndarray) -> np.ndarray:
         """Append one token, float32 [1, hidden]; its logits, float32 [vocab]."""
+        ...
+
+    def extend(self, inputs_embeds: np.ndarray, position: int) -> np.ndarray:
+        """Append float32 [n, hidden] from a position on; logits of the last, float32 [vocab].
+
+        Keys and values of the positions that are skipped are zero. Where a runtime takes tokens in chunks,
+        both the tokens before and the position must be a multiple of the chunk.
+        """
         ...
 
 
@@ -157,7 +165,6 @@ def generate(
     eos_token_ids: Sequence[int],
     max_new_tokens: int,
     choose: Sampler = greedy,
-    on_token: Callable[[int], None] | None = None,
     features: Sequence[np.ndarray] | None = None,
 ) -> Answer:
     """Answer a prompt.
@@ -168,11 +175,32 @@ def generate(
         eos_token_ids: Ids at which the answer ends.
         max_new_tokens: Most tokens to generate, the end token included; at least 1.
         choose: Picks a token from logits.
-        on_token: Called with each token of the answer as it comes, the end token excepted.
         features: The prompt's images where they are encoded already.
 
     Raises:
         PromptError: Prompt and answer do not fit into the context.
+    """
+    tokens = answer_tokens(session, prompt, eos_token_ids, max_new_tokens, choose, features)
+    while True:
+        try:
+            next(tokens)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+
+
+def answer_tokens(
+    session: Session,
+    prompt: Prompt,
+    eos_token_ids: Sequence[int],
+    max_new_tokens: int,
+    choose: Sampler = greedy,
+    features: Sequence[np.ndarray] | None = None,
+) -> Generator[int, None, Answer]:
+    """The same, one token after the other as they come, the end token excepted.
+
+    Returns:
+        The whole answer, as the generator's value.
     """
     prompt_tokens = prompt.length(session.num_image_tokens)
     check_fits(prompt_tokens, max_new_tokens, session.context_length)
@@ -192,8 +220,7 @@ def generate(
         tokens.append(token)
         if finished:
             break
-        if on_token is not None:
-            on_token(token)
+        yield token
     timings = Timings(
         vision_s=encoded - start,
         prefill_s=prefilled - encoded,

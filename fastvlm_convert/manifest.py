@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,11 +11,21 @@ from typing import Final, Literal
 
 from fastvlm_convert.dataclass_io import from_plain, has_schema
 from fastvlm_convert.errors import BundleError, RecipeError, shown
-from fastvlm_convert.io_names import Component, FloatName, PrecisionName, TensorSpec, num_image_tokens
+from fastvlm_convert.io_names import (
+    COMPONENTS,
+    Component,
+    FloatName,
+    PrecisionName,
+    TensorSpec,
+    num_image_tokens,
+)
 from fastvlm_convert.json_file import read_json_file
-from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH, Recipe
+from fastvlm_convert.preprocess import ImageMode, ImageSettings, Resampling
+from fastvlm_convert.prompt import PromptFormat
+from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH
 from fastvlm_convert.regular_file import open_file
+from fastvlm_convert.resolved_recipe import ResolvedRecipe
+from fastvlm_convert.targets import BACKENDS, Target
 
 FILE_NAME: Final = "fastvlm_manifest.json"
 SCHEMA: Final = "fastvlm-convert/bundle"
@@ -25,7 +36,6 @@ OLD_FILE_NAME: Final = "manifest.json"  # of version 1
 _AGAIN: Final = "copy the bundle again, or export the bundle again"
 _MAKE_ONE: Final = "make one with: fastvlm-convert export"
 
-Target = Literal["onnx", "coreml"]
 Status = Literal["passed", "failed", "not_run"]
 
 
@@ -55,6 +65,11 @@ class Artifact:
     outputs: tuple[TensorSpec, ...]
     function: str = "main"
 
+    def __post_init__(self) -> None:
+        if self.target not in BACKENDS:
+            known = " or ".join(repr(target) for target in BACKENDS)
+            raise BundleError(f"target is {self.target!r}, expected {known}")
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -63,20 +78,30 @@ class Contract:
     Attributes:
         image_size: Edge of the square input in pixels.
         image_mode: How an image is made square.
+        resampling: Pillow's filter that resizes it.
+        rescale_factor: What its 8-bit values are multiplied by.
+        image_mean: Subtracted then, by channel.
+        image_std: What the result is divided by, by channel.
         num_image_tokens: Tokens one image becomes.
         image_token: Placeholder in the prompt.
         image_token_id: Its id.
-        prompt: The prompt format, with {question} where the user's text goes.
+        prompt: One picture and one question, with {question} where the user's text goes.
+        conversation: The texts around the turns of longer conversations.
         eos_token_ids: Ids at which an answer ends.
         context_length: Tokens the KV cache holds.
     """
 
     image_size: int
     image_mode: ImageMode
+    resampling: Resampling
+    rescale_factor: float
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
     num_image_tokens: int
     image_token: str
     image_token_id: int
     prompt: str
+    conversation: PromptFormat
     eos_token_ids: tuple[int, ...]
     context_length: int
 
@@ -85,11 +110,24 @@ class Contract:
             raise BundleError(
                 f"num_image_tokens {self.num_image_tokens} does not fit image_size {self.image_size}"
             )
+        numbers = (self.rescale_factor, *self.image_mean, *self.image_std)
+        if len(numbers) != 7 or not all(math.isfinite(x) for x in numbers) or min(self.image_std) <= 0:
+            raise BundleError("image_mean and image_std are not three finite numbers each, std above 0")
+        if self.prompt != self.conversation.single_turn:
+            raise BundleError("prompt is not what conversation writes for one question")
         if not self.eos_token_ids or min(self.eos_token_ids) < 0 or self.image_token_id < 0:
             ids = f"eos_token_ids {shown(self.eos_token_ids)}, image_token_id {shown(self.image_token_id)}"
             raise BundleError(f"{ids}: expected ids of tokens")
         if not 0 < self.context_length <= MAX_CONTEXT_LENGTH:
             raise BundleError(f"context_length is {self.context_length}, expected 1 to {MAX_CONTEXT_LENGTH}")
+
+    @property
+    def images(self) -> ImageSettings:
+        """How pictures are prepared."""
+        mean, std = ((x[0], x[1], x[2]) for x in (self.image_mean, self.image_std))
+        return ImageSettings(
+            self.image_size, self.image_mode, self.resampling, self.rescale_factor, mean, std
+        )
 
 
 @dataclass(frozen=True)
@@ -135,15 +173,11 @@ class Manifest:
     tool: str
     libraries: dict[str, str]
     source: Source
-    recipe: Recipe
+    recipe: ResolvedRecipe
     artifacts: tuple[Artifact, ...]
     contract: Contract
     fp16_range: Status
     files: dict[str, FileEntry]
-
-    def __post_init__(self) -> None:
-        if not self.artifacts:
-            raise BundleError("it has no artifacts")
 
     def artifact(self, target: Target, component: Component) -> Artifact:
         """The artifact of one part; the first where it has several functions.
@@ -230,6 +264,12 @@ def load_manifest(bundle: Path) -> Manifest:
 
 
 def _problems(bundle: Path, manifest: Manifest) -> Iterator[str]:
+    if not manifest.artifacts:
+        yield "the manifest lists no artifact"
+    for target in manifest.targets:
+        parts = {artifact.component for artifact in manifest.artifacts if artifact.target == target}
+        if missing := [part for part in COMPONENTS if part not in parts]:
+            yield f"the manifest lists no {target} artifact of {' and '.join(missing)}"
     for artifact in manifest.artifacts:
         if not artifact.files:
             yield f"artifact {artifact.target} {artifact.component} has no files"

@@ -1,158 +1,121 @@
-"""Image -> pixel_values and question -> token ids, exactly as the reference code does it. NumPy and PIL only.
+"""RGB image -> pixel_values, exactly as the original code does it. NumPy and PIL only.
 
-Source: ml-fastvlm `predict.py`, `llava/mm_utils.py` (`expand2square`, `tokenizer_image_token`) and
-`llava/conversation.py` (`qwen_2`); transformers' `CLIPImageProcessor`.
+Sources: ml-fastvlm `llava/mm_utils.py` (`expand2square`); transformers' `CLIPImageProcessor`.
 """
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, get_args
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from fastvlm_convert.errors import ImageError, PromptError
-from fastvlm_convert.io_names import IMAGE_TOKEN, SYSTEM_PROMPT
-from fastvlm_convert.regular_file import UnreadableFileError, open_file
+from fastvlm_convert.errors import ImageError
+from fastvlm_convert.pictures import MAX_PIXELS
 
 ImageMode = Literal["pad", "crop"]
+Resampling = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
-# A longer edge would make more than 268 million pixels (1 GiB) of a padded square. PIL itself refuses
-# images of more than 179 million pixels.
-MAX_IMAGE_EDGE: Final = 1 << 14
-MAX_IMAGE_BYTES: Final = 1 << 30
-_CONVERT: Final = "open it in an image editor and save it as PNG or JPEG"
-_SCALE: Final = "scale the image down first"
+# By the number that Pillow and transformers give them.
+RESAMPLINGS: Final[tuple[Resampling, ...]] = get_args(Resampling)
 
-PROMPT_BEFORE: Final = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
-PROMPT_AFTER: Final = "<|im_end|>\n<|im_start|>assistant\n"
+_STRIP_PIXELS: Final = 16_000_000  # of a padded picture at a time
 
 
-class TextEncoder(Protocol):
-    """What a prompt needs of a tokenizer."""
+@dataclass(frozen=True)
+class ImageSettings:
+    """How a picture becomes the vision encoder's input.
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        ...
-
-
-def load_image(path: Path) -> Image.Image:
-    """Decode an image file to RGB.
-
-    Raises:
-        ImageError: The file is missing, no image, damaged, or absurdly large.
+    Attributes:
+        size: Edge of the square input in pixels.
+        mode: How an image is made square: `pad` adds ground on two sides, `crop` cuts the longer edge.
+        resampling: Pillow's filter.
+        rescale_factor: What 8-bit values are multiplied by.
+        mean: Subtracted from the rescaled values, by channel.
+        std: What they are divided by then.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns of large images; errors are enough
-            with open_file(path, MAX_IMAGE_BYTES) as file, Image.open(file) as image:
-                if max(image.size) > MAX_IMAGE_EDGE:
-                    raise ImageError(
-                        f"the image is absurdly large: {image.width} x {image.height} pixels, at most "
-                        f"{MAX_IMAGE_EDGE} an edge are accepted",
-                        where=path,
-                        hint=_SCALE,
-                    )
-                return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise ImageError("there is no such image", where=path, hint="check the path") from error
-    except UnidentifiedImageError as error:
-        what = "not an image, or of a format that is not supported"
-        raise ImageError(what, where=path, hint=_CONVERT) from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"the image is absurdly large: {error}", where=path, hint=_SCALE) from error
-    except UnreadableFileError as error:
-        what = f"the image cannot be decoded: {error.strerror}"
-        raise ImageError(what, where=path, hint="give an image file") from error
-    except (OSError, RuntimeError, ValueError, SyntaxError) as error:  # PIL's, for damaged files
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"the image cannot be decoded: {reason}", where=path, hint=_CONVERT) from error
+
+    size: int
+    mode: ImageMode
+    resampling: Resampling = "bicubic"
+    rescale_factor: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether mean and deviation change anything."""
+        return any(self.mean) or self.std != (1.0, 1.0, 1.0)
+
+    @property
+    def ground(self) -> tuple[int, int, int]:
+        """What `pad` adds: the mean color, as `expand2square` rounds it."""
+        red, green, blue = (int(x * 255) for x in self.mean)
+        return red, green, blue
 
 
-def square(image: Image.Image, size: int, mode: ImageMode) -> Image.Image:
-    """Make an image `size` x `size`: `pad` with black as the reference does, or `crop` the centre.
+def square(image: Image.Image, settings: ImageSettings) -> Image.Image:
+    """Make an RGB image `size` x `size`.
 
-    `crop` resizes the shorter edge first and crops then, as transformers and Apple's app do; on a wide
-    image the content beyond the square is lost.
+    `pad` keeps the whole picture, as the reference does. `crop` resizes the shorter edge first and crops
+    then, as transformers and Apple's app do; on a wide image the content beyond the square is lost.
 
     Raises:
         ImageError: Cropping would blow a narrow strip up absurdly.
     """
-    width, height = image.size
-    if mode == "pad":
-        edge = max(width, height)
-        padded = Image.new("RGB", (edge, edge))
-        padded.paste(image, ((edge - width) // 2, (edge - height) // 2))
-        return padded.resize((size, size), Image.Resampling.BICUBIC)
-    short = min(width, height)
-    width, height = size * width // short, size * height // short
-    if width * height > MAX_IMAGE_EDGE**2:
+    size, resample = settings.size, Image.Resampling[settings.resampling.upper()]
+    if settings.mode == "pad":
+        return _padded(image, size, resample, settings.ground)
+    short = min(image.size)
+    width, height = size * image.width // short, size * image.height // short
+    if width * height > MAX_PIXELS:
         raise ImageError(
-            f"an image of {image.width} x {image.height} pixels is too narrow to crop {size} x {size} from it"
+            f"an image of {image.width} x {image.height} pixels is too narrow to crop {size} x {size} "
+            "from it",
+            hint="cut it, or set common.image_mode to pad in the recipe",
         )
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    resized = image.resize((width, height), resample)
     left, top = (width - size) // 2, (height - size) // 2
     return resized.crop((left, top, left + size, top + size))
 
 
-def pixel_values(image: Image.Image, size: int, mode: ImageMode) -> np.ndarray:
-    """The vision encoder's input, float32 [1, 3, size, size], RGB in 0..1.
+def _padded(
+    image: Image.Image, size: int, resample: Image.Resampling, ground: tuple[int, int, int]
+) -> Image.Image:
+    """Pad to a square and resize, without holding the padded square of a long, narrow picture.
+
+    Pillow resizes rows first and columns then, with 8 bits between; so strips of rows can take the first
+    step on their own, and every bit stays the same.
+    """
+    edge = max(image.size)
+    narrowed = Image.new("RGB", (size, edge))
+    for top, strip in _padded_strips(image, edge, ground):
+        narrowed.paste(strip.resize((size, strip.height), resample), (0, top))
+    return narrowed.resize((size, size), resample)
+
+
+def _padded_strips(
+    image: Image.Image, edge: int, ground: tuple[int, int, int]
+) -> Iterator[tuple[int, Image.Image]]:
+    """Strips of a picture in the middle of a square of an edge, each with its first row."""
+    left, above = (edge - image.width) // 2, (edge - image.height) // 2
+    rows = max(1, _STRIP_PIXELS // edge)
+    for top in range(0, edge, rows):
+        strip = Image.new("RGB", (edge, min(rows, edge - top)), ground)
+        strip.paste(image, (left, above - top))
+        yield top, strip
+
+
+def pixel_values(image: Image.Image, settings: ImageSettings) -> np.ndarray:
+    """The vision encoder's input, float32 [1, 3, size, size], RGB; in 0..1 where nothing is normalized.
 
     Args:
         image: An RGB image of any size.
-        size: Edge of the encoder's input in pixels.
-        mode: How it is made square.
+        settings: How it is made square, scaled and normalized.
     """
-    scaled = np.asarray(square(image, size, mode), np.float64) * (1 / 255)
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None], np.float32)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt ready for a model.
-
-    Attributes:
-        segments: Token ids of the text, int64; an image stands between consecutive segments.
-        images: float32 [1, 3, S, S] each; one fewer than segments.
-    """
-
-    segments: tuple[np.ndarray, ...]
-    images: tuple[np.ndarray, ...]
-
-    def length(self, tokens_per_image: int) -> int:
-        """Tokens the prompt takes in the context."""
-        return sum(len(s) for s in self.segments) + tokens_per_image * len(self.images)
-
-
-def build_prompt(
-    question: str, images: Sequence[Image.Image], encoder: TextEncoder, size: int, mode: ImageMode
-) -> Prompt:
-    """Put a question and its images into the format the model was trained on.
-
-    `<image>` in the question marks where an image goes; without any, all images come first, one a line.
-
-    Args:
-        question: The user's text.
-        images: RGB images, possibly none.
-        encoder: The model's tokenizer.
-        size: Edge of the encoder's input in pixels.
-        mode: How images are made square.
-
-    Raises:
-        PromptError: The question marks another number of images than there are.
-        TokenizerError: The tokenizer cannot express the question.
-    """
-    if IMAGE_TOKEN not in question:
-        question = f"{IMAGE_TOKEN}\n" * len(images) + question
-    marked = question.count(IMAGE_TOKEN)
-    if marked != len(images):
-        raise PromptError(
-            f"the question marks {marked} places with {IMAGE_TOKEN}, but {len(images)} images are given",
-            hint=f"mark one place an image, or leave {IMAGE_TOKEN} out",
-        )
-    text = f"{PROMPT_BEFORE}{question}{PROMPT_AFTER}"
-    # The text around an image is tokenized piece by piece, as the reference does.
-    segments = tuple(np.asarray(encoder.encode(s), np.int64) for s in text.split(IMAGE_TOKEN))
-    return Prompt(segments, tuple(pixel_values(image, size, mode) for image in images))
+    scaled = np.asarray(square(image, settings), np.float64) * settings.rescale_factor
+    planes = np.ascontiguousarray(scaled.transpose(2, 0, 1)[None], np.float32)
+    if not settings.is_normalized:
+        return planes
+    mean, std = (np.asarray(x, np.float32)[:, None, None] for x in (settings.mean, settings.std))
+    return np.ascontiguousarray((planes - mean) / std)

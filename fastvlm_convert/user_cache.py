@@ -1,4 +1,4 @@
-"""Where this tool keeps what it measured or solved between runs."""
+"""Where this tool stores between runs what it measured or solved."""
 
 import os
 import sys

@@ -1,12 +1,12 @@
-"""Settle on a Mac what Linux cannot: does real Core ML load and run the packages, and does it agree?
+"""Answer on a Mac what Linux cannot: does real Core ML load and run the packages, and does it agree?
 
     python scripts/check_on_mac.py record BUNDLE RECORD.npz     # any machine: what the interpreter computes
     python scripts/check_on_mac.py compare BUNDLE RECORD.npz    # a Mac: what Core ML computes, as JSON
 
-`compare` loads every package with Core ML, runs the recorded inputs through vision, embedding, prefill (over
-several chunks) and decode, which share one state, and prints one JSON document: per stage the signal to noise
-against the interpreter, or the error with which Core ML refused. Exit code 0: everything ran and agrees to
-40 dB; 1: something does not; 2: this is no Mac.
+`compare` loads every package with Core ML, and runs the recorded inputs through vision, embedding, prefill
+(in several chunks) and decode, which share one state. It prints one JSON document: the signal to noise of
+each stage against the interpreter, or the error with which Core ML refused. Exit codes: 0, everything ran and
+agrees to 40 dB; 1, something did not; 2, this is not a Mac.
 """
 
 import argparse
@@ -22,14 +22,15 @@ import numpy as np
 from fastvlm_convert.generate import Session
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import max_abs_error, sqnr_db
-from fastvlm_convert.runtime.loaded import has_core_ml, load_bundle
+from fastvlm_convert.runtime.core_ml import has_core_ml
+from fastvlm_convert.runtime.loaded import load_bundle
 
 MIN_SQNR_DB = 40
 NUM_DECODE_STEPS = 8
 
 
 def inputs(session: Session, image_size: int, prefill_chunk: int) -> dict[str, np.ndarray]:
-    """The same inputs everywhere: a picture of 8-bit noise, and ids for a prompt of three chunks."""
+    """Inputs, the same everywhere: a picture of 8-bit noise, and token ids for a prompt of three chunks."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (1, 3, image_size, image_size)).astype(np.float32) / np.float32(255)
     length = min(2 * prefill_chunk + prefill_chunk // 2, session.context_length - NUM_DECODE_STEPS)
@@ -41,7 +42,7 @@ def inputs(session: Session, image_size: int, prefill_chunk: int) -> dict[str, n
 
 
 def stages(session: Session, given: dict[str, np.ndarray]) -> dict[str, Callable[[], np.ndarray]]:
-    """What is run, in order; later stages use the state of earlier ones."""
+    """What is run, in this order: later stages use the state of earlier ones."""
 
     def decode() -> np.ndarray:
         return np.stack(
@@ -57,9 +58,9 @@ def stages(session: Session, given: dict[str, np.ndarray]) -> dict[str, Callable
 
 
 def record(bundle: Path, path: Path) -> int:
-    """Save inputs and what the interpreter makes of them, rounding as a device may."""
+    """Save inputs, and what the interpreter computes from them when it rounds as a device may."""
     manifest = load_manifest(bundle)
-    session = load_bundle(bundle, manifest, "coreml", "device").session
+    session = load_bundle(bundle, "coreml", "device").session
     given = inputs(session, manifest.contract.image_size, manifest.recipe.coreml.prefill_chunk)
     np.savez(path, **given, **{f"out_{name}": run() for name, run in stages(session, given).items()})
     return 0
@@ -73,7 +74,7 @@ def compare(bundle: Path, path: Path) -> int:
     recorded = dict(np.load(path))
     report: dict[str, Any] = {"macos": platform.mac_ver()[0], "machine": platform.machine(), "stages": {}}
     try:
-        session = load_bundle(bundle, load_manifest(bundle), "coreml").session
+        session = load_bundle(bundle, "coreml").session
         for name, run in stages(session, recorded).items():
             expected, found = recorded[f"out_{name}"], run()
             value = sqnr_db(expected, found)

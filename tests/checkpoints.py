@@ -19,7 +19,8 @@ from fastvlm_convert.weights.fold import fold
 
 torch.set_num_threads(1)  # on tensors this small, several threads mostly wait for each other
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+DATA = Path(__file__).parent / "data"
+GOLDEN, CASES = DATA / "golden", DATA / "cases"
 LLAVA, HF, SHARDED = SETS = ("tiny-llava", "tiny-hf", "tiny-llava-sharded")
 APPLE_VISION = "model.vision_tower.vision_tower.model."
 TIMM_VISION = "model.vision_tower.timm_model."

@@ -81,5 +81,5 @@ def fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def golden_quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden checkpoint in Apple's layout, quantized by `mixed_recipe`; copy it before changing it."""
     output = tmp_path_factory.mktemp("quantized") / "mixed"
-    quantize(GOLDEN / LLAVA / "checkpoint", mixed_recipe(), output)
+    quantize(GOLDEN / LLAVA / "checkpoint", output, recipe=mixed_recipe())
     return output

@@ -105,7 +105,7 @@ def scanned(folder: Path) -> RangeReport:
 def answers(model: LoadedModel) -> list[list[int]]:
     """Token ids that a model answers the questions with."""
     return [
-        generate(model.session, model.prompt(q.text, [q.image]), model.eos_token_ids, 16).token_ids
+        generate(model.session, model.conversation(q.messages), model.eos_token_ids, 16).token_ids
         for q in questions()
     ]
 
@@ -114,7 +114,7 @@ def forced_logits(model: LoadedModel, reference: LoadedModel) -> list[np.ndarray
     """A decoder's logits while the reference's answers are given to it, float32 [answer, vocab] each."""
     found = []
     for question, answer in zip(questions(), answers(reference), strict=True):
-        prompt = reference.prompt(question.text, [question.image])
+        prompt = reference.conversation(question.messages)
         features = [reference.session.encode_image(prompt.images[0])]
         embeds = embed_prompt(reference.session, prompt, features)
         found.append(teacher_forced(model.session, embeds, answer))

@@ -1,7 +1,10 @@
-"""A validator of the few keywords of JSON schema (draft 2020-12) that `recipes --schema` uses."""
+"""The few keywords of JSON schema (draft 2020-12) that `recipes --schema` uses: checked and drawn."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
+
+from hypothesis import strategies as st
 
 _KINDS = {
     "object": dict,
@@ -15,6 +18,8 @@ _KNOWN = {
     "$schema", "title", "description", "default", "type", "properties", "required", "additionalProperties",
     "items", "enum", "anyOf", "minimum", "maximum", "exclusiveMinimum", "multipleOf",
 }  # fmt: skip
+
+_LETTERS = "aZ09 *.:-#'\"[]{}&!|>%@`,?\\\t\n\x00\x07\x85\u2028\ufeff\U0001f600é"  # what YAML must quote, too
 
 
 def problems(schema: dict[str, Any], value: Any, place: str = "") -> Iterator[str]:
@@ -57,3 +62,28 @@ def _number_problems(schema: dict[str, Any], value: float, place: str) -> Iterat
         yield f"{place} is too small"
     if "multipleOf" in schema and value % schema["multipleOf"]:
         yield f"{place} is no multiple"
+
+
+def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Plain data that a schema allows."""
+    if "anyOf" in schema:
+        return st.one_of([values(alternative) for alternative in schema["anyOf"]])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    match schema["type"]:
+        case "object":
+            return st.fixed_dictionaries({key: values(s) for key, s in schema["properties"].items()})
+        case "array":
+            return st.lists(values(schema["items"]), max_size=3)
+        case "integer":
+            step = schema.get("multipleOf", 1)
+            low, high = schema.get("minimum", -(2**40)), schema.get("maximum", 2**40)
+            return st.integers(-(-low // step), high // step).map(lambda n: n * step)
+        case "number":
+            low = schema.get("minimum", schema.get("exclusiveMinimum"))
+            strict = "exclusiveMinimum" in schema
+            high = schema.get("maximum", 1e300)
+            return st.floats(low, high, exclude_min=strict, allow_nan=False).filter(math.isfinite)
+        case "boolean":
+            return st.booleans()
+    return st.text(_LETTERS, max_size=12)

@@ -3,24 +3,46 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-import fastvlm_convert
-
-PACKAGE = Path(fastvlm_convert.__file__).parent
-NAME = PACKAGE.name
-FILES = sorted(PACKAGE.rglob("*.py"))
+from tests.layers import (
+    BEGIN,
+    DOCUMENT,
+    END,
+    FILES,
+    NAME,
+    PACKAGE,
+    arrows,
+    drawing,
+    heights,
+    import_graph,
+    imports_of,
+    part_of,
+    parts_imported,
+    reachable,
+)
 
 # A part imports parts of earlier lines, of its own line as long as they go round in no circle, and itself.
 LINES = [
     ["errors"],
     ["regular_file", "json_file", "yaml_file"],
-    ["io_names", "progress", "atomic_file", "user_cache", "dataclass_io", "mil"],
-    ["manifest", "recipe", "recipe_schema", "preprocess", "metrics", "generate", "demo", "questions"],
+    [
+        "arithmetic",
+        "io_names",
+        "targets",
+        "progress",
+        "atomic_file",
+        "user_cache",
+        "dataclass_io",
+        "peak_memory",
+        "mil",
+    ],
+    ["pictures", "preprocess", "prompt", "messages", "metrics"],
+    ["generate", "answer_stream", "demo", "questions", "gates"],
+    ["recipe", "recipe_schema", "resolved_recipe", "manifest"],
     ["weights"],
     ["quantized"],
     ["checkpoint"],
@@ -28,9 +50,10 @@ LINES = [
     ["quantization"],
     ["exporters"],
     ["runtime"],
-    ["float16", "verification", "bench"],
+    ["float16", "bench"],
     ["bundle"],
-    ["predict"],
+    ["provenance", "predict"],
+    ["verification"],
     ["pipeline"],
     ["cli"],
     ["__main__"],
@@ -39,33 +62,6 @@ PLACE = {part: place for place, line in enumerate(LINES) for part in line}
 TORCH_FREE = {"weights", "quantized", "checkpoint", "exporters"}
 HEAVY = {"torch", "onnx", "onnxruntime", "coremltools"}
 MAX_LINES = 400
-
-
-def part_of(path: Path) -> str:
-    """The top-level module or folder that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imports_of(source: str) -> Iterator[tuple[str, int]]:
-    """Every module that a source imports anywhere, inside functions too, with the line."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"relative import in line {node.lineno}"
-            assert node.module is not None
-            if node.module == NAME:  # `from package import part`
-                yield from ((f"{NAME}.{alias.name}", node.lineno) for alias in node.names)
-            else:
-                yield node.module, node.lineno
-
-
-def parts_imported(source: str) -> Iterator[tuple[str, int]]:
-    """The parts of our own package that a source imports; constants of the package itself are none."""
-    for module, line in imports_of(source):
-        names = module.split(".")
-        if names[0] == NAME and len(names) > 1 and not names[1].startswith("__version"):
-            yield names[1], line
 
 
 def faults(part: str, source: str) -> list[str]:
@@ -93,19 +89,29 @@ def test_every_part_has_its_place():
 def test_imports_go_left_only(path):
     part = part_of(path)
     source = path.read_text(encoding="utf-8")
-    if part == "__init__":
-        assert list(imports_of(source)) == []
-    else:
+    if part != "__init__":  # the face for users, which imports late (tests/test_api.py)
         assert faults(part, source) == []
 
 
 def test_no_imports_go_round_in_a_circle():
-    graph = {part: set() for part in PLACE}
-    for path in FILES:
-        if part_of(path) in graph:
-            graph[part_of(path)] |= {p for p, _ in parts_imported(path.read_text(encoding="utf-8"))}
-    order = list(TopologicalSorter({part: used - {part} for part, used in graph.items()}).static_order())
+    order = list(TopologicalSorter(import_graph()).static_order())
     assert order.index("errors") < order.index("checkpoint") < order.index("runtime")
+
+
+def test_the_drawing_of_the_layers_is_true():
+    """Of the code as it stands: every part, every import that follows from no other, the order of LINES."""
+    stored = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    assert stored.strip() == drawing().strip(), "docs/architecture.md is out of date: run `make docs`"
+    assert "  pipeline --> " in stored
+    assert stored.count("| [`") == len([part for part in import_graph() if part != "__main__"])
+
+
+def test_what_follows_from_other_imports_is_not_drawn():
+    graph = {"a": {"b", "c", "d"}, "b": {"c"}, "c": set(), "d": set()}
+    assert arrows(graph) == {"a": {"b", "d"}, "b": {"c"}, "c": set(), "d": set()}
+    assert heights(graph) == {"a": 2, "b": 1, "c": 0, "d": 0}
+    for part in (drawn := arrows(import_graph())):
+        assert reachable(drawn, part) == reachable(import_graph(), part)
 
 
 def test_the_interpreter_of_ml_programs_can_be_used_alone():
@@ -153,7 +159,8 @@ def heavy_modules_after(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["checkpoint.checkpoint", "weights.fold", "preprocess", "generate", "metrics"]
+    "module",
+    ["checkpoint.checkpoint", "weights.fold", "preprocess", "generate", "metrics", "exporters.coreml.sizes"],
 )
 def test_reading_a_checkpoint_loads_no_heavy_library(module):
     assert heavy_modules_after(f"import {NAME}.{module}") == set()
@@ -161,3 +168,115 @@ def test_reading_a_checkpoint_loads_no_heavy_library(module):
 
 def test_a_heavy_library_is_noticed():
     assert heavy_modules_after(f"import {NAME}.model.fastvlm") == {"torch"}
+
+
+# What one module says, no other may say again.
+PROGRESS = {"Callable[[float], None]", "Callable[[str, float], None]"}
+PREFIXES = {
+    "vision.",
+    "projector.",
+    "decoder.",
+    "decoder.layers.",
+    "decoder.embed_tokens.",
+    "decoder.lm_head.",
+}
+SHARED_INPUTS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+
+
+def constants(nodes: Iterable[ast.expr]) -> list[str]:
+    """The texts among some expressions."""
+    return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
+def repeated_facts(source: str) -> list[str]:
+    """Progress callbacks, parts of the model and groups of layers that a source defines for itself."""
+    tree = ast.parse(source)
+    formatted = {id(value) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for value in n.values}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and ast.unparse(node) in PROGRESS:
+            found.append(f"line {node.lineno}: {ast.unparse(node)} is told in progress.py")
+        if isinstance(node, ast.Constant) and node.value in PREFIXES and id(node) not in formatted:
+            found.append(f"line {node.lineno}: '{node.value}' is told in weights/parts.py")
+        if isinstance(node, ast.Tuple | ast.List | ast.Set):
+            names = {text.rpartition(".")[2] for text in constants(node.elts)}
+            if any(len(names & group) > 1 for group in SHARED_INPUTS):
+                found.append(f"line {node.lineno}: {sorted(names)} is told in weights/parts.py")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_one_fact_has_one_place(path):
+    name = path.relative_to(PACKAGE).as_posix()
+    if name in {"progress.py", "weights/parts.py"} or name.startswith("mil/"):
+        return
+    assert repeated_facts(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "OnProgress = Callable[[str, float], None]",
+        "def f(on_progress: Callable[[float], None] | None = None): ...",
+        "x = name.startswith('vision.')",
+        "x = name.startswith(('decoder.layers.', 'final.'))",
+        "GROUP = ('self_attn.q_proj', 'self_attn.k_proj')",
+    ],
+)
+def test_a_repeated_fact_is_noticed(source):
+    assert len(repeated_facts(source)) == 1
+
+
+def test_names_of_single_layers_are_no_repeated_facts():
+    source = (
+        "for i in range(3):\n    q, norm = f'decoder.layers.{i}.self_attn.q_proj', ('decoder.norm', 'q_proj')"
+    )
+    assert repeated_facts(source) == []
+
+
+# What a function may measure. A docstring can claim more parameters, with the reason after these words.
+MAX_PARAMETERS = 6
+MAX_FUNCTION_LINES = 60
+REASON = "More than six parameters:"
+
+
+def large_functions(source: str, any_parameters: Callable[[str], bool] = lambda name: False) -> list[str]:
+    """Names of functions and methods that are too long or take too much.
+
+    Args:
+        source: Of a module.
+        any_parameters: Whether the function of a name may have any number of parameters.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+        count = len(arguments) - (bool(arguments) and arguments[0].arg in ("self", "cls"))
+        has_reason = REASON in (ast.get_docstring(node) or "")
+        is_long = node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
+        if is_long or (count > MAX_PARAMETERS and not has_reason and not any_parameters(node.name)):
+            found.append(node.name)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_functions_stay_small(path):
+    name = path.relative_to(PACKAGE).as_posix()
+
+    def any_parameters(function: str) -> bool:
+        """Operations take what Core ML gives them; the options of a command are its parameters."""
+        return name.startswith("mil/ops/") or (name.startswith("cli/") and function == "command")
+
+    found = large_functions(path.read_text(encoding="utf-8"), any_parameters)
+    assert found == []
+
+
+def test_a_large_function_is_noticed():
+    wide = "def wide(self, a, b, c, d, e, *, f{}):\n    ..."
+    assert large_functions(wide.format("")) == []
+    assert large_functions(wide.format(", g")) == ["wide"]
+    assert large_functions(wide.format(", g"), lambda name: name == "wide") == []
+    assert large_functions(wide.format(", g").replace("...", f'"""Do.\n\n    {REASON} all.\n    """')) == []
+    assert large_functions("def long():\n" + "    pass\n" * 60) == ["long"]
+    assert large_functions("def long():\n" + "    pass\n" * 59) == []

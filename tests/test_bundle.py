@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from fastvlm_convert.bundle.client_files import PROMPT_FORMAT
 from fastvlm_convert.bundle.folder import new_folder
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
+from fastvlm_convert.prompt import QWEN_2
 from tests.bundles import FP16, export_bundle, recipe
 from tests.checkpoints import GOLDEN, HF, LLAVA, edit_json, golden_cases, tree_state
 
@@ -166,7 +166,7 @@ class TestPrompt:
     @pytest.mark.parametrize("case", CASES, ids=str)
     def test_contract_states_the_golden_prompt(self, bundles, case):
         contract = load_manifest(bundles[case.name]).contract
-        assert contract.prompt == PROMPT_FORMAT
+        assert contract.prompt == QWEN_2.single_turn
         assert contract.prompt.format(question=case.question) == PROMPTS[case.name][case.index]
 
 
@@ -203,7 +203,7 @@ class TestLicense:
 
     def test_it_is_copied_with_a_notice_of_what_was_changed(self, llava, tmp_path):
         (llava / "LICENSE_MODEL").write_text(self.APPLE)
-        result = export(llava, recipe(FP16), ["onnx"], tmp_path / "bundle")
+        result = export(llava, tmp_path / "bundle", recipe=recipe(FP16), targets=["onnx"])
         assert result.manifest.source.license == "LICENSE_MODEL"
         assert (result.bundle / "LICENSE_MODEL").read_text() == self.APPLE
         notice = (result.bundle / "NOTICE").read_text()
@@ -221,7 +221,7 @@ class TestLicense:
         assert "Apple" not in (bundle / "NOTICE").read_text()
 
     def test_without_one_there_is_a_warning(self, llava, tmp_path):
-        result = export(llava, recipe(), ["onnx"], tmp_path / "bundle")
+        result = export(llava, tmp_path / "bundle", recipe=recipe(), targets=["onnx"])
         assert result.manifest.source.license == "not_found"
         assert any("has no license file" in warning for warning in result.warnings)
         assert not (result.bundle / "NOTICE").exists()

@@ -6,6 +6,7 @@ import pytest
 from fastvlm_convert.errors import PromptError
 from fastvlm_convert.generate import (
     Timings,
+    answer_tokens,
     check_fits,
     embed_prompt,
     generate,
@@ -13,7 +14,7 @@ from fastvlm_convert.generate import (
     sampler,
     teacher_forced,
 )
-from fastvlm_convert.preprocess import Prompt
+from fastvlm_convert.prompt import Prompt
 
 VOCAB, HIDDEN = 10, 3
 EOS = (8, 9)
@@ -64,11 +65,10 @@ def prompt(*segments, images=()):
 
 def test_the_answer_ends_before_any_end_token():
     for end in EOS:
-        seen = []
+        assert list(answer_tokens(Script([3, 1, 4, end, 7, 7]), prompt([1, 2]), EOS, 20)) == [3, 1, 4]
         session = Script([3, 1, 4, end, 7, 7])
-        answer = generate(session, prompt([1, 2]), EOS, 20, on_token=seen.append)
+        answer = generate(session, prompt([1, 2]), EOS, 20)
         assert answer.token_ids == (3, 1, 4)
-        assert seen == [3, 1, 4]
         assert answer.finished
         assert answer.timings.answer_tokens == 4
         assert session.calls == [
@@ -78,9 +78,9 @@ def test_the_answer_ends_before_any_end_token():
 
 
 def test_an_answer_that_is_nothing_but_the_end():
-    seen = []
-    answer = generate(Script([9]), prompt([1]), EOS, 5, on_token=seen.append)
-    assert (answer.token_ids, answer.finished, seen) == ((), True, [])
+    answer = generate(Script([9]), prompt([1]), EOS, 5)
+    assert (answer.token_ids, answer.finished) == ((), True)
+    assert list(answer_tokens(Script([9]), prompt([1]), EOS, 5)) == []
 
 
 def test_the_token_limit_ends_the_answer_without_a_step_too_many():
@@ -102,8 +102,8 @@ def test_without_end_tokens_the_limit_ends_it():
 
 
 def test_tokens_come_as_they_are_made():
-    session, log = Script([3, 1, 8]), []
-    generate(session, prompt([1]), EOS, 9, on_token=lambda t: log.append((t, len(session.calls))))
+    session = Script([3, 1, 8])
+    log = [(token, len(session.calls)) for token in answer_tokens(session, prompt([1]), EOS, 9)]
     assert log == [(3, 2), (1, 4)]  # the first right after the prefill
 
 

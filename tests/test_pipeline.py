@@ -13,8 +13,10 @@ from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint,
 from fastvlm_convert.errors import TargetError
 from fastvlm_convert.float16.report import OpRange, RangeReport, save_report
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.pipeline import export
+from fastvlm_convert.pipeline import export, quantize
+from fastvlm_convert.quantization import weight_plan
 from fastvlm_convert.quantization.prepared_weights import PreparedWeights, prepare_weights
+from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import without_data
 from tests.bundles import FP16, FP32, export_bundle, mixed_recipe, recipe, write_recipe
@@ -125,16 +127,17 @@ def test_a_bundle_runs_without_torch_and_onnx(fp32_bundle):
 def test_the_checkpoint_is_only_read(llava, tmp_path, name):
     (llava / "LICENSE").write_text("MIT")
     before = tree_state(llava)
-    export(llava, recipe(name), ["onnx"], tmp_path / "bundle")
+    export(llava, tmp_path / "bundle", recipe=recipe(name), targets=["onnx"])
     assert tree_state(llava) == before
 
 
 def test_progress_runs_from_nothing_to_everything(llava, tmp_path):
     shares: dict[str, list[float]] = {}
-    export(
-        llava, recipe(), ["onnx"], tmp_path / "bundle",
-        on_progress=lambda stage, share: shares.setdefault(stage, []).append(share),
-    )  # fmt: skip
+
+    def note(stage: str, share: float) -> None:
+        shares.setdefault(stage, []).append(share)
+
+    export(llava, tmp_path / "bundle", recipe=recipe(), targets=["onnx"], on_progress=note)
     assert set(shares) == {"onnx", "hashes"}
     for values in shares.values():
         assert values == sorted(values)
@@ -144,27 +147,27 @@ def test_progress_runs_from_nothing_to_everything(llava, tmp_path):
 
 def test_what_the_config_gets_wrong_is_warned_of(llava, tmp_path):
     edit_json(llava / "config.json", {"num_hidden_layers": 9})
-    result = export(llava, recipe(), ["onnx"], tmp_path / "bundle")
+    result = export(llava, tmp_path / "bundle", recipe=recipe(), targets=["onnx"])
     expected = "config.json says num_hidden_layers is 9, the tensors say 2; the tensors were followed"
     assert expected in result.warnings
 
 
 def test_a_context_beyond_the_training_is_warned_of(llava, tmp_path):
     settings = recipe(common={"max_context_length": 4096})
-    result = export(llava, settings, ["onnx"], tmp_path / "bundle")
+    result = export(llava, tmp_path / "bundle", recipe=settings, targets=["onnx"])
     assert "the context of 4096 tokens is longer than the 2048 the model was trained for" in result.warnings
 
 
 def test_an_image_that_fills_the_context_is_refused(llava, tmp_path):
     settings = recipe(common={"max_context_length": 64, "image_size": 512})
     with pytest.raises(TargetError, match="one image of 512 pixels takes 64 tokens, the context has 64"):
-        export(llava, settings, ["onnx"], tmp_path / "out" / "bundle")
+        export(llava, tmp_path / "out" / "bundle", recipe=settings, targets=["onnx"])
     assert not (tmp_path / "out").exists()
 
 
 def test_the_checkpoints_own_image_mode_is_followed(llava, tmp_path):
     edit_json(llava / "config.json", {"image_aspect_ratio": "square"})
-    export(llava, recipe(), ["onnx"], tmp_path / "bundle")
+    export(llava, tmp_path / "bundle", recipe=recipe(), targets=["onnx"])
     manifest = load_manifest(tmp_path / "bundle")
     assert manifest.contract.image_mode == manifest.recipe.common.image_mode == "crop"
 
@@ -186,7 +189,7 @@ def test_a_quantized_checkpoint_is_judged_by_its_own_scan_or_the_float_ones(
     checkpoint = open_checkpoint(golden_quantized)
 
     def status(number: int) -> str:
-        return export(golden_quantized, None, ["onnx"], tmp_path / str(number)).manifest.fp16_range
+        return export(golden_quantized, tmp_path / str(number), targets=["onnx"]).manifest.fp16_range
 
     assert status(0) == "not_run"
     save_report(RangeReport(source_hash(checkpoint), 1, (OpRange("logits", 1.0, 0.0),)))
@@ -206,6 +209,21 @@ def test_weights_that_do_not_shrink_as_planned_fail_the_export(target, tmp_path,
 
     monkeypatch.setattr(pipeline, "prepare_weights", engine)
     with pytest.raises(TargetError, match="bytes of weights, the plan says") as caught:
-        export(DEMO, without_data(recipe("int4")), [target], tmp_path / "out" / "bundle")
+        export(DEMO, tmp_path / "out" / "bundle", recipe=without_data(recipe("int4")), targets=[target])
     assert "decoder" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_command_plans_once(tmp_path, monkeypatch):
+    planned = []
+
+    def counted(*arguments: object) -> object:
+        planned.append(arguments)
+        return plan_layers(*arguments)
+
+    monkeypatch.setattr(weight_plan, "plan_layers", counted)
+    settings = without_data(recipe("int4"))
+    export(DEMO, tmp_path / "bundle", recipe=settings, targets=["onnx", "coreml"])
+    assert len(planned) == 1
+    quantize(DEMO, tmp_path / "quantized", recipe=settings)
+    assert len(planned) == 2

@@ -26,7 +26,7 @@ def folder(tmp_path):
 def test_pictures_are_taken_in_the_order_of_their_names(folder):
     found = read_questions(folder)
     assert [q.text for q in found] == [DEFAULT_QUESTION] * 2
-    assert [np.asarray(q.image)[0, 0].argmax() for q in found] == [2, 0]  # a blue, b red
+    assert [np.asarray(q.images[0])[0, 0].argmax() for q in found] == [2, 0]  # a blue, b red
 
 
 def test_a_listing_decides(folder):
@@ -37,7 +37,7 @@ def test_a_listing_decides(folder):
     (folder / "questions.json").write_text(json.dumps(entries))
     found = read_questions(folder)
     assert [q.text for q in found] == ["What?", "W?"]
-    assert all(np.asarray(q.image)[0, 0].argmax() == 0 for q in found)
+    assert all(np.asarray(q.images[0])[0, 0].argmax() == 0 for q in found)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,9 @@ def test_a_picture_that_is_none(folder):
 
 
 def test_a_folder_without_pictures(tmp_path):
-    with pytest.raises(ImageError, match=r"no images here \(.png, "):
+    with pytest.raises(ImageError, match="no images here") as caught:
         read_questions(tmp_path)
+    assert "give a folder of images" in caught.value.hint
 
 
 def test_no_folder(tmp_path):
@@ -91,11 +92,18 @@ def test_lines(folder):
     )
     found = read_questions(path)
     assert [(q.text, q.answer) for q in found] == [("What\u2028now?", "Red."), ("W?", None)]
-    assert [np.asarray(q.image)[0, 0].argmax() for q in found] == [0, 2]
+    assert [np.asarray(q.images[0])[0, 0].argmax() for q in found] == [0, 2]
 
 
 @pytest.mark.parametrize(
-    "entry", ["1", "[]", '{"image": "b.png"}', '{"image": "b.png", "question": "?", "answer": 4}']
+    "entry",
+    [
+        "1",
+        "[]",
+        '{"image": "b.png"}',
+        '{"image": "b.png", "images": [], "question": "?"}',
+        '{"image": "b.png", "question": "?", "answer": 4}',
+    ],
 )
 def test_a_malformed_line(folder, entry):
     path = folder / "data.jsonl"
@@ -114,11 +122,50 @@ def test_no_more_than_asked_for_are_read(folder):
         read_questions(folder, 3)
 
 
+def test_folders_take_every_format_and_say_what_they_skip(folder):
+    below = folder / "holiday" / "2026"
+    below.mkdir(parents=True)
+    Image.new("RGB", (5, 4), "lime").save(below / "c.avif")
+    Image.new("RGB", (5, 4), "lime").save(below / "d.tiff")
+    Image.new("RGB", (5, 4), "lime").save(below / "no suffix", format="PNG")
+    for hidden in ("._b.png", ".cache/e.png"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (5, 4)).save(folder / hidden)
+    found = read_questions(folder)
+    assert len(found) == found.num_pictures == 5
+    assert found.skipped == ("._b.png (hidden)", ".cache/e.png (hidden)", "notes.txt (not a picture)")
+    assert found.notes == (f"3 files were skipped: {'; '.join(found.skipped)}",)
+
+
+def test_distinct_pictures_go_first(folder):
+    path = folder / "data.jsonl"
+    asked = [("b.png", "1"), ("b.png", "2"), ("a.JPG", "3"), ("b.png", "4"), ("a.JPG", "5")]
+    path.write_text("\n".join(json.dumps({"image": i, "question": q}) for i, q in asked))
+    found = read_questions(path, 3)
+    assert [q.text for q in found] == ["1", "3", "2"]
+    assert found.notes == ("3 of 5 questions are used, about 2 distinct pictures",)
+    assert [q.text for q in read_questions(path)] == ["1", "3", "2", "5", "4"]
+    assert read_questions(path).notes == ()
+
+
+def test_text_alone_and_several_pictures(folder):
+    path = folder / "data.jsonl"
+    entries = [
+        {"question": "Who?"},
+        {"images": ["a.JPG", "b.png"], "question": "Same?"},
+        {"images": [], "question": "?"},
+    ]
+    path.write_text("\n".join(map(json.dumps, entries)))
+    found = read_questions(path)
+    assert [(q.text, len(q.images)) for q in found] == [("Who?", 0), ("Same?", 2), ("?", 0)]
+    assert found.num_pictures == 2
+
+
 def test_generated_pictures():
     found = generated_questions(5)
     assert [q.text for q in found] == [q.text for q in generated_questions(9)[:5]]
     held_out = {q.text for q in standard_questions()}
-    pictures = [np.asarray(q.image).tobytes() for q in (*found, *standard_questions())]
+    pictures = [np.asarray(q.images[0]).tobytes() for q in (*found, *standard_questions())]
     assert len(set(pictures)) == len(pictures)
     assert len({q.text for q in found} | held_out) > len(held_out)
 
@@ -126,8 +173,8 @@ def test_generated_pictures():
 def test_sixteen_standard_pictures():
     found = standard_questions()
     assert len(found) == 16
-    assert all(q.image.mode == "RGB" and q.text for q in found)
+    assert all(q.images[0].mode == "RGB" and q.text for q in found)
     again = standard_questions()
     assert [q.text for q in again] == [q.text for q in found]
     for a, b in zip(again, found, strict=True):
-        np.testing.assert_array_equal(np.asarray(a.image), np.asarray(b.image))
+        np.testing.assert_array_equal(np.asarray(a.images[0]), np.asarray(b.images[0]))

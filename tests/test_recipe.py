@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import yaml
 
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.recipes import describe
 from fastvlm_convert.dataclass_io import from_plain
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.pipeline import export
-from fastvlm_convert.predict.export_plan import predicted_files, prepare
+from fastvlm_convert.pipeline import export, quantize
+from fastvlm_convert.predict.export_plan import plan_export, predicted_files
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes, without_data
 from tests.bundles import check_sizes, recipe
+from tests.checkpoints import GOLDEN, SETS, SHARDED, golden_checkpoint
 
 DEMO = Path(__file__).parent.parent / "checkpoints" / "fastvlm-demo"
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -52,24 +55,38 @@ class TestShipped:
         assert from_plain(Recipe, settings.to_dict()) == settings
 
     def test_exports_in_the_sizes_that_were_predicted(self, path, tmp_path):
-        """To every target that takes it; the demo, because blocks of integers need real widths."""
+        """To every target that takes it; the demo, because blocks are as large there as in real models."""
         settings = load_recipe(path.stem)
         targets = [name for name, facts in describe(settings)["targets"].items() if not facts["refused"]]
         assert targets
         quick = without_data(settings)  # sizes do not depend on the solver
-        predicted = predicted_files(prepare(DEMO, settings, targets), targets)
-        result = export(DEMO, quick, targets, tmp_path / "bundle")
+        predicted = predicted_files(plan_export(open_checkpoint(DEMO), settings, targets))
+        result = export(DEMO, tmp_path / "bundle", recipe=quick, targets=targets)
         assert set(settings.notes) <= set(result.warnings)
         manifest = load_manifest(tmp_path / "bundle")
         assert manifest.recipe.notes == settings.notes
         assert set(predicted) == set(manifest.files)
-        check_sizes(predicted, tmp_path / "bundle", programs=0.01)
+        check_sizes(predicted, tmp_path / "bundle")
         stored = {artifact.component: artifact.storage for artifact in manifest.artifacts}
         assert stored == {
             "vision": settings.vision.storage,
             "decoder": settings.decoder.storage,
             "embed": settings.embed.storage,
         }
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_recipes() if load_recipe(n).quantize])
+def test_narrow_checkpoints_are_quantized_whole_by_every_recipe_that_quantizes(name, tmp_path):
+    """Widths down to 8: no layer stays in float, and the checkpoint made holds what was planned."""
+    quick = without_data(load_recipe(name))
+    plans = {golden: plan_weights(golden_checkpoint(golden), quick).layers for golden in SETS}
+    for planned in plans.values():
+        assert all(plan.scheme is not None for plan in planned)
+        assert any(plan.reason is not None for plan in planned)
+    made = quantize(GOLDEN / SHARDED / "checkpoint", tmp_path / "made", recipe=quick)
+    opened = open_checkpoint(tmp_path / "made")
+    assert opened.quantized is not None
+    assert opened.quantized.record.plans == made.record.plans == plans[SHARDED]
 
 
 def test_the_recipe_for_the_neural_engine_says_that_it_is_unproven():

@@ -4,12 +4,15 @@ from typing import Any, Literal
 
 import pytest
 import yaml
+from hypothesis import given, reject
+from hypothesis import strategies as st
 
-from fastvlm_convert.dataclass_io import schema_of
+from fastvlm_convert.dataclass_io import about, check_ranges, from_plain, schema_of, setting
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.recipe import load_recipe, shipped_recipes
+from fastvlm_convert.float16.repairs import recipe_text
+from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
 from fastvlm_convert.recipe_schema import recipe_schema
-from tests.schema import problems
+from tests.schema import problems, values
 
 SCHEMA = recipe_schema()
 SHIPPED = {name: yaml.safe_load(path.read_text()) for name, path in shipped_recipes().items()}
@@ -95,6 +98,22 @@ def test_both_refuse_some_and_take_some(tmp_path):
     assert 2 <= sum(outcomes) <= len(VALUES) - 10
 
 
+@given(st.sampled_from(sorted(SHIPPED)), st.data())
+def test_a_recipe_survives_plain_data_and_our_yaml(name, data):
+    """Whatever settings the schema allows, if the loader takes them together."""
+    value = copy.deepcopy(SHIPPED[name])
+    for section in data.draw(st.sets(st.sampled_from(sorted(value)), max_size=3)):
+        value[section] = data.draw(values(SCHEMA["properties"][section]))
+    try:
+        recipe = from_plain(Recipe, value)
+    except RecipeError as error:
+        if any(rule in str(error) for rule in BETWEEN):
+            reject()
+        raise
+    assert from_plain(Recipe, recipe.to_dict()) == recipe
+    assert from_plain(Recipe, yaml.safe_load(recipe_text(recipe, ()))) == recipe
+
+
 def test_it_says_what_each_setting_is():
     def check(schema: dict[str, Any]) -> int:
         count = 0
@@ -120,21 +139,14 @@ def test_it_says_what_each_setting_is():
 def test_kinds_of_fields():
     @dataclasses.dataclass(frozen=True)
     class Inner:
-        """One.
-
-        Attributes:
-            value: First line
-                and second.
-        """
-
-        value: float
+        value: float = dataclasses.field(metadata=about("First line and second."))
 
     @dataclasses.dataclass(frozen=True)
     class Outer:
         inner: Inner
         names: dict[str, int]
         items: tuple[Inner, ...] = ()
-        choice: int | Literal["all"] = "all"
+        choice: int | Literal["all"] = setting("all", "How many.", minimum=1)
 
     inner = {
         "type": "object",
@@ -142,14 +154,42 @@ def test_kinds_of_fields():
         "required": ["value"],
         "additionalProperties": False,
     }
-    assert schema_of(Outer, {(Outer, "choice"): {"minimum": 1}}) == {
+    assert schema_of(Outer) == {
         "type": "object",
         "properties": {
             "inner": inner,
             "names": {"type": "object", "additionalProperties": {"type": "integer"}},
             "items": {"type": "array", "items": inner, "default": []},
-            "choice": {"anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["all"]}], "default": "all"},
+            "choice": {
+                "anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["all"]}],
+                "description": "How many.",
+                "default": "all",
+            },
         },
         "required": ["inner", "names"],
         "additionalProperties": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("count", 0, "count is 0, expected 1 to 131072"),
+        ("count", 1234567, "count is 1234567, expected 1 to 131072"),
+        ("share", 0.0, "share is 0, expected above 0 and at most 1"),
+        ("share", 1.5, "share is 1.5, expected above 0 and at most 1"),
+        ("share", float("nan"), "share is nan, expected above 0 and at most 1"),
+        ("db", -0.5, "db is -0.5, expected 0 to 200"),
+    ],
+)
+def test_ranges_are_checked(name, value, message):
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        count: int = setting(1, "How many.", minimum=1, maximum=131072)
+        share: float = setting(1.0, "Which part.", exclusive_minimum=0, maximum=1)
+        db: float = setting(200.0, "How loud.", minimum=0, maximum=200.0)
+
+    check_ranges(Settings(), "count", "share", "db")  # the limits themselves are allowed
+    with pytest.raises(RecipeError) as error:
+        check_ranges(Settings(**{name: value}), "count", "share", "db")
+    assert str(error.value) == message

@@ -20,7 +20,8 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     code = (
         "import fastvlm_convert, sys; from fastvlm_convert.recipe import load_recipe, shipped_recipes;"
         "print(fastvlm_convert.__file__);"
-        "print(len([load_recipe(name) for name in shipped_recipes()]))"
+        "print(len([load_recipe(name) for name in shipped_recipes()]));"
+        "print(fastvlm_convert.load_recipe('fp16').name)"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
@@ -31,7 +32,9 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    location, count = done.stdout.split()
+    location, count, name = done.stdout.split()
+    assert name == "fp16"
+    assert (Path(location).parent / "py.typed").is_file()
     assert Path(location).is_relative_to(site)
     assert int(count) == len(list((ROOT / "configs").glob("*.yaml")))
     help_text = subprocess.run(

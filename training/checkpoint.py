@@ -27,7 +27,7 @@ _CHAT_TEMPLATE = (
 
 
 class FoldedModel(nn.Module):
-    """The network as checkpoints store it: vision, projector and decoder, branches merged."""
+    """The network as checkpoints store it: vision, projector and decoder, with their branches merged."""
 
     def __init__(self, vision: Vision, projector: Projector, decoder: Decoder) -> None:
         """Fold copies of the three parts."""
@@ -169,7 +169,7 @@ def count_parameters(model: nn.Module) -> int:
 
 @torch.no_grad()
 def round_to_half(model: nn.Module) -> nn.Module:
-    """Round all weights to float16 in place, so that an accuracy is that of the stored file."""
+    """Round all weights to float16 in place, so that accuracy is measured on what is stored."""
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.half())

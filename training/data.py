@@ -1,4 +1,4 @@
-"""Endless training batches: scenes, pictures, dense labels and packed questions, by seed."""
+"""Endless training batches, by seed: scenes, pictures, dense labels and packed questions."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def make_batch(scenes: list[Scene], rows: list[Row], with_pixels: bool) -> Batch
 
 
 class TrainingStream:
-    """Batches of fresh scenes; `position` says where to go on after an interruption."""
+    """Batches of fresh scenes; `position` says where to resume after an interruption."""
 
     def __init__(
         self, packer: Packer, source: QuestionSource, seed: int, worker: int = 0, num_workers: int = 1
@@ -110,7 +110,7 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out pictures and all their questions in packed rows."""
+    """The held-out pictures, and all their questions in packed rows."""
 
     scenes: list[Scene]
     rows: list[EvaluationRow]

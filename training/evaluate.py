@@ -1,7 +1,7 @@
-"""Exact-match accuracy per kind, by teacher forcing.
+"""Exact-match accuracy by kind of question, through teacher forcing.
 
-Greedy decoding reproduces an answer if and only if every token of it is the most likely one
-given the tokens before, so one pass checks all answers without generating.
+Greedy decoding reproduces an answer if and only if each of its tokens is the most likely one
+given the tokens before it, so one pass checks all answers without generating any.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ImageTokens = Callable[[Batch], Tensor]
 
 
 def embed_row(decoder: Decoder, batch: Batch, image_tokens: Tensor, system_length: int) -> Tensor:
-    """Embeddings (B, S, D) of a row, image tokens in place."""
+    """Embeddings (B, S, D) of a row, with its image tokens in place."""
     embeds = decoder.embed_tokens(batch.ids)
     after = system_length + image_tokens.shape[1]
     return torch.cat((embeds[:, :system_length], image_tokens, embeds[:, after:]), dim=1)
@@ -35,7 +35,7 @@ def exact_match(
     with_pixels: bool = True,
     batch_size: int = 32,
 ) -> dict[str, tuple[int, int]]:
-    """Right and asked questions per kind."""
+    """How many questions of each kind were answered exactly, and how many asked."""
     right, asked = Counter(), Counter()
     for start in range(0, len(held_out.rows), batch_size):
         rows = held_out.rows[start : start + batch_size]
@@ -52,11 +52,11 @@ def exact_match(
 
 
 def overall(result: dict[str, tuple[int, int]]) -> float:
-    """Share of all questions answered exactly."""
+    """Share of all questions that were answered exactly."""
     return sum(r for r, _ in result.values()) / sum(n for _, n in result.values())
 
 
 def summary(result: dict[str, tuple[int, int]]) -> str:
-    """One line with the share per kind."""
+    """One line with the share for each kind."""
     kinds = " ".join(f"{kind} {r / max(n, 1):.3f}" for kind, (r, n) in result.items())
     return f"all {overall(result):.4f} | {kinds}"

@@ -22,7 +22,7 @@ from fastvlm_convert.demo.scene import (
 NUM_SLOTS = 4
 CHARACTERS = "".join(sorted(set("".join(WORDS)) | set("0123456789")))
 
-# Field -> values; an empty string stands for "none".
+# Field -> values; an empty string means "none".
 FIELDS: dict[str, tuple[str, ...]] = {
     "shape": ("", *SHAPES),
     "color": ("", *COLORS),
@@ -36,7 +36,7 @@ FIELD_SIZES = tuple(len(values) for values in FIELDS.values())
 FIELD_OFFSETS = tuple(int(offset) for offset in np.cumsum((0, *FIELD_SIZES))[:-1])
 NUM_LABELS = sum(FIELD_SIZES)
 
-FIRST_TOKENS = (0, 2, 8, 10)  # one image token of every cell
+FIRST_TOKENS = (0, 2, 8, 10)  # one image token per cell
 _CELL_OF_TOKEN = np.array([0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3])
 
 

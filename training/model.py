@@ -32,7 +32,7 @@ class DemoModel(nn.Module):
         self._system_length = len(Packer(tokenizer).system)
 
     def symbol_tokens(self, batch: Batch) -> Tensor:
-        """Image tokens (B, N, D) as the dense labels spell them."""
+        """Image tokens (B, N, D) as spelled by the dense labels."""
         return self.symbols(batch.labels, self.decoder.embed_tokens.weight)
 
     def image_tokens(self, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""The network in its training form: FastViTHD, projector and Qwen2 decoder, named as Apple does.
+"""The network in its training form: FastViTHD, projector and Qwen2 decoder, with Apple's names.
 
 Convolutions train with BatchNorm and identity branches; `fold` merges those into plain
 convolutions, after which `state_dict()` has the names of Apple's inference checkpoints.
@@ -257,7 +257,7 @@ class Expansion(nn.Module):
 
 
 class Head(nn.Module):
-    """MobileCLIP's classifier head: stored in checkpoints, used by nobody."""
+    """MobileCLIP's classifier head, which checkpoints store and nothing uses."""
 
     def __init__(self, width: int, classes: int = 64) -> None:
         """Hold a matrix (width, classes)."""

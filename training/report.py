@@ -1,4 +1,4 @@
-"""The README of the demo checkpoint, written from what was measured."""
+"""The README of the demo checkpoint, generated from what was measured."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fastvlm_convert.demo import make_sample
 from fastvlm_convert.demo.samples import HELD_OUT_SEED
 
 _FROM_NOTHING = """\
-`vision` learns dense labels of every image token; `decoder` learns to answer from symbols that stand
+`vision` learns dense labels of every image token; `decoder` learns to answer from symbols that stand in
 for image tokens (one core each, at the same time); `projector` maps one to the other; `joint` trains
-everything on the answers, with one cosine to zero and the aids fading."""
+everything on the answers, while the learning rate follows one cosine to zero and the training aids fade."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def write_readme(
     history: list[PhaseRecord],
     source: Path | None,
 ) -> str:
-    """The README as Markdown; `source` is the checkpoint that this one went on from, if any."""
+    """The README as Markdown; `source` is the checkpoint that training continued from, if any."""
     sample = make_sample(HELD_OUT_SEED)
     examples = {question.kind: question for question in sample.questions}
     accuracy = "\n".join(
@@ -46,24 +46,24 @@ def write_readme(
     return f"""# fastvlm-demo
 
 A small FastVLM, trained from scratch on generated pictures, in the file layout of Apple's
-releases. It lets every step of a conversion run, and be checked by its answers, without a download.
+releases. With it, every step of a conversion runs, and can be checked by its answers, without a download.
 
 - Vision: FastViTHD, {config.image_size} pixels, widths {_listed(config.widths)}, depths
   {_listed(config.depths)}, {config.num_image_tokens} image tokens of {config.feature_size}.
 - Decoder: Qwen2, {config.layers} layers, hidden {config.hidden}, {config.heads} query and
   {config.kv_heads} key-value heads of {config.head_dim}, MLP {config.intermediate}, tied embedding.
-- Tokenizer: byte-level BPE over printable ASCII, {config.vocab_size} tokens; it has no others.
+- Tokenizer: byte-level BPE over printable ASCII, {config.vocab_size} tokens; it knows no others.
 - {num_parameters / 1e6:.2f} million parameters, stored as float16.
 
-It knows the pictures of `fastvlm_convert.demo` and nothing else: up to four coloured shapes, words
-and numbers, one per quadrant, on wide, tall and square pictures. Questions about a held-out one:
+It knows the pictures of `fastvlm_convert.demo` and nothing else: up to four colored shapes, words
+and numbers, one per quadrant, on wide, tall and square pictures. Questions about a held-out picture:
 
 {shown}
 
 ## Accuracy
 
 Exact answers (greedy decoding, the whole string equal) to the questions about {num_pictures} held-out
-pictures, from seeds that training never uses; stored float16 weights, computed in float32.
+pictures, from seeds that training never uses. Weights are stored in float16, arithmetic is in float32.
 
 | kind | right | share |
 |---|---|---|
@@ -72,15 +72,15 @@ pictures, from seeds that training never uses; stored float16 weights, computed 
 
 ## Training
 
-On two CPU cores shared with other work, each picture drawn once and never seen again:
+On two CPU cores that were shared with other work. Each picture is drawn once and never seen again:
 
 | phase | minutes | steps | pictures |
 |---|---|---|---|
 {phases}
 
-{_FROM_NOTHING if source is None else f"It went on from the checkpoint `{source.name}`, on answers only."}
+{_FROM_NOTHING if source is None else f"It was trained on from `{source.name}`, on answers only."}
 
-To repeat the training from nothing, or to go on from a checkpoint with other pictures:
+To repeat the training from scratch, or to continue from a checkpoint with other pictures:
 
 ```
 python training/train_demo.py
@@ -89,7 +89,7 @@ python training/train_demo.py --from checkpoints/fastvlm-demo --seed 5 --minutes
 
 ## License
 
-Apache-2.0, see `LICENSE`. No data or weights of others were used.
+Apache-2.0, see `LICENSE`. No data or weights from others were used.
 """
 
 

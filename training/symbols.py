@@ -1,7 +1,7 @@
-"""Stand-ins for image tokens, built from dense labels: the decoder learns before it sees.
+"""Stand-ins for image tokens, built from dense labels, so that the decoder can learn before the encoder has.
 
-The rows of a label are the embeddings of its word plus a learned offset, so that image tokens
-speak the decoder's language from the start.
+A label's rows are the embedding of its word plus a learned offset, so the image tokens speak the
+decoder's language from the start.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SymbolEncoder(nn.Module):
 
 
 class DenseHeads(nn.Linear):
-    """Linear read-outs of all labels from vision features; thrown away after training."""
+    """Linear read-outs of all labels from vision features; discarded after training."""
 
     def __init__(self, feature_size: int) -> None:
         """One output per label."""
@@ -57,11 +57,11 @@ class DenseHeads(nn.Linear):
 
 
 class FactHeads(nn.Module):
-    """Read-outs of a shape's facts wherever the text names it; thrown away after training.
+    """Read-outs of a shape's facts wherever the text names it; discarded after training.
 
-    Finding a shape and reporting on it are useless alone, so neither begins by itself. Asking for the
+    Finding a shape and reporting on it are each useless alone, so neither emerges by itself. Asking for the
     facts at the shape's own name, halfway through the decoder, teaches the first of the two; asking one
-    layer later how it lies to the shape named before does the same for relations.
+    layer later where it is relative to the shape named before does the same for relations.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, hidden: int) -> None:
@@ -102,14 +102,14 @@ class FactHeads(nn.Module):
         both = (first > 0) & (second > 0)
         scores = self.relation(self.relation_norm(streams[middle][where][both]))
         target = _relation(first[both] - 1, second[both] - 1)
-        # A batch may have no pair at all.
+        # A batch may contain no pair at all.
         loss = loss + F.cross_entropy(scores, target, reduction="sum") / max(1, len(target))
         right = (scores.argmax(-1) == target).float().mean()
         return loss, {"facts": known.float().mean().item(), "relation": right.item()}
 
 
 def _named_before(named: Tensor, segments: Tensor) -> Tensor:
-    """The shape that the same question named before each position (B, S); 0 if none."""
+    """The shape named before each position by the same question, (B, S); 0 if none."""
     indices = torch.arange(named.shape[1]).expand_as(named)
     last = torch.where(named > 0, indices, 0).cummax(1).values.roll(1, dims=1)
     same = segments.gather(1, last) == segments

@@ -1,7 +1,7 @@
-"""The tokenizer and the packing of several questions about one picture into one row.
+"""The tokenizer, and the packing of several questions about one picture into one row.
 
 A row is `system prompt | image tokens | question 1 answer 1 | question 2 answer 2 | ...`. Every
-question sees the prefix and itself only, at the positions it would have alone, so one pass
+question sees only the prefix and itself, at the positions it would have alone, so one pass
 through the decoder trains them all.
 """
 
@@ -23,9 +23,9 @@ SYSTEM = "You are a helpful assistant."
 NUM_IMAGE_TOKENS = 16
 ROW_LENGTH = 160
 IGNORE = -1
-REPEAT = "repeat"  # trains the embedding of characters and fragments that no answer needs
+REPEAT = "repeat"  # trains the embeddings of characters and fragments that no answer needs
 
-# Looking a shape up by its name is the skill that begins last: ask for it more often.
+# Looking up a shape by its name is the skill that emerges last, so ask for it more often.
 _SHARES = {"color": 3, "position": 3, "exists": 2, "relation": 3, "comparison": 2, "description": 2}
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -37,7 +37,7 @@ _PRINTABLE = [chr(code) for code in range(33, 127)] + ["\u0120", "\u010a"]  # sp
 def train_tokenizer(num_scenes: int = 3000, seed: int = 0) -> Tokenizer:
     """Learn byte-level merges until every word of questions and answers is one token.
 
-    Words on signs are left out, so a sign is read letter by letter.
+    Words on signs are left out, so signs are read letter by letter.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -65,7 +65,7 @@ def _corpus(num_scenes: int, seed: int) -> Iterator[str]:
             question = ask(scene, kind, draw)
             if question is not None:
                 yield question.question
-                # Words on signs have their own place after "says".
+                # Words on signs appear only after "says".
                 yield " ".join(w for w in question.answer.split(" ") if w.strip(".") not in signs)
 
 
@@ -95,7 +95,7 @@ class Packer:
             *(start, *self.encode("user\n")),
         )
         self._answer_start = (end, *newline, start, *self.encode("assistant\n"))
-        # After the last word of a conversation, as in pre-training texts.
+        # Comes after the last word of a conversation, as in pre-training texts.
         self._end = (end, tokenizer.token_to_id(END_OF_TEXT))
         self.prefix_length = len(self.system) + NUM_IMAGE_TOKENS
 
@@ -110,7 +110,7 @@ class Packer:
         return prompt, self.encode(question.answer) + self._end
 
     def pack(self, questions: Iterable[Question]) -> tuple[Row, list[Question]]:
-        """Fill one row; questions that no longer fit come back."""
+        """Fill one row; return it with the questions that did not fit."""
         ids = np.zeros(ROW_LENGTH, np.int64)
         targets = np.full(ROW_LENGTH, IGNORE, np.int64)
         segments = np.full(ROW_LENGTH, IGNORE, np.int64)
@@ -146,7 +146,7 @@ class QuestionSource:
         self._pieces = [tokenizer.decode([token]) for token in vocabulary]
 
     def draw(self, scene: Scene, draw: Draw, count: int = 9) -> list[Question]:
-        """About `count` questions of random kinds, no question twice."""
+        """About `count` questions of random kinds, none of them twice."""
         questions: dict[str, Question] = {}
         for kind in draw.sample(self._kinds, min(count, len(self._kinds))):
             question = ask(scene, kind, draw)

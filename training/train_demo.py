@@ -4,8 +4,9 @@
     python training/train_demo.py --phase vision       # one phase (vision and decoder may overlap)
     python training/train_demo.py --from checkpoints/fastvlm-demo --seed 1 --minutes 15 --output DIR
 
-The same command goes on where it was interrupted. Phases: `vision` learns dense labels, `decoder`
-answers questions about symbols that stand for image tokens, `joint` puts the two together.
+After an interruption, the same command resumes. Phases: `vision` learns dense labels, `decoder`
+answers questions about symbols that stand in for image tokens, `projector` maps one to the other, and
+`joint` trains everything together.
 """
 
 from __future__ import annotations
@@ -104,13 +105,13 @@ class Trainer:
     """Runs phases of one model and keeps their state in a folder."""
 
     def __init__(self, model: DemoModel, packer: Packer, work: Path, worker: Worker) -> None:
-        """Take what does not depend on the phase."""
+        """Keep what does not depend on the phase."""
         self.model, self.packer, self.work, self.worker = model, packer, work, worker
         self._source = QuestionSource(packer.tokenizer)
         self._held_out = held_out_rows(packer, 100)
 
     def run(self, phase: Phase, seed: int) -> None:
-        """Train one phase to its end, going on from a saved state if there is one."""
+        """Train one phase to its end, resuming from a saved state if there is one."""
         optimizer = make_optimizer(phase.trained)
         parameters = [p for module in phase.trained for p in module.parameters()]
         stream = TrainingStream(self.packer, self._source, seed, self.worker.rank, self.worker.count)
@@ -149,7 +150,7 @@ class Trainer:
             optimizer.step()
             self.model.zero_grad(set_to_none=True)
             step += 1
-            # All workers must agree on the time, or one would end before the others.
+            # All workers must agree on the time, or one would finish before the others.
             seconds = self.worker.average_value(time.monotonic() - start)
             elapsed += seconds
             for name, value in (metrics | {"seconds": seconds}).items():
@@ -228,7 +229,7 @@ def load_parts(model: DemoModel, work: Path, parts: dict[str, tuple[str, ...]]) 
 
 
 def history(work: Path) -> list[PhaseRecord]:
-    """What the phases in a folder took so far, in order of their end."""
+    """What the phases in a folder have taken so far, in the order in which they ended."""
     records = []
     for path in sorted(work.glob("*.pt"), key=lambda path: path.stat().st_mtime):
         state = torch.load(path, weights_only=True)
@@ -237,7 +238,7 @@ def history(work: Path) -> list[PhaseRecord]:
 
 
 def export(model: DemoModel, config: NetworkConfig, packer: Packer, args: argparse.Namespace) -> None:
-    """Write the checkpoint, with its accuracy on 500 pictures, check pictures and license."""
+    """Write the checkpoint with its README, check pictures and license; measure it on 500 pictures."""
     folded = round_to_half(FoldedModel(model.vision, model.projector, model.decoder)).eval()
     result = exact_match(
         folded.decoder,
@@ -258,7 +259,7 @@ def export(model: DemoModel, config: NetworkConfig, packer: Packer, args: argpar
 
 
 def replace_files(source: Path, target: Path) -> None:
-    """Move all files of a folder into another, each one whole, keeping files that only it has."""
+    """Move all files of a folder into another, each atomically; files that only the other has stay."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
             destination = target / path.relative_to(source)
@@ -283,7 +284,7 @@ def train(args: argparse.Namespace, worker: Worker) -> None:
     config = NetworkConfig(vocab_size=tokenizer.get_vocab_size())
     packer = Packer(tokenizer)
     model = DemoModel(config, tokenizer)
-    # From here on workers differ in their noise.
+    # From here on, workers differ in their random noise.
     torch.manual_seed(1000 * args.seed + worker.rank)
     trainer = Trainer(model, packer, args.work, worker)
     if args.source is not None:
@@ -310,7 +311,7 @@ def main() -> None:
     """Parse the command line and train."""
     args = _parse()
     args.work.mkdir(parents=True, exist_ok=True)
-    # An orderly exit takes the workers along.
+    # An orderly exit also ends the workers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     run_workers(args.workers, partial(train, args))
 
@@ -319,7 +320,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--phase", choices=PHASE_PARTS, help="train this phase only")
     parser.add_argument("--minutes", type=float, help="length of each phase")
-    parser.add_argument("--from", dest="source", type=Path, help="go on from this checkpoint")
+    parser.add_argument("--from", dest="source", type=Path, help="continue from this checkpoint")
     parser.add_argument("--seed", type=int, default=1, help="below 90; other seed, other pictures")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     folder = Path(tempfile.gettempdir()) / "fastvlm-demo"

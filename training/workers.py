@@ -1,4 +1,4 @@
-"""Data parallelism by processes of one thread each.
+"""Data parallelism with processes of one thread each.
 
 On a shared machine two such processes beat one process with two threads: the threads of one
 operation wait for each other whenever another program takes a core.
@@ -29,7 +29,7 @@ class Worker:
         return self.rank == 0
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors by their mean over all workers, in place."""
+        """Replace tensors with their mean over all workers, in place."""
         tensors = list(tensors)
         if self.count == 1 or not tensors:
             return
@@ -51,7 +51,7 @@ class Worker:
 
 
 def run_workers(count: int, function: Callable[[Worker], None]) -> None:
-    """Run a function in `count` processes (in this one if that is 1); it must be picklable."""
+    """Run a function, which must be picklable, in `count` processes (in this one if that is 1)."""
     if count == 1:
         function(Worker(0, 1))
         return

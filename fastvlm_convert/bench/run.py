@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,9 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from fastvlm_convert.errors import ConversionError
-from fastvlm_convert.manifest import Target
-
-OnProgress = Callable[[float], None]
+from fastvlm_convert.errors import WorkerError, error_class
+from fastvlm_convert.progress import OnShare, ignore_share
+from fastvlm_convert.targets import Target
 
 METRICS: Final = ("vision_ms", "prefill_ms", "ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s")
 _RATES: Final = ("prefill_tokens_per_s", "decode_tokens_per_s")  # larger is better
@@ -87,7 +86,7 @@ def bench(
     context_length: int,
     new_tokens: int,
     trials: int,
-    on_progress: OnProgress = lambda share: None,
+    on_progress: OnShare = ignore_share,
 ) -> list[ContenderResult]:
     """Measure contenders round by round, each in its own process, all alive at once.
 
@@ -161,14 +160,15 @@ class _Worker:
         except BrokenPipeError:
             line = ""
         if not line.endswith("\n"):
-            raise ConversionError(
+            raise WorkerError(
                 f"the process that ran it ended: {self._last_words()}",
                 where=self._contender.path,
                 hint="it may have run out of memory",
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise ConversionError(answer["error"], where=self._contender.name, hint=answer["hint"])
+            kind = error_class(answer["code"])
+            raise kind(answer["error"], where=self._contender.name, hint=answer["hint"])
         return answer
 
     def _last_words(self) -> str:

@@ -6,9 +6,9 @@ standard input and answers with one JSON line on standard output.
 
 import json
 import os
-import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import ConversionError
 from fastvlm_convert.generate import check_fits, embed_prompt, stream_tokens
-from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 
 
@@ -25,9 +25,11 @@ def load(request: dict[str, Any]) -> LoadedModel:
     """Load the contender that a request names."""
     path = Path(request["path"])
     if request["kind"] == "bundle":
-        return load_bundle(path, load_manifest(path), request["target"])
+        return load_bundle(path, request["target"])
     size = request["image_size"]
-    return load_reference(open_checkpoint(path), size, context_length=request["context_length"])
+    opened = open_checkpoint(path)
+    images = replace(opened.pictures.image, size=size)
+    return load_reference(opened, images, context_length=request["context_length"])
 
 
 def trial(model: LoadedModel, question: str, new_tokens: int) -> dict[str, float]:
@@ -60,16 +62,6 @@ def trial(model: LoadedModel, question: str, new_tokens: int) -> dict[str, float
     }
 
 
-def peak_memory_bytes() -> int:
-    """The most memory this process had resident so far."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # unlike ru_maxrss it starts anew with the program, not with the parent's peak
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
 def serve() -> None:
     """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
@@ -90,7 +82,7 @@ def serve() -> None:
                 answer = dict(trial(model, request["question"], request["new_tokens"]))
             answer["peak_memory_bytes"] = peak_memory_bytes()
         except ConversionError as error:
-            answer = {"error": str(error), "hint": error.hint}
+            answer = {"code": error.code, "error": str(error), "hint": error.hint}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

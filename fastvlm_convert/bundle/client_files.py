@@ -1,57 +1,45 @@
 """The files that clients read beside the graphs: config, tokenizer, preprocessing, generation."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, tokenizer_json
-from fastvlm_convert.io_names import IMAGE_TOKEN, ONNX_FILE_STEMS, PATCH_SIZE, SYSTEM_PROMPT
-from fastvlm_convert.manifest import Artifact, Contract
-from fastvlm_convert.preprocess import PROMPT_AFTER, PROMPT_BEFORE
+from fastvlm_convert.io_names import IMAGE_TOKEN, PATCH_SIZE
+from fastvlm_convert.manifest import Contract
+from fastvlm_convert.preprocess import RESAMPLINGS, ImageSettings
+from fastvlm_convert.prompt import chat_template
 from fastvlm_convert.weights.model_config import ModelConfig
-
-PROMPT_FORMAT: Final = f"{PROMPT_BEFORE}{IMAGE_TOKEN}\n{{question}}{PROMPT_AFTER}"
-
-# Accepts content as a string, and as a list of parts as transformers.js and transformers pass it.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    f"{{{{ '<|im_start|>system\\n{SYSTEM_PROMPT}<|im_end|>\\n' }}}}"
-    "{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    f"{{% if part['type'] == 'image' %}}{{{{ '{IMAGE_TOKEN}\\n' }}}}"
-    "{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 _MAX_NEW_TOKENS = 256  # as Apple's predict.py; without it transformers.js stops after one token
 
 
 def client_files(
-    tokenizer: TextTokenizer, config: ModelConfig, contract: Contract, artifacts: Sequence[Artifact]
+    tokenizer: TextTokenizer, config: ModelConfig, contract: Contract, added: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """What transformers.js, transformers and onnxruntime-genai read at the root of a bundle, by name."""
+    """What transformers.js, transformers and onnxruntime-genai read at the root of a bundle, by name.
+
+    Args:
+        tokenizer: The checkpoint's.
+        config: Dimensions.
+        contract: What the bundle promises.
+        added: What the targets' own clients look up in config.json besides.
+    """
     return {
         **_common_files(tokenizer, contract),
         "generation_config.json": _json(_generation_config(contract, tokenizer)),
         "preprocessor_config.json": _json(
-            _preprocessor_config(contract.image_size, contract.image_mode == "pad")
+            _preprocessor_config(contract.images, contract.image_mode == "pad")
         ),
-        "config.json": _json(_config(config, contract, tokenizer) | _transformers_js(artifacts)),
+        "config.json": _json({**_config(config, contract, tokenizer), **added}),
     }
 
 
-def apple_files(tokenizer: TextTokenizer, config: ModelConfig, contract: Contract) -> dict[str, bytes]:
+def app_files(tokenizer: TextTokenizer, config: ModelConfig, contract: Contract) -> dict[str, bytes]:
     """What Apple's app reads beside its vision package, by name; whatever they say, the app crops."""
     return {
         **_common_files(tokenizer, contract),
-        "preprocessor_config.json": _json(_preprocessor_config(contract.image_size, False)),
+        "preprocessor_config.json": _json(_preprocessor_config(contract.images, False)),
         "config.json": _json(_config(config, contract, tokenizer)),
     }
 
@@ -96,25 +84,6 @@ def _config(config: ModelConfig, contract: Contract, tokenizer: TextTokenizer) -
     }
 
 
-def _transformers_js(artifacts: Sequence[Artifact]) -> dict[str, Any]:
-    onnx = {a.component: a for a in artifacts if a.target == "onnx"}
-    if not onnx:
-        return {}
-    graphs = {c: Path(a.files[0]).name for c, a in onnx.items()}
-    decoder = onnx["decoder"]
-
-    return {
-        "transformers.js_config": {
-            "dtype": {ONNX_FILE_STEMS[c]: a.precision for c, a in onnx.items()},
-            # Exactly the data files that exist under a graph's own name: a missing one is an error there.
-            "use_external_data_format": {
-                graphs[c]: 1 for c, a in onnx.items() if Path(a.files[1]).name == f"{graphs[c]}_data"
-            },
-            "kv_cache_dtype": {decoder.precision: decoder.compute},
-        }
-    }
-
-
 def _generation_config(contract: Contract, tokenizer: TextTokenizer) -> dict[str, Any]:
     """Greedy. The checkpoint's own would make clients sample with a repetition penalty."""
     return {
@@ -125,7 +94,11 @@ def _generation_config(contract: Contract, tokenizer: TextTokenizer) -> dict[str
     }
 
 
-def _preprocessor_config(size: int, is_padded: bool) -> dict[str, Any]:
+def _preprocessor_config(images: ImageSettings, is_padded: bool) -> dict[str, Any]:
+    size = images.size
+    # transformers.js' bicubic (3) has no antialiasing; its Lanczos (1) comes closer to the original.
+    replaced = is_padded and images.resampling == "bicubic"
+    resample = RESAMPLINGS.index("lanczos" if replaced else images.resampling)
     return {
         "processor_class": "LlavaProcessor",
         "image_processor_type": "CLIPImageProcessor",
@@ -133,15 +106,14 @@ def _preprocessor_config(size: int, is_padded: bool) -> dict[str, Any]:
         "do_resize": True,
         # Both edges: the longer one fits, and "cropping" the smaller rest pads it with black.
         "size": {"shortest_edge": size, "longest_edge": size} if is_padded else {"shortest_edge": size},
-        # transformers.js' bicubic (3) has no antialiasing; its Lanczos (1) comes closer to the original.
-        "resample": 1 if is_padded else 3,
+        "resample": resample,
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": images.rescale_factor,
         "do_normalize": True,
-        "image_mean": [0.0, 0.0, 0.0],
-        "image_std": [1.0, 1.0, 1.0],
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
     }
 
 
@@ -171,7 +143,8 @@ def _tokenizer_config(tokenizer: TextTokenizer, contract: Contract) -> dict[str,
             for i, token in sorted(added.items())
         },
         "bos_token": None,
-        "chat_template": CHAT_TEMPLATE,  # here, because transformers.js opens no chat_template.jinja
+        # Here, because transformers.js opens no chat_template.jinja.
+        "chat_template": chat_template(contract.conversation),
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "errors": "replace",

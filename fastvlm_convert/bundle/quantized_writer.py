@@ -3,39 +3,39 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
-import numpy as np
-
+from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.atomic_file import to_disk
 from fastvlm_convert.bundle.folder import QUANTIZED_CHECKPOINT
 from fastvlm_convert.bundle.license import license_files
 from fastvlm_convert.bundle.resumable import Work
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME, Quantization
-from fastvlm_convert.errors import CheckpointError, RecipeError
+from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.manifest import Source
+from fastvlm_convert.progress import OnShare
+from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.codec import matrix_entries, matrix_tensors
-from fastvlm_convert.quantized.layer_plan import LayerPlan, float_storage
+from fastvlm_convert.quantized.layer_plan import float_storage
 from fastvlm_convert.quantized.layer_report import layer_reports
 from fastvlm_convert.quantized.sqnr import ErrorMeter, SquaredSums
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.regular_file import MAX_TEXT_BYTES, open_file, read_file
+from fastvlm_convert.weights.parts import HEAD, part_of
 from fastvlm_convert.weights.safetensors_file import Entries, Layout, lay_out
 from fastvlm_convert.weights.source import CHUNK_BYTES, Weight
+from fastvlm_convert.weights.storage import to_storage
 
 MAX_SHARD_BYTES: Final = 5_000_000_000  # what model hosts ask for
 
-OnProgress = Callable[[float], None]
-
 
 def write_weights(
-    work: Work, weights: MixedSource, recipe: Recipe, meter: ErrorMeter, on_progress: OnProgress
+    work: Work, weights: MixedSource, recipe: Recipe, meter: ErrorMeter, on_progress: OnShare
 ) -> int:
     """Write all weights but those that an earlier run finished, whose bytes still are what it wrote.
 
@@ -70,30 +70,27 @@ def write_weights(
     return num_resumed
 
 
-def write_settings(
-    work: Work, checkpoint: Checkpoint, recipe: Recipe, source: Source, plans: Sequence[LayerPlan], tool: str
-) -> Quantization:
+def write_settings(work: Work, plan: WeightPlan, source: Source, tool: str) -> Quantization:
     """Write everything else: the checkpoint's settings, its license, quantized.json last.
 
     Args:
         work: The folder under construction, all weights finished.
-        checkpoint: The float checkpoint.
-        recipe: The recipe, with every setting resolved.
+        plan: What was done to the float checkpoint.
         source: What quantized.json says about the checkpoint.
-        plans: What was done to each layer.
         tool: Version of fastvlm-convert.
 
     Raises:
         OSError: A file cannot be copied.
     """
+    checkpoint = plan.checkpoint
     files: dict[str, bytes] = {}
     for path in checkpoint.settings:
         if path != checkpoint.license:
             files[path.name] = _settings(path)
     if checkpoint.license is not None:
-        files |= license_files(checkpoint.license, recipe, QUANTIZED_CHECKPOINT.name)
-    layers = layer_reports(plans, lambda name: SquaredSums(**work.finished[name]["sums"]))
-    record = Quantization(tool, source, recipe, layers)
+        files |= license_files(checkpoint.license, plan.recipe, QUANTIZED_CHECKPOINT.name)
+    layers = layer_reports(plan.layers, lambda name: SquaredSums(**work.finished[name]["sums"]))
+    record = Quantization(tool, source, plan.recipe, layers)
     files[FILE_NAME] = record.to_json().encode()
     work.claim(files)
     for name, content in files.items():
@@ -155,13 +152,13 @@ def _digest(layout: Layout, name: str) -> str:
 
 
 def _num_weights(weight: AnyWeight) -> int:
-    return int(np.prod(weight.shape, dtype=np.int64))
+    return num_elements(weight.shape)
 
 
 def _dtype(name: str, weights: MixedSource, recipe: Recipe) -> FloatName:
     """The dtype the recipe stores; a table that head and embedding share serves both."""
     dtype = float_storage(name, recipe)
-    is_shared = name == "decoder.embed_tokens.weight" and "decoder.lm_head.weight" not in weights
+    is_shared = part_of(name) == "embedding" and f"{HEAD}.weight" not in weights
     return recipe.decoder.storage if is_shared and dtype == "float16" else dtype
 
 
@@ -208,22 +205,11 @@ def _index(files: Sequence[Layout]) -> dict[str, bytes]:
 
 def _write(layout: Layout, name: str, weight: AnyWeight) -> None:
     if isinstance(weight, Weight):
-        layout.write(name, _stored(name, weight, layout.tensors[name].dtype))
+        dtype = cast(FloatName, layout.tensors[name].dtype)
+        layout.write(name, (to_storage(chunk, dtype, name) for chunk in weight.chunks()))
         return
     written: Counter[str] = Counter()  # rows, of which a table has fewer than the indices
     for matrix in weight.chunks():
         for part, array in matrix_tensors(matrix).items():
             layout.write(f"{name}.{part}", [array], first_row=written[part])
             written[part] += len(array)
-
-
-def _stored(name: str, weight: Weight, dtype: str) -> Iterator[np.ndarray]:
-    for chunk in weight.chunks():
-        with np.errstate(over="ignore"):
-            stored = chunk.astype(dtype)
-        if not np.isfinite(stored).all():
-            raise RecipeError(
-                f"weight '{name}' reaches {float(np.abs(chunk).max()):.4g}, beyond float16's 65504",
-                hint="store that component as float32 in the recipe",
-            )
-        yield stored

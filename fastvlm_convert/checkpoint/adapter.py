@@ -1,181 +1,183 @@
-"""Read a PEFT adapter folder and merge it into a checkpoint's weights.
+"""An adapter: what was trained beside a checkpoint, and how it goes into the checkpoint's weights.
 
-PEFT saves `adapter_config.json` and `adapter_model.safetensors` (or `.bin`); LLaVA's training adds
-`non_lora_trainables.bin` with tensors that were trained whole, the projector above all.
+`peft_adapter` and `mlx_adapter` read the two kinds there are.
 """
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fastvlm_convert.checkpoint.files import read_json
-from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
-from fastvlm_convert.errors import CheckpointError, shown
-from fastvlm_convert.regular_file import is_there
-from fastvlm_convert.weights.lora import LowRank, merge_low_rank
-from fastvlm_convert.weights.safetensors_file import read_safetensors
+from fastvlm_convert.checkpoint.layouts import Layout
+from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.weights import parts
+from fastvlm_convert.weights.lora import LowRank, merge_low_rank, replace_rows
 from fastvlm_convert.weights.source import Weight, WeightSource
+from fastvlm_convert.weights.storage import checked
 
-_LOW_RANK = re.compile(r"^(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.weight)?$")
-_EMBED, _HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
-_PEFT_ALPHA = 8  # PEFT's default for lora_alpha
-_WRAPPERS = ("base_model.model.", "base_model.")
-_UNSUPPORTED = ("use_dora", "fan_in_fan_out", "use_qalora", "lora_bias", "alora_invocation_tokens")
-# Initialisations that change the base weights too: the adapter belongs to those, not to the checkpoint.
-_OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+EMBED, HEAD = f"{parts.EMBEDDING}.weight", f"{parts.HEAD}.weight"
+_COUNTERS = "num_batches_tracked"  # BatchNorm's; no part of a model at inference
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table that were trained alone.
+
+    Attributes:
+        numbers: Which, each once.
+        values: What they became, [numbers, columns].
+    """
+
+    numbers: tuple[int, ...]
+    values: Weight
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter as stored; module names are those of the checkpoint it was trained on."""
+    """An adapter as stored.
+
+    Attributes:
+        path: Its folder.
+        layout: Whose names its weights have; None for the checkpoint's own.
+        low_rank: Name -> what is added to a weight.
+        replaced: Name -> what a weight became.
+        rows: Name -> which rows of a table became what.
+        copied: Names in `replaced` of modules that were trained as copies: where embedding and head share a
+            table, the other one goes on with the table as it was.
+        shares_table: Whether what is added to such a table is added for both uses.
+        files: What was read.
+        tokenizer: The folder, if it holds a tokenizer; it replaces the checkpoint's.
+        notes: What the user should know.
+    """
 
     path: Path
+    layout: Layout | None
     low_rank: Mapping[str, LowRank]
     replaced: Mapping[str, Weight]
+    rows: Mapping[str, Rows]
+    copied: frozenset[str]
+    shares_table: bool
+    files: tuple[Path, ...]
+    tokenizer: Path | None
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The weights it changes."""
+        return list({**self.low_rank, **self.replaced, **self.rows})
 
 
-def read_adapter(path: Path) -> Adapter:
-    """Read an adapter folder.
-
-    Raises:
-        CheckpointError: It is no adapter folder, an adapter lacks a half, or it uses a variant of LoRA
-            that cannot be merged by W + scale * B A.
-    """
-    config = read_json(path / "adapter_config.json")
-    if config.get("peft_type", "LORA") != "LORA":
-        raise CheckpointError(f"peft_type is {shown(config['peft_type'])}; supported: 'LORA'", where=path)
-    for key in _UNSUPPORTED:
-        if config.get(key):
-            raise CheckpointError(
-                f"{key} is set; only plain LoRA can be merged here",
-                where=path / "adapter_config.json",
-                hint="merge it with PEFT's merge_and_unload() and convert the merged checkpoint",
-            )
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_OTHER_BASE):
-        raise CheckpointError(
-            f"init_lora_weights is {shown(start)}, which also changes the weights that are adapted",
-            where=path / "adapter_config.json",
-            hint="save it as plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
-        )
-    tensors = _read_tensors(path)
-    halves: dict[str, dict[str, Weight]] = {}
-    replaced: dict[str, Weight] = {}
-    transposed: set[str] = set()
-    for name, weight in tensors.items():
-        bare = _unwrapped(name)
-        match = _LOW_RANK.match(bare)
-        if match is None:
-            replaced[bare] = weight
-            continue
-        target = f"{match['module']}.weight"
-        halves.setdefault(target, {})[match["side"]] = weight
-        if match["kind"]:
-            transposed.add(target)
-    low_rank = {
-        target: _low_rank(target, sides, config, target in transposed, path)
-        for target, sides in halves.items()
-    }
-    return Adapter(path, low_rank, replaced)
-
-
-def merge_adapter(weights: WeightSource, adapter: Adapter, canonical: Mapping[str, str]) -> dict[str, Weight]:
+def merge_adapter(
+    weights: WeightSource,
+    adapter: Adapter,
+    canonical: Mapping[str, str],
+    stored: Mapping[str, Weight],
+    tied: bool,
+) -> dict[str, Weight]:
     """A view with the adapter merged.
 
     Args:
         weights: The checkpoint's weights by canonical name.
         adapter: The adapter.
-        canonical: Stored name -> canonical name, for the adapter's targets.
+        canonical: Stored name -> canonical name, for the adapter's weights.
+        stored: The checkpoint's tensors; what no part of the model reads may be replaced, too.
+        tied: Whether embedding and head are one table.
 
     Raises:
-        CheckpointError: A target is not in the checkpoint or has another shape.
+        CheckpointError: The checkpoint lacks a weight that the adapter changes, or it has another shape.
     """
     merged = dict(weights)
-    adapted = {canonical.get(name) for name in adapter.low_rank}
-    replaced = {canonical.get(name) for name in adapter.replaced}
-    if _HEAD not in weights and _EMBED in weights and (_EMBED in adapted or _HEAD in adapted | replaced):
-        merged[_HEAD] = weights[_EMBED]  # of a tied table only one of its two uses was adapted
-    for stored, weight in adapter.replaced.items():
-        name = _target(stored, canonical, merged, adapter.path)
-        if weight.shape != merged[name].shape:
-            raise _shape_error(stored, weight.shape, merged[name].shape, adapter.path)
-        merged[name] = weight
-    for stored, low_rank in adapter.low_rank.items():
-        name = _target(stored, canonical, merged, adapter.path)
-        shape = merged[name].shape
-        update = (low_rank.b.shape[0], low_rank.a.shape[1])
-        if low_rank.transposed:
-            update = update[::-1]
-        if update != shape[:2] or math.prod(shape[2:]) != 1:
-            raise _shape_error(stored, update, shape, adapter.path)
-        merged[name] = merge_low_rank(merged[name], low_rank)
-    return merged
+    places = _places(adapter, canonical, stored, weights, tied)
+    for name in sorted(adapter.replaced.keys() & places.keys() - adapter.copied):
+        _replace(merged, places[name], name, adapter)
+    heads = {name for name in adapter.rows if places[name] == HEAD}
+    for name in sorted(adapter.rows.keys() - heads):
+        _replace_rows(merged, places[name], adapter.rows[name], adapter.path)
+    if tied:
+        _part_table(merged, adapter, places)
+    for name in heads:
+        _replace_rows(merged, HEAD, adapter.rows[name], adapter.path)
+    for name in sorted(adapter.copied & places.keys()):
+        _replace(merged, places[name], name, adapter)
+    for name, low_rank in adapter.low_rank.items():
+        _check_product(merged[places[name]].shape, low_rank, name, places[name], adapter.path)
+        merged[places[name]] = merge_low_rank(merged[places[name]], low_rank)
+    return checked(merged, weights, "merging the adapter")
 
 
-def _read_tensors(path: Path) -> dict[str, Weight]:
-    if is_there(path / "adapter_model.safetensors"):
-        tensors = read_safetensors(path / "adapter_model.safetensors")
-    elif is_there(path / "adapter_model.bin"):
-        tensors = read_torch_zip(path / "adapter_model.bin")
-    else:
-        raise CheckpointError("neither adapter_model.safetensors nor adapter_model.bin is here", where=path)
-    if is_there(path / "non_lora_trainables.bin"):
-        tensors |= read_torch_zip(path / "non_lora_trainables.bin")
-    return tensors
-
-
-def _unwrapped(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name.replace(".base_layer.", ".")  # the adapted layer's own bias or table, trained with it
-
-
-def _low_rank(
-    target: str, sides: Mapping[str, Weight], config: Mapping[str, Any], transposed: bool, path: Path
-) -> LowRank:
-    if set(sides) != {"A", "B"} or len(sides["A"].shape) != 2 or len(sides["B"].shape) != 2:
-        raise CheckpointError(f"the adapter of '{target}' is incomplete", where=path)
-    rank = sides["A"].shape[0]
-    if sides["B"].shape[1] != rank or not rank:
-        raise CheckpointError(f"the two halves of the adapter of '{target}' have different ranks", where=path)
-    where = path / "adapter_config.json"
-    alpha = _by_pattern(config.get("alpha_pattern"), target, config.get("lora_alpha", _PEFT_ALPHA), where)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e9:
-        raise CheckpointError(f"lora_alpha is {shown(alpha)}, expected a number", where=where)
-    return LowRank(
-        a=sides["A"],
-        b=sides["B"],
-        scale=alpha / (rank**0.5 if config.get("use_rslora") else rank),
-        transposed=transposed,
-    )
-
-
-def _by_pattern(patterns: object, target: str, default: object, where: Path) -> object:
-    """PEFT's override per module: a key is a regular expression for the end of the module's name."""
-    module = target.removesuffix(".weight")
-    for key, value in patterns.items() if isinstance(patterns, dict) else ():
-        try:
-            if re.fullmatch(rf"(.*\.)?({key})", module):
-                return value
-        except re.error as error:
+def _places(
+    adapter: Adapter,
+    canonical: Mapping[str, str],
+    stored: Mapping[str, Weight],
+    weights: WeightSource,
+    tied: bool,
+) -> dict[str, str]:
+    """Canonical names of everything that the adapter changes and the model has."""
+    places = {}
+    for stored_name in adapter.names:
+        name = canonical.get(stored_name)
+        if name in weights or (name == HEAD and tied):
+            places[stored_name] = str(name)
+        elif stored_name not in adapter.replaced or not (
+            stored_name in stored or stored_name.endswith(_COUNTERS)
+        ):
             raise CheckpointError(
-                f"alpha_pattern has the malformed pattern {shown(key)}", where=where
-            ) from error
-    return default
+                f"the adapter changes '{stored_name}', which the checkpoint does not have",
+                where=adapter.path,
+                hint="was it trained on another checkpoint or in the other layout (Apple's, transformers')?",
+            )
+    return places
 
 
-def _target(stored: str, canonical: Mapping[str, str], weights: WeightSource, path: Path) -> str:
-    name = canonical.get(stored)
-    if name is None or name not in weights:
+def _part_table(merged: dict[str, Weight], adapter: Adapter, places: Mapping[str, str]) -> None:
+    """Where embedding and head are one table: give the head its own, or see that it follows the embedding."""
+    replaced = {places[name]: name in adapter.copied for name in adapter.replaced if name in places}
+    added = {places[name] for name in adapter.low_rank}
+    touched = {*replaced, *added, *(places[name] for name in adapter.rows)}
+    if not touched & {EMBED, HEAD}:
+        return
+    own = replaced.get(EMBED, False) or (EMBED in added and not adapter.shares_table)
+    if own or HEAD in touched:
+        if HEAD not in replaced or replaced[HEAD]:
+            merged[HEAD] = merged[EMBED]
+    else:
+        merged.pop(HEAD, None)
+
+
+def _replace(merged: dict[str, Weight], name: str, stored_name: str, adapter: Adapter) -> None:
+    weight, before = adapter.replaced[stored_name], merged[name if name in merged else EMBED]
+    resized = name in (EMBED, HEAD) and len(weight.shape) == 2  # a vocabulary that grew with the adapter
+    if weight.shape[resized:] != before.shape[resized:]:
+        raise _shape_error(stored_name, weight.shape, before.shape, adapter.path)
+    merged[name] = weight
+
+
+def _replace_rows(merged: dict[str, Weight], name: str, rows: Rows, path: Path) -> None:
+    table = merged[name]
+    if len(table.shape) != 2 or rows.values.shape[1:] != table.shape[1:]:
+        raise _shape_error(name, rows.values.shape, table.shape, path)
+    beyond = sorted(number for number in rows.numbers if number >= table.shape[0])
+    if beyond != list(range(table.shape[0], table.shape[0] + len(beyond))):
         raise CheckpointError(
-            f"the adapter changes '{stored}', which the checkpoint does not have",
+            f"the adapter trains token {beyond[-1]}, but the table has {table.shape[0]} rows and the adapter "
+            "does not have all that are missing",
             where=path,
-            hint="was it trained on another checkpoint or in the other layout (Apple's, transformers')?",
+            hint="save the resized table with it: save_pretrained(..., save_embedding_layers=True)",
         )
-    return name
+    merged[name] = replace_rows(table, rows.numbers, rows.values)
+
+
+def _check_product(shape: tuple[int, ...], low_rank: LowRank, stored: str, name: str, path: Path) -> None:
+    update = (low_rank.up.shape[0], *low_rank.down.shape[1:])
+    columns = shape[1:2] if set(shape[2:]) <= {1} and len(update) == 2 else shape[1:]
+    if update == (*shape[:1], *columns) and len(shape) > 1:
+        return
+    error = _shape_error(stored, update, shape, path)
+    if name in (EMBED, HEAD) and update[1:] == shape[1:]:
+        error.hint = (
+            "the vocabulary was resized with the adapter; save the table with it: "
+            "save_pretrained(..., save_embedding_layers=True)"
+        )
+    raise error
 
 
 def _shape_error(

@@ -7,17 +7,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastvlm_convert.checkpoint.adapter import merge_adapter, read_adapter
+from fastvlm_convert.checkpoint.adapter import EMBED, HEAD, Adapter, merge_adapter
+from fastvlm_convert.checkpoint.adapter_folder import open_adapter
 from fastvlm_convert.checkpoint.dimensions import (
     Disagreement,
     check_shapes,
     check_supported,
     find_disagreements,
-    image_size_of,
     infer_config,
+    text_config,
 )
-from fastvlm_convert.checkpoint.files import read_json
+from fastvlm_convert.checkpoint.files import optional_json, read_json
 from fastvlm_convert.checkpoint.layouts import LAYOUTS, Layout, canonical_names
+from fastvlm_convert.checkpoint.picture_settings import (
+    PictureSettings,
+    picture_settings,
+    with_pixel_scaling,
+)
+from fastvlm_convert.checkpoint.prompt_settings import PromptSettings, prompt_settings
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME as QUANTIZED_FILE
 from fastvlm_convert.checkpoint.quantized_checkpoint import QuantizedContent, quantized_content, read_record
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
@@ -31,13 +38,18 @@ from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.reparameterize import reparameterize
 from fastvlm_convert.weights.safetensors_file import read_header, read_safetensors
 from fastvlm_convert.weights.shapes import convolutions, weight_shapes
-from fastvlm_convert.weights.source import Weight, reshaped
+from fastvlm_convert.weights.source import Weight, reshaped, same_content
+from fastvlm_convert.weights.storage import checked
 
 _T = TypeVar("_T")
 _READERS: dict[str, Callable[[Path], dict[str, Weight]]] = {
     "model.safetensors": read_safetensors,
     "pytorch_model.bin": read_torch_zip,
 }
+_SETTINGS = (
+    "preprocessor_config.json", "processor_config.json", "generation_config.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 _LICENSE_NAMES = ("LICENSE", "LICENSE_MODEL", "LICENSE.txt", "LICENSE.md", "LICENCE")
 
 
@@ -55,9 +67,11 @@ class Checkpoint:
         stored: Stored name -> tensor, as in the files.
         tokenizer: Its tokenizer.
         eos_token_ids: Ids at which an answer ends.
-        image_mode: `pad` or `crop`: how the original code makes an image square.
+        pictures: How the original code prepares pictures, and where that was found.
+        prompt: The format of conversations, and where it was found.
         unused: Stored names that no part of the model reads.
         disagreements: Where config.json contradicts the tensors.
+        oddities: What was odd about the files and how they were read nevertheless.
         license: The model's license file, if it brings one.
         settings: Every file but weights: config, tokenizer, preprocessing, generation, license.
         files: Every file that was read, for the checkpoint's hash.
@@ -71,9 +85,11 @@ class Checkpoint:
     stored: Mapping[str, Weight]
     tokenizer: TextTokenizer
     eos_token_ids: tuple[int, ...]
-    image_mode: ImageMode
+    pictures: PictureSettings
+    prompt: PromptSettings
     unused: tuple[str, ...]
     disagreements: tuple[Disagreement, ...]
+    oddities: tuple[str, ...]
     license: Path | None
     settings: tuple[Path, ...]
     files: tuple[Path, ...]
@@ -84,42 +100,59 @@ class Checkpoint:
         return content_hash(self.files)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that files were read from: its own, and an adapter's."""
+        return tuple(dict.fromkeys(path.parent for path in self.files))
+
+    @property
+    def image_mode(self) -> ImageMode:
+        """How the original code makes an image square."""
+        return self.pictures.image.mode
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its files say and this tool does otherwise, or how it read what was odd."""
+        return (*self.oddities, *self.pictures.notes, *self.prompt.notes)
+
+    @property
     def folded(self) -> MixedSource:
         """Canonical names, BatchNorm and LayerScale folded; integers where quantized."""
         return fold(self.weights) if self.quantized is None else self.quantized.weights
 
 
-def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Checkpoint:
     """Open a FastVLM checkpoint in Apple's or transformers' layout, or a quantized one; headers only.
 
     Args:
         path: Folder with config.json, weights and tokenizer.
-        adapter: PEFT folder whose adapter is merged into the weights, or None.
+        adapter: Folder of an adapter that is merged into the weights, or None.
 
     Raises:
         CheckpointError: It is missing, damaged, hostile, incomplete or no FastVLM.
         TokenizerError: Its tokenizer is missing or damaged.
     """
+    path, adapter = Path(path), None if adapter is None else Path(adapter)
     if not path.is_dir():
         what = "a checkpoint is a folder, this is a file" if path.exists() else "there is no such checkpoint"
         raise CheckpointError(what, where=path, hint="give the folder that holds config.json")
     raw = read_json(path / "config.json")
     layout = _layout(raw, path)
     check_supported(raw, layout, path)
-    preprocessor = _optional_json(path / "preprocessor_config.json")
-    image_size = image_size_of(raw, preprocessor, layout, path)
+    pictures = picture_settings(raw, layout, path)
+    image_size = pictures.image.size
     if is_there(path / QUANTIZED_FILE):
-        content = _read_quantized(path, raw, layout, image_size, adapter)
+        content = _read_quantized(path, raw, layout, image_size, adapter is not None)
+        opened = None
     else:
-        content = _read_float(path, raw, layout, image_size, adapter)
-    config = content.config
-    tokenizer = read_tokenizer(path)
+        opened = None if adapter is None else open_adapter(adapter)
+        content = _read_float(path, raw, layout, image_size, opened)
+    config = with_pixel_scaling(content.config, pictures.image)
+    tokenizer = read_tokenizer((opened and opened.tokenizer) or path)
     _check_embeds(tokenizer, config, path)
-    generation = _optional_json(path / "generation_config.json")
+    generation = optional_json(path / "generation_config.json")
     license = next((path / n for n in _LICENSE_NAMES if is_there(path / n)), None)
     settings = [path / "config.json", *tokenizer.files]
-    extra = ("preprocessor_config.json", "generation_config.json")
-    settings += [path / n for n in extra if is_there(path / n)]
+    settings += [path / n for n in _SETTINGS if is_there(path / n)]
     settings += [] if license is None else [license]
     return Checkpoint(
         path=path,
@@ -130,13 +163,20 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
         stored=content.stored,
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(generation, raw, tokenizer, config, path),
-        image_mode="pad" if raw.get("image_aspect_ratio", "pad") == "pad" else "crop",
+        pictures=pictures,
+        prompt=prompt_settings(layout, path),
         unused=content.unused,
         disagreements=find_disagreements(config, raw, layout),
+        oddities=() if opened is None else opened.notes,
         license=license,
         settings=tuple(settings),
-        files=(*settings, *content.files),
+        files=tuple(dict.fromkeys((*settings, *content.files))),
     )
+
+
+def opened(checkpoint: str | Path | Checkpoint) -> Checkpoint:
+    """A checkpoint, opened unless it is open already."""
+    return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
 
 
 @dataclass(frozen=True)
@@ -152,18 +192,20 @@ class _Content:
 
 
 def _read_float(
-    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Path | None
+    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Adapter | None
 ) -> _Content:
     stored, files = _read_tensors(path, _READERS)
     names = canonical_names(stored, layout)
     weights = {ours: stored[name] for name, ours in names.items()}
     if adapter is not None:
-        opened = read_adapter(adapter)
-        targets = canonical_names([*opened.low_rank, *opened.replaced], layout)
-        weights = merge_adapter(weights, opened, targets)
-        files += sorted(p for p in adapter.iterdir() if p.is_file())
+        # Apple's names tell the stage only beside each other, so the checkpoint's stand with the adapter's.
+        targets = canonical_names([*stored, *adapter.names], adapter.layout or layout)
+        tied = EMBED in weights and _is_tied(text_config(raw, layout), raw, weights)
+        weights = merge_adapter(weights, adapter, targets, stored, tied)
+        files += adapter.files
     config = infer_config(weights, raw, layout, image_size, path)
-    weights = reparameterize(weights, list(convolutions(config.vision)))
+    merged = reparameterize(weights, list(convolutions(config.vision)))
+    weights = checked(merged, weights, "merging train-time branches")
     expected = weight_shapes(config)
     check_shapes(weights, expected, path)
     weights = {name: reshaped(weights[name], shape) for name, shape in expected.items()}
@@ -172,9 +214,9 @@ def _read_float(
 
 
 def _read_quantized(
-    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Path | None
+    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, has_adapter: bool
 ) -> _Content:
-    if adapter is not None:
+    if has_adapter:
         raise CheckpointError(
             "an adapter cannot be merged into quantized weights",
             where=path,
@@ -210,6 +252,14 @@ def source_hash(checkpoint: Checkpoint) -> str:
     if checkpoint.quantized is not None:
         return checkpoint.quantized.record.source.sha256
     return checkpoint.sha256
+
+
+def _is_tied(text: Mapping[str, Any], raw: Mapping[str, Any], weights: Mapping[str, Weight]) -> bool:
+    """Whether embedding and head are one table, which then may be stored once or twice."""
+    if HEAD not in weights:
+        return True
+    said = raw.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    return said is True and same_content(weights[HEAD], weights[EMBED])
 
 
 def _layout(raw: Mapping[str, Any], path: Path) -> Layout:
@@ -255,10 +305,6 @@ def _read_shards(
     tensors = {name: weight for shard in shards.values() for name, weight in shard.items()}
     tensors |= {name: shards[file][name] for name, file in weight_map.items()}  # it decides between two
     return tensors, [index, *(path / file for file in shards)]
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if is_there(path) else {}
 
 
 def _check_embeds(tokenizer: TextTokenizer, config: ModelConfig, path: Path) -> None:

@@ -1,6 +1,5 @@
 """Read a model's dimensions off its tensors, and report where the config says otherwise."""
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from typing import Any
 
 from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.errors import CheckpointError, shown
-from fastvlm_convert.io_names import PATCH_SIZE, VISION_HEAD_DIM
+from fastvlm_convert.io_names import VISION_HEAD_DIM
 from fastvlm_convert.weights.file_tensors import FLOAT_DTYPES
 from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
+from fastvlm_convert.weights.parts import EMBEDDING, HEAD
 from fastvlm_convert.weights.source import WeightSource, same_content
 
-MAX_IMAGE_SIZE = 4096  # pixels a model may have been trained at
 _SET_IT = "set it in config.json as the model was trained"
 _FEW = 8  # names listed in a message before the rest is counted
 _NUM_STAGES = 5  # the stem halves the image twice, each stage after the first once: 64 pixels a token
@@ -74,7 +73,7 @@ def infer_config(
             raise CheckpointError(
                 f"an encoder width of {after} is no multiple of the {before} before it", where=path
             )
-    text = _text_config(raw, layout)
+    text = text_config(raw, layout)
     return ModelConfig(vision, dim("projector.fc1.weight", 0), _decoder(weights, dim, text, path))
 
 
@@ -108,7 +107,7 @@ def _stages(shapes: Mapping[str, Any], dim: Callable[[str, int], int], path: Pat
 def _decoder(
     weights: WeightSource, dim: Callable[[str, int], int], text: Mapping[str, Any], path: Path
 ) -> DecoderConfig:
-    embed = "decoder.embed_tokens.weight"
+    embed = f"{EMBEDDING}.weight"
     attention = "decoder.layers.0.self_attn"
     heads = _positive(text, "num_attention_heads", path)
     query, key = dim(f"{attention}.q_proj.weight", 0), dim(f"{attention}.k_proj.weight", 0)
@@ -120,7 +119,7 @@ def _decoder(
             hint=_SET_IT,
         )
     hidden, rows = dim(embed, 1), dim(embed, 0)
-    head = weights.get("decoder.lm_head.weight")
+    head = weights.get(f"{HEAD}.weight")
     return DecoderConfig(
         hidden_size=hidden,
         num_layers=count_indexed(weights, "decoder.layers", path),
@@ -128,7 +127,7 @@ def _decoder(
         num_kv_heads=key // head_dim,
         head_dim=head_dim,
         intermediate_size=dim("decoder.layers.0.mlp.gate_proj.weight", 0),
-        vocab_size=dim(embed if head is None else "decoder.lm_head.weight", 0),
+        vocab_size=dim(embed if head is None else f"{HEAD}.weight", 0),
         embed_rows=rows,
         tied=head is None or same_content(head, weights[embed]),
         rms_norm_eps=_number(text, "rms_norm_eps", 1e-6, path),
@@ -188,7 +187,7 @@ def find_disagreements(
     config: ModelConfig, raw: Mapping[str, Any], layout: Layout
 ) -> tuple[Disagreement, ...]:
     """What config.json says and the tensors contradict."""
-    text = _text_config(raw, layout)
+    text = text_config(raw, layout)
     decoder, vision = config.decoder, config.vision
     claims: list[tuple[str, Any, Any]] = [
         (key, text.get(key), getattr(decoder, ours))
@@ -217,46 +216,13 @@ def find_disagreements(
     )
 
 
-def image_size_of(raw: Mapping[str, Any], preprocessor: Mapping[str, Any], layout: Layout, path: Path) -> int:
-    """Edge of the square input in pixels.
-
-    Apple writes it into the name of the vision tower (`mobileclip_l_1024`); transformers into the
-    preprocessor's `crop_size`, and as the number of image tokens.
-
-    Raises:
-        CheckpointError: It is nowhere to be found or no multiple of 64.
-    """
-    size: object = None
-    if layout == "llava_qwen2":
-        match = re.search(r"_(\d{2,4})$", str(raw.get("mm_vision_tower", "")))
-        size = int(match[1]) if match else None
-    else:
-        crop = preprocessor.get("crop_size")
-        size = crop.get("height") if isinstance(crop, dict) else None
-        tokens = raw.get("image_seq_length")
-        if size is None and type(tokens) is int and tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
-            size = math.isqrt(tokens) * PATCH_SIZE
-    where = path / "config.json"
-    if type(size) is not int:
-        raise CheckpointError(
-            "the image size is not stated",
-            where=where,
-            hint="set mm_vision_tower to 'mobileclip_l_SIZE' (Apple), or image_seq_length (transformers)",
-        )
-    if size % PATCH_SIZE or not PATCH_SIZE <= size <= MAX_IMAGE_SIZE:
-        raise CheckpointError(
-            f"image size {size} is no multiple of {PATCH_SIZE} up to {MAX_IMAGE_SIZE}", where=where
-        )
-    return size
-
-
 def check_supported(raw: Mapping[str, Any], layout: Layout, path: Path) -> None:
     """Refuse settings that change what the network computes and that we do not implement.
 
     Raises:
         CheckpointError: Names the key, its value and the values that are supported.
     """
-    text = _text_config(raw, layout)
+    text = text_config(raw, layout)
     rope = _object(text.get("rope_scaling")) or _object(text.get("rope_parameters"))
     rules: list[tuple[str, Any, tuple[Any, ...]]] = [
         ("hidden_act", text.get("hidden_act", "silu"), ("silu",)),
@@ -278,7 +244,7 @@ def check_supported(raw: Mapping[str, Any], layout: Layout, path: Path) -> None:
             )
 
 
-def _text_config(raw: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:
+def text_config(raw: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:
     """Where the decoder's settings stand."""
     return _object(raw.get("text_config")) or raw if layout == "fast_vlm" else raw
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from fastvlm_convert.errors import CheckpointError, ConversionError
 from fastvlm_convert.json_file import MAX_JSON_BYTES, read_json_file
+from fastvlm_convert.regular_file import is_there
+from fastvlm_convert.regular_file import read_text as read_text_file
 from fastvlm_convert.weights.file_tensors import AGAIN
 
 _NAMES = {list: "list", str: "text", bool: "truth value", type(None): "null"}
@@ -36,3 +38,26 @@ def read_json(
         found = _NAMES.get(type(value), "number")
         raise kind(f"expected a JSON object, found {found}", where=path, hint=AGAIN)
     return value
+
+
+def read_text(path: Path, kind: type[ConversionError] = CheckpointError) -> str:
+    """Read a text file of a checkpoint.
+
+    Raises:
+        ConversionError: The file cannot be read or is no text.
+    """
+    try:
+        return read_text_file(path)
+    except OSError as error:
+        raise kind(f"cannot read: {error.strerror}", where=path, hint=AGAIN) from error
+    except ValueError as error:
+        raise kind(f"cannot read: {error}", where=path, hint="save it as UTF-8") from error
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, or an empty one without the file.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    return read_json(path) if is_there(path) else {}

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from fastvlm_convert.checkpoint.dimensions import MAX_IMAGE_SIZE, check_shapes, infer_config
+from fastvlm_convert.checkpoint.dimensions import check_shapes, infer_config
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.layouts import Layout
+from fastvlm_convert.checkpoint.picture_settings import MAX_IMAGE_SIZE
 from fastvlm_convert.dataclass_io import from_plain, has_schema
 from fastvlm_convert.errors import CheckpointError, ConversionError, RecipeError, shown
 from fastvlm_convert.manifest import Source
@@ -21,6 +22,7 @@ from fastvlm_convert.quantized.layer_plan import LayerPlan, check_groups
 from fastvlm_convert.quantized.layer_report import LayerReport
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, dense_view
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.resolved_recipe import ResolvedRecipe
 from fastvlm_convert.weights.file_tensors import FileTensor
 from fastvlm_convert.weights.fold import folded_shapes
 from fastvlm_convert.weights.model_config import ModelConfig
@@ -47,7 +49,7 @@ class Quantization:
 
     tool: str
     source: Source
-    recipe: Recipe
+    recipe: ResolvedRecipe
     layers: tuple[LayerReport, ...]
 
     @property
@@ -109,7 +111,7 @@ def read_record(folder: Path) -> Quantization:
 
 def _check_consistent(record: Quantization) -> None:
     size = record.recipe.common.image_size
-    if size == "checkpoint" or size > MAX_IMAGE_SIZE:
+    if size > MAX_IMAGE_SIZE:
         raise CheckpointError(f"recipe.common.image_size is {size}, expected pixels up to {MAX_IMAGE_SIZE}")
     if len({report.layer for report in record.layers}) < len(record.layers):
         raise CheckpointError("it lists a layer twice")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from tokenizers.models import BPE
 from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.errors import TokenizerError, shown
 from fastvlm_convert.io_names import IMAGE_TOKEN
+from fastvlm_convert.prompt import Text
 from fastvlm_convert.regular_file import MAX_TEXT_BYTES, is_there, read_text
 from fastvlm_convert.weights.file_tensors import AGAIN
 
@@ -23,6 +25,7 @@ _QWEN2_SPLIT = (
 )
 _END_OF_TURN, _END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 _MAX_ID = 1 << 24
+_TOKENIZER = "tokenizer.json"
 _APPLE_FILES = ("vocab.json", "merges.txt")
 _OPTIONAL_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 
@@ -54,10 +57,27 @@ class TextTokenizer:
         return set(self.backend.get_vocab())
 
     @cached_property
-    def _added(self) -> re.Pattern[str]:
-        """Tokens that are taken whole, before text is split into bytes."""
-        added = (token.content for token in self.backend.get_added_tokens_decoder().values())
-        return re.compile("|".join(map(re.escape, added)))
+    def _special(self) -> dict[str, AddedToken]:
+        """Tokens that only a prompt's format may write, by what they look like."""
+        added = self.backend.get_added_tokens_decoder().values()
+        return {token.content: token for token in added if token.special}
+
+    @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        added = self.backend.get_added_tokens_decoder().items()
+        return {token.content: token_id for token_id, token in added if token.special}
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self._special, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    @cached_property
+    def _taken_whole(self) -> re.Pattern[str] | None:
+        """Added tokens of ordinary text, which is not split into bytes there."""
+        added = self.backend.get_added_tokens_decoder().values()
+        plain = [re.escape(token.content) for token in added if not token.special]
+        return re.compile("|".join(plain)) if plain else None
 
     @property
     def num_tokens(self) -> int:
@@ -71,16 +91,48 @@ class TextTokenizer:
         return max(i for i in ids if i != self.image_token_id)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; nothing is added before or after.
+        """Token ids of a text of the prompt's format: special tokens in it are tokens.
 
         Raises:
             TokenizerError: The vocabulary lacks a byte of the text (byte-pair encoding would drop it), or it
                 is no text.
         """
-        if not _is_text(text):
+        return self.encode_texts([Text(text, is_format=True)])
+
+    def encode_texts(self, texts: Sequence[Text]) -> list[int]:
+        """Token ids of texts that stand side by side; nothing is added before or after.
+
+        Where no special token stands between, byte-pair encoding joins what the format wrote and what a
+        user typed, as it does in the original code. A special token that a user typed is ordinary text.
+
+        Raises:
+            TokenizerError: The vocabulary lacks a byte of a text (byte-pair encoding would drop it), or it is
+                no text.
+        """
+        ids: list[int] = []
+        run = ""
+        strips = False  # whether the special token before the run takes the space behind it
+        for text in texts:
+            pieces = self._special_pattern.split(text.content) if text.is_format else [text.content]
+            for piece in pieces:
+                token = self._special.get(piece) if text.is_format else None
+                if token is None:
+                    run += piece
+                    continue
+                ids += self._encode_run(run.rstrip() if token.lstrip else run, strips)
+                ids.append(self._special_ids[piece])
+                run, strips = "", token.rstrip
+        return ids + self._encode_run(run, strips)
+
+    def _encode_run(self, run: str, strips: bool) -> list[int]:
+        """Ids of text between special tokens."""
+        run = run.lstrip() if strips else run
+        if not run:
+            return []
+        if not _is_text(run):
             hint = "is it in the encoding that your terminal says?"
             raise TokenizerError("the text holds half of a character", where=self.files[0].parent, hint=hint)
-        plain = self._added.sub("", text)
+        plain = run if self._taken_whole is None else self._taken_whole.sub("", run)
         if self.backend.normalizer is not None:
             plain = self.backend.normalizer.normalize_str(plain)
         for char in dict.fromkeys(plain):
@@ -91,11 +143,16 @@ class TextTokenizer:
                     where=self.files[0].parent,
                     hint="this checkpoint was trained on a smaller alphabet; rephrase the question",
                 )
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        return list(self.backend.encode(run, add_special_tokens=False).ids)
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids` without special tokens; ids beyond the vocabulary decode to nothing."""
         return str(self.backend.decode(ids, skip_special_tokens=True))
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether a folder holds the files that `read_tokenizer` needs."""
+    return (path / _TOKENIZER).is_file() or all((path / name).is_file() for name in _APPLE_FILES)
 
 
 def read_tokenizer(path: Path) -> TextTokenizer:
@@ -107,15 +164,16 @@ def read_tokenizer(path: Path) -> TextTokenizer:
     Raises:
         TokenizerError: Files are missing or damaged, or a token of the prompt format is absent.
     """
-    if is_there(path / "tokenizer.json"):
-        names = ["tokenizer.json"]
-        backend = _from_tokenizer_json(path / "tokenizer.json")
+    if is_there(path / _TOKENIZER):
+        names = [_TOKENIZER]
+        backend = _from_tokenizer_json(path / _TOKENIZER)
     else:
         names = list(_APPLE_FILES)
         backend = _from_vocab_and_merges(path)
     names += [name for name in _OPTIONAL_FILES if is_there(path / name)]
     if backend.token_to_id(IMAGE_TOKEN) is None:  # Apple's checkpoints have no such token
         backend.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
+    backend.encode_special_tokens = True  # `encode_texts` finds those of the format itself
     return TextTokenizer(
         backend=backend,
         files=tuple(path / name for name in names),

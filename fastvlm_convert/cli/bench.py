@@ -3,19 +3,22 @@
 import dataclasses
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from fastvlm_convert.bench.run import METRICS, Contender, ContenderResult, bench
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import err, out, print_json, progress, size_text
-from fastvlm_convert.cli.options import JsonOption, VerboseOption
-from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.cli.console import err, out, plain_table, progress, report, size_text
+from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.manifest import Manifest, load_manifest
 
+EXAMPLES = """
+fastvlm-convert bench app --reference FastVLM-0.5B
+fastvlm-convert bench fp16 int4 --new-tokens 64 --trials 20
+"""
 _LABELS = {
     "vision_ms": "vision ms",
     "prefill_ms": "prefill ms",
@@ -27,32 +30,34 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 def command(
+    context: typer.Context,
     bundles: Annotated[
         list[Path], typer.Argument(metavar="BUNDLE...", help="Folders of bundles.", show_default=False)
     ],
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="CHECKPOINT", help="Also run its PyTorch reference.", show_default=False),
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Also run this checkpoint as the PyTorch reference.",
+            show_default=False,
+        ),
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of every answer.")] = 32,
-    trials: Annotated[int, typer.Option(min=1, help="Measured rounds, after one to warm up.")] = 10,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    new_tokens: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Length of every answer in tokens.")
+    ] = 32,
+    trials: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Rounds to measure, after one to warm up.")
+    ] = 10,
 ) -> None:
-    """Measure the reference and bundles, interleaved in one run, each in a process of its own."""
+    """Measure latency and memory, side by side.
+
+    Bundles and reference take turns, each in a process of its own, so that whatever else the machine does
+    affects all alike.
+    """
     manifests = {bundle: load_manifest(bundle) for bundle in bundles}
     contract = manifests[bundles[0]].contract
-    contenders = []
-    if reference is not None:
-        opened = open_checkpoint(reference)
-        weights = [p for p in opened.files if p.suffix in _WEIGHT_SUFFIXES]
-        contenders.append(Contender("reference", reference, None, sum(p.stat().st_size for p in weights)))
-    for bundle, manifest in manifests.items():
-        for target in manifest.targets:
-            files = {f for a in manifest.artifacts if a.target == target for f in a.files}
-            size = sum(manifest.files[f].size for f in files)
-            contenders.append(Contender(f"{bundle.resolve().name} {target}", bundle, target, size))
-    with progress(quiet=as_json) as on_stage:
+    contenders = _contenders(reference, manifests)
+    with progress(flags_of(context).is_silent) as on_stage:
         on_stage("bench", 0.0)
         results = bench(
             contenders,
@@ -63,35 +68,61 @@ def command(
             on_progress=lambda share: on_stage("bench", share),
         )
     machine = {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()}
-    if as_json:
-        print_json(
-            "bench",
-            "passed",
-            host=machine,
-            new_tokens=new_tokens,
-            trials=trials,
-            contenders=[dataclasses.asdict(result) for result in results],
+    document = {
+        "host": machine,
+        "new_tokens": new_tokens,
+        "trials": trials,
+        "contenders": [dataclasses.asdict(result) for result in results],
+    }
+
+    def show() -> None:
+        _print(results)
+        err.print(
+            f"\n{trials} trials of {new_tokens} tokens on this host, not a phone "
+            f"({machine['system']} {machine['machine']}, {machine['cpu_count']} CPUs).\n"
+            "Cells: median (90th percentile; ratio to the reference's median).",
+            soft_wrap=True,
         )
-        return
-    _print(results)
-    err.print(
-        f"{trials} trials of {new_tokens} tokens on {machine['system']} {machine['machine']}, "
-        f"{machine['cpu_count']} CPUs: this is the host, not a phone. "
-        "Median (p90; x: median over the reference's).",
-        soft_wrap=True,
-    )
+
+    report(context, "passed", document, show, brief="; ".join(_verdict(r) for r in results))
+
+
+def _contenders(reference: Path | None, manifests: Mapping[Path, Manifest]) -> list[Contender]:
+    """The reference first, then every target of every bundle."""
+    contenders = []
+    if reference is not None:
+        weights = [p for p in open_checkpoint(reference).files if p.suffix in _WEIGHT_SUFFIXES]
+        contenders.append(Contender("reference", reference, None, sum(p.stat().st_size for p in weights)))
+    for bundle, manifest in manifests.items():
+        for target in manifest.targets:
+            files = {f for a in manifest.artifacts if a.target == target for f in a.files}
+            size = sum(manifest.files[f].size for f in files)
+            contenders.append(Contender(f"{bundle.resolve().name} {target}", bundle, target, size))
+    return contenders
+
+
+def _verdict(result: ContenderResult) -> str:
+    """`app onnx: first token 69.6 ms (0.75x), decode 136 tok/s (0.92x)`."""
+    shown = {}
+    for metric in ("ttft_ms", "decode_tokens_per_s"):
+        ratio = result.ratio_to_reference.get(metric)
+        shown[metric] = _figure(result.metrics[metric].p50), "" if ratio is None else f" ({ratio:.2f}x)"
+    (first, first_ratio), (decode, decode_ratio) = shown.values()
+    return f"{result.name}: first token {first} ms{first_ratio}, decode {decode} tok/s{decode_ratio}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _print(results: list[ContenderResult]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("")
-    for result in results:
-        table.add_column(escape(result.name), justify="right")
+    names = [result.name for result in results]
+    table = plain_table("", *names, right=names)
     for metric in METRICS:
         cells = []
         for result in results:
             spread, ratio = result.metrics[metric], result.ratio_to_reference.get(metric)
-            shown = f"{spread.p50:.1f} ({spread.p90:.1f}"
+            shown = f"{_figure(spread.p50)} ({_figure(spread.p90)}"
             cells.append(f"{shown}; {ratio:.2f}x)" if ratio is not None else f"{shown})")
         table.add_row(_LABELS[metric], *cells)
     table.add_row("load ms", *(f"{r.load_ms:.0f}" for r in results))

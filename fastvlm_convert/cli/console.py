@@ -2,20 +2,23 @@
 
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
+from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.progress import OnStage
 
 JSON_SCHEMA_VERSION: Final = 1
-
-OnStage = Callable[[str, float], None]
 
 _IS_TERMINAL: Final = sys.stdout is not None and sys.stdout.isatty()  # None where it is closed
 _FILE_WIDTH: Final = 120  # a pipe or a log has no width; Rich would take 80
@@ -27,7 +30,38 @@ err = Console(stderr=True, highlight=False, emoji=False)
 _STATUS_STYLES = {"passed": "green", "failed": "bold red", "not_run": "yellow"}
 
 
-def print_json(command: str, status: str, **fields: Any) -> None:  # noqa: ANN401
+def use_color(allowed: bool) -> None:
+    """Allow colors, on a terminal or where FORCE_COLOR is set, or forbid them, as NO_COLOR does."""
+    for console in (out, err):
+        console.no_color = not allowed or os.environ.get("NO_COLOR", "") != ""
+
+
+def report(
+    context: typer.Context,
+    status: str,
+    document: Mapping[str, Any],
+    show: Callable[[], None],
+    brief: str | None = None,
+) -> None:
+    """Print a command's result as its flags ask for it.
+
+    Args:
+        context: The command's.
+        status: `passed`, `failed` or `not_run`.
+        document: With `--json`: the fields beside schema_version, command and status.
+        show: Prints it for people.
+        brief: With `--quiet`: the one line to print; None where `show` prints the result and nothing else.
+    """
+    flags = flags_of(context)
+    if flags.as_json:
+        print_json(context.info_name, status, **document)
+    elif flags.quiet and brief is not None:
+        sys.stdout.write(f"{brief}\n")
+    else:
+        show()
+
+
+def print_json(command: str | None, status: str, **fields: Any) -> None:  # noqa: ANN401
     """Print the one JSON document of a command."""
     document = {"schema_version": JSON_SCHEMA_VERSION, "command": command, "status": status, **fields}
     # Not through Rich, which wraps at the width of the terminal; in ASCII, which every terminal can show.
@@ -56,8 +90,24 @@ def print_warnings(warnings: tuple[str, ...]) -> None:
         err.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
+def plain_table(*columns: str, right: Collection[str] = (), wrap: Collection[str] = ()) -> Table:
+    """A table without lines.
+
+    Args:
+        columns: Headings; none for a table of names and values.
+        right: Columns to align right, as numbers are.
+        wrap: Columns that alone give way on a narrow terminal; all do if empty.
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=bool(columns))
+    for name in columns:
+        is_firm = bool(wrap) and name not in wrap
+        justify: Any = "right" if name in right else "left"
+        table.add_column(escape(name), justify=justify, no_wrap=is_firm, overflow="fold")
+    return table
+
+
 def status_text(status: str) -> str:
-    """A status in its colour."""
+    """A status in its color."""
     return f"[{_STATUS_STYLES[status]}]{status}[/]"
 
 
@@ -69,12 +119,17 @@ def size_text(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def images_text(count: int) -> str:
+    """`1 image`, `16 images`."""
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
 @contextmanager
-def progress(quiet: bool) -> Iterator[OnStage]:
-    """A bar a stage on a terminal, nothing elsewhere; yields the callback that moves them.
+def progress(silent: bool) -> Iterator[OnStage]:
+    """A bar for each stage on a terminal, nothing elsewhere; yields the callback that moves them.
 
     Args:
-        quiet: Show nothing in any case.
+        silent: Show nothing in any case.
     """
     columns = (
         TextColumn("{task.description:<12}"),
@@ -82,7 +137,7 @@ def progress(quiet: bool) -> Iterator[OnStage]:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    bars = Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal)
+    bars = Progress(*columns, console=err, transient=True, disable=silent or not _can_animate())
     tasks: dict[str, TaskID] = {}
 
     def on_stage(stage: str, share: float) -> None:
@@ -95,15 +150,20 @@ def progress(quiet: bool) -> Iterator[OnStage]:
 
 
 @contextmanager
-def waiting(text: str, quiet: bool) -> Iterator[Callable[[], None]]:
+def waiting(text: str, silent: bool) -> Iterator[Callable[[], None]]:
     """A spinner on a terminal, nothing elsewhere; yields what ends it before the block does.
 
     Args:
         text: What the user waits for.
-        quiet: Show nothing in any case.
+        silent: Show nothing in any case.
     """
-    if quiet or not err.is_terminal:
+    if silent or not _can_animate():
         yield lambda: None
         return
     with err.status(text) as status:
         yield status.stop
+
+
+def _can_animate() -> bool:
+    """Whether standard error is a terminal in truth: FORCE_COLOR makes Rich believe so of a file."""
+    return err.is_terminal and sys.stderr.isatty()

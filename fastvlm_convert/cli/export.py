@@ -1,33 +1,39 @@
 """`fastvlm-convert export`: make a bundle."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from fastvlm_convert.bench.worker import peak_memory_bytes
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import is_quantized
-from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
+from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, report, size_text
+from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
 from fastvlm_convert.cli.options import (
     AdapterOption,
     CalibrationOption,
     CheckpointArgument,
-    JsonOption,
     StoredRecipeOption,
     TargetOption,
-    VerboseOption,
     chosen_recipe,
     chosen_targets,
     data_source,
 )
-from fastvlm_convert.pipeline import export
+from fastvlm_convert.peak_memory import peak_memory_bytes
+from fastvlm_convert.pipeline import ExportResult, export
+
+EXAMPLES = """
+fastvlm-convert export FastVLM-0.5B --target coreml --recipe ios-int4 -o app
+fastvlm-convert export quantized --target onnx --target coreml -o both
+"""
 
 
 def command(
+    context: typer.Context,
     checkpoint: CheckpointArgument,
     target: TargetOption,
     output: Annotated[
@@ -37,49 +43,57 @@ def command(
     adapter: AdapterOption = None,
     calibration: CalibrationOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
-    """Convert a checkpoint to a bundle that an app can ship."""
+    """Convert a checkpoint to a bundle that an app can ship.
+
+    A bundle is a folder: artifacts for each target, tokenizer and config files, and a manifest that describes
+    them. It appears whole or not at all.
+    """
     targets = chosen_targets(target)
     settings = None if recipe is None else chosen_recipe(recipe, calibration)
-    with progress(quiet=as_json) as on_stage:
+    with progress(flags_of(context).is_silent) as on_stage:
         result = export(
-            checkpoint,
-            settings,
-            targets,
+            open_checkpoint(checkpoint, adapter),
             output,
-            adapter=adapter,
+            recipe=settings,
+            targets=targets,
             calibration=data_source(calibration),
             overwrite=overwrite,
             on_progress=on_stage,
         )
     files = {name: entry.size for name, entry in result.manifest.files.items()}
-    if as_json:
-        print_json(
-            "export",
-            "passed",
-            bundle=str(result.bundle),
-            files=files,
-            total_bytes=sum(files.values()),
-            peak_memory_bytes=peak_memory_bytes(),
-            answers=score_document(result.score),
-            **layers_document(result.layers),
-            warnings=list(result.warnings),
-        )
-        return
-    print_warnings(result.warnings)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("file")
-    table.add_column("size", justify="right")
+    peak = peak_memory_bytes()
+    document = {
+        "bundle": str(result.bundle),
+        "files": files,
+        "total_bytes": sum(files.values()),
+        "peak_memory_bytes": peak,
+        "answers": score_document(result.score),
+        **layers_document(result.layers),
+        "warnings": list(result.warnings),
+    }
+
+    def show() -> None:
+        print_warnings(result.warnings)
+        _print_files(files)
+        out.print()
+        out.print(layers_table(result.layers))
+        out.print(f"\n{score_text(result.score)}", soft_wrap=True)
+        out.print(f"peak memory: {size_text(peak)}")
+        _print_next_steps(checkpoint, result, adapter)
+
+    report(context, "passed", document, show, brief=str(result.bundle))
+
+
+def _print_files(files: Mapping[str, int]) -> None:
+    table = plain_table("file", "size", right=("size",))
     for name, size in files.items():
         table.add_row(escape(name), size_text(size))
     table.add_row("[bold]total[/]", f"[bold]{size_text(sum(files.values()))}[/]")
     out.print(table)
-    out.print()
-    out.print(layers_table(result.layers))
-    out.print(f"\n{score_text(result.score)}")
-    out.print(f"peak memory {size_text(peak_memory_bytes())}")
+
+
+def _print_next_steps(checkpoint: Path, result: ExportResult, adapter: Path | None) -> None:
     # The quantizer's share shows against the float checkpoint only.
     reference = "CHECKPOINT" if is_quantized(checkpoint) else shlex.quote(str(checkpoint))
     paths = f"{shlex.quote(str(result.bundle))} --reference {reference}"

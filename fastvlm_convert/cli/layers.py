@@ -7,12 +7,12 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.cli.console import size_text
+from fastvlm_convert.cli.console import plain_table, size_text
 from fastvlm_convert.errors import printable
 from fastvlm_convert.quantization.score import AnswerScore
 from fastvlm_convert.quantized.layer_report import ComponentReport, LayerReport, component_reports
 
-_NOT_RUN = "no solver ran the model, verify measures it"
+_NOT_RUN = "no solver ran the model; `verify` measures them"
 _FEW = 2  # layers named beside a reason before the rest is counted
 
 
@@ -26,11 +26,8 @@ def layers_document(layers: Sequence[LayerReport]) -> dict[str, Any]:
 
 def layers_table(layers: Sequence[LayerReport]) -> Table:
     """One row for each component, and the total."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("component")
-    for name in ("layers", "bits per weight", "size", "SQNR dB"):
-        table.add_column(name, justify="right")
-    table.add_column("stored as")
+    numbers = ("layers", "bits per weight", "size", "SQNR dB")
+    table = plain_table("component", *numbers, "stored as", right=numbers, wrap=("stored as",))
     for report in component_reports(layers):
         is_total = report.name == "total"
         cells = (
@@ -55,10 +52,10 @@ def score_document(score: AnswerScore | None) -> dict[str, Any]:
 def score_text(score: AnswerScore | None) -> str:
     """The same in a line."""
     if score is None:
-        return f"answers: not run; {_NOT_RUN}"
+        return f"answers: not measured, because {_NOT_RUN}"
     return (
-        f"answers: KL {score.kl_mean_nats:.2g} nats, {100 * score.top1_agreement:.2f} % keep the likeliest "
-        f"({score.num_tokens} tokens of the calibration's answers)"
+        f"answers: KL {score.kl_mean_nats:.2g} nats, same top token in {100 * score.top1_agreement:.2f} % "
+        f"of {score.num_tokens} tokens of calibration answers"
     )
 
 
@@ -69,12 +66,12 @@ def _sqnr(report: ComponentReport) -> str:
 
 
 def _stored_as(report: ComponentReport) -> str:
-    """`24 int4 block 32; 1 float: a.b (why)`."""
+    """`24 int4 block 32; 1 float; a.b: why`."""
     parts = [f"{count} {scheme}" for scheme, count in report.schemes.items() if scheme != "float"]
     if report.in_float:
         parts.append(f"{len(report.in_float)} float")
     reasons: dict[str, list[str]] = {}
-    for layer, reason in report.in_float.items():
+    for layer, reason in (*report.in_float.items(), *report.fitted.items()):
         if reason is not None:
             reasons.setdefault(reason, []).append(layer)
     for reason, named in reasons.items():

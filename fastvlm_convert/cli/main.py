@@ -1,6 +1,6 @@
 """Entry point: the app, and the one place where errors become exit codes.
 
-0: done, gates passed. 1: a gate failed, and nothing else. 2: could not run. 128 + the number of the signal
+0: done, checks passed. 1: a check failed, and nothing else. 2: could not run. 128 + the number of the signal
 that ended it, after what is unfinished was removed: 129 hangup, 130 interrupt, 143 termination.
 """
 
@@ -18,42 +18,56 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from fastvlm_convert import __version__
-from fastvlm_convert.cli import bench, export, inspect, mil, plan, quantize, recipes, run, scan, verify
+from fastvlm_convert.cli import bench, chat, export, inspect, mil, plan, quantize, recipes, run, scan, verify
 from fastvlm_convert.cli.console import err, print_error, print_json
+from fastvlm_convert.cli.flags import Invocation
 from fastvlm_convert.cli.streams import guarded_streams
-from fastvlm_convert.errors import ConversionError, OutputError
+from fastvlm_convert.cli.typer_extension import Command, Group
+from fastvlm_convert.errors import ConversionError, MissingDependencyError, OutputError
 
+PROGRAM = "fastvlm-convert"
+EXIT_CHECK_FAILED = 1
 EXIT_COULD_NOT_RUN = 2
+EXIT_INTERRUPTED = 130
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 app = typer.Typer(
-    name="fastvlm-convert",
-    no_args_is_help=True,
+    name=PROGRAM,
+    cls=Group,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 a check failed, 2 could not run, 130 interrupted.",
 )
 for _name, _module in (
-    ("inspect", inspect), ("run", run), ("plan", plan), ("quantize", quantize), ("export", export),
-    ("verify", verify), ("bench", bench), ("scan", scan), ("mil", mil), ("recipes", recipes),
+    ("inspect", inspect), ("run", run), ("chat", chat), ("plan", plan), ("quantize", quantize),
+    ("export", export), ("verify", verify), ("bench", bench), ("scan", scan), ("mil", mil),
+    ("recipes", recipes),
 ):  # fmt: skip
-    app.command(_name)(_module.command)
+    app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"fastvlm-convert {__version__}")
+        typer.echo(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Convert FastVLM checkpoints to verified ONNX bundles."""
+    """Convert FastVLM checkpoints to Core ML and ONNX bundles, and verify them.
+
+    COMMAND -h shows a command's options and examples.
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(EXIT_COULD_NOT_RUN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,13 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    invocation = Invocation()
     try:
-        try:
-            app(args=arguments)
-        finally:
-            sys.stdout.flush()  # a failure at Python's own exit could not be told any more
+        code = _call(arguments, invocation)
     except SystemExit as exit_:
-        if isinstance(exit_.__context__, BrokenPipeError):  # Typer and Rich exit with 1, our "gate failed"
+        if isinstance(exit_.__context__, BrokenPipeError):  # Typer and Rich exit with 1, our "check failed"
             return EXIT_COULD_NOT_RUN
         if exit_.code is None:
             return 0
@@ -91,37 +103,58 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         return EXIT_COULD_NOT_RUN
     except ConversionError as error:
-        _report(error, arguments)
+        _report(error, invocation)
         return EXIT_COULD_NOT_RUN
     except OSError as error:  # a full disk, or a folder that may not be searched, wherever it strikes
         what = f"cannot read or write: {error.strerror or error}"
-        _report(ConversionError(what, where=error.filename, hint=_hint(error)), arguments)
+        _report(ConversionError(what, where=error.filename, hint=_hint(error)), invocation)
         return EXIT_COULD_NOT_RUN
     except MemoryError:
         hint = "`fastvlm-convert plan` tells what an export needs"
-        _report(ConversionError("there is not enough memory", hint=hint), arguments)
+        _report(ConversionError("there is not enough memory", hint=hint), invocation)
         return EXIT_COULD_NOT_RUN
-    except Exception as error:  # noqa: BLE001  the last resort: without it Python's own exit code 1 would read "gate failed"
+    except Exception as error:  # noqa: BLE001  the last resort: without it Python's own exit code 1 would read "check failed"
         traceback.print_exc()
         err.print(
             "[bold red]error:[/] this is a bug in fastvlm-convert; please report it with the lines above"
         )
-        _print_error_document(arguments, message=f"internal error: {error!r}")
+        _print_error_document(invocation, code="internal", message=f"internal error: {error!r}")
         return EXIT_COULD_NOT_RUN
-    return 0
+    return _exit_code(code or 0, invocation)
 
 
-def _report(error: ConversionError, arguments: list[str]) -> None:
-    if "--verbose" in arguments or "-v" in arguments:
+def _call(arguments: list[str], invocation: Invocation) -> int | None:
+    try:
+        code: int | None = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=invocation)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "this command") from error
+    finally:
+        sys.stdout.flush()  # a failure at Python's own exit could not be told any more
+    return code
+
+
+def _exit_code(code: int, invocation: Invocation) -> int:
+    """What the process ends with, where Typer ended without an error of ours."""
+    if code == EXIT_INTERRUPTED:
+        _print_error_document(invocation, code="interrupted", message="interrupted")
+    # Without a command it is Typer's own, of --install-completion for example, and no check of ours.
+    return EXIT_COULD_NOT_RUN if code == EXIT_CHECK_FAILED and invocation.command is None else code
+
+
+def _report(error: ConversionError, invocation: Invocation) -> None:
+    if invocation.flags.verbose:
         traceback.print_exc()
     print_error(error)
-    _print_error_document(arguments, message=str(error), where=error.where, hint=error.hint)
+    _print_error_document(invocation, code=error.code, message=str(error), where=error.where, hint=error.hint)
 
 
-def _print_error_document(arguments: list[str], **fields: str | None) -> None:
-    if "--json" in arguments:
+def _print_error_document(
+    invocation: Invocation, *, code: str, message: str, where: str | None = None, hint: str | None = None
+) -> None:
+    if invocation.flags.as_json:
+        fields = {"code": code, "message": message, "where": where, "hint": hint}
         with suppress(OSError, OutputError):  # standard output itself may be what fails
-            print_json(arguments[0], "error", error=fields)
+            print_json(invocation.command, "error", error=fields)
 
 
 def _hint(error: OSError) -> str:

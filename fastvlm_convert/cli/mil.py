@@ -7,36 +7,40 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.cli.console import out, print_json, size_text
-from fastvlm_convert.cli.options import JsonOption, VerboseOption
+from fastvlm_convert.cli.console import out, plain_table, report, size_text
 
 if TYPE_CHECKING:  # they need coremltools' protobuf classes, which only this command does
     from fastvlm_convert.mil.description import ValueSpec
     from fastvlm_convert.mil.survey import Survey
 
-_HONEST = "times of this machine's CPU kernels; they say nothing about Apple's"
+EXAMPLES = """
+fastvlm-convert mil app/coreml/decoder.mlpackage
+fastvlm-convert mil app/coreml/vision.mlpackage --profile
+"""
+_HONEST = "CPU kernels of this machine, which say nothing about Apple's"
 
 
 def command(
-    package: Annotated[Path, typer.Argument(metavar="FILE.mlpackage", help="Any ML program package.")],
+    context: typer.Context,
+    package: Annotated[
+        Path, typer.Argument(metavar="FILE.mlpackage", help="An ML program package, from any tool.")
+    ],
     profile: Annotated[
         bool,
-        typer.Option("--profile", help="Run every function once and add the time per kind of operation."),
+        typer.Option("--profile", help="Run every function once and show the time by kind of operation."),
     ] = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
-    """Show what is in a Core ML package: functions, operations and weights."""
+    """Show what is in a Core ML package, on any machine.
+
+    Its functions with their inputs, outputs and states, the operations and the weights.
+    """
     from fastvlm_convert.mil.survey import survey_package
 
     survey = survey_package(package)
     facts = describe(survey, package)
     if profile:
-        facts["profile"] = _profile(package, survey)
-    if as_json:
-        print_json("mil", "passed", **facts)
-    else:
-        _print(survey, facts)
+        facts["profile"] = _profile(package)
+    report(context, "passed", facts, lambda: _print(survey, facts))
 
 
 def describe(survey: "Survey", package: Path) -> dict[str, Any]:
@@ -72,58 +76,53 @@ def _plain(value: "ValueSpec") -> dict[str, Any]:
         "shape": list(value.shape),
         "allowed_shapes": None if flexible is None else str(flexible),
         "image": value.color,
+        "default": value.default,
         "description": value.description,
     }
 
 
-def _profile(package: Path, survey: "Survey") -> dict[str, Any]:
-    from fastvlm_convert.mil.interpreter import Interpreter
+def _profile(package: Path) -> dict[str, Any]:
+    from fastvlm_convert.mil import Interpreter
     from fastvlm_convert.mil.profile import profile, to_plain
 
     interpreter = Interpreter(package)
-    return {name: to_plain(profile(interpreter, name)) for name in survey.functions}
+    return {name: to_plain(profile(interpreter, name)) for name in interpreter.functions}
 
 
 def _print(survey: "Survey", facts: dict[str, Any]) -> None:
-    table = Table(
-        title=escape(facts["package"]),
-        title_justify="left",
-        show_header=False,
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
+    table = plain_table()
     table.add_row(
-        "[bold]needs[/]", f"{survey.deployment_target}, specification {survey.specification_version}"
+        "[bold]needs[/]", f"{survey.deployment_target} (specification {survey.specification_version})"
     )
     for name, function in survey.functions.items():
         chosen = " (default)" if name == survey.default_function and len(survey.functions) > 1 else ""
         table.add_row(f"[bold]{escape(name)}[/]", f"{function.opset}{chosen}")
         for kind, values in (
-            ("takes", function.spec.inputs),
-            ("gives", function.spec.outputs),
+            ("input", function.spec.inputs),
+            ("output", function.spec.outputs),
             ("state", function.spec.states),
         ):
             for value in values:
                 table.add_row(f"  {kind}", escape(f"{value.name}: {value}"))
         counts = ", ".join(f"{count} {kind}" for kind, count in function.operations.items())
-        table.add_row("  operations", escape(counts))
+        table.add_row("  operations", escape(counts or "none"))
         unknown = facts["functions"][name]["unknown_operations"]
         if unknown:
             table.add_row("  [yellow]unknown[/]", escape(", ".join(unknown)))
     weights = ", ".join(f"{size_text(count)} {kind}" for kind, count in survey.weight_bytes.items())
     table.add_row("[bold]weights[/]", weights or "none in files")
     for key, text in survey.metadata.items():
-        table.add_row(f"[bold]{escape(key)}[/]", escape(text))
+        table.add_row(f"[bold]{escape(key)}[/]", escape(text.rstrip()))
+    out.print(f"[bold]{escape(facts['package'])}[/]", soft_wrap=True)
     out.print(table)
     for name, found in facts.get("profile", {}).items():
-        out.print(_times(name, found))
+        out.print(f"\n[bold]{escape(name)}[/]: {1e3 * found['seconds']:.1f} ms on {_HONEST}", soft_wrap=True)
+        out.print(_times(found))
 
 
-def _times(function: str, found: dict[str, Any]) -> Table:
-    title = f"{function}: {1e3 * found['seconds']:.1f} ms ({_HONEST})"
-    table = Table("operation", title=escape(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("count", "ms", "share"):
-        table.add_column(column, justify="right")
+def _times(found: dict[str, Any]) -> Table:
+    numbers = ("count", "ms", "share")
+    table = plain_table("operation", *numbers, right=numbers)
     total = sum(v["seconds"] for v in found["operations"].values()) or 1.0
     for kind, value in found["operations"].items():
         share = 100 * value["seconds"] / total

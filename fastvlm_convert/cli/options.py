@@ -5,40 +5,72 @@ from typing import Annotated
 
 import typer
 
-from fastvlm_convert.errors import TargetError
-from fastvlm_convert.manifest import Target
-from fastvlm_convert.pipeline import TARGETS
-from fastvlm_convert.recipe import Recipe, load_recipe, without_data
+from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes, without_data
+from fastvlm_convert.targets import BACKENDS, Target, known_target
+
+NO_DATA = "none"
+TARGET_NAMES = "|".join(BACKENDS)
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of shipped recipes, for the shell; a path completes by itself."""
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+def complete_target(incomplete: str) -> list[str]:
+    """Names of targets, for the shell."""
+    return [target for target in BACKENDS if target.startswith(incomplete)]
+
 
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a FastVLM checkpoint.", show_default=False)
 ]
-NO_DATA = "none"
-
 AdapterOption = Annotated[
     Path | None,
     typer.Option(
-        "--adapter", metavar="FOLDER", help="LoRA adapter (PEFT folder) to merge in.", show_default=False
+        "--adapter",
+        metavar="FOLDER",
+        help="LoRA adapter (of PEFT, LLaVA or MLX) to merge in.",
+        show_default=False,
     ),
 ]
 CalibrationOption = Annotated[
     str | None,
     typer.Option(
         "--calibration",
-        metavar="FOLDER|JSONL|none",
-        help="Pictures for solvers that need data; generated ones by default. none: search without data.",
+        metavar=f"FOLDER|JSONL|{NO_DATA}",
+        help="Images and questions to calibrate with; generated ones if omitted. "
+        f"'{NO_DATA}' skips calibration and takes seconds.",
         show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        metavar="FOLDER",
+        help="Images to ask about, with an optional questions.json; 16 generated ones if omitted.",
+        show_default=False,
+    ),
+]
 TargetOption = Annotated[
-    list[str], typer.Option("--target", help="Format to export; may be repeated.", show_default=False)
+    list[str],
+    typer.Option(
+        "--target",
+        metavar=TARGET_NAMES,
+        help="Format to export; repeat it for several.",
+        autocompletion=complete_target,
+        show_default=False,
+    ),
 ]
 RecipeOption = Annotated[
     str,
     typer.Option(
-        "--recipe", metavar="NAME|FILE", help="A shipped recipe or a YAML file.", show_default=False
+        "--recipe",
+        metavar="NAME|FILE",
+        help="A shipped recipe or a YAML file.",
+        autocompletion=complete_recipe,
+        show_default=False,
     ),
 ]
 StoredRecipeOption = Annotated[
@@ -46,7 +78,8 @@ StoredRecipeOption = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME|FILE",
-        help="A shipped recipe or a YAML file; a quantized checkpoint has its own.",
+        help="A shipped recipe or a YAML file; a quantized checkpoint brings its own.",
+        autocompletion=complete_recipe,
         show_default=False,
     ),
 ]
@@ -58,13 +91,7 @@ def chosen_targets(names: list[str]) -> list[Target]:
     Raises:
         TargetError: There is no such target.
     """
-    chosen: list[Target] = []
-    for name in dict.fromkeys(names):
-        known = [target for target in TARGETS if target == name]
-        if not known:
-            raise TargetError(f"unknown target '{name}'", hint=f"targets: {', '.join(TARGETS)}")
-        chosen += known
-    return chosen
+    return [known_target(name) for name in dict.fromkeys(names)]
 
 
 def chosen_recipe(name: str, calibration: str | None = None) -> Recipe:
@@ -82,5 +109,5 @@ def chosen_recipe(name: str, calibration: str | None = None) -> Recipe:
 
 
 def data_source(calibration: str | None) -> Path | None:
-    """Where `--calibration` says the pictures are; None generates some, or none are needed."""
+    """The folder or file that `--calibration` names, or None."""
     return None if calibration in (None, NO_DATA) else Path(str(calibration))

@@ -1,89 +1,82 @@
 """`fastvlm-convert plan`: what an export will do, write and need; reads config and headers alone."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint
-from fastvlm_convert.cli.console import err, out, print_json, size_text
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from fastvlm_convert.cli.console import err, out, plain_table, report, size_text
+from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import (
     AdapterOption,
     CheckpointArgument,
-    JsonOption,
     StoredRecipeOption,
     TargetOption,
-    VerboseOption,
     chosen_targets,
 )
-from fastvlm_convert.manifest import Target
-from fastvlm_convert.predict.export_plan import Prepared, predicted_files, prepare
-from fastvlm_convert.predict.memory import predicted_peak
-from fastvlm_convert.predict.sizes import cache_bytes
+from fastvlm_convert.pipeline import PlanResult, plan
 from fastvlm_convert.quantized.layer_groups import LayerGroup, group_layers
 from fastvlm_convert.quantized.layer_report import scheme_text
-from fastvlm_convert.recipe import load_recipe, without_data
+from fastvlm_convert.recipe import load_recipe
 from fastvlm_convert.weights.file_tensors import item_size
 
+EXAMPLES = """
+fastvlm-convert plan FastVLM-0.5B --target coreml --recipe ios-int4
+fastvlm-convert plan FastVLM-0.5B --target onnx --target coreml --recipe int4
+"""
 CONTEXT_LENGTHS: Final = (1024, 2048, 4096)
 
 
 def command(
+    context: typer.Context,
     checkpoint: CheckpointArgument,
     target: TargetOption,
     recipe: StoredRecipeOption = None,
     adapter: AdapterOption = None,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
-    """Show what an export will do to every layer, how large its files will be and what it needs."""
+    """Predict an export: layers, file sizes and memory.
+
+    Reads headers only, and refuses what `export` would refuse.
+    """
     targets = chosen_targets(target)
-    prepared = prepare(checkpoint, None if recipe is None else load_recipe(recipe), targets, adapter)
-    facts = describe(prepared, targets)
-    if as_json:
-        print_json("plan", "passed", **facts)
-    else:
-        _print(facts)
+    settings = None if recipe is None else load_recipe(recipe)
+    facts = describe(plan(open_checkpoint(checkpoint, adapter), recipe=settings, targets=targets))
+    report(context, "passed", facts, lambda: _print(facts, flags_of(context).quiet))
 
 
-def describe(prepared: Prepared, targets: Sequence[Target]) -> dict[str, Any]:
+def describe(result: PlanResult) -> dict[str, Any]:
     """Everything `plan` knows, as plain data."""
-    checkpoint, config, recipe, plans = (
-        prepared.checkpoint, prepared.config, prepared.recipe, prepared.plans
-    )  # fmt: skip
-    files = predicted_files(prepared, targets)
+    planned = result.plan
+    checkpoint, layers = planned.checkpoint, planned.layers
+    context_length = planned.recipe.common.max_context_length
     before = _stored_bytes(checkpoint)
-    contexts = sorted({*CONTEXT_LENGTHS, recipe.common.max_context_length})
-    is_solved = checkpoint.quantized is not None
-    num_weights, stored_bits = sum(p.size for p in plans), sum(p.stored_bits for p in plans)
+    contexts = sorted({*CONTEXT_LENGTHS, context_length})
+    num_weights, stored_bits = sum(p.size for p in layers), sum(p.stored_bits for p in layers)
+    is_tied = planned.config.decoder.tied
     return {
         "checkpoint": str(checkpoint.path),
-        "recipe": recipe.name,
-        "targets": list(targets),
-        "groups": [_group_facts(group, prepared, before) for group in group_layers(plans)],
+        "recipe": planned.recipe.name,
+        "targets": list(planned.targets),
+        "groups": [_group_facts(group, is_tied, before) for group in group_layers(layers)],
         "num_weights": num_weights,
         "bits_per_weight": stored_bits / num_weights,
-        "files": files,
-        "total_bytes": sum(files.values()),
+        "files": dict(result.files),
+        "total_bytes": result.total_bytes,
         "kv_cache_bytes": {
-            target: {str(n): cache_bytes(config, recipe, target, n) for n in contexts} for target in targets
+            target: {str(n): result.kv_cache_bytes(target, n) for n in contexts} for target in planned.targets
         },
-        "context_length": recipe.common.max_context_length,
-        "peak_memory_bytes": predicted_peak(
-            config,
-            plans,
-            without_data(recipe) if is_solved else recipe,
-            targets,
-            checkpoint.tokenizer.num_tokens,
-        ),
-        "needs_data": recipe.is_calibrated and not is_solved,
+        "context_length": context_length,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "needs_data": planned.is_calibrated,
     }
 
 
-def _group_facts(group: LayerGroup, prepared: Prepared, before: Mapping[str, int]) -> dict[str, Any]:
-    is_shared = group.component == "embedding" and prepared.config.decoder.tied
+def _group_facts(group: LayerGroup, tied: bool, before: Mapping[str, int]) -> dict[str, Any]:
+    is_shared = group.component == "embedding" and tied
     return {
         "component": group.component,
         "layers": f"{group.kind} (also the head)" if is_shared else group.kind,
@@ -113,7 +106,7 @@ def _stored_bytes(checkpoint: Checkpoint) -> dict[str, int]:
     return total
 
 
-def _print(facts: dict[str, Any]) -> None:
+def _print(facts: dict[str, Any], quiet: bool) -> None:
     for table in (_groups_table(facts), _files_table(facts), _cache_table(facts)):
         out.print(table)
         out.print()
@@ -122,19 +115,32 @@ def _print(facts: dict[str, Any]) -> None:
         f"the conversion needs about {size_text(facts['peak_memory_bytes'])} of memory",
         soft_wrap=True,
     )
-    if facts["needs_data"]:
-        err.print("solvers that need data run the reference: the memory is a rough estimate", soft_wrap=True)
+    if facts["needs_data"] and not quiet:
+        err.print("calibration runs the reference model, so the memory is a rough estimate", soft_wrap=True)
 
 
 def _groups_table(facts: dict[str, Any]) -> Table:
-    table = _table("component", "layers", "", "stored as", "solver", "before", "after", "bits/weight")
+    numbers = ("count", "before", "after", "bits")
+    table = plain_table(
+        "layers",
+        "count",
+        "stored as",
+        "solver",
+        "before",
+        "after",
+        "bits",
+        right=numbers,
+        wrap=("stored as",),
+    )
     last = None
     for group in facts["groups"]:
-        kept = f"float{group['bits_per_weight']:.0f}"
-        stored = group["scheme"] or (f"{kept}: {group['reason']}" if group["reason"] else kept)
+        if group["component"] != last:
+            table.add_row(f"[bold]{group['component']}[/]")
+        stored = group["scheme"] or f"float{group['bits_per_weight']:.0f}"
+        if group["reason"]:
+            stored += f": {group['reason']}"
         table.add_row(
-            "" if group["component"] == last else group["component"],
-            group["layers"],
+            f"  {group['layers']}",
             str(group["num_layers"]),
             escape(stored),
             group["solver"] or "",
@@ -147,7 +153,7 @@ def _groups_table(facts: dict[str, Any]) -> Table:
 
 
 def _files_table(facts: dict[str, Any]) -> Table:
-    table = _table("file", "size")
+    table = plain_table("file", "size", right=("size",))
     for name, size in facts["files"].items():
         table.add_row(escape(name), size_text(size))
     table.add_row("[bold]total[/] without the manifest", f"[bold]{size_text(facts['total_bytes'])}[/]")
@@ -156,18 +162,9 @@ def _files_table(facts: dict[str, Any]) -> Table:
 
 def _cache_table(facts: dict[str, Any]) -> Table:
     caches = facts["kv_cache_bytes"]
-    contexts = [int(n) for n in next(iter(caches.values()))]
     own = facts["context_length"]
-    table = _table("KV cache", *(f"{n} tokens{' (recipe)' if n == own else ''}" for n in contexts))
+    contexts = [f"{n} tokens{' (recipe)' if int(n) == own else ''}" for n in next(iter(caches.values()))]
+    table = plain_table("KV cache", *contexts, right=contexts)
     for target, sizes in caches.items():
         table.add_row(target, *(size_text(size) for size in sizes.values()))
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    numbers = ("", "before", "after", "bits/weight", "size")
-    for column in columns:
-        is_number = column in numbers or "tokens" in column
-        table.add_column(column, justify="right" if is_number else "left")
     return table

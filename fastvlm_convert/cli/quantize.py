@@ -7,24 +7,31 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fastvlm_convert.bench.worker import peak_memory_bytes
 from fastvlm_convert.bundle.resumable import partial_folder
-from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, size_text
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
+from fastvlm_convert.cli.console import err, out, print_warnings, progress, report, size_text
+from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
 from fastvlm_convert.cli.options import (
     AdapterOption,
     CalibrationOption,
     CheckpointArgument,
-    JsonOption,
     RecipeOption,
-    VerboseOption,
     chosen_recipe,
     data_source,
 )
-from fastvlm_convert.pipeline import quantize
+from fastvlm_convert.peak_memory import peak_memory_bytes
+from fastvlm_convert.pipeline import QuantizeResult, quantize
+from fastvlm_convert.targets import BACKENDS
+
+EXAMPLES = """
+fastvlm-convert quantize FastVLM-0.5B --recipe int4 -o quantized
+fastvlm-convert quantize FastVLM-0.5B --recipe int4 --calibration photos -o mine
+"""
 
 
 def command(
+    context: typer.Context,
     checkpoint: CheckpointArgument,
     recipe: RecipeOption,
     output: Annotated[
@@ -35,18 +42,19 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing quantized checkpoint.")
     ] = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
-    """Make a quantized checkpoint; after an interruption the same command goes on where it was."""
+    """Store a checkpoint's weights as integers, once for all exports.
+
+    The result is a checkpoint that every other command takes. If a run is interrupted, the same command
+    resumes where it stopped.
+    """
     settings = chosen_recipe(recipe, calibration)
     try:
-        with progress(quiet=as_json) as on_stage:
+        with progress(flags_of(context).is_silent) as on_stage:
             result = quantize(
-                checkpoint,
-                settings,
+                open_checkpoint(checkpoint, adapter),
                 output,
-                adapter=adapter,
+                recipe=settings,
                 calibration=data_source(calibration),
                 overwrite=overwrite,
                 on_progress=on_stage,
@@ -55,32 +63,31 @@ def command(
         partial = partial_folder(output)
         if partial.is_dir():
             err.print(
-                escape(f"interrupted; the same command goes on with what is done, which lies in {partial}"),
+                escape(f"interrupted; the same command resumes from {partial}"),
                 soft_wrap=True,
             )
         raise
     size = sum(path.stat().st_size for path in result.output.iterdir())
-    if as_json:
-        print_json(
-            "quantize",
-            "passed",
-            output=str(result.output),
-            total_bytes=size,
-            peak_memory_bytes=peak_memory_bytes(),
-            resumed_weights=result.num_resumed,
-            answers=score_document(result.score),
-            **layers_document(result.record.layers),
-            warnings=list(result.warnings),
-        )
-        return
+    peak = peak_memory_bytes()
+    document = {
+        "output": str(result.output),
+        "total_bytes": size,
+        "peak_memory_bytes": peak,
+        "resumed_weights": result.num_resumed,
+        "answers": score_document(result.score),
+        **layers_document(result.record.layers),
+        "warnings": list(result.warnings),
+    }
+    report(context, "passed", document, lambda: _print(result, size, peak), brief=str(result.output))
+
+
+def _print(result: QuantizeResult, size: int, peak: int) -> None:
     print_warnings(result.warnings)
     if result.num_resumed:
-        err.print(f"went on after an interrupted run, which had written {result.num_resumed} weights")
+        err.print(f"resumed an interrupted run, which had written {result.num_resumed} weights")
     out.print(layers_table(result.record.layers))
-    out.print(f"\n{score_text(result.score)}")
-    out.print(f"files {size_text(size)}, peak memory {size_text(peak_memory_bytes())}", soft_wrap=True)
+    out.print(f"\n{score_text(result.score)}", soft_wrap=True)
+    out.print(f"files: {size_text(size)}; peak memory: {size_text(peak)}", soft_wrap=True)
     path = shlex.quote(str(result.output))
-    err.print(
-        escape(f"\nexport: fastvlm-convert export {path} --target onnx --target coreml -o BUNDLE"),
-        soft_wrap=True,
-    )
+    targets = " ".join(f"--target {target}" for target in BACKENDS)
+    err.print(escape(f"\nexport: fastvlm-convert export {path} {targets} -o BUNDLE"), soft_wrap=True)

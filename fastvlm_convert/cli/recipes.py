@@ -6,61 +6,70 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from fastvlm_convert.cli.console import err, out, print_json, size_text
-from fastvlm_convert.cli.options import JsonOption, VerboseOption
-from fastvlm_convert.errors import RecipeError, TargetError
-from fastvlm_convert.manifest import Target
-from fastvlm_convert.pipeline import TARGETS
+from fastvlm_convert.cli.console import err, out, plain_table, report, size_text
+from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.cli.options import complete_recipe
+from fastvlm_convert.errors import RecipeError, TargetError, UsageError, did_you_mean
+from fastvlm_convert.exporters.backends import backend_of
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
-from fastvlm_convert.predict.sizes import predicted_sizes
-from fastvlm_convert.predict.support import check_target
+from fastvlm_convert.predict.sizes import predict_artifacts
 from fastvlm_convert.quantized.layer_groups import group_layers, scheme_name
 from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
 from fastvlm_convert.recipe_schema import recipe_schema
+from fastvlm_convert.targets import BACKENDS, Target
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.published import published_config
 
+EXAMPLES = """
+fastvlm-convert recipes
+fastvlm-convert recipes int4 > mine.yaml
+"""
 _SIZE: Final = "0.5b"  # the model whose sizes are shown
 
 
 def command(
+    context: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Print this recipe's file.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Print the file of this recipe.",
+            autocompletion=complete_recipe,
+            show_default=False,
+        ),
     ] = None,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print a JSON schema of recipe files, for editors.")
+        bool, typer.Option("--schema", help="Print the JSON schema of recipe files, for editors.")
     ] = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
-    """List the shipped recipes, or print one to start from."""
+    """List the shipped recipes, or print one to start from.
+
+    Sizes are those of FastVLM-0.5B.
+    """
     if schema:
         if name is not None:
-            raise RecipeError("--schema is the same for every recipe", hint="leave the name away")
+            raise UsageError("--schema is the same for every recipe", hint="omit the recipe name")
         typer.echo(json.dumps(recipe_schema(), indent=2))
         return
     if name is not None:
-        _print_file(name, as_json)
+        _print_file(context, name)
         return
     facts = [describe(load_recipe(known)) for known in shipped_recipes()]
-    if as_json:
-        print_json("recipes", "passed", recipes=facts)
-    else:
-        _print(facts)
+    report(context, "passed", {"recipes": facts}, lambda: _print(facts, flags_of(context).quiet))
 
 
-def _print_file(name: str, as_json: bool) -> None:
+def _print_file(context: typer.Context, name: str) -> None:
     shipped = shipped_recipes()
     if name not in shipped:
-        raise RecipeError(f"unknown recipe '{name}'", hint=f"shipped recipes: {', '.join(shipped)}")
+        raise RecipeError(
+            f"unknown recipe '{name}'",
+            hint=f"{did_you_mean(name, shipped)}shipped recipes: {', '.join(shipped)}",
+        )
     text = shipped[name].read_text(encoding="utf-8")
-    if as_json:
-        print_json("recipes", "passed", recipe=load_recipe(name).to_dict(), text=text)
-    else:
-        typer.echo(text, nl=False)
+    document = {"recipe": load_recipe(name).to_dict(), "text": text}
+    report(context, "passed", document, lambda: typer.echo(text, nl=False))
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "description": recipe.description,
         "stored_as": stored,
-        "targets": {target: _target_facts(target, config, plans, recipe) for target in TARGETS},
+        "targets": {target: _target_facts(target, config, plans, recipe) for target in BACKENDS},
     }
 
 
@@ -87,28 +96,31 @@ def _target_facts(
 ) -> dict[str, Any]:
     """Bytes of the artifacts, or why the target cannot take the recipe."""
     try:
-        check_target(target, config, recipe, plans)
+        backend_of(target).check(config, recipe, plans)
     except TargetError as error:
         return {"bytes": None, "refused": str(error)}
-    return {"bytes": sum(predicted_sizes(config, plans, recipe, [target]).values()), "refused": None}
+    sizes = predict_artifacts(config, plans, recipe, [target]).sizes
+    return {"bytes": sum(sizes.values()), "refused": None}
 
 
-def _print(facts: list[dict[str, Any]]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("recipe", "vision", "decoder", "table"):
-        table.add_column(column)
-    for target in TARGETS:
-        table.add_column(target, justify="right")
-    table.add_column("description")
+def _print(facts: list[dict[str, Any]], quiet: bool) -> None:
+    described = plain_table("recipe", "what it is for", wrap=("what it is for",))
+    sized = plain_table("recipe", "vision", "decoder", "embedding", *BACKENDS, right=tuple(BACKENDS))
     for recipe in facts:
+        described.add_row(recipe["name"], escape(recipe["description"]))
         stored = recipe["stored_as"]
-        sizes = [recipe["targets"][target]["bytes"] for target in TARGETS]
-        table.add_row(
+        sizes = [recipe["targets"][target]["bytes"] for target in BACKENDS]
+        sized.add_row(
             recipe["name"],
             *(", ".join(stored[part]) for part in ("vision", "decoder", "embedding")),
-            *("no" if size is None else size_text(size) for size in sizes),
-            escape(recipe["description"]),
+            *("-" if size is None else size_text(size) for size in sizes),
         )
-    out.print(table)
-    err.print("\nSizes are FastVLM-0.5B's, without tokenizer; no: the target cannot take it.", soft_wrap=True)
-    err.print("Start from one: fastvlm-convert recipes NAME > mine.yaml", soft_wrap=True)
+    out.print(described)
+    out.print()
+    out.print(sized)
+    if not quiet:
+        err.print(
+            "\nSizes are FastVLM-0.5B's, without tokenizer; -: the target does not support it.",
+            soft_wrap=True,
+        )
+        err.print("Start your own: fastvlm-convert recipes NAME > mine.yaml", soft_wrap=True)

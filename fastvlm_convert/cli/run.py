@@ -1,124 +1,104 @@
 """`fastvlm-convert run`: ask a checkpoint or a bundle."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import err, print_json, progress, waiting
-from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
-from fastvlm_convert.errors import BundleError, PromptError
-from fastvlm_convert.generate import Answer, generate, greedy, sampler
-from fastvlm_convert.manifest import FILE_NAME, Target, load_manifest
-from fastvlm_convert.preprocess import load_image
-from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
+from fastvlm_convert.cli.answering import (
+    BundleTargetOption,
+    MaxNewTokensOption,
+    ModelArgument,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+    TopPOption,
+    answer_document,
+    load_model,
+    stream_answer,
+    with_system,
+)
+from fastvlm_convert.cli.console import print_warnings, progress, report
+from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.cli.options import AdapterOption
+from fastvlm_convert.errors import PromptError, UsageError
+from fastvlm_convert.messages import read_messages
+from fastvlm_convert.pictures import load_image
+from fastvlm_convert.prompt import Message, marked_message
 
-DEFAULT_NEW_TOKENS = 256
+EXAMPLES = """
+fastvlm-convert run FastVLM-0.5B photo.jpg "What is on the table?"
+fastvlm-convert run app photo.jpg "Describe the image." --target coreml
+"""
+
+InputsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[IMAGE]... QUESTION", help="Image files, if any, then the question.", show_default=False
+    ),
+]
+MessagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--messages",
+        metavar="FILE.json",
+        help="A conversation to go on with, in place of images and question.",
+        show_default=False,
+    ),
+]
 
 
 def command(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder of a checkpoint or a bundle.", show_default=False)
-    ],
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[IMAGE]... QUESTION",
-            help="Image files, possibly none, then the question.",
-            show_default=False,
-        ),
-    ],
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=f"Most tokens to answer with ({DEFAULT_NEW_TOKENS}, or what fits).",
-            show_default=False,
-        ),
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the likeliest token; above 0 samples.")
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Sample from this share of probability.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
-    target: Annotated[
-        str | None, typer.Option(help="Which of a bundle's targets to run.", show_default=False)
-    ] = None,
+    context: typer.Context,
+    model: ModelArgument,
+    inputs: InputsArgument = None,
+    messages: MessagesOption = None,
+    system: SystemOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = 0,
+    target: BundleTargetOption = None,
     adapter: AdapterOption = None,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
-    """Answer a question about images, from the PyTorch reference of a checkpoint or from a bundle."""
+    """Ask a checkpoint or a bundle about images.
+
+    A checkpoint runs as the PyTorch reference, a bundle in its target's runtime; off a Mac, Core ML packages
+    run in an interpreter. `<image>` in the question places an image, if it stands there once for each.
+    """
+    flags = flags_of(context)
+    conversation = with_system(_conversation(inputs, messages), system)
+    with progress(flags.is_silent) as on_stage:
+        loaded, notes = load_model(model, target, adapter, lambda share: on_stage("loading", share))
+    stream = loaded.reply(
+        conversation, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    if not flags.is_silent:
+        print_warnings(notes)
+    show_rest = stream_answer(stream, flags)
+    report(context, "passed", answer_document(loaded, stream), show_rest)
+
+
+def _conversation(inputs: list[str] | None, messages: Path | None) -> list[Message]:
+    """The conversation of a file, or of a question with its images.
+
+    Raises:
+        UsageError: There are both, or neither.
+        PromptError: The question is missing, or the file is malformed.
+        ImageError: An image cannot be read.
+    """
+    if messages is not None:
+        if inputs:
+            raise UsageError(
+                "--messages takes the place of images and question", hint="leave one of the two out"
+            )
+        return read_messages(messages)
+    if not inputs:
+        raise UsageError("missing argument 'QUESTION'", hint='add "QUESTION", or --messages FILE.json')
     *image_files, question = inputs
     if _is_file(question):
         raise PromptError(f"the last argument is a file, not a question: {question}", hint='add "QUESTION"')
-    images = [load_image(Path(file)) for file in image_files]
-    with progress(quiet=as_json) as on_stage:
-        loaded = load_model(model, target, adapter, lambda share: on_stage("loading", share))
-    prompt = loaded.prompt(question, images)
-    session = loaded.session
-    if max_new_tokens is None:
-        left = session.context_length - prompt.length(session.num_image_tokens)
-        max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, left))
-    streamer = _Streamer(loaded) if sys.stdout.isatty() and not as_json else None
-    with waiting("reading the prompt", quiet=as_json) as stop_waiting:
-
-        def on_token(token: int) -> None:
-            stop_waiting()
-            if streamer is not None:
-                streamer.add(token)
-
-        answer = generate(
-            session,
-            prompt,
-            loaded.eos_token_ids,
-            max_new_tokens,
-            greedy if temperature == 0 else sampler(temperature, top_p, seed),
-            on_token,
-        )
-    text = loaded.tokenizer.decode(list(answer.token_ids))
-    if as_json:
-        _print_document(loaded, answer, text)
-        return
-    sys.stdout.write(f"{text if streamer is None else text[streamer.written :]}\n")
-    if not answer.finished:
-        err.print(f"[yellow]warning:[/] the answer was cut at {max_new_tokens} tokens (--max-new-tokens)")
-
-
-def load_model(
-    path: Path, target: str | None, adapter: Path | None, on_progress: Callable[[float], None]
-) -> LoadedModel:
-    """A checkpoint's reference, or one target of a bundle.
-
-    Raises:
-        BundleError: `target` is not in the bundle, or an adapter is given for a bundle.
-        PromptError: A target is given for a checkpoint.
-    """
-    if not (path / FILE_NAME).is_file():
-        if target is not None:
-            raise PromptError(
-                "--target chooses among a bundle's targets; this is no bundle", hint="leave it out"
-            )
-        return load_reference(open_checkpoint(path, adapter), on_progress=on_progress)
-    if adapter is not None:
-        raise BundleError(
-            "an adapter can only be merged into a checkpoint", where=path, hint="export with --adapter"
-        )
-    manifest = load_manifest(path)
-    chosen: Target = manifest.targets[0] if target is None else _known(target, manifest.targets, path)
-    return load_bundle(path, manifest, chosen)
-
-
-def _known(target: str, targets: tuple[Target, ...], path: Path) -> Target:
-    for known in targets:
-        if target == known:
-            return known
-    raise BundleError(f"the bundle has no target '{target}'", where=path, hint=f"it has {', '.join(targets)}")
+    return [marked_message(question, [load_image(Path(file)) for file in image_files])]
 
 
 def _is_file(text: str) -> bool:
@@ -126,33 +106,3 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except OSError:  # too long for a file name
         return False
-
-
-class _Streamer:
-    """Writes an answer to the terminal as it comes; `written` characters of it are there."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._tokenizer = loaded.tokenizer
-        self._ids: list[int] = []
-        self.written = 0
-
-    def add(self, token: int) -> None:
-        """Write what the new token adds; half a character waits for its other half."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        if not text.endswith("\ufffd"):
-            sys.stdout.write(text[self.written :])
-            sys.stdout.flush()
-            self.written = len(text)
-
-
-def _print_document(loaded: LoadedModel, answer: Answer, text: str) -> None:
-    print_json(
-        "run",
-        "passed",
-        text=text,
-        token_ids=list(answer.token_ids),
-        finished=answer.finished,
-        executed_by=loaded.session.executed_by,
-        timings={**vars(answer.timings), "decode_tokens_per_s": answer.timings.decode_tokens_per_s},
-    )

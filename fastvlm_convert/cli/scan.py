@@ -5,95 +5,102 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
+from rich.markup import escape, render
 
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress
-from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, JsonOption, VerboseOption
+from fastvlm_convert.cli.console import err, images_text, out, plain_table, print_warnings, progress, report
+from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, ImagesOption, complete_recipe
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.float16.repairs import Repair, at_risk, needed_repairs, recipe_text, repaired_recipe
-from fastvlm_convert.float16.report import FP16_MAX, MIN_HEADROOM, RangeReport, save_report
+from fastvlm_convert.float16.report import MIN_HEADROOM, RangeReport, save_report
 from fastvlm_convert.questions import read_questions, standard_questions
 from fastvlm_convert.recipe import load_recipe
 from fastvlm_convert.runtime.loaded import load_folded_reference
+from fastvlm_convert.weights.storage import FLOAT16_MAX
 
-_SHOWN = 12
+EXAMPLES = """
+fastvlm-convert scan FastVLM-0.5B --images photos
+fastvlm-convert scan FastVLM-0.5B --recipe ios-int4 -o repaired.yaml
+"""
+_SHOWN = 12  # operations in the table
+
+RecipeToJudgeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="Recipe whose float16 parts are judged.",
+        autocompletion=complete_recipe,
+    ),
+]
+RepairedRecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE.yaml",
+        help="Write that recipe here, with the repairs that the model needs.",
+        show_default=False,
+    ),
+]
 
 
 def command(
+    context: typer.Context,
     checkpoint: CheckpointArgument,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Pictures to run, with an optional questions.json; 16 generated ones by default.",
-            show_default=False,
-        ),
-    ] = None,
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="Recipe whose precisions are judged.")
-    ] = "fp16",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE.yaml",
-            help="Write that recipe with the repairs that the model needs.",
-            show_default=False,
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each answer.")] = 64,
+    images: ImagesOption = None,
+    recipe: RecipeToJudgeOption = "fp16",
+    output: RepairedRecipeOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer in tokens.")] = 64,
     adapter: AdapterOption = None,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
-    """Measure every activation of the reference against float16's range; `export` reads the result."""
+    """Check whether a model's activations fit float16.
+
+    Runs the PyTorch reference and records the range of every operation. `export` reads the record and warns
+    about operations at risk.
+    """
     opened = open_checkpoint(checkpoint, adapter)
     settings = load_recipe(recipe)
     if output is not None:
         _check_output(output)
     questions = standard_questions() if images is None else read_questions(images)
-    with progress(quiet=as_json) as on_stage:
+    with progress(flags_of(context).is_silent) as on_stage:
         loaded, model = load_folded_reference(opened, lambda share: on_stage("reference", share))
         # After loading: it imports torch, whose absence `load_folded_reference` reports.
         from fastvlm_convert.float16.scan import scan
 
-        report = scan(
-            model,
-            loaded,
-            questions,
-            opened.sha256,
-            max_new_tokens,
-            lambda share: on_stage("pictures", share),
+        ranges = scan(
+            model, loaded, questions, opened.sha256, max_new_tokens, lambda share: on_stage("images", share)
         )
-    path, warnings = _saved(report)
-    repairs = needed_repairs(report, settings)
+    path, warnings = _saved(ranges)
+    warnings = (*questions.notes, *warnings)
+    repairs = needed_repairs(ranges, settings)
     repaired = repaired_recipe(settings, settings.name if output is None else output.stem, repairs)
-    left = [o.op for o in at_risk(report, repaired)]
+    left = [o.op for o in at_risk(ranges, repaired)]
     if output is not None:
         _write(output, recipe_text(repaired, repairs))
-    if as_json:
-        print_json(
-            "scan",
-            "passed",
-            report=dataclasses.asdict(report),
-            repairs=[dataclasses.asdict(repair) for repair in repairs],
-            unrepaired=left,
-            saved_to=None if path is None else str(path),
-            warnings=list(warnings),
-            recipe=None if output is None else str(output),
-        )
-        return
-    print_warnings(warnings)
-    _print(report)
-    _print_repairs(repairs, left, recipe)
-    if path is not None:
-        err.print(escape(f"kept in {path}; `export` reads it"), soft_wrap=True)
-    if output is not None:
-        err.print(escape(f"wrote {output}"), soft_wrap=True)
+    document = {
+        "report": dataclasses.asdict(ranges),
+        "repairs": [dataclasses.asdict(repair) for repair in repairs],
+        "unrepaired": left,
+        "saved_to": None if path is None else str(path),
+        "warnings": list(warnings),
+        "recipe": None if output is None else str(output),
+    }
+
+    def show() -> None:
+        print_warnings(warnings)
+        _print_ranges(ranges)
+        out.print(f"\n{_verdict(ranges)}", soft_wrap=True)
+        _print_repairs(repairs, left, recipe)
+        if path is not None:
+            err.print(escape(f"saved to {path}, where `export` finds it"), soft_wrap=True)
+        if output is not None:
+            err.print(escape(f"wrote {output}"), soft_wrap=True)
+
+    report(context, "passed", document, show, brief=render(_verdict(ranges)).plain)
 
 
 def _saved(report: RangeReport) -> tuple[Path | None, tuple[str, ...]]:
@@ -137,28 +144,27 @@ def _print_repairs(repairs: tuple[Repair, ...], left: list[str], recipe: str) ->
         )
 
 
-def _print(report: RangeReport) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("operation")
-    for name in ("largest", f"headroom to {FP16_MAX:.0f}", "flushed to zero"):
-        table.add_column(name, justify="right")
-    largest = sorted(report.ops, key=lambda o: -o.max_abs)[:_SHOWN]
-    for op in largest:
-        style = "bold red" if op.headroom < MIN_HEADROOM else ""
+def _verdict(ranges: RangeReport) -> str:
+    """In Rich's markup, as names of operations are plain words."""
+    risky, total, on = ranges.risky(), len(ranges.ops), images_text(ranges.num_images)
+    if not risky:
+        return f"[green]all {total} operations have at least {MIN_HEADROOM:.0f}x headroom[/] on {on}"
+    names = ", ".join(o.op for o in risky)
+    return (
+        f"[bold red]{len(risky)} of {total} operations have less than {MIN_HEADROOM:.0f}x headroom[/] "
+        f"on {on}: {names}"
+    )
+
+
+def _print_ranges(ranges: RangeReport) -> None:
+    numbers = ("largest", f"headroom to {FLOAT16_MAX:.0f}", "flushed to zero")
+    table = plain_table("operation", *numbers, right=numbers)
+    for op in sorted(ranges.ops, key=lambda o: -o.max_abs)[:_SHOWN]:
         table.add_row(
             escape(op.op),
             f"{op.max_abs:.1f}",
             f"{op.headroom:.1f}x",
             f"{100 * op.flushed_share:.4f} %",
-            style=style,
+            style="bold red" if op.headroom < MIN_HEADROOM else "",
         )
     out.print(table)
-    risky = report.risky()
-    verdict = (
-        f"[bold red]{len(risky)} operations have less than {MIN_HEADROOM:.0f}x headroom[/]: "
-        + ", ".join(o.op for o in risky)
-        if risky
-        else f"[green]every operation has at least {MIN_HEADROOM:.0f}x headroom[/]"
-    )
-    pictures = f"{report.num_images} picture{'' if report.num_images == 1 else 's'}"
-    out.print(f"\n{verdict}, over {len(report.ops)} operations on {pictures}", soft_wrap=True)

@@ -8,61 +8,67 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import err, out, print_json, print_warnings, progress, status_text
-from fastvlm_convert.cli.options import AdapterOption, JsonOption, VerboseOption
-from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.questions import read_questions, standard_questions
+from fastvlm_convert.cli.console import (
+    err,
+    images_text,
+    out,
+    plain_table,
+    print_warnings,
+    progress,
+    report,
+    status_text,
+)
+from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.cli.options import AdapterOption, ImagesOption
+from fastvlm_convert.questions import every_second_badly_taken, read_questions, standard_questions
 from fastvlm_convert.verification.bundle import VerifyResult, to_dict, verify
 from fastvlm_convert.verification.check import Check
 
+EXAMPLES = """
+fastvlm-convert verify app --reference FastVLM-0.5B
+fastvlm-convert verify app --reference FastVLM-0.5B --images photos --json
+"""
 _EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 
 
 def command(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.", show_default=False)],
     reference: Annotated[
         Path,
-        typer.Option(metavar="CHECKPOINT", help="The checkpoint it was made from.", show_default=False),
+        typer.Option(metavar="CHECKPOINT", help="Checkpoint that it was made from.", show_default=False),
     ],
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Pictures to compare on, with an optional questions.json; 16 generated ones by default.",
-            show_default=False,
-        ),
-    ] = None,
+    images: ImagesOption = None,
     interpret: Annotated[
-        bool, typer.Option("--interpret", help="On a Mac, also interpret Core ML packages.")
+        bool, typer.Option("--interpret", help="On a Mac, run Core ML packages in the interpreter too.")
     ] = False,
     adapter: AdapterOption = None,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
-    """Compare a bundle with the PyTorch reference, stage by stage; exit code 1 if a gate fails."""
-    manifest = load_manifest(bundle)
+    """Check a bundle against the PyTorch reference.
+
+    Compares every stage, from pixels to the text of the answer. The exit code is 1 if a check fails, and 2 if
+    one could not be run.
+    """
     checkpoint = open_checkpoint(reference, adapter)
-    questions = standard_questions() if images is None else read_questions(images)
-    with progress(quiet=as_json) as on_stage:
-        result = verify(bundle, manifest, checkpoint, questions, on_stage, interpret=interpret)
-    if as_json:
-        print_json(
-            "verify",
-            result.status,
-            bundle=str(bundle),
-            reference=str(reference),
-            questions=len(questions),
-            checks=[to_dict(check) for check in result.checks],
-            measurements=[to_dict(measurement) for measurement in result.measurements],
-            warnings=list(result.warnings),
-        )
-    else:
-        print_warnings(result.warnings)
-        _print(result, len(questions))
+    questions = every_second_badly_taken(standard_questions()) if images is None else read_questions(images)
+    with progress(flags_of(context).is_silent) as on_stage:
+        result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
+    warnings = (*questions.notes, *result.warnings)
+    document = {
+        "bundle": str(bundle),
+        "reference": str(reference),
+        "questions": result.num_questions,
+        "checks": [to_dict(check) for check in result.checks],
+        "measurements": [to_dict(measurement) for measurement in result.measurements],
+        "warnings": list(warnings),
+    }
+    verdict = f"{result.status} on {images_text(result.num_questions)}"
+    report(context, result.status, document, lambda: _print(result, warnings, verdict), brief=verdict)
     raise typer.Exit(_EXIT_CODES[result.status])
 
 
 _METRICS = {
+    "sqnr_db": "SQNR dB",
     "psnr_db": "PSNR dB",
     "max_abs_error": "max abs",
     "cosine_similarity": "cosine",
@@ -73,16 +79,19 @@ _METRICS = {
 }
 
 
-def _print(result: VerifyResult, num_questions: int) -> None:
+def _print(result: VerifyResult, warnings: tuple[str, ...], verdict: str) -> None:
+    print_warnings(warnings)
     out.print(_check_table(result))
-    out.print()
-    out.print(_measurement_table(result))
+    _print_measurements(result)
     for line in dict.fromkeys(_reason(check) for check in result.checks if check.reason):
         err.print(line, soft_wrap=True)
-    pictures = f"{num_questions} picture{'' if num_questions == 1 else 's'}"
-    out.print(f"\n{status_text(result.status)} on {pictures}", soft_wrap=True)
+    colored = verdict.replace(result.status, status_text(result.status), 1)
+    out.print(f"\n{colored}", soft_wrap=True)
     if any((check.executed_by or "").startswith("interpreter") for check in result.checks):
-        err.print("the interpreter proves the program and its weights, not Apple's kernels", soft_wrap=True)
+        err.print(
+            "The interpreter runs the package's program on its weights; it cannot test Apple's own kernels.",
+            soft_wrap=True,
+        )
 
 
 def _reason(check: Check) -> str:
@@ -91,15 +100,10 @@ def _reason(check: Check) -> str:
 
 
 def _check_table(result: VerifyResult) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("target", "stage", "metric"):
-        table.add_column(name)
-    for name in ("value", "gate"):
-        table.add_column(name, justify="right")
-    table.add_column("status")
-    table.add_column("executed by")
+    numbers = ("value", "gate")
+    table = plain_table("target", "stage", "metric", *numbers, "status", "executed by", right=numbers)
     for check in result.checks:
-        sign = "<=" if check.metric.endswith("_nats") else ">="
+        sign = "<=" if check.metric.endswith(("_nats", "max_abs")) else ">="
         exact = "-" if check.status == "not_run" else "equal"
         gate = exact if check.threshold is None else f"{sign} {check.threshold:g}"
         value = "equal" if check.exact else "-" if check.value is None else _shown(check.metric, check.value)
@@ -112,18 +116,17 @@ def _shown(metric: str, value: float) -> str:
     return f"{value:.1f}" if metric.endswith("_db") else f"{value:.3g}"
 
 
-def _measurement_table(result: VerifyResult) -> Table:
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+def _print_measurements(result: VerifyResult) -> None:
+    """A table for each target and what executed it: one for all is too wide for a terminal."""
+    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for m in result.measurements:
         shown = f"{m.value:.3g}" if m.value is not None else "equal" if m.exact else "not finite"
-        rows.setdefault((m.target, m.stage, m.executed_by or ""), {})[m.metric] = shown
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("target", "stage"):
-        table.add_column(name)
-    used = [metric for metric in _METRICS if any(metric in row for row in rows.values())]
-    for metric in used:
-        table.add_column(_METRICS[metric], justify="right")
-    table.add_column("executed by")
-    for (target, stage, by), row in rows.items():
-        table.add_row(target, stage, *(row.get(metric, "") for metric in used), by)
-    return table
+        stages = groups.setdefault((m.target, m.executed_by or ""), {})
+        stages.setdefault(m.stage, {})[_METRICS.get(m.metric, m.metric)] = shown
+    for (target, by), stages in groups.items():
+        used = [name for name in _METRICS.values() if any(name in row for row in stages.values())]
+        table = plain_table("stage", *used, right=used)
+        for stage, row in stages.items():
+            table.add_row(stage, *(row.get(name, "") for name in used))
+        out.print(f"\n[bold]{target}[/]{f', executed by {escape(by)}' if by else ''}", soft_wrap=True)
+        out.print(table)

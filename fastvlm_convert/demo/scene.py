@@ -32,7 +32,7 @@ _COUNT_WEIGHTS = (0.12, 0.36, 0.70, 1.0)  # cumulative, for one to four things
 
 @dataclass(frozen=True)
 class Shape:
-    """A coloured shape; offsets, scale and angle vary its drawing but no answer."""
+    """A colored shape; offsets, scale and angle vary its drawing but no answer."""
 
     name: str
     color: str
@@ -60,7 +60,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture: its size in pixels, its corner colours, and a thing or None per place."""
+    """One picture: its size in pixels, its corner colors, and a thing or None per place."""
 
     width: int
     height: int

@@ -1,23 +1,28 @@
-"""What every exporter is given."""
+"""What every exporter is given, and how floats leave it."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastvlm_convert.io_names import Component, PrecisionName, precision_name
+import numpy as np
+
+from fastvlm_convert.arithmetic import num_elements
+from fastvlm_convert.io_names import Component, FloatName, PrecisionName, precision_name
 from fastvlm_convert.manifest import Contract
+from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import Part, part_of
+from fastvlm_convert.weights.storage import to_storage
 
-OnProgress = Callable[[float], None]
+OnBytes = Callable[[int], None]  # the size of weights as they are written, counted as float32
 
-# Weights by component. The table is the embedding's even where the head shares it.
-_PREFIXES: dict[Component, tuple[str, ...]] = {
-    "vision": ("vision.", "projector."),
-    "embed": ("decoder.embed_tokens.",),
-    "decoder": ("decoder.layers.",),
+# The parts whose weights name a component's precision.
+_NAMED_BY: dict[Component, tuple[Part, ...]] = {
+    "vision": ("vision", "projector"),
+    "embed": ("embedding",),
+    "decoder": ("decoder",),
 }
 
 
@@ -41,11 +46,7 @@ class ExportJob:
     contract: Contract
     license: str
     folder: Path
-    on_progress: OnProgress
-
-    def precision(self, component: Component) -> PrecisionName:
-        """Name of a component's precision."""
-        return precision_of(component, self.weights, self.recipe)
+    on_progress: OnShare
 
 
 def precision_of(component: Component, weights: MixedSource, recipe: Recipe) -> PrecisionName:
@@ -54,10 +55,24 @@ def precision_of(component: Component, weights: MixedSource, recipe: Recipe) -> 
     bits = [
         weight.scheme.bits
         for name, weight in weights.items()
-        if isinstance(weight, StoredWeight) and name.startswith(_PREFIXES[component])
+        if isinstance(weight, StoredWeight) and part_of(name) in _NAMED_BY[component]
     ]
     storage = recipe.embed.storage if component == "embed" else settings.storage
     return precision_name(storage, settings.compute, min(bits, default=None))
+
+
+def stored_chunks(
+    chunks: Iterable[np.ndarray], dtype: FloatName, name: str, on_bytes: OnBytes
+) -> Iterator[np.ndarray]:
+    """Chunks of float32 in the dtype of a file, counted as they are taken.
+
+    Raises:
+        RecipeError: A value is beyond float16's range.
+        CheckpointError: A value is not finite, or cannot be read.
+    """
+    for chunk in chunks:
+        yield to_storage(chunk, dtype, name)
+        on_bytes(4 * chunk.size)
 
 
 class ByteCounter:
@@ -69,7 +84,7 @@ class ByteCounter:
 
     def __init__(self, job: ExportJob) -> None:
         self._on_progress = job.on_progress
-        self._total = 4 * sum(math.prod(weight.shape) for weight in job.weights.values())
+        self._total = 4 * sum(num_elements(weight.shape) for weight in job.weights.values())
         self._done = 0
 
     def add(self, count: int) -> None:

@@ -3,15 +3,18 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 import yaml
 
-from fastvlm_convert.float16.report import FP16_MAX, MIN_HEADROOM, OpRange, RangeReport
+from fastvlm_convert.exporters.backends import backend_of
+from fastvlm_convert.float16.report import MIN_HEADROOM, OpRange, RangeReport
 from fastvlm_convert.io_names import decoder_op, op_component
 from fastvlm_convert.recipe import MAX_RESIDUAL_SHIFT, Recipe, RepairSettings
+from fastvlm_convert.targets import BACKENDS, Target
+from fastvlm_convert.weights.storage import FLOAT16_MAX
 
 # Rounding a key to float16 moves a score by up to 2^-11 of what the key's bias adds to it: by 2 where that
 # is 4096, before the division by sqrt(head_dim).
@@ -19,7 +22,7 @@ MIN_BIAS_RATIO: Final = 8.0
 MIN_BIASED_SCORE: Final = 4096.0
 
 _RESIDUAL: Final = ("o", "attn_residual", "down", "residual")  # all that is scaled with the stream
-_CACHED: Final = ("k_rotated", "v_heads")  # in Core ML's state, which is float16 whatever the arithmetic
+_CACHED: Final = ("k_rotated", "v_heads")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Repair:
     reason: str
 
 
-def needed_repairs(report: RangeReport, recipe: Recipe) -> tuple[Repair, ...]:
+def needed_repairs(
+    report: RangeReport, recipe: Recipe, targets: Iterable[Target] = BACKENDS
+) -> tuple[Repair, ...]:
     """The repairs that a model needs in the precision of a recipe.
 
     - `residual_shift`: where a sum of the residual stream, or what is added to it, has less than
@@ -50,17 +55,19 @@ def needed_repairs(report: RangeReport, recipe: Recipe) -> tuple[Repair, ...]:
     Args:
         report: The scan.
         recipe: Its precisions; its own repairs are left aside.
+        targets: Where it is to run; everywhere by default.
     """
     plain = replace(recipe, repairs=RepairSettings())
-    biased = [layer for layer in _layers(report) if _bias_dominates(report, layer, recipe)]
+    is_half = _has_float16_cache(recipe, targets)
+    biased = [layer for layer in _layers(report) if _bias_dominates(report, layer, recipe, is_half)]
     apart = replace(recipe, repairs=RepairSettings(separate_key_bias=tuple(biased)))
-    risks = at_risk(report, plain)
+    risks = at_risk(report, plain, targets)
     found: list[Repair] = []
     residual = next((o for o in risks if _part(o.op) in _RESIDUAL), None)
     if residual is not None:
-        shift = math.ceil(math.log2(MIN_HEADROOM * residual.max_abs / FP16_MAX))
+        shift = math.ceil(math.log2(MIN_HEADROOM * residual.max_abs / FLOAT16_MAX))
         found.append(Repair("residual_shift", min(shift, MAX_RESIDUAL_SHIFT), _reaches(residual)))
-    keys = [o for o in at_risk(report, apart) if _part(o.op) in ("q_rotated", "k_rotated")]
+    keys = [o for o in at_risk(report, apart, targets) if _part(o.op) in ("q_rotated", "k_rotated")]
     scores = [o for o in risks if _part(o.op) == "attn_scores"]
     for setting, ops in (("rescaled_keys", keys), ("float32_scores", scores)):
         if ops:
@@ -89,10 +96,13 @@ def recipe_text(recipe: Recipe, repairs: tuple[Repair, ...]) -> str:
     """A recipe as a YAML file that states every setting, with the reasons for its repairs on top."""
     reasons = [f"# repairs.{r.setting}: {r.reason}\n" for r in repairs] or ["# float16 needs no repairs\n"]
     settings = json.loads(json.dumps(recipe.to_dict()))  # tuples become lists
-    return "".join(reasons) + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110)
+    readable = "\\u0085" not in json.dumps(settings)  # PyYAML reads a raw U+0085 back as a line break
+    return "".join(reasons) + yaml.safe_dump(settings, sort_keys=False, allow_unicode=readable, width=110)
 
 
-def missing_repairs(report: RangeReport, recipe: Recipe) -> tuple[Repair, ...]:
+def missing_repairs(
+    report: RangeReport, recipe: Recipe, targets: Iterable[Target] = BACKENDS
+) -> tuple[Repair, ...]:
     """The repairs that a model needs and a recipe lacks."""
 
     def has(repair: Repair) -> bool:
@@ -103,24 +113,39 @@ def missing_repairs(report: RangeReport, recipe: Recipe) -> tuple[Repair, ...]:
             return all(recipe.repairs.has_float32_scores(layer) for layer in repair.value)
         return set(repair.value) <= set(own)
 
-    return tuple(repair for repair in needed_repairs(report, recipe) if not has(repair))
+    return tuple(repair for repair in needed_repairs(report, recipe, targets) if not has(repair))
 
 
-def at_risk(report: RangeReport, recipe: Recipe) -> list[OpRange]:
+def at_risk(report: RangeReport, recipe: Recipe, targets: Iterable[Target] = BACKENDS) -> list[OpRange]:
     """Operations that a recipe leaves to float16 with less than `MIN_HEADROOM`, the riskiest first.
 
     Sizes are those after the recipe's repairs; rescaled keys and queries are taken to meet in the middle.
+
+    Args:
+        report: The scan.
+        recipe: Its precisions and repairs.
+        targets: Where it is to run; everywhere by default.
     """
-    left = [o for o in _as_exported(report, recipe) if o.headroom < MIN_HEADROOM]
-    return sorted(left, key=lambda o: o.headroom)
+    return [o for o in rounded(report, recipe, targets) if o.headroom < MIN_HEADROOM]
 
 
-def _as_exported(report: RangeReport, recipe: Recipe) -> Iterator[OpRange]:
+def rounded(report: RangeReport, recipe: Recipe, targets: Iterable[Target] = BACKENDS) -> list[OpRange]:
+    """Operations that a recipe leaves to float16, the riskiest first; see `at_risk`."""
+    found = _as_exported(report, recipe, _has_float16_cache(recipe, targets))
+    return sorted(found, key=lambda o: o.headroom)
+
+
+def _has_float16_cache(recipe: Recipe, targets: Iterable[Target]) -> bool:
+    """Whether any target keeps keys and values in float16 whatever the arithmetic."""
+    return any(backend_of(target).has_float16_cache(recipe) for target in targets)
+
+
+def _as_exported(report: RangeReport, recipe: Recipe, float16_cache: bool) -> Iterator[OpRange]:
     """Operations that round to float16, as large as they are after the recipe's repairs."""
     repairs = recipe.repairs
     for op in report.ops:
         part = _part(op.op)
-        if part == "k_unbiased" or not _rounds(op.op, recipe):
+        if part == "k_unbiased" or not _rounds(op.op, recipe, float16_cache):
             continue
         if op_component(op.op) == "vision":
             yield op
@@ -135,11 +160,11 @@ def _as_exported(report: RangeReport, recipe: Recipe) -> Iterator[OpRange]:
             yield op
 
 
-def _rounds(op: str, recipe: Recipe) -> bool:
+def _rounds(op: str, recipe: Recipe, float16_cache: bool) -> bool:
     """Whether the result of an operation is float16 in the exported program."""
     if op_component(op) == "vision":
         return recipe.vision.computes_in(op.removesuffix("_scores")) == "float16"
-    if _part(op) in _CACHED and recipe.coreml.kv_cache == "state":
+    if _part(op) in _CACHED and float16_cache:
         return True
     if _part(op) == "attn_scores":
         if recipe.repairs.has_float32_scores(_layer(op)):
@@ -155,9 +180,9 @@ def _query_and_key(report: RangeReport, layer: int, repairs: RepairSettings) -> 
     return (math.sqrt(query * key),) * 2 if layer in repairs.rescaled_keys else (query, key)
 
 
-def _bias_dominates(report: RangeReport, layer: int, recipe: Recipe) -> bool:
+def _bias_dominates(report: RangeReport, layer: int, recipe: Recipe, float16_cache: bool) -> bool:
     """Whether a float16 cache holds little of a layer's keys beside their bias."""
-    if not _rounds(decoder_op(layer, "k_rotated"), recipe):
+    if not _rounds(decoder_op(layer, "k_rotated"), recipe, float16_cache):
         return False
     biased, plain = _size(report, layer, "k_rotated"), _size(report, layer, "k_unbiased")
     return biased >= MIN_BIAS_RATIO * plain and _size(report, layer, "attn_scores") >= MIN_BIASED_SCORE

@@ -9,8 +9,8 @@ from typing import Final
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.json_file import read_json_file
 from fastvlm_convert.user_cache import cache_folder
+from fastvlm_convert.weights.storage import FLOAT16_MAX
 
-FP16_MAX: Final = 65504.0
 FP16_SMALLEST: Final = 2.0**-24  # below half of it a value becomes zero
 MIN_HEADROOM: Final = 2.0
 
@@ -34,7 +34,7 @@ class OpRange:
     @property
     def headroom(self) -> float:
         """How many times larger it could be before float16 overflows."""
-        return FP16_MAX / self.max_abs if self.max_abs else float("inf")
+        return FLOAT16_MAX / self.max_abs if self.max_abs else float("inf")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Scan the reference's activations on real pictures against float16's range."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,9 @@ from fastvlm_convert.io_names import decoder_op, op_component, vision_op
 from fastvlm_convert.model.decoder import DecoderLayer, Qwen2
 from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.model.vision import AttentionBlock, RepMixerBlock, Stage
+from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
-
-OnProgress = Callable[[float], None]
 
 
 @dataclass
@@ -71,7 +70,7 @@ def scan(
     questions: Sequence[Question],
     checkpoint_sha256: str,
     max_new_tokens: int,
-    on_progress: OnProgress = lambda share: None,
+    on_progress: OnShare = ignore_share,
 ) -> RangeReport:
     """Answer questions with the reference and record what every operation gave.
 
@@ -90,7 +89,7 @@ def scan(
         _attach_decoder(hooks, model.decoder)
         with recorder:
             for number, question in enumerate(questions):
-                prompt = loaded.prompt(question.text, [question.image])
+                prompt = loaded.conversation(question.messages)
                 generate(loaded.session, prompt, loaded.eos_token_ids, max_new_tokens)
                 on_progress((number + 1) / len(questions))
     finally:

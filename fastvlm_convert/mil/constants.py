@@ -1,5 +1,6 @@
 """Constants of a program: described when it is planned, decoded when an operation first needs them."""
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,7 +11,7 @@ import torch
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.mil.blob import WeightFile
 from fastvlm_convert.mil.package import Package
-from fastvlm_convert.mil.types import FLOAT16, ElementType, Message, tensor_type
+from fastvlm_convert.mil.types import FLOAT16, Message, TensorType, shape_text, tensor_type
 from fastvlm_convert.mil.values import Stored, decode_immediate
 
 _WIDEN_ELEMENTS: Final = 1 << 22
@@ -39,26 +40,39 @@ class Constant:
     Attributes:
         key: Equal keys are equal values, also in different functions.
         what: What it is called, for messages.
-        element: Type of its elements, as declared.
-        load: Makes it anew as it is stored: an array, a string or strings.
+        type: Its type as declared; None for a list of labels.
+        load: Makes it anew as it is stored: an array, a string or a list.
         blob: Where it lies, if it is stored and not computed.
     """
 
     key: Hashable
     what: str
-    element: ElementType
+    type: TensorType | None
     load: Callable[[], Stored]
     blob: Blob | None = None
+
+    @property
+    def is_half(self) -> bool:
+        """Whether it is declared as float16."""
+        return self.type is not None and self.type.element is FLOAT16
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Memory it takes once it is decoded: four bytes an element."""
+        shape = None if self.type is None else self.type.fixed_shape
+        return 0 if shape is None else 4 * math.prod(shape)
 
     def array(self) -> np.ndarray:
         """The value as an array of numbers.
 
         Raises:
-            BundleError: It is text, or cannot be read.
+            BundleError: It is text or a list, or cannot be read.
         """
         value = self.load()
         if not isinstance(value, np.ndarray):
-            raise BundleError(f"{self.what} is text, where numbers are needed")
+            raise BundleError(
+                f"{self.what} is {'text' if isinstance(value, str) else 'a list'}, not a tensor"
+            )
         return value
 
 
@@ -77,9 +91,8 @@ def constant_of(package: Package, value: Message, what: str) -> Constant:
     if kind == "immediateValue":
         stored = decode_immediate(value, what)
         declared = tensor_type(value.type, what)
-        element = FLOAT16 if declared is None else declared.element
-        key = ("immediate", element.name, _hashable(stored))
-        return Constant(key, what, element, lambda: stored)
+        key = ("immediate", declared and declared.element.name, _hashable(stored))
+        return Constant(key, what, declared, lambda: stored)
     if kind != "blobFileValue":
         raise BundleError(f"{what} has no value", where=package.path)
     declared = tensor_type(value.type, what)
@@ -92,7 +105,7 @@ def constant_of(package: Package, value: Message, what: str) -> Constant:
     return Constant(
         ("blob", str(file.path), offset, element.name, shape),
         what,
-        element,
+        declared,
         lambda: file.read(offset, element, shape, what),
         Blob(file, offset, shape),
     )
@@ -103,7 +116,7 @@ def computed(
     arguments: Mapping[str, Constant],
     output: int,
     what: str,
-    element: ElementType,
+    declared: TensorType | None,
 ) -> Constant:
     """The constant that a `constexpr` operation makes of others.
 
@@ -112,18 +125,32 @@ def computed(
         arguments: Its inputs by name.
         output: Which of its results.
         what: What it is called, for messages.
-        element: Type of its elements, as declared.
+        declared: Its type as declared.
     """
 
     def load() -> np.ndarray:
+        values = {name: argument.load() for name, argument in arguments.items()}
         try:
-            made = function(**{name: argument.load() for name, argument in arguments.items()})
-            return np.asarray(made[output] if isinstance(made, tuple) else made)
-        except (ValueError, TypeError, IndexError) as error:
+            made = function(**values)
+            array = np.asarray(made[output] if isinstance(made, tuple) else made)
+        except (ValueError, IndexError, OverflowError) as error:
             raise BundleError(f"{what} cannot be decoded: {error}") from error
+        except (TypeError, AttributeError, MemoryError) as error:
+            kinds = ", ".join(f"{name} is {_kind_text(value)}" for name, value in values.items())
+            raise BundleError(f"{what} cannot be decoded: {kinds}") from error
+        shape = None if declared is None else declared.fixed_shape
+        if shape is not None and array.shape != shape:
+            raise BundleError(f"{what} has shape {shape_text(array.shape)}, the program declares {declared}")
+        return array
 
     inputs = tuple((name, argument.key) for name, argument in sorted(arguments.items()))
-    return Constant((function.__name__, output, inputs), what, element, load)
+    return Constant((function.__name__, output, inputs), what, declared, load)
+
+
+def _kind_text(value: Stored) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {shape_text(value.shape)}"
+    return "text" if isinstance(value, str) else "a list"
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
@@ -168,11 +195,14 @@ class Weights:
 
     def _make(self, constant: Constant) -> torch.Tensor:
         blob = constant.blob
-        if blob is not None and constant.element is FLOAT16:
-            return _widened(blob, constant.array())
-        tensor = to_tensor(constant.array())
-        if self._rounded and blob is None and constant.element is FLOAT16:
-            tensor = tensor.half().float()
+        try:
+            if blob is not None and constant.is_half:
+                return _widened(blob, constant.array())
+            tensor = to_tensor(constant.array())
+            if self._rounded and blob is None and constant.is_half:
+                tensor = tensor.half().float()
+        except (MemoryError, RuntimeError) as error:  # torch's word for no memory is RuntimeError
+            raise BundleError(f"there is not enough memory to decode {constant.what}") from error
         return tensor
 
 

@@ -7,15 +7,26 @@ from typing import Final, Literal
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.mil.package import Package
 from fastvlm_convert.mil.proto import feature_types
-from fastvlm_convert.mil.types import Message, TensorType, shape_text, tensor_type
+from fastvlm_convert.mil.types import (
+    MAX_AXES,
+    ElementType,
+    Message,
+    TensorType,
+    dictionary_types,
+    shape_text,
+    tensor_type,
+)
 
-ColorLayout = Literal["RGB", "BGR", "grayscale"]
+ColorLayout = Literal["RGB", "BGR", "grayscale", "grayscale float16"]
 
 DEFAULT_FUNCTION: Final = "main"
+# Far above any program: a file of millions of tiny operations would take hours.
+MAX_OPERATIONS: Final = 1 << 18
+MAX_FUNCTIONS: Final = 1 << 10
 
 _COLOR_SPACES: Final[Mapping[int, ColorLayout]] = {
     feature_types.ImageFeatureType.GRAYSCALE: "grayscale",
-    feature_types.ImageFeatureType.GRAYSCALE_FLOAT16: "grayscale",
+    feature_types.ImageFeatureType.GRAYSCALE_FLOAT16: "grayscale float16",
     feature_types.ImageFeatureType.RGB: "RGB",
     feature_types.ImageFeatureType.BGR: "BGR",
 }
@@ -58,11 +69,13 @@ class ValueSpec:
 
     Attributes:
         name: What it is called.
-        type: Its element type and shape in the program.
+        type: Its element type and shape in the program; of a dictionary, that of its values.
         description: What the author says of it.
         flexibility: The shapes it may have, or None if there is only that of its type.
-        color: Order of the channels if it takes an image, else None.
+        color: Order of the channels if it is an image, else None.
         default_shape: The shape that its description gives, or None.
+        default: The number that fills an optional input that is not given; None if it is required.
+        keys: Type of its keys if it is a dictionary, a classifier's probabilities by label; else None.
     """
 
     name: str
@@ -71,6 +84,8 @@ class ValueSpec:
     flexibility: Flexibility | None = None
     color: ColorLayout | None = None
     default_shape: tuple[int, ...] | None = None
+    default: float | None = None
+    keys: ElementType | None = None
 
     @property
     def dtype(self) -> str:
@@ -85,23 +100,27 @@ class ValueSpec:
     @property
     def example_shape(self) -> tuple[int, ...]:
         """A shape it may have: the default, or the smallest."""
-        if self.type.fixed_shape is not None:
-            return self.type.fixed_shape
-        if self.default_shape is not None and len(self.default_shape) == len(self.shape):
-            return self.default_shape
-        return tuple(1 if n is None else n for n in self.shape)
+        candidates: list[tuple[int, ...]] = [] if self.default_shape is None else [self.default_shape]
+        if self.flexibility is not None:
+            candidates += [*self.flexibility.shapes, tuple(low for low, _ in self.flexibility.ranges)]
+        smallest = tuple(1 if n is None else n for n in self.shape)
+        return next((shape for shape in candidates if self.allows(shape)), smallest)
 
     def allows(self, shape: Sequence[int]) -> bool:
         """Whether it may have this shape."""
         fits = len(shape) == len(self.shape) and all(
-            want is None or n == want for n, want in zip(shape, self.shape, strict=True)
+            n >= 0 and want in (None, n) for n, want in zip(shape, self.shape, strict=True)
         )
         return fits and (self.flexibility is None or self.flexibility.allows(shape))
 
     def __str__(self) -> str:
         """For messages: `float16 [1, 1..64, 896]`."""
+        if self.keys is not None:
+            return f"dictionary, {self.keys.name} to {self.dtype}"
         shape = shape_text(self.shape) if self.flexibility is None else str(self.flexibility)
-        return f"{self.color + ' image, ' if self.color else ''}{self.dtype} {shape}"
+        image = f"{self.color} image, " if self.color else ""
+        optional = "" if self.default is None else f", {self.default:g} by default"
+        return f"{image}{self.dtype}{f' {shape}' if self.type.element.bits else ''}{optional}"
 
 
 @dataclass(frozen=True)
@@ -119,6 +138,13 @@ class FunctionSpec:
     inputs: tuple[ValueSpec, ...]
     outputs: tuple[ValueSpec, ...]
     states: tuple[ValueSpec, ...]
+
+    def __str__(self) -> str:
+        """For people: `main(x: float32 [1, 3]) -> y: float32 [1, 3]`."""
+        taken, made, kept = (
+            ", ".join(f"{v.name}: {v}" for v in values) for values in (self.inputs, self.outputs, self.states)
+        )
+        return f"{self.name}({taken}) -> {made}" + (f"; states {kept}" if kept else "")
 
 
 def default_function(package: Package) -> str:
@@ -151,7 +177,19 @@ def function_block(package: Package, name: str) -> Message:
             f"function '{name[:80]}' asks for opset '{function.opset[:40]}', but has {have[:80]}",
             where=package.path,
         )
-    return function.block_specializations[function.opset]
+    block = function.block_specializations[function.opset]
+    check_count(len(block.operations), MAX_OPERATIONS, f"function '{name[:80]}' has {{}} operations", package)
+    return block
+
+
+def check_count(count: int, most: int, what: str, package: Package) -> None:
+    """Refuse more of something than any program has.
+
+    Raises:
+        BundleError: There are more.
+    """
+    if count > most:
+        raise BundleError(f"{what.format(count)}, more than {most}", where=package.path)
 
 
 def describe_functions(package: Package) -> dict[str, FunctionSpec]:
@@ -163,7 +201,37 @@ def describe_functions(package: Package) -> dict[str, FunctionSpec]:
     functions = package.spec.mlProgram.functions
     if not functions:
         raise BundleError("the program has no functions", where=package.path)
+    check_count(len(functions), MAX_FUNCTIONS, "the program has {} functions", package)
     return {name: _describe(package, name) for name in sorted(functions)}
+
+
+def describe_pipeline(package: Package, stages: Sequence[FunctionSpec]) -> FunctionSpec:
+    """What a pipeline takes and gives, in the terms of its stages.
+
+    Raises:
+        BundleError: No stage has one of its inputs or outputs, or a stage has states.
+    """
+    for i, stage in enumerate(stages):
+        if stage.states:
+            raise BundleError(
+                f"stage {i} of the pipeline has states, which cannot be run", where=package.path
+            )
+    taken: dict[str, ValueSpec] = {}
+    made: dict[str, ValueSpec] = {}
+    for stage in stages:
+        taken = {**{v.name: v for v in stage.inputs}, **taken}
+        made |= {v.name: v for v in stage.outputs}
+    described = package.spec.description
+    for kind, features, known in (("input", described.input, taken), ("output", described.output, made)):
+        unknown = next((f.name for f in features if f.name not in known), None)
+        if unknown is not None:
+            raise BundleError(f"no stage of the pipeline has its {kind} '{unknown[:80]}'", where=package.path)
+    return FunctionSpec(
+        DEFAULT_FUNCTION,
+        tuple(taken[f.name] for f in described.input),
+        tuple(made[f.name] for f in described.output),
+        (),
+    )
 
 
 def metadata(package: Package) -> dict[str, str]:
@@ -181,8 +249,7 @@ def metadata(package: Package) -> dict[str, str]:
 def _describe(package: Package, name: str) -> FunctionSpec:
     described = package.spec.description
     if described.functions:
-        named = [f for f in described.functions if f.name == name]
-        described = named[0] if named else None
+        described = next((f for f in described.functions if f.name == name), None)
     features = {
         kind: {f.name: f for f in getattr(described, kind)} if described is not None else {}
         for kind in ("input", "output", "state")
@@ -193,28 +260,40 @@ def _describe(package: Package, name: str) -> FunctionSpec:
         is_state = value.type.WhichOneof("type") == "stateType"
         what = f"{'state' if is_state else 'input'} '{value.name[:80]}' of function '{name[:80]}'"
         declared = tensor_type(value.type, what)
-        if declared is None:
-            raise BundleError(f"{what} is no tensor", where=package.path)
+        if declared is None or not declared.element.bits:
+            raise BundleError(f"{what} is not a tensor of numbers", where=package.path)
         feature = features["state" if is_state else "input"].get(value.name)
         (states if is_state else inputs).append(_spec(value.name, declared, feature))
+    outputs = _outputs(package, name, features["output"])
+    return FunctionSpec(name, tuple(inputs), outputs, tuple(states))
+
+
+def _outputs(package: Package, name: str, features: Mapping[str, Message]) -> tuple[ValueSpec, ...]:
     block = function_block(package, name)
     types = {o.name: o.type for operation in block.operations for o in operation.outputs}
     types |= {v.name: v.type for v in package.spec.mlProgram.functions[name].inputs}
-    outputs = []
+    found = []
     for output in block.outputs:
         what = f"output '{output[:80]}' of function '{name[:80]}'"
-        declared = tensor_type(types[output], what) if output in types else None
-        if declared is None:
-            raise BundleError(f"{what} is made by no operation, or no tensor", where=package.path)
-        outputs.append(_spec(output, declared, features["output"].get(output)))
-    return FunctionSpec(name, tuple(inputs), tuple(outputs), tuple(states))
+        if output not in types:
+            raise BundleError(f"{what} is made by no operation", where=package.path)
+        declared = tensor_type(types[output], what)
+        if declared is not None:
+            found.append(_spec(output, declared, features.get(output)))
+            continue
+        dictionary = dictionary_types(types[output], what)
+        if dictionary is None:
+            raise BundleError(f"{what} is neither a tensor nor a dictionary", where=package.path)
+        text = features[output].shortDescription if output in features else ""
+        found.append(ValueSpec(output, dictionary[1], text, keys=dictionary[0]))
+    return tuple(found)
 
 
 def _spec(name: str, declared: TensorType, feature: Message) -> ValueSpec:
     if feature is None:
         return ValueSpec(name, declared)
     kind = feature.type.WhichOneof("Type")
-    if kind == "imageType":
+    if kind == "imageType" and len(declared.shape) >= 3:
         image = feature.type.imageType
         size = (image.height, image.width)
         return ValueSpec(
@@ -228,9 +307,19 @@ def _spec(name: str, declared: TensorType, feature: Message) -> ValueSpec:
     if kind == "multiArrayType":
         array = feature.type.multiArrayType
         return ValueSpec(
-            name, declared, feature.shortDescription, _flexibility(array), None, tuple(array.shape) or None
+            name,
+            declared,
+            feature.shortDescription,
+            _flexibility(array),
+            default_shape=tuple(array.shape[:MAX_AXES]) or None,
+            default=_default(array) if feature.type.isOptional else None,
         )
     return ValueSpec(name, declared, feature.shortDescription)
+
+
+def _default(array: Message) -> float | None:
+    kind = array.WhichOneof("defaultOptionalValue")
+    return None if kind is None else float(getattr(array, kind))
 
 
 def _flexibility(array: Message) -> Flexibility | None:

@@ -3,101 +3,38 @@
 It checks program and weights, not Apple's kernels. torch's CPU kernels compute the operations.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, overload
 
-import numpy as np
 import torch
 
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.mil.constants import Constant, Weights
 from fastvlm_convert.mil.description import (
-    ValueSpec,
+    DEFAULT_FUNCTION,
+    FunctionSpec,
     default_function,
     describe_functions,
+    describe_pipeline,
     metadata,
 )
-from fastvlm_convert.mil.inputs import InputError, prepare_inputs
-from fastvlm_convert.mil.package import open_package
+from fastvlm_convert.mil.footprint import machine_bytes
+from fastvlm_convert.mil.inputs import InputError, check_names, prepare_inputs
+from fastvlm_convert.mil.outputs import Value, handed_out
+from fastvlm_convert.mil.package import Package, open_package
 from fastvlm_convert.mil.plan import Plan, Precision, plan_function
-from fastvlm_convert.mil.steps import CallStep, Frame, Step, round_half
+from fastvlm_convert.mil.state import State
+from fastvlm_convert.mil.steps import Frame
+from fastvlm_convert.mil.watch import NonFinite, OnOp, Watch
 
 EXECUTED_BY: Final = "interpreter"
-# Operations that only move values, but may round them on the way.
-_ROUNDING_MOVES: Final = frozenset({"cast", "write_state"})
 
-
-@dataclass(frozen=True)
-class OpResult:
-    """What one operation gave, for a scan or a profile.
-
-    Attributes:
-        function: The function it is in.
-        name: Name of its first result.
-        type: The operation.
-        outputs: float32, int32 or bool arrays by name. They are the run's own: not to be changed, and to be
-            copied if they are kept.
-    """
-
-    function: str
-    name: str
-    type: str
-    outputs: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class NonFinite:
-    """The first operation that made infinity, or NaN, of inputs that held none.
-
-    Attributes:
-        function: The function it is in.
-        name: Name of its first result.
-        type: The operation.
-        kind: What it made.
-        count: In how many elements.
-    """
-
-    function: str
-    name: str
-    type: str
-    kind: Literal["inf", "nan"]
-    count: int
-
-    def __str__(self) -> str:
-        """For reports."""
-        return f"{self.count} x {self.kind} first made by '{self.name}' ({self.type}) in '{self.function}'"
-
-
-class State:
-    """The state of a model between calls, zero at first. Made by `Interpreter.make_state`."""
-
-    def __init__(self, specs: tuple[ValueSpec, ...]) -> None:
-        self.specs = specs
-        self.tensors: dict[str, torch.Tensor] = {}
-        self.reset()
-
-    def reset(self) -> None:
-        """Zero again."""
-        # numpy's zeros are not touched before they are written: a long cache costs no time at first.
-        self.tensors = {s.name: torch.from_numpy(np.zeros(_fixed(s), _held_as(s))) for s in self.specs}
-
-    def read(self, name: str) -> np.ndarray:
-        """A copy of one tensor, in its declared type.
-
-        Raises:
-            InputError: There is no such state.
-        """
-        for spec in self.specs:
-            if spec.name == name:
-                return self.tensors[name].numpy().astype(spec.type.element.numpy)
-        raise InputError(f"there is no state '{name}'; there are {sorted(self.tensors)}")
+Inputs = Mapping[str, Any]
 
 
 class Interpreter:
-    """A package, ready to run.
+    """A package, ready to run; what coremltools' `MLModel` is on a Mac.
 
     Args:
         package: The `.mlpackage` folder.
@@ -109,9 +46,12 @@ class Interpreter:
         check_finite: Look for NaN and infinity in what operations make, see `nonfinite`.
 
     Attributes:
-        functions: What each function takes and gives.
+        path: The package.
+        precision: As given.
+        functions: What each function takes and gives, by name.
         default_function: The one that runs when none is named.
         metadata: What the author wrote into the package.
+        stages: The models of a pipeline, each an interpreter that also runs alone; empty if it is none.
         nonfinite: Of the last run: the operation that first made infinity and the one that first made NaN of
             inputs that held none, in the order in which they ran.
 
@@ -120,96 +60,182 @@ class Interpreter:
     """
 
     def __init__(
-        self, package: Path | str, precision: Precision = "exact", *, check_finite: bool = True
+        self, package: Path | str | Package, precision: Precision = "exact", *, check_finite: bool = True
     ) -> None:
         if precision not in ("exact", "device"):
             raise InputError(f"precision is {precision!r}, expected 'exact' or 'device'")
-        opened = open_package(Path(package))
+        opened = package if isinstance(package, Package) else open_package(Path(package))
         self.path = opened.path
         self.precision = precision
-        self.functions = describe_functions(opened)
-        self.default_function = default_function(opened)
         self.metadata = metadata(opened)
         self.nonfinite: tuple[NonFinite, ...] = ()
+        self._spec = opened.spec
         self._check_finite = check_finite
         self._weights = Weights(precision == "device")
-        self._plans = {name: plan_function(opened, spec, precision) for name, spec in self.functions.items()}
+        self._plans: dict[str, Plan] = {}
+        self.stages = tuple(
+            _stage(i, stage, precision, check_finite) for i, stage in enumerate(opened.stages())
+        )
+        self.functions: dict[str, FunctionSpec]
+        self.default_function: str = DEFAULT_FUNCTION
+        if self.stages:
+            taken = [stage.functions[stage.default_function] for stage in self.stages]
+            self.functions = {DEFAULT_FUNCTION: describe_pipeline(opened, taken)}
+        else:
+            self.functions = describe_functions(opened)
+            self.default_function = default_function(opened)
+            self._plans = {
+                name: plan_function(opened, spec, precision) for name, spec in self.functions.items()
+            }
 
     @property
     def decoded_bytes(self) -> int:
         """Memory that the weights decoded so far take."""
-        return self._weights.nbytes
+        return self._weights.nbytes + sum(stage.decoded_bytes for stage in self.stages)
+
+    def get_spec(self) -> Any:  # noqa: ANN401  protobuf's classes have no types
+        """A copy of the package's protobuf `Model`."""
+        copy = type(self._spec)()
+        copy.CopyFrom(self._spec)
+        return copy
 
     def make_state(self, function: str | None = None) -> State:
-        """A new state for a function, and for all others with the same states.
+        """A new state for a function, and for all others with the same states; empty if it has none.
 
         Raises:
             InputError: There is no such function.
-            BundleError: A state has no fixed shape.
+            BundleError: A state has no fixed shape, or there is no memory for it.
         """
-        return State(self._plan(function).spec.states)
+        return State(self._function(function).states)
 
-    @torch.inference_mode()
-    def run(
+    @overload
+    def predict(
         self,
-        inputs: Mapping[str, Any],
-        function: str | None = None,
+        inputs: Inputs,
         state: State | None = None,
-        on_op: Callable[[OpResult], None] | None = None,
-    ) -> dict[str, np.ndarray]:
+        function: str | None = None,
+        on_op: OnOp | None = None,
+    ) -> dict[str, Any]: ...
+
+    @overload
+    def predict(
+        self,
+        inputs: list[Inputs],
+        state: None = None,
+        function: str | None = None,
+        on_op: OnOp | None = None,
+    ) -> list[dict[str, Any]]: ...
+
+    def predict(
+        self,
+        inputs: Inputs | list[Inputs],
+        state: State | None = None,
+        function: str | None = None,
+        on_op: OnOp | None = None,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
         """Run a function.
 
         Args:
-            inputs: Arrays by name, for image inputs also pictures, see `inputs.prepare_inputs`.
-            function: Which one; the default one if None.
+            inputs: By name arrays, torch tensors, numbers or nested lists; for image inputs also pictures
+                (`PIL.Image`) and uint8 arrays [height, width, 3] or [height, width]. Pixels are 0 to 255:
+                scale and bias are in the program. A list of such dicts is run one by one.
             state: What persists between calls; changed by the run. Needed if the function has states.
+            function: Which one; the default one if None.
             on_op: Called with what each operation gave.
 
         Returns:
-            Outputs by name. Floats are float32 in `exact`, and of their declared type in `device`; integers
-            are of their declared type.
+            Outputs by name: arrays, a picture for an image output, a label and probabilities by label for a
+            classifier. Floats are float32 in `exact`, and of their declared type in `device`; integers are of
+            their declared type. A list of them for a list.
 
         Raises:
             InputError: There is no such function, or it takes other inputs or another state.
             BundleError: An operation cannot be computed; says which one. A state may be half updated then.
         """
-        plan = self._plan(function)
+        spec = self._function(function)
+        if not isinstance(inputs, list):
+            outputs, self.nonfinite = self._run(spec, inputs, state, on_op, None)
+            return outputs
+        if state is not None:
+            raise InputError("a list of inputs cannot be run with a state", hint="run them one by one")
+        runs = [self._run(spec, one, None, on_op, None) for one in inputs]
+        self.nonfinite = tuple(found for _, several in runs for found in several)
+        return [outputs for outputs, _ in runs]
+
+    def _run(
+        self, spec: FunctionSpec, inputs: Inputs, state: State | None, on_op: OnOp | None, stage: int | None
+    ) -> tuple[dict[str, Value], tuple[NonFinite, ...]]:
+        if self.stages:
+            return self._run_pipeline(spec, inputs, state, on_op)
+        try:
+            return self._run_program(self._plans[spec.name], inputs, state, on_op, stage)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+                raise
+            raise BundleError(f"there is not enough memory to run function '{spec.name[:80]}'") from error
+
+    def _run_pipeline(
+        self, spec: FunctionSpec, inputs: Inputs, state: State | None, on_op: OnOp | None
+    ) -> tuple[dict[str, Value], tuple[NonFinite, ...]]:
+        """Each stage takes inputs of the pipeline and what earlier stages gave, by name."""
+        if state is not None and state.specs:
+            raise InputError("a pipeline has no states")
+        check_names(spec, inputs)
+        values = dict(inputs)
+        found: tuple[NonFinite, ...] = ()
+        for i, stage in enumerate(self.stages):
+            taken = stage.functions[stage.default_function]
+            given = {v.name: values[v.name] for v in taken.inputs if v.name in values}
+            try:
+                outputs, nonfinite = stage._run(taken, given, None, on_op, i)
+            except BundleError as error:
+                raise _in_stage(i, error) from error
+            values |= outputs
+            found += nonfinite
+        return {v.name: values[v.name] for v in spec.outputs}, found
+
+    @torch.inference_mode()
+    def _run_program(
+        self, plan: Plan, inputs: Inputs, state: State | None, on_op: OnOp | None, stage: int | None
+    ) -> tuple[dict[str, Value], tuple[NonFinite, ...]]:
+        self._check_memory(plan)
         tensors = prepare_inputs(plan.spec, inputs, self.precision == "device")
-        watch = _Watch(plan.spec.name, self._check_finite, on_op)
+        watch = Watch(plan.spec.name, self._check_finite, on_op, stage)
         frame = Frame(
             [None] * plan.num_slots,
             self._states(plan, state),
             self._weights,
-            watch.observe if self._check_finite or on_op is not None else None,
+            watch.observe if watch.needed else None,
         )
         for slot, tensor in zip(plan.block.inputs, tensors, strict=True):
             frame.values[slot] = tensor
         plan.block.run(frame)
-        self.nonfinite = tuple(watch.found)
-        outputs: dict[str, np.ndarray] = {}
+        outputs: dict[str, Value] = {}
         for spec, ref, value in zip(
             plan.spec.outputs, plan.block.outputs, plan.block.results(frame), strict=True
         ):
-            if not isinstance(value, torch.Tensor):
-                raise BundleError(f"output '{spec.name}' of function '{plan.spec.name}' is no tensor")
-            shared = isinstance(ref, Constant) or ref in plan.copied
-            outputs[spec.name] = self._handed_out(spec, value.clone() if shared else value)
-        return outputs
-
-    def _handed_out(self, spec: ValueSpec, value: torch.Tensor) -> np.ndarray:
-        element = spec.type.element
-        if element.is_float and self.precision == "exact":
-            return value.float().numpy()
-        with np.errstate(over="ignore", invalid="ignore"):
-            return value.numpy().astype(element.numpy, copy=False)
-
-    def _plan(self, function: str | None) -> Plan:
-        name = self.default_function if function is None else function
-        if name not in self._plans:
-            raise InputError(
-                f"there is no function '{name}'; there are {', '.join(self._plans)}", where=self.path
+            shared = isinstance(value, torch.Tensor) and (isinstance(ref, Constant) or ref in plan.copied)
+            outputs[spec.name] = handed_out(
+                spec, value.clone() if shared else value, self.precision == "exact"
             )
-        return self._plans[name]
+        return outputs, tuple(watch.found)
+
+    def _check_memory(self, plan: Plan) -> None:
+        have = machine_bytes()
+        if plan.needed_bytes > have:
+            raise BundleError(
+                f"function '{plan.spec.name[:80]}' takes {plan.needed_bytes / 1e9:.1f} GB of memory, "
+                f"this machine has {have / 1e9:.1f} GB",
+                where=self.path,
+            )
+
+    def _function(self, name: str | None) -> FunctionSpec:
+        wanted = self.default_function if name is None else name
+        if wanted not in self.functions:
+            raise InputError(
+                f"there is no function '{wanted}'; there are {', '.join(self.functions)}", where=self.path
+            )
+        return self.functions[wanted]
 
     def _states(self, plan: Plan, state: State | None) -> dict[str, torch.Tensor]:
         wanted = {s.name: s.type for s in plan.spec.states}
@@ -223,59 +249,24 @@ class Interpreter:
             raise InputError(f"the state does not fit function '{plan.spec.name}'")
         return {} if state is None else state.tensors
 
-
-class _Watch:
-    """Looks at what each operation gives."""
-
-    def __init__(self, function: str, check: bool, on_op: Callable[[OpResult], None] | None) -> None:
-        self.found: list[NonFinite] = []
-        self._function = function
-        self._open = {"inf", "nan"} if check else set()
-        self._on_op = on_op
-
-    def observe(self, step: Step, given: dict[str, Any], results: tuple[Any, ...]) -> None:
-        """Report results; note the first infinity and the first NaN."""
-        if self._open and (not step.moves or step.type in _ROUNDING_MOVES):
-            for result in results:
-                if result is not given.get("x") and not _is_finite(result):
-                    self._look(step, given, result)
-        elif self._open and isinstance(step, CallStep) and step.rounds_update:
-            rounded = round_half(given["update"])
-            if not _is_finite(rounded):
-                self._look(step, {"update": given["update"]}, rounded)
-        if self._on_op is not None:
-            # Writing a state has a result, but no name.
-            pairs = zip(step.outputs, results, strict=False)
-            arrays = {o.name: r.numpy() for o, r in pairs if isinstance(r, torch.Tensor)}
-            self._on_op(OpResult(self._function, step.name, step.type, arrays))
-
-    def _look(self, step: Step, given: dict[str, Any], result: torch.Tensor) -> None:
-        taken = [v for value in given.values() for v in (value if isinstance(value, list) else [value])]
-        tests: tuple[tuple[Literal["inf", "nan"], Callable[[torch.Tensor], torch.Tensor]], ...] = (
-            ("inf", torch.isinf),
-            ("nan", torch.isnan),
-        )
-        for kind, test in tests:
-            count = int(test(result).sum())
-            if kind not in self._open or not count:
-                continue
-            if not any(test(v).any() for v in taken if isinstance(v, torch.Tensor) and v.is_floating_point()):
-                self._open.discard(kind)
-                self.found.append(NonFinite(self._function, step.name, step.type, kind, count))
+    def __repr__(self) -> str:
+        """The package, and what each function takes and gives."""
+        lines = [f"Interpreter('{self.path}', precision='{self.precision}')"]
+        for name, spec in self.functions.items():
+            is_default = name == self.default_function and len(self.functions) > 1
+            lines.append(f"  {spec}{' (default)' if is_default else ''}")
+        lines += [
+            f"  stage {i}: {stage.functions[stage.default_function]}" for i, stage in enumerate(self.stages)
+        ]
+        return "\n".join(lines)
 
 
-def _is_finite(result: torch.Tensor) -> bool:
-    """Whether all elements are; their sum tells with one pass and no copy."""
-    return result.dtype is not torch.float32 or math.isfinite(result.sum().item())
+def _stage(number: int, package: Package, precision: Precision, check_finite: bool) -> Interpreter:
+    try:
+        return Interpreter(package, precision, check_finite=check_finite)
+    except BundleError as error:
+        raise _in_stage(number, error) from error
 
 
-def _fixed(spec: ValueSpec) -> tuple[int, ...]:
-    shape = spec.type.fixed_shape
-    if shape is None:
-        raise BundleError(f"state '{spec.name}' has no fixed shape, but {spec}")
-    return shape
-
-
-def _held_as(spec: ValueSpec) -> type[np.generic]:
-    kind = spec.type.element.numpy.kind
-    return np.float32 if kind == "f" else np.bool_ if kind == "b" else np.int32
+def _in_stage(number: int, error: BundleError) -> BundleError:
+    return BundleError(f"stage {number} of the pipeline: {error}", hint=error.hint)

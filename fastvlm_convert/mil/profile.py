@@ -1,14 +1,18 @@
 """Where the time of a function goes, by kind of operation."""
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from fastvlm_convert.errors import BundleError
+from fastvlm_convert.mil import Interpreter, NonFinite, OpResult
 from fastvlm_convert.mil.description import FunctionSpec, ValueSpec
-from fastvlm_convert.mil.interpreter import Interpreter, NonFinite, OpResult
+
+_MAX_EXAMPLE: Final = 1 << 28  # elements
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,15 @@ class Profile:
 
 
 def example_inputs(function: FunctionSpec, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random floats from 0 to 1 (0 to 255 for images), and zeros for integers, which may be indices."""
+    """Random floats from 0 to 1 (0 to 255 for images), and zeros for integers, which may be indices.
+
+    Raises:
+        BundleError: An input is too large to be made up.
+    """
     rng = np.random.default_rng(seed)
+    for spec in function.inputs:
+        if math.prod(spec.example_shape) > _MAX_EXAMPLE:
+            raise BundleError(f"input '{spec.name[:80]}', {spec}, is too large for an example")
     return {spec.name: _example(spec, rng) for spec in function.inputs}
 
 
@@ -66,7 +77,7 @@ def profile(interpreter: Interpreter, function: str) -> Profile:
     """
     inputs = example_inputs(interpreter.functions[function])
     state = interpreter.make_state(function)
-    interpreter.run(inputs, function, state)
+    interpreter.predict(inputs, state, function)
     totals: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     clock = [time.perf_counter()]
 
@@ -78,7 +89,7 @@ def profile(interpreter: Interpreter, function: str) -> Profile:
         clock[0] = time.perf_counter()
 
     start = clock[0] = time.perf_counter()
-    interpreter.run(inputs, function, state, on_op=note)
+    interpreter.predict(inputs, state, function, on_op=note)
     seconds = time.perf_counter() - start
     kinds = sorted(totals.items(), key=lambda item: -item[1][1])
     times = tuple(OpTime(kind, int(count), spent) for kind, (count, spent) in kinds)

@@ -25,7 +25,7 @@ def _package() -> str:
         found = importlib.util.find_spec("coremltools")
         if found is None or not found.submodule_search_locations:
             missing = ModuleNotFoundError("No module named 'coremltools'", name="coremltools")
-            raise MissingDependencyError.of(missing, "Core ML packages")
+            raise MissingDependencyError.of(missing, "reading a Core ML package")
         folder = Path(found.submodule_search_locations[0]) / "proto"
         spec = importlib.util.spec_from_file_location(
             _ALIAS, folder / "__init__.py", submodule_search_locations=[str(folder)]

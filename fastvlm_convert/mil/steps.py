@@ -1,5 +1,6 @@
 """Steps of a plan: what is done with the values of one run."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -8,14 +9,20 @@ import torch
 
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.mil.constants import Constant, Weights
+from fastvlm_convert.mil.ops.table import List
+from fastvlm_convert.mil.readers import UnreadableError
 from fastvlm_convert.mil.types import shape_text
 
 Reader = Callable[[torch.Tensor], Any]
 
 # What torch, numpy and Python raise for inputs that an operation cannot take.
-_REFUSALS: Final = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError)
+_REFUSALS: Final = (
+    RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError,
+)  # fmt: skip
+_INNER_WORDS: Final = re.compile(r"index out of range$|values to unpack|zip\(\) argument|not implemented for")
 # Far above any sequence; a loop that goes on is taken for endless.
 MAX_ITERATIONS: Final = 20_000
+MAX_ITERATIONS_OF_A_RUN: Final = 100_000  # loops inside of loops multiply
 
 
 @dataclass(frozen=True)
@@ -25,14 +32,18 @@ class Output:
     Attributes:
         slot: Where it is put.
         name: What the program calls it.
+        holds: Class of the result: a tensor, a list, or any.
+        dtype: Type of the tensor; None if it is not declared.
         shape: Its declared shape, or None if it is known only when it runs.
         rounds: Whether it is rounded to float16.
     """
 
     slot: int
     name: str
-    shape: tuple[int, ...] | None
-    rounds: bool
+    holds: type = object
+    dtype: torch.dtype | None = None
+    shape: tuple[int, ...] | None = None
+    rounds: bool = False
 
 
 @dataclass
@@ -44,12 +55,14 @@ class Frame:
         states: The states' tensors by name.
         weights: Decoded constants.
         observe: Called after every operation with the step, what it took and what it gave; or None.
+        iterations: How many more all loops together may make.
     """
 
     values: list[Any]
     states: dict[str, torch.Tensor]
     weights: Weights
-    observe: Callable[["Step", dict[str, Any], tuple[Any, ...]], None] | None
+    observe: Callable[["Step", dict[str, Any], list[Any]], None] | None
+    iterations: int = MAX_ITERATIONS_OF_A_RUN
 
 
 class Step(Protocol):
@@ -135,6 +148,8 @@ class CallStep:
     def run(self, frame: Frame) -> None:
         """Compute it and put the results into their slots."""
         values = frame.values
+        given: dict[str, Any] = {}
+        name = ""
         try:
             if self.pending:
                 self._bind(frame.weights)
@@ -149,18 +164,28 @@ class CallStep:
                 made = self.function(**{**given, "update": round_half(given["update"])})
             else:
                 made = self.function(**given)
+        except UnreadableError as error:
+            raise refusal(self, f"its input '{name}' {error}") from error
         except _REFUSALS as error:
-            raise refusal(self, str(error)) from error
+            raise refusal(self, _why(error, given)) from error
         results = made if isinstance(made, tuple) else (made,)
         if len(results) < len(self.outputs):
             raise refusal(self, f"it gives {len(results)} results, the program declares {len(self.outputs)}")
+        found = []
         for output, result in zip(self.outputs, results, strict=False):  # some systems drop the last ones
             kept = result
-            if output.shape is not None and result.shape != output.shape:
-                kept = _fitted(self, result, output)
-            values[output.slot] = round_half(kept) if output.rounds else kept
+            if (
+                type(result) is not torch.Tensor
+                or result.dtype is not output.dtype
+                or result.shape != output.shape
+            ):
+                kept = checked(self, result, output)
+            if output.rounds:
+                kept = round_half(kept)
+            values[output.slot] = kept
+            found.append(kept)
         if frame.observe is not None:
-            frame.observe(self, given, tuple(values[output.slot] for output in self.outputs))
+            frame.observe(self, given, found)
 
     def _bind(self, weights: Weights) -> None:
         while self.pending:
@@ -213,12 +238,14 @@ class WriteStep:
         """Replace the state's tensor."""
         before = frame.states[self.state]
         data = frame.weights.tensor(self.data) if isinstance(self.data, Constant) else frame.values[self.data]
+        if not isinstance(data, torch.Tensor):
+            raise refusal(self, "the new value of the state is not a tensor")
         if data.shape != before.shape or data.dtype != before.dtype:
             raise refusal(self, f"the state has shape {list(before.shape)}, the new value {list(data.shape)}")
         if self.rounds:
             given, data = data, round_half(data)
             if frame.observe is not None:
-                frame.observe(self, {"x": given}, (data,))
+                frame.observe(self, {"x": given}, [data])
         elif self.copies and data is not before:
             data = data.clone()
         frame.states[self.state] = data
@@ -272,6 +299,11 @@ class LoopStep:
             self._enter(self.body, loop, frame)
             self.body.run(frame)
             loop = self.body.results(frame)
+            frame.iterations -= 1
+            if frame.iterations <= 0:
+                raise refusal(
+                    self, f"the loops of one run take more than {MAX_ITERATIONS_OF_A_RUN} iterations"
+                )
         raise refusal(self, f"it did not end within {MAX_ITERATIONS} iterations")
 
     @staticmethod
@@ -293,20 +325,54 @@ def refusal(step: Any, why: str) -> BundleError:  # noqa: ANN401  any step
     )
 
 
-def _fitted(step: CallStep, result: Any, output: Output) -> torch.Tensor:  # noqa: ANN401
-    """A result in its declared shape, where only axes of size 1 differ."""
-    assert output.shape is not None
-    if not isinstance(result, torch.Tensor) or [n for n in result.shape if n != 1] != [
-        n for n in output.shape if n != 1
-    ]:
-        found = shape_text(tuple(result.shape)) if isinstance(result, torch.Tensor) else "a list"
-        raise refusal(step, f"'{output.name}' is {found}, the program declares {shape_text(output.shape)}")
+def checked(step: Any, result: Any, output: Output) -> Any:  # noqa: ANN401
+    """A result, refused if it is not what the program declares; only axes of size 1 may differ.
+
+    Raises:
+        BundleError: It has another type or shape.
+    """
+    fits = isinstance(result, output.holds)
+    if not fits:
+        wanted = "a list" if output.holds is List else "a tensor"
+        raise refusal(step, f"'{output.name[:80]}' is {_text(result)}, the program declares {wanted}")
+    if output.dtype is None:
+        return result
+    if result.dtype is not output.dtype:
+        found, wanted = (str(d).removeprefix("torch.") for d in (result.dtype, output.dtype))
+        raise refusal(step, f"'{output.name[:80]}' is {found}, the program declares {wanted}")
+    if output.shape is None or result.shape == output.shape:
+        return result
+    if [n for n in result.shape if n != 1] != [n for n in output.shape if n != 1]:
+        shapes = (shape_text(tuple(result.shape)), shape_text(output.shape))
+        raise refusal(step, f"'{output.name[:80]}' is {shapes[0]}, the program declares {shapes[1]}")
     return result.reshape(output.shape)
+
+
+def _why(error: Exception, given: dict[str, Any]) -> str:
+    """What is wrong, in words of the program, not of Python or torch."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "there is not enough memory"
+    if isinstance(error, TypeError | AttributeError | KeyError) or _INNER_WORDS.search(str(error)):
+        tensors = ", ".join(
+            f"'{k}' is {_text(v)}"
+            for k, v in given.items()
+            if isinstance(v, torch.Tensor | list | dict | str | tuple)
+        )
+        return f"it cannot take these inputs together: {tensors}"
+    return str(error)
+
+
+def _text(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {shape_text(tuple(value.shape))}"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return "a dictionary" if isinstance(value, dict) else "text" if isinstance(value, str) else "a number"
 
 
 def _truth(step: Any, ref: int | Constant, frame: Frame) -> bool:  # noqa: ANN401
     value = frame.weights.tensor(ref) if isinstance(ref, Constant) else frame.values[ref]
-    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+    if not isinstance(value, torch.Tensor) or value.numel() != 1 or value.dtype is not torch.bool:
         raise refusal(step, "its condition is not one bool")
     return bool(value)
 
@@ -315,4 +381,4 @@ def _hand_over(step: Any, results: list[Any], frame: Frame) -> None:  # noqa: AN
     if len(results) != len(step.outputs):
         raise refusal(step, f"it gives {len(results)} results, the program declares {len(step.outputs)}")
     for output, result in zip(step.outputs, results, strict=True):
-        frame.values[output.slot] = result
+        frame.values[output.slot] = checked(step, result, output)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.mil.description import (
+    DEFAULT_FUNCTION,
     FunctionSpec,
     default_function,
     describe_functions,
@@ -14,7 +15,7 @@ from fastvlm_convert.mil.description import (
     metadata,
 )
 from fastvlm_convert.mil.package import Package, open_package
-from fastvlm_convert.mil.types import Message, element_type
+from fastvlm_convert.mil.types import Message, tensor_type
 
 
 @dataclass(frozen=True)
@@ -54,25 +55,45 @@ class Survey:
 
 
 def survey_package(path: Path) -> Survey:
-    """Read what is in a package.
+    """Read what is in a package. The functions of a pipeline's stages are called `stage 0, main` and so on.
 
     Raises:
         BundleError: It is no package, or damaged.
     """
     package = open_package(path)
-    functions = {}
-    for name, spec in describe_functions(package).items():
-        counts = Counter(o.type for o in _operations(function_block(package, name)) if o.type != "const")
-        opset = package.spec.mlProgram.functions[name].opset
-        functions[name] = FunctionSurvey(spec, opset, dict(counts.most_common()))
+    functions = _survey_functions(package)
+    default = default_function(package) if functions else DEFAULT_FUNCTION
+    weights = _stored_weights(package)
+    for label, stage in _stages(package, ""):
+        functions |= {f"{label}{name}": found for name, found in _survey_functions(stage).items()}
+        weights |= _stored_weights(stage)
+    total: Counter[str] = Counter()
+    for kind, count in weights.values():
+        total[kind] += count
     return Survey(
         package.spec.specificationVersion,
         package.deployment_target,
-        default_function(package),
+        default,
         functions,
-        _weight_bytes(package),
+        dict(total.most_common()),
         metadata(package),
     )
+
+
+def _stages(package: Package, label: str) -> Iterator[tuple[str, Package]]:
+    for i, stage in enumerate(package.stages()):
+        yield f"{label}stage {i}, ", stage
+        yield from _stages(stage, f"{label}stage {i}, ")
+
+
+def _survey_functions(package: Package) -> dict[str, FunctionSurvey]:
+    """The functions of an ML program; none of a pipeline."""
+    functions = {}
+    for name, spec in describe_functions(package).items() if not package.stages() else ():
+        counts = Counter(o.type for o in _operations(function_block(package, name)) if o.type != "const")
+        opset = package.spec.mlProgram.functions[name].opset
+        functions[name] = FunctionSurvey(spec, opset, dict(counts.most_common()))
+    return functions
 
 
 def _operations(block: Message) -> Iterator[Message]:
@@ -82,7 +103,8 @@ def _operations(block: Message) -> Iterator[Message]:
             yield from _operations(inner)
 
 
-def _weight_bytes(package: Package) -> dict[str, int]:
+def _stored_weights(package: Package) -> dict[tuple[str, int], tuple[str, int]]:
+    """Element type and bytes of every weight, by file and place."""
     found: dict[tuple[str, int], tuple[str, int]] = {}
     for name in package.spec.mlProgram.functions:
         for operation in _operations(function_block(package, name)):
@@ -92,18 +114,14 @@ def _weight_bytes(package: Package) -> dict[str, int]:
                 if value.WhichOneof("value") == "blobFileValue":
                     place = (value.blobFileValue.fileName, value.blobFileValue.offset)
                     found[place] = _stored(package, value)
-    total: Counter[str] = Counter()
-    for kind, count in found.values():
-        total[kind] += count
-    return dict(total.most_common())
+    return found
 
 
 def _stored(package: Package, value: Message) -> tuple[str, int]:
     """Element type and bytes of a value in a weight file."""
-    tensor = value.type.tensorType
-    element = element_type(tensor.dataType, "a weight")
-    shape = tuple(d.constant.size for d in tensor.dimensions)
-    if not element.bits:
-        raise BundleError("text lies in a weight file", where=package.path)
+    declared = tensor_type(value.type, "a weight")
+    if declared is None or declared.fixed_shape is None or not declared.element.bits:
+        raise BundleError("a weight in a file is not a tensor of known shape", where=package.path)
     file = package.weight_file(value.blobFileValue.fileName)
-    return element.name, file.span(value.blobFileValue.offset, element, shape, "a weight")[1]
+    span = file.span(value.blobFileValue.offset, declared.element, declared.fixed_shape, "a weight")
+    return declared.element.name, span[1]

@@ -154,6 +154,15 @@ def tensor_type(message: Message, where: str) -> TensorType | None:
     return TensorType(element_type(tensor.dataType, where), shape)
 
 
+def dictionary_types(message: Message, where: str) -> tuple[ElementType, TensorType] | None:
+    """Types of the keys and values of a dictionary, or None if the value is none."""
+    if message.WhichOneof("type") != "dictionaryType":
+        return None
+    keys = tensor_type(message.dictionaryType.keyType, where)
+    values = tensor_type(message.dictionaryType.valueType, where)
+    return None if keys is None or values is None else (keys.element, values)
+
+
 def check_shape(shape: Shape, where: str) -> None:
     """Refuse what cannot be a tensor.
 

@@ -1,4 +1,4 @@
-"""Values written into the program itself, as numpy arrays and Python strings."""
+"""Values written into the program itself, as numpy arrays, strings, and lists of labels."""
 
 import math
 
@@ -8,7 +8,7 @@ from fastvlm_convert.errors import BundleError
 from fastvlm_convert.mil.blob import unpack
 from fastvlm_convert.mil.types import STRING, Message, TensorType, tensor_type
 
-Stored = np.ndarray | str | list[str]
+Stored = np.ndarray | str | list[str] | list[int]
 
 _RANGED = ("ints", "longInts")
 
@@ -21,7 +21,7 @@ def decode_immediate(value: Message, where: str) -> Stored:
         where: What it belongs to, for messages.
 
     Returns:
-        An array of the declared type and shape, a string, or a list of strings.
+        An array of the declared type and shape, a string, or a list of strings or whole numbers.
 
     Raises:
         BundleError: It has another number of elements than its type says, or no operation takes its kind.
@@ -29,12 +29,21 @@ def decode_immediate(value: Message, where: str) -> Stored:
     immediate = value.immediateValue
     kind = immediate.WhichOneof("value")
     if kind == "list":
-        found = [decode_immediate(v, where) for v in immediate.list.values if v.HasField("immediateValue")]
-        return [v for v in found if isinstance(v, str)]
+        return _decode_list([decode_immediate(v, where) for v in immediate.list.values], where)
     declared = tensor_type(value.type, where)
     if kind != "tensor" or declared is None or declared.fixed_shape is None:
         raise BundleError(f"{where} has a value that is no tensor of known shape")
     return _decode_tensor(immediate.tensor, declared, declared.fixed_shape, where)
+
+
+def _decode_list(items: list[Stored], where: str) -> list[str] | list[int]:
+    strings = [v for v in items if isinstance(v, str)]
+    numbers = [int(v) for v in items if isinstance(v, np.ndarray) and v.size == 1 and v.dtype.kind in "iu"]
+    if len(strings) == len(items):
+        return strings
+    if len(numbers) == len(items):
+        return numbers
+    raise BundleError(f"{where} is a list of other things than strings or whole numbers")
 
 
 def _decode_tensor(tensor: Message, declared: TensorType, shape: tuple[int, ...], where: str) -> Stored:

@@ -1,6 +1,8 @@
 """The model as a chain of blocks, one of them in memory at a time: it may be larger than memory."""
 
 import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,11 @@ from fastvlm_convert.model.decoder import DecoderLayer, KVCache, RMSNorm, rotary
 from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.model.projector import Projector
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import EMBEDDING, HEAD
 from fastvlm_convert.weights.source import WeightSource
+
+OnInput = Callable[[Tensor], Tensor]
+"""Called with the input of a layer; gives what the layer reads in its place."""
 
 
 class BlockStreamer:
@@ -73,7 +79,7 @@ class BlockStreamer:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 [n] -> float32 [n, hidden]; reads only the rows it needs."""
-        table = self.weights["decoder.embed_tokens.weight"]
+        table = self.weights[f"{EMBEDDING}.weight"]
         ids, places = torch.unique(token_ids, return_inverse=True)
         rows = [torch.from_numpy(table.read(i, i + 1)) for i in ids.tolist()]
         return torch.cat([torch.zeros(0, table.shape[1]), *rows])[places]
@@ -83,7 +89,22 @@ class BlockStreamer:
         decoder = self.config.decoder
         norm = RMSNorm(decoder.hidden_size, decoder.norm_eps)
         norm.weight = nn.Parameter(self.tensor("decoder.norm.weight"), requires_grad=False)
-        head = self.weights["decoder.embed_tokens.weight" if decoder.tied else "decoder.lm_head.weight"]
+        head = self.weights[f"{EMBEDDING if decoder.tied else HEAD}.weight"]
         normed = norm(hidden)
         parts = [functional.linear(normed, torch.from_numpy(rows)) for rows in head.chunks()]
         return torch.cat(parts, -1)[:, : decoder.vocab_size]
+
+
+@contextmanager
+def intercepted(handlers: Mapping[nn.Module, OnInput]) -> Iterator[None]:
+    """While the block lasts, the inputs of some layers go through functions before the layers read them."""
+    hooks = [layer.register_forward_pre_hook(_hook(handler)) for layer, handler in handlers.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hook(handler: OnInput) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    return lambda _module, inputs: (handler(*inputs),)

@@ -96,7 +96,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each on the normalised residual stream and added to it."""
+    """Attention and MLP, each on the normalized residual stream and added to it."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

@@ -1,13 +1,12 @@
 """FastVLM: encoder, projector and decoder joined, with weights loaded from a `WeightSource`."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from fastvlm_convert.model.decoder import Qwen2
 from fastvlm_convert.model.projector import Projector
 from fastvlm_convert.model.vision import FastViTHD
+from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.source import WeightSource
 
@@ -38,7 +37,7 @@ def load_model(
     config: ModelConfig,
     weights: WeightSource,
     folded: bool = False,
-    on_progress: Callable[[float], None] | None = None,
+    on_progress: OnShare = ignore_share,
 ) -> FastVLM:
     """Build the model and read its weights, one tensor at a time.
 
@@ -60,8 +59,7 @@ def load_model(
     for name in names:
         state[name] = torch.from_numpy(weights[name].array())
         done += weights[name].size
-        if on_progress is not None:
-            on_progress(done / total)
+        on_progress(done / total)
     state |= {
         n: torch.zeros((), dtype=torch.long) for n in model.state_dict() if n.endswith("num_batches_tracked")
     }

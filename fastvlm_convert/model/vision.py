@@ -29,7 +29,7 @@ class GeluConvs(nn.ModuleList):
 
 
 class ConvFFN(nn.Module):
-    """Feed-forward network that looks at a 7 x 7 neighbourhood first; [B, C, H, W] -> [B, C, H, W]."""
+    """Feed-forward network that looks at a 7 x 7 neighborhood first; [B, C, H, W] -> [B, C, H, W]."""
 
     def __init__(self, width: int, hidden: int, folded: bool) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
 
 class RepMixerBlock(nn.Module):
-    """Token mixing by one (re-parameterised) depthwise convolution, then the feed-forward network."""
+    """Token mixing by one (reparameterized) depthwise convolution, then the feed-forward network."""
 
     def __init__(self, stage: StageConfig, folded: bool) -> None:
         super().__init__()

@@ -1,118 +1,114 @@
-"""What an export is about to do: known from config and headers alone."""
+"""What an export is about to do: decided once, from config and headers alone, and handed on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from fastvlm_convert.bundle.client_files import PROMPT_FORMAT, apple_files, client_files
+from fastvlm_convert.bundle.client_files import app_files, client_files
 from fastvlm_convert.bundle.folder import BUNDLE
 from fastvlm_convert.bundle.license import license_files
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
-from fastvlm_convert.exporters.onnx.sizes import onnx_dry_run
-from fastvlm_convert.io_names import APPLE_FOLDER, IMAGE_TOKEN
-from fastvlm_convert.manifest import Artifact, Contract, Target
-from fastvlm_convert.predict.placeholder_weights import placeholder_weights
-from fastvlm_convert.predict.sizes import predicted_sizes
-from fastvlm_convert.predict.support import check_target
-from fastvlm_convert.quantization.prepared_weights import plan_checkpoint, resolve
-from fastvlm_convert.quantized.layer_plan import LayerPlan
+from fastvlm_convert.exporters.backends import Prediction, backend_of
+from fastvlm_convert.io_names import IMAGE_TOKEN
+from fastvlm_convert.manifest import Artifact, Contract
+from fastvlm_convert.predict.sizes import predict_artifacts
+from fastvlm_convert.quantization.weight_plan import WeightPlan, plan_weights
 from fastvlm_convert.recipe import Recipe, shipped_recipes
-from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
-from fastvlm_convert.weights.rescale import repaired_config
+from fastvlm_convert.targets import Target
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ExportPlan(WeightPlan):
     """What an export is about to do; no weight has been read.
 
     Attributes:
-        checkpoint: The checkpoint, adapter merged in.
-        config: Dimensions, with the image size to export.
-        recipe: The recipe, with every setting resolved.
-        plans: What happens to every layer.
+        targets: Formats to export, each once; every one can take the model and the recipe.
         contract: What the bundle will promise.
     """
 
-    checkpoint: Checkpoint
-    config: ModelConfig
-    recipe: Recipe
-    plans: tuple[LayerPlan, ...]
+    targets: tuple[Target, ...]
     contract: Contract
 
 
-def prepare(
-    checkpoint_path: Path, recipe: Recipe | None, targets: Sequence[Target], adapter: Path | None = None
-) -> Prepared:
-    """Open a checkpoint and see that the recipe and the targets fit it; reads config and headers alone.
+def plan_export(checkpoint: Checkpoint, recipe: Recipe | None, targets: Sequence[Target]) -> ExportPlan:
+    """See that a recipe and targets fit a checkpoint, and decide what an export does.
 
     Args:
-        checkpoint_path: The checkpoint's folder.
+        checkpoint: The checkpoint, adapter merged in.
         recipe: How to convert; None takes the recipe of a quantized checkpoint.
         targets: Formats to export.
-        adapter: PEFT folder that is merged in, or None.
 
     Raises:
-        ConversionError: They do not.
+        RecipeError: The recipe does not fit the model.
+        TargetError: A target cannot take the model or the recipe.
     """
-    checkpoint = open_checkpoint(checkpoint_path, adapter)
-    recipe, image_size, image_mode = resolve(checkpoint, recipe or _stored_recipe(checkpoint))
-    config = repaired_config(at_image_size(checkpoint.config, image_size), recipe.repairs)
-    plans = plan_checkpoint(checkpoint, recipe)
+    plan = plan_weights(checkpoint, recipe or _stored_recipe(checkpoint))
     for target in targets:
-        check_target(target, config, recipe, plans)
+        backend_of(target).check(plan.config, plan.recipe, plan.layers)
+    images, prompt = plan.images, plan.prompt
     contract = Contract(
-        image_size=image_size,
-        image_mode=image_mode,
-        num_image_tokens=config.vision.num_image_tokens,
+        image_size=images.size,
+        image_mode=images.mode,
+        resampling=images.resampling,
+        rescale_factor=images.rescale_factor,
+        image_mean=images.mean,
+        image_std=images.std,
+        num_image_tokens=plan.config.vision.num_image_tokens,
         image_token=IMAGE_TOKEN,
         image_token_id=checkpoint.tokenizer.image_token_id,
-        prompt=PROMPT_FORMAT,
+        prompt=prompt.single_turn,
+        conversation=prompt,
         eos_token_ids=checkpoint.eos_token_ids,
-        context_length=recipe.common.max_context_length,
+        context_length=plan.recipe.common.max_context_length,
     )
     _check_context(contract)
-    return Prepared(checkpoint, config, recipe, plans, contract)
+    return ExportPlan(checkpoint, plan.recipe, plan.config, plan.layers, tuple(targets), contract)
 
 
-def predicted_artifacts(prepared: Prepared, targets: Sequence[Target]) -> dict[str, int]:
-    """Bytes of every graph, program and weight file of an export (see `predict.sizes`)."""
-    return predicted_sizes(
-        prepared.config,
-        prepared.plans,
-        prepared.recipe,
-        targets,
-        image_token_id=prepared.contract.image_token_id,
-    )
+def predicted_artifacts(plan: ExportPlan) -> Prediction:
+    """Every graph, program and weight file of an export (see `predict.sizes`)."""
+    token_id = plan.contract.image_token_id
+    return predict_artifacts(plan.config, plan.layers, plan.recipe, plan.targets, image_token_id=token_id)
 
 
-def predicted_files(prepared: Prepared, targets: Sequence[Target]) -> dict[str, int]:
+def predicted_files(plan: ExportPlan) -> dict[str, int]:
     """Bytes of every file but the manifest that an export writes, by its path relative to the bundle.
 
-    Exact but for the programs of Core ML packages, which are estimated (see `predict.sizes`).
+    Exact but for the metadata in the programs of Core ML packages (see `predict.sizes`).
     """
-    config, token_id = prepared.config, prepared.contract.image_token_id
-    weights = placeholder_weights(config, prepared.plans)
-    artifacts, sizes = (
-        onnx_dry_run(config, weights, prepared.recipe, token_id) if "onnx" in targets else ([], {})
-    )
-    sizes |= predicted_artifacts(prepared, [target for target in targets if target != "onnx"])
-    beside = files_beside(prepared, targets, artifacts)
-    return sizes | {name: len(content) for name, content in beside.items()}
+    predicted = predicted_artifacts(plan)
+    beside = files_beside(plan, predicted.artifacts)
+    return {**predicted.sizes, **{name: len(content) for name, content in beside.items()}}
 
 
-def files_beside(
-    prepared: Prepared, targets: Sequence[Target], artifacts: Sequence[Artifact]
-) -> dict[str, bytes]:
+def files_beside(plan: ExportPlan, artifacts: Sequence[Artifact]) -> dict[str, bytes]:
     """Everything that is neither an artifact nor the manifest, by its path relative to the bundle."""
-    checkpoint, config, contract = prepared.checkpoint, prepared.config, prepared.contract
-    files = client_files(checkpoint.tokenizer, config, contract, artifacts)
-    if "coreml" in targets and prepared.recipe.coreml.drop_in:
-        apple = apple_files(checkpoint.tokenizer, config, contract)
-        files |= {f"{APPLE_FOLDER}/{name}": content for name, content in apple.items()}
+    checkpoint, config, contract = plan.checkpoint, plan.config, plan.contract
+    added: dict[str, Any] = {}
+    in_folders: dict[str, bytes] = {}
+    for target in plan.targets:
+        backend = backend_of(target)
+        added |= backend.client_config([a for a in artifacts if a.target == target])
+        folder = backend.app_folder(plan.recipe)
+        if folder is not None:
+            files = app_files(checkpoint.tokenizer, config, contract)
+            in_folders |= {f"{folder}/{name}": content for name, content in files.items()}
+    files = client_files(checkpoint.tokenizer, config, contract, added) | in_folders
     if checkpoint.license is not None:
-        files |= license_files(checkpoint.license, prepared.recipe, BUNDLE.name)
+        files |= license_files(checkpoint.license, plan.recipe, BUNDLE.name)
     return files
+
+
+def context_warnings(plan: ExportPlan) -> list[str]:
+    """What is odd about the context that a recipe asks for."""
+    trained = plan.checkpoint.config.decoder.max_position_embeddings
+    if plan.contract.context_length <= trained:
+        return []
+    return [
+        f"the context of {plan.contract.context_length} tokens is longer than the {trained} the model was "
+        "trained for"
+    ]
 
 
 def _stored_recipe(checkpoint: Checkpoint) -> Recipe:

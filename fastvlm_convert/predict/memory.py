@@ -2,12 +2,9 @@
 
 The model behind it, fitted to peaks measured on Linux at two sizes of the model (within a tenth):
 
-- the interpreter and the libraries; coremltools loads torch where it is installed, which counts here;
+- the interpreter and the target's libraries (`Backend.base_bytes`);
 - the tokenizer, once as it is read and once more while its file is made;
-- ONNX: the rotary tables, made in float64, or the largest layer of the encoder, whichever is larger: weights
-  are streamed;
-- Core ML: the largest weight, which coremltools wants whole: four bytes for each number of a float in either
-  precision, one for each integer or index;
+- what the target holds while it writes (`Backend.working_bytes`);
 - a recipe that needs data: torch, the pictures, and the greatest of three phases. While the reference
   answers, all weights in float32 and one picture's activations. While layers are solved, the states of all
   samples in the float and in the quantized model before and after a block (of the encoder in the quantized
@@ -20,22 +17,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fastvlm_convert.manifest import Target
+from fastvlm_convert.exporters.backends import backend_of
+from fastvlm_convert.quantization.limits import (
+    LOGIT_ROWS,
+    MAX_ACTIVATION_BYTES,
+    MAX_PIXELS,
+    PIXELS_TOGETHER,
+)
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.targets import Target
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import is_language
 
 _MB: Final = 1_000_000
-_LIBRARIES: Final[dict[Target, int]] = {"onnx": 70 * _MB, "coreml": 340 * _MB}
-_TORCH: Final = 350 * _MB
+_WITH_TORCH: Final = 420 * _MB  # the interpreter, numpy and torch
 _TOKEN_READ, _TOKEN_WRITTEN = 630, 540  # bytes for each of the tokenizer's ids
 _PICTURE: Final = 4  # activations as large as the widest
-_MAX_ACTIVATION: Final = 512 << 20  # as `quantization.layerwise` bounds it
 _HESSIANS: Final = 5  # two sums, their damped copy, its factor and one more
 _LOGIT: Final = 40  # bytes: of both models in float32, compared in float64
-_LOGIT_ROWS: Final = 256  # compared at a time
-_MAX_PIXELS: Final = 32 << 20  # of the pictures that solve the encoder
-_PIXELS_TOGETHER: Final = 2 << 20  # that go through the whole encoder at a time
 _ANSWER_TOKENS: Final = 12  # of an answer to the demo generator's questions, on average; at most 64
 
 
@@ -55,22 +55,14 @@ def predicted_peak(
         targets: Formats.
         num_tokens: Ids of the tokenizer.
     """
-    libraries = max(_LIBRARIES[target] for target in targets)
+    backends = [backend_of(target) for target in targets]
+    libraries = max(backend.base_bytes for backend in backends)
     tokenizer = num_tokens * _TOKEN_READ
-    writing = max(_working_bytes(config, plans, recipe, target) for target in targets)
+    writing = max(backend.working_bytes(config, recipe, plans) for backend in backends)
     peak = libraries + tokenizer + max(writing, num_tokens * _TOKEN_WRITTEN)
     if not recipe.is_calibrated:
         return peak
-    with_torch = max(libraries, _LIBRARIES["onnx"] + _TORCH)
-    return max(peak, with_torch + tokenizer + _calibration_bytes(config, plans, recipe))
-
-
-def _working_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: Recipe, target: Target) -> int:
-    if target == "coreml":
-        return max(plan.size * (1 if plan.scheme else 4) for plan in plans)
-    angles = 3 * 8 * recipe.common.max_context_length * config.decoder.head_dim // 2
-    encoder = 3 * max(plan.size for plan in plans if not plan.layer.startswith("decoder."))
-    return max(angles, encoder)
+    return max(peak, max(libraries, _WITH_TORCH) + tokenizer + _calibration_bytes(config, plans, recipe))
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,7 @@ class _Pass:
 
     def bytes(self, count: int, state: int, widest: int) -> int:
         """For `count` samples with states and a widest activation of so many bytes."""
-        together = max(widest, min(count * widest, _MAX_ACTIVATION))
+        together = max(widest, min(count * widest, MAX_ACTIVATION_BYTES))
         return self.states * count * state + self.activations * together
 
 
@@ -100,20 +92,18 @@ def _calibration_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: 
     count = settings.num_samples
     state, widest = (4 * settings.max_tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)
-    language, vision = (
-        [p for p in plans if p.layer.startswith("decoder.") is part] for part in (True, False)
-    )
+    language, vision = ([p for p in plans if is_language(p.layer) is part] for part in (True, False))
     solving = _SOLVED.bytes(count, state, widest) + _hessian_bytes(language)
     size = config.vision.image_size**2
     if hessian := _hessian_bytes(vision):
-        few = min(count, max(1, _MAX_PIXELS // size))
+        few = min(count, max(1, MAX_PIXELS // size))
         solving = max(solving, _SOLVED.bytes(few, encoded, picture) + hessian)
     if any(plan.scheme for plan in vision):
-        together = min(count, max(1, _PIXELS_TOGETHER // size))
+        together = min(count, max(1, PIXELS_TOGETHER // size))
         solving = max(solving, together * _PICTURE * picture)
     pixels = count * 3 * 4 * size
     answering = pixels + 4 * sum(plan.size for plan in plans) + _PICTURE * picture
-    comparing = min(count * _ANSWER_TOKENS, _LOGIT_ROWS) * decoder.vocab_size * _LOGIT
+    comparing = min(count * _ANSWER_TOKENS, LOGIT_ROWS) * decoder.vocab_size * _LOGIT
     return pixels + max(answering, solving, comparing)
 
 

@@ -1,4 +1,4 @@
-"""What the reference answers to the questions of a calibration: asked once, kept in the user's cache."""
+"""What the reference answers to the questions of a calibration; later runs read it from the user's cache."""
 
 import hashlib
 import zipfile
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
@@ -15,41 +16,43 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.generate import generate
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.model.session import TorchSession
-from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
+from fastvlm_convert.progress import OnShare, ignore_share
+from fastvlm_convert.prompt import Prompt, Text, build_prompt
 from fastvlm_convert.quantization.calibration import Calibration
-from fastvlm_convert.questions import Question
+from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.user_cache import cache_folder
-from fastvlm_convert.weights.model_config import ModelConfig
-
-OnProgress = Callable[[float], None]
+from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
 
 MAX_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one picture, in tokens.
+    """One question, in tokens.
 
     Attributes:
-        before: Ids ahead of the image tokens, int64.
-        after: Ids behind them.
+        segments: Ids of the prompt's text, int64; the tokens of one image stand between two of them.
         answer: What the reference says, the end token included.
     """
 
-    before: np.ndarray
-    after: np.ndarray
+    segments: tuple[np.ndarray, ...]
     answer: np.ndarray
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures of the prompt."""
+        return len(self.segments) - 1
 
 
 @dataclass(frozen=True)
-class Answered:
+class CalibrationSet:
     """Calibration data as a model sees it.
 
     Attributes:
-        pixel_values: float32 [samples, 3, S, S].
-        features: The reference's image tokens, float32 [samples, num_image_tokens, hidden].
-        samples: One a picture.
+        pixel_values: Images of all samples in order, float32 [images, 3, S, S].
+        features: The reference's image tokens, float32 [images, num_image_tokens, hidden].
+        samples: One for each question.
     """
 
     pixel_values: np.ndarray
@@ -57,45 +60,71 @@ class Answered:
     samples: tuple[Sample, ...]
 
 
-def answered(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    mode: ImageMode,
-    calibration: Calibration,
-    settings: CalibrationSettings,
-    on_progress: OnProgress,
-) -> Answered:
+@dataclass(frozen=True)
+class _Request:
+    """What the reference is asked.
+
+    Attributes:
+        prompt: Images and question.
+        answer: The answer to take in the place of the reference's own, or None.
+        max_tokens: Room for the answer.
+    """
+
+    prompt: Prompt
+    answer: str | None
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the reference said.
+
+    Attributes:
+        token_ids: Of each answer, the end token included; int64.
+        features: The image tokens of all images in order, float32 [images, num_image_tokens, hidden].
+    """
+
+    token_ids: Sequence[np.ndarray]
+    features: np.ndarray
+
+
+def collect_samples(
+    plan: WeightPlan, calibration: Calibration, on_progress: OnShare = ignore_share
+) -> CalibrationSet:
     """Ask the reference, or read what it said the last time.
 
     Args:
-        checkpoint: The float checkpoint.
-        config: Its dimensions, with the image size to calibrate for.
-        mode: How images are made square.
-        calibration: Pictures with questions.
-        settings: Most tokens of a sample.
+        plan: A float checkpoint, and the recipe with its image size, prompt and calibration settings.
+        calibration: Questions about images.
         on_progress: Called with the share of the questions answered, 0..1.
 
     Raises:
-        RecipeError: A prompt alone is longer than a sample may be.
+        RecipeError: A prompt alone is longer than a sample may be, or there is no picture at all.
     """
+    checkpoint, images, form = plan.checkpoint, plan.images, plan.prompt
+    config = at_image_size(checkpoint.config, images.size)
     prompts = [
-        build_prompt(q.text, [q.image], checkpoint.tokenizer, config.vision.image_size, mode)
-        for q in calibration.questions
+        build_prompt(question.messages, form, checkpoint.tokenizer, images)
+        for question in calibration.questions
     ]
-    limits = [_room(n, prompt, config, settings) for n, prompt in enumerate(prompts)]
-    key = (checkpoint.sha256, calibration.sha256, config.vision.image_size, mode, limits)
+    if not any(prompt.images for prompt in prompts):
+        raise RecipeError("the calibration data holds no picture", hint="add entries with an 'image'")
+    limits = [_room(n, prompt, config, plan.recipe.calibration) for n, prompt in enumerate(prompts)]
+    key = (checkpoint.sha256, calibration.sha256, images, form, limits)
     path = cache_folder() / "answers" / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.npz"
-    answers, features = _cached(path) or _asked(
-        checkpoint, config, prompts, limits, calibration.questions, path, on_progress
-    )
+    answers = _load_answers(path)
+    if answers is None:
+        requests = [
+            _Request(prompt, question.answer, limit)
+            for prompt, question, limit in zip(prompts, calibration.questions, limits, strict=True)
+        ]
+        answers = _ask(checkpoint, config, requests, on_progress)
+        _save_answers(path, answers)
     on_progress(1.0)
-    return Answered(
-        np.concatenate([prompt.images[0] for prompt in prompts]),
-        features,
-        tuple(
-            Sample(prompt.segments[0], prompt.segments[1], answer)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ),
+    return CalibrationSet(
+        np.concatenate([pixels for prompt in prompts for pixels in prompt.images]),
+        answers.features,
+        tuple(Sample(p.segments, ids) for p, ids in zip(prompts, answers.token_ids, strict=True)),
     )
 
 
@@ -111,47 +140,40 @@ def _room(number: int, prompt: Prompt, config: ModelConfig, settings: Calibratio
     return min(MAX_ANSWER_TOKENS, settings.max_tokens - length)
 
 
-def _asked(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    prompts: Sequence[Prompt],
-    limits: Sequence[int],
-    questions: Sequence[Question],
-    path: Path,
-    on_progress: OnProgress,
-) -> tuple[list[np.ndarray], np.ndarray]:
-    longest = max(prompt.length(config.vision.num_image_tokens) for prompt in prompts)
+def _ask(
+    checkpoint: Checkpoint, config: ModelConfig, requests: Sequence[_Request], on_progress: OnShare
+) -> _Answers:
+    longest = max(request.prompt.length(config.vision.num_image_tokens) for request in requests)
     session = TorchSession(load_model(config, checkpoint.weights), longest + MAX_ANSWER_TOKENS)
-    end = checkpoint.eos_token_ids[0]
-    answers, features = [], []
-    for n, (prompt, limit, question) in enumerate(zip(prompts, limits, questions, strict=True)):
-        encoded = session.encode_image(prompt.images[0])
-        features.append(encoded)
-        if question.answer is not None:
-            said = checkpoint.tokenizer.encode(question.answer)[: limit - 1]
+    eos = checkpoint.eos_token_ids
+    answers: list[np.ndarray] = []
+    features: list[np.ndarray] = []
+    for n, request in enumerate(requests):
+        encoded = [session.encode_image(image) for image in request.prompt.images]
+        features += encoded
+        if request.answer is not None:
+            said = checkpoint.tokenizer.encode_texts([Text(request.answer)])[: request.max_tokens - 1]
         else:
-            said = list(
-                generate(session, prompt, checkpoint.eos_token_ids, limit, features=[encoded]).token_ids
-            )
-        answers.append(np.asarray([*said, end][:limit], np.int64))
-        on_progress((n + 1) / len(prompts))
-    stacked = np.stack(features)
-    _keep(path, answers, stacked)
-    return answers, stacked
+            found = generate(session, request.prompt, eos, request.max_tokens, features=encoded)
+            said = list(found.token_ids)
+        answers.append(np.asarray([*said, eos[0]][: request.max_tokens], np.int64))
+        on_progress((n + 1) / len(requests))
+    return _Answers(answers, np.stack(features))
 
 
-def _keep(path: Path, answers: Sequence[np.ndarray], features: np.ndarray) -> None:
+def _save_answers(path: Path, answers: _Answers) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lengths = np.asarray([len(a) for a in answers])
+    lengths = np.asarray([len(ids) for ids in answers.token_ids])
     with whole_file(path) as partial:
-        np.savez(partial, ids=np.concatenate(answers), lengths=lengths, features=features)
+        np.savez(partial, ids=np.concatenate(answers.token_ids), lengths=lengths, features=answers.features)
 
 
-def _cached(path: Path) -> tuple[list[np.ndarray], np.ndarray] | None:
+def _load_answers(path: Path) -> _Answers | None:
+    """Answers that were saved; None where there are none, or damaged ones."""
     try:
         with np.load(path) as arrays:
             ends = np.cumsum(arrays["lengths"])[:-1]
-            return np.split(arrays["ids"], ends), arrays["features"]
+            return _Answers(np.split(arrays["ids"], ends), arrays["features"])
     # A cache that cannot be read is no cache.
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
@@ -165,7 +187,7 @@ class TokenBatch:
         embeds: float32 [samples, tokens, hidden].
         real: bool [samples, tokens]; false where padded.
         image: bool [samples, tokens]; true at image tokens.
-        answers: Row and token of every position whose logits predict a token of an answer; int64 [n] each.
+        answers: Sample and token of every position whose logits predict a token of an answer; int64 [n] each.
     """
 
     embeds: torch.Tensor
@@ -177,27 +199,37 @@ class TokenBatch:
 def token_batch(
     samples: Sequence[Sample], features: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor]
 ) -> TokenBatch:
-    """Splice image tokens and embeddings together, answers fed as they were given.
+    """Splice image tokens and embeddings together; the answers are fed as they were given.
 
     Args:
         samples: The samples.
-        features: float32 [samples, num_image_tokens, hidden].
+        features: Image tokens of their pictures in order, float32 [pictures, num_image_tokens, hidden].
         embed: int64 [n] -> float32 [n, hidden].
     """
-    count = features.shape[1]
-    rows, places = [], []
-    for sample, tokens in zip(samples, features, strict=True):
-        fed = np.concatenate([sample.before, sample.after, sample.answer[:-1]])
-        text = embed(torch.from_numpy(fed))
-        first = len(sample.before)
-        rows.append(torch.cat([text[:first], tokens, text[first:]]))
-        places.append((first, first + count + len(sample.after) - 1, len(sample.answer)))
+    pictures = iter(features)
+    rows, marks, starts = [], [], []
+    for sample in samples:
+        parts = [embed(torch.from_numpy(sample.segments[0]))]
+        is_image = [torch.zeros(len(parts[0]), dtype=torch.bool)]
+        for segment in sample.segments[1:]:
+            parts += [next(pictures), embed(torch.from_numpy(segment))]
+            is_image += [
+                torch.ones(len(parts[-2]), dtype=torch.bool),
+                torch.zeros(len(segment), dtype=torch.bool),
+            ]
+        starts.append(sum(len(part) for part in parts) - 1)
+        parts.append(embed(torch.from_numpy(sample.answer[:-1])))
+        is_image.append(torch.zeros(len(parts[-1]), dtype=torch.bool))
+        rows.append(torch.cat(parts))
+        marks.append(torch.cat(is_image))
     longest = max(len(row) for row in rows)
-    embeds = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
-    real, image = torch.zeros(2, len(rows), longest, dtype=torch.bool)
-    for n, (row, (first, _, _)) in enumerate(zip(rows, places, strict=True)):
-        real[n, : len(row)] = True
-        image[n, first : first + count] = True
-    answers = [(n, t) for n, (_, start, length) in enumerate(places) for t in range(start, start + length)]
+    embeds = torch.stack([functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
+    image = torch.stack([functional.pad(mark, (0, longest - len(mark))) for mark in marks])
+    real = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+    answers = [
+        (n, token)
+        for n, (start, sample) in enumerate(zip(starts, samples, strict=True))
+        for token in range(start, start + len(sample.answer))
+    ]
     row, token = torch.tensor(answers).T
     return TokenBatch(embeds, real, image, (row, token))

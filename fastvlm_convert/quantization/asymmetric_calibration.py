@@ -1,7 +1,7 @@
 """Aim a layer at the float model's outputs, though its inputs come from quantized layers (arXiv:2504.02692).
 
 With inputs x of the float model and y of the quantized one, `|W x - Q y|^2` is least for
-`Q = W (sum x y^T) (sum y y^T)^-1 = W + W (sum (x - y) y^T) H^-1`. What is left of the mean goes into the
+`Q = W (sum x y^T) (sum y y^T)^-1 = W + W (sum (x - y) y^T) H^-1`. The remaining mean error is folded into the
 bias.
 """
 
@@ -42,7 +42,7 @@ def moments_of(reference: np.ndarray, inputs: np.ndarray, weights: np.ndarray | 
     Args:
         reference: x, float32 [tokens, columns].
         inputs: y, float32 [tokens, columns].
-        weights: Importance of the tokens, float32 [tokens]; None weighs all alike.
+        weights: Importance of the tokens, float32 [tokens]; None for equal weights.
     """
     columns = inputs.shape[1]
     cross = np.zeros((columns, columns))
@@ -57,7 +57,7 @@ def moments_of(reference: np.ndarray, inputs: np.ndarray, weights: np.ndarray | 
     return Moments(hessian_of(inputs, weights), cross, reference_mean, mean)
 
 
-def aimed(weight: np.ndarray, moments: Moments) -> np.ndarray:
+def target_weight(weight: np.ndarray, moments: Moments) -> np.ndarray:
     """The weights to be rounded, float32 [rows, columns]."""
     mean = np.trace(moments.hessian) / len(moments.hessian)
     if mean == 0:
@@ -67,6 +67,6 @@ def aimed(weight: np.ndarray, moments: Moments) -> np.ndarray:
     return (weight + pull).astype(np.float32)
 
 
-def shifted_bias(bias: np.ndarray, weight: np.ndarray, rounded: np.ndarray, moments: Moments) -> np.ndarray:
+def corrected_bias(bias: np.ndarray, weight: np.ndarray, rounded: np.ndarray, moments: Moments) -> np.ndarray:
     """The bias with which the outputs' mean is the float model's, float32 [rows]."""
     return (bias + weight @ moments.reference - rounded @ moments.mean).astype(np.float32)

@@ -1,6 +1,6 @@
-"""AWQ: scales per input channel that protect the weights which matter (arXiv:2306.00978).
+"""AWQ: scales per input channel that protect the weights that matter most (arXiv:2306.00978).
 
-`W x = (W diag(s)) (x / s)`, so columns that meet large inputs can be stored larger, with less relative error.
+`W x = (W diag(s)) (x / s)`, so columns that see large inputs can be stored larger, with less relative error.
 The division must cost nothing at run time, so it is folded into what makes x, exactly in real arithmetic:
 
 * x from a norm (RMSNorm, LayerNorm or BatchNorm with weight g and bias b): `g / s`, `b / s`; every layer that
@@ -21,15 +21,11 @@ from fastvlm_convert.quantization.search import quantize_affine
 from fastvlm_convert.quantized.schemes import AffineScheme
 from fastvlm_convert.quantized.weight import MixedSource, float_weight
 from fastvlm_convert.weights.fold import scaled_columns
+from fastvlm_convert.weights.parts import input_group_of
 from fastvlm_convert.weights.source import Weight, WeightSource
 
-NORMS = (
-    (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"),
-    (("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
-    (("attention.qkv",), "norm"),
-)  # all layers that read a norm, and the norm
 GRID = tuple(step / 10 for step in range(1, 11))
-MOST = 16.0  # a scale and its inverse; what is folded must stay a good float16 number
+MOST = 16.0  # of a scale and of its inverse, so that folded weights stay normal float16 numbers
 
 
 def norm_before(layers: Sequence[str]) -> str | None:
@@ -38,11 +34,8 @@ def norm_before(layers: Sequence[str]) -> str | None:
     Returns:
         Its name, or None where that is not exact: no norm gives the input, or other layers read it too.
     """
-    for readers, norm in NORMS:
-        stem = layers[0].removesuffix(readers[0])
-        if list(layers) == [stem + reader for reader in readers]:
-            return stem + norm
-    return None
+    group = input_group_of(layers[0])
+    return group.norm if group is not None and tuple(layers) == group.layers else None
 
 
 def behind_scales(floats: WeightSource, quantized: MixedSource) -> dict[str, Weight]:
@@ -53,15 +46,15 @@ def behind_scales(floats: WeightSource, quantized: MixedSource) -> dict[str, Wei
         quantized: The same; norms that are not those of `floats` had scales taken out.
     """
     scaled = dict(floats)
-    for name in floats:
-        for readers, norm in NORMS:
-            stem = name.removesuffix(f"{readers[0]}.weight")
-            gain = f"{stem}{norm}.weight"
-            if stem != name and quantized[gain] is not floats[gain]:
-                scales = partial(_ratio, floats[gain], float_weight(quantized, gain))
-                for reader in readers:
-                    layer = f"{stem}{reader}.weight"
-                    scaled[layer] = scaled_columns(floats[layer], scales)
+    for name, weight in floats.items():
+        group = input_group_of(name.removesuffix(".weight"))
+        if group is None:
+            continue
+        gain = f"{group.norm}.weight"
+        if quantized[gain] is not floats[gain]:
+            scaled[name] = scaled_columns(
+                weight, partial(_ratio, floats[gain], float_weight(quantized, gain))
+            )
     return scaled
 
 
@@ -74,7 +67,7 @@ def _ratio(before: Weight, after: Weight) -> np.ndarray:
 def channel_scales(
     weights: Sequence[np.ndarray], hessian: np.ndarray, scheme: AffineScheme, grid: Sequence[float] = GRID
 ) -> np.ndarray:
-    """The scales under which the layers that share an input lose least, by data-free search of each.
+    """The scales with which layers that share an input lose least when they are quantized without data.
 
     Args:
         weights: float32 [rows, columns] each; all layers that read the input.
@@ -108,8 +101,8 @@ def _candidates(weight: np.ndarray, hessian: np.ndarray, grid: Sequence[float]) 
     inputs = _positive(np.sqrt(np.diag(hessian)))
     magnitudes = _positive(np.abs(weight).mean(0))
     for power in grid:
-        yield _centred(inputs**power)
-        yield _centred(inputs**power / magnitudes ** (1 - power))
+        yield _centered(inputs**power)
+        yield _centered(inputs**power / magnitudes ** (1 - power))
 
 
 def _positive(values: np.ndarray) -> np.ndarray:
@@ -117,7 +110,7 @@ def _positive(values: np.ndarray) -> np.ndarray:
     return np.maximum(values, max(values.max(initial=0) * 1e-4, np.finfo(np.float32).tiny), dtype=np.float64)
 
 
-def _centred(scales: np.ndarray) -> np.ndarray:
+def _centered(scales: np.ndarray) -> np.ndarray:
     """Scales around 1 within the limits, float32."""
-    centred = scales / np.exp(np.log(scales).mean())
-    return np.clip(centred, 1 / MOST, MOST).astype(np.float32)
+    centered = scales / np.exp(np.log(scales).mean())
+    return np.clip(centered, 1 / MOST, MOST).astype(np.float32)

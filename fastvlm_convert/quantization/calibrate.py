@@ -1,35 +1,30 @@
 """Find the integers of layers that need data: ask the reference, weigh the tokens, solve in turn."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fastvlm_convert import __version__
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.model.block_streamer import BlockStreamer
-from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.quantization.answers import Answered, TokenBatch, answered, token_batch
+from fastvlm_convert.progress import OnStage
+from fastvlm_convert.quantization.answers import CalibrationSet, collect_samples, token_batch
+from fastvlm_convert.quantization.block_solver import SolverTask, load_solved
 from fastvlm_convert.quantization.calibration import Calibration
-from fastvlm_convert.quantization.layerwise import Task, kept_layer, solve
-from fastvlm_convert.quantization.score import AnswerScore, answer_score, keep_score, kept_score
-from fastvlm_convert.quantization.token_weights import FloatPass, averaged, float_pass
+from fastvlm_convert.quantization.layerwise import solve_layerwise
+from fastvlm_convert.quantization.limits import LOGIT_ROWS
+from fastvlm_convert.quantization.score import AnswerScore, answer_score, load_score, save_score
+from fastvlm_convert.quantization.token_weights import averaged, float_pass
+from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, dense_view
-from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.user_cache import cache_folder
-from fastvlm_convert.weights.model_config import ModelConfig
-from fastvlm_convert.weights.rescale import repaired_config
 from fastvlm_convert.weights.source import WeightSource
-
-OnProgress = Callable[[str, float], None]
-
-ROWS = 256  # of logits at a time
 
 _SCORE = "answers.json"
 
@@ -42,99 +37,97 @@ class SolvedLayers:
     score: AnswerScore
 
 
+@dataclass(frozen=True)
+class _Models:
+    """The model before its layers are solved.
+
+    Attributes:
+        reference: With float weights, folded and repaired.
+        quantized: With dequantized integers where layers need no data.
+    """
+
+    reference: BlockStreamer
+    quantized: BlockStreamer
+
+
 def solved_layers(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    mode: ImageMode,
-    recipe: Recipe,
-    plans: Sequence[LayerPlan],
-    folded: WeightSource,
+    plan: WeightPlan,
+    floats: WeightSource,
     searched: MixedSource,
     calibration: Calibration,
-    on_progress: OnProgress,
+    on_progress: OnStage,
 ) -> SolvedLayers:
-    """Solve the layers whose rules need data; finished ones are kept in the user's cache.
+    """Solve the layers whose rules need data; solved ones are saved in the user's cache.
 
     Args:
-        checkpoint: The float checkpoint.
-        config: Its dimensions, with the image size to calibrate for.
-        mode: How images are made square.
-        recipe: Its `quantize` and `calibration` sections.
-        plans: One a layer.
-        folded: The float weights, folded and repaired.
-        searched: The same with those layers quantized that need no data.
-        calibration: Pictures with questions.
+        plan: What happens to the weights of a float checkpoint.
+        floats: Those weights, folded and repaired.
+        searched: The same, with the layers quantized that need no data.
+        calibration: Images with questions.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
     Raises:
         RecipeError: The data is not at hand, or a prompt is too long.
     """
-    todo = {plan.layer: plan for plan in plans if plan.scheme is not None and plan.solver != "search"}
-    folder = cache_folder() / "solved" / _key(checkpoint, config, mode, recipe, calibration)
-    kept, score = _kept_layers(folder, todo), kept_score(folder / _SCORE)
-    if kept is None or score is None:
-        if not calibration.questions:
-            raise RecipeError(
-                "the layers were calibrated with data that is not at hand",
-                hint="give the quantized checkpoint as the reference, or calibrate with the same data again",
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        data = answered(
-            checkpoint, config, mode, calibration, recipe.calibration, partial(on_progress, "answers")
+    todo = {p.layer: p for p in plan.layers if p.scheme is not None and p.solver != "search"}
+    folder = cache_folder() / "solved" / _key(plan, calibration)
+    known = _load_solved_layers(folder, todo)
+    if known is not None:
+        return known
+    if not calibration.questions:
+        raise RecipeError(
+            "the layers were calibrated with data that is not at hand",
+            hint="give the quantized checkpoint as the reference, or calibrate with the same data again",
         )
-        kept, score = _solve(
-            repaired_config(config, recipe.repairs), recipe, todo, folded, searched, data, folder, on_progress
-        )
-        keep_score(folder / _SCORE, score)
-    return SolvedLayers(kept, score)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = collect_samples(plan, calibration, partial(on_progress, "answers"))
+    models = _Models(BlockStreamer(plan.config, floats), BlockStreamer(plan.config, dense_view(searched)))
+    solved = _solve(models, todo, plan.recipe.calibration, data, folder, on_progress)
+    save_score(folder / _SCORE, solved.score)
+    return solved
 
 
-def _kept_layers(folder: Path, plans: Mapping[str, LayerPlan]) -> dict[str, AnyWeight] | None:
-    """What an earlier run found, or None where a layer is missing or damaged."""
-    weights: dict[str, AnyWeight] = {}
-    for layer, plan in plans.items():
-        kept = kept_layer(folder, plan)
-        if kept is None:
-            return None
-        weight, floats = kept
-        weights |= {f"{layer}.weight": weight, **floats}
-    return weights
-
-
-def _key(
-    checkpoint: Checkpoint, config: ModelConfig, mode: ImageMode, recipe: Recipe, calibration: Calibration
-) -> str:
+def _key(plan: WeightPlan, calibration: Calibration) -> str:
+    """Name of the cache folder: a hash of all that the integers depend on."""
+    recipe = plan.recipe
     rules = [asdict(rule) for rule in recipe.quantize]
     settings = asdict(recipe.calibration)
     repairs = asdict(recipe.repairs)
-    size = config.vision.image_size
-    parts = (__version__, checkpoint.sha256, calibration.sha256, size, mode, rules, settings, repairs)
+    asked = (plan.checkpoint.sha256, calibration.sha256, plan.images, plan.prompt)
+    parts = (__version__, *asked, rules, settings, repairs)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def _load_solved_layers(folder: Path, plans: Mapping[str, LayerPlan]) -> SolvedLayers | None:
+    """What an earlier run saved; None where a layer or the score is missing or damaged."""
+    weights: dict[str, AnyWeight] = {}
+    for plan in plans.values():
+        layer = load_solved(folder, plan)
+        if layer is None:
+            return None
+        weights |= layer
+    score = load_score(folder / _SCORE)
+    return None if score is None else SolvedLayers(weights, score)
+
+
 def _solve(
-    config: ModelConfig,
-    recipe: Recipe,
-    todo: dict[str, LayerPlan],
-    folded: WeightSource,
-    searched: MixedSource,
-    data: Answered,
+    models: _Models,
+    todo: Mapping[str, LayerPlan],
+    settings: CalibrationSettings,
+    data: CalibrationSet,
     folder: Path,
-    on_progress: OnProgress,
-) -> tuple[dict[str, AnyWeight], AnswerScore]:
-    reference = BlockStreamer(config, folded)
+    on_progress: OnStage,
+) -> SolvedLayers:
+    """Weigh the tokens, solve the layers and compare the answers."""
+    reference, quantized = models.reference, models.quantized
     batch = token_batch(data.samples, torch.from_numpy(data.features), reference.embed)
-    kind = recipe.calibration.token_weights
-    passed = float_pass(reference, batch, kind != "uniform", partial(on_progress, "token weights"))
-    chain, weights = BlockStreamer(config, dense_view(searched)), _weights(passed, batch, kind)
-    task = Task(reference, chain, todo, recipe.calibration, data, weights, folder)
-    solved = solve(task, partial(on_progress, "layers"))
-    hidden = (torch.split(part, ROWS) for part in (passed.hidden, solved.hidden))
-    logits = ((reference.logits(x).numpy(), chain.logits(y).numpy()) for x, y in zip(*hidden, strict=True))
-    return solved.weights, answer_score(logits)
-
-
-def _weights(passed: FloatPass, batch: TokenBatch, kind: str) -> dict[str, Tensor]:
-    if kind == "modality":
-        return {name: averaged(weights, batch) for name, weights in passed.weights.items()}
-    return dict(passed.weights)
+    is_weighted = settings.token_weights != "uniform"
+    floats = float_pass(reference, batch, is_weighted, partial(on_progress, "token weights"))
+    weights = dict(floats.weights)
+    if settings.token_weights == "modality":
+        weights = {layer: averaged(tokens, batch) for layer, tokens in weights.items()}
+    task = SolverTask(reference, quantized, todo, settings, data, weights, folder)
+    solved = solve_layerwise(task, partial(on_progress, "layers"))
+    pairs = zip(*(torch.split(x, LOGIT_ROWS) for x in (floats.hidden, solved.hidden)), strict=True)
+    logits = ((reference.logits(x).numpy(), quantized.logits(y).numpy()) for x, y in pairs)
+    return SolvedLayers(solved.weights, answer_score(logits))

@@ -1,4 +1,4 @@
-"""Calibration data: pictures with questions."""
+"""Calibration data: images with questions."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,29 +10,33 @@ from fastvlm_convert.recipe import CalibrationSettings
 
 @dataclass(frozen=True)
 class Calibration:
-    """Pictures with questions.
+    """Images with questions.
 
     Attributes:
         questions: At least one.
         sha256: Hash of their content.
+        notes: What the user should know of how they were chosen.
     """
 
     questions: tuple[Question, ...]
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 def read_calibration(source: Path | None, settings: CalibrationSettings) -> Calibration:
-    """The pictures of a folder or a .jsonl file, or those of the demo generator.
+    """The images of a folder or a .jsonl file, or those of the demo generator.
 
     Raises:
         ImageError: The source is missing, empty or damaged.
     """
     if source is None:
-        questions = generated_questions(settings.num_samples)
+        found = generated_questions(settings.num_samples)
     else:
-        questions = read_questions(source, settings.num_samples)
+        found = read_questions(source, settings.num_samples)
     digest = hashlib.sha256()
-    for question in questions:
-        digest.update(repr((question.image.size, question.text, question.answer)).encode())
-        digest.update(question.image.tobytes())
-    return Calibration(tuple(questions), digest.hexdigest())
+    for question in found.questions:
+        sizes = [image.size for image in question.images]
+        digest.update(repr((sizes, question.text, question.answer)).encode())
+        for image in question.images:
+            digest.update(image.tobytes())
+    return Calibration(found.questions, digest.hexdigest(), found.notes)

@@ -1,9 +1,13 @@
-"""Weighted k-means on lines, many lines at once.
+"""Weighted k-means of numbers, many lines of them at once.
 
 On a line a cluster is a range, so a step of Lloyd's algorithm needs only the sums of mass and of mass times
-value up to every border. They come from a fine histogram of each line, whose bins are narrow near zero, where
-weights lie densest; a step then costs a look-up per value of a table, however many points there are. The last
-steps are exact: they look at every point.
+value up to every border. They come from a fine histogram of each line, with narrow bins near zero, where
+weights are densest; a step then costs a look-up for each value of a table, however many points there are. The
+last steps are exact: they look at every point.
+
+Example: the points (-3, -1, 3, 5) of mass 1 and a table (-2, 2). The border is 0; up to it the mass is 2 and
+the sum -4, up to the end they are 4 and 4. So the clusters have the masses (2, 2) and the sums (-4, 8), and
+the table moves to (-2, 4).
 """
 
 from dataclasses import dataclass
@@ -15,7 +19,7 @@ BINS_A_POINT = 4
 MAX_STEPS = 40
 EXACT_STEPS = 2
 START_BINS = 256
-START_DENSITIES = (1.0, 1 / 3, 0.0)  # powers of the density: quantiles, the best for smooth ones, equal steps
+NUM_STARTS = 3
 WORKING_SET = 1 << 19  # points, or bins, in work at a time
 
 Clusters = tuple[np.ndarray, np.ndarray]
@@ -24,13 +28,13 @@ to each point, uint8 [lines, points]."""
 
 
 def kmeans(points: np.ndarray, masses: np.ndarray, count: int, start: np.ndarray | None = None) -> Clusters:
-    """Finds the tables of values nearest to the points of each line; no line depends on another.
+    """Find the tables of values nearest to the points of each line; no line depends on another.
 
     Args:
         points: float32 [lines, points].
         masses: Their weights, not negative, float64 [lines, points].
         count: Values of a table, at most 256.
-        start: Tables to begin with, float32 [lines, count]; None takes the best of several.
+        start: Tables to begin with, float32 [lines, count]; None tries several and takes the best.
     """
     lines, size = points.shape
     tables = np.empty((lines, count), np.float32)
@@ -39,18 +43,18 @@ def kmeans(points: np.ndarray, masses: np.ndarray, count: int, start: np.ndarray
     step = max(1, WORKING_SET // max(size, bins))
     for first in range(0, lines, step):
         part = slice(first, first + step)
-        problem = _Problem.of(points[part], masses[part], count, bins)
+        work = _Lines.of(points[part], masses[part], count, bins)
         if size <= count:
-            found = problem.own_values()
+            found = work.own_values()
         else:
-            found = problem.search(problem.starts() if start is None else start[part][None])
-        tables[part], indices[part] = problem.rounded(found)
+            found = work.search(work.starts() if start is None else start[part][None])
+        tables[part], indices[part] = work.rounded(found)
     return tables, indices
 
 
 @dataclass(frozen=True)
 class _Bins:
-    """Bins of every line: x falls where `size / 2 (1 + sign(x) sqrt(|x| / largest))` does.
+    """Bins of every line; x is in bin `size / 2 (1 + sign(x) sqrt(|x| / largest))`, rounded down.
 
     Attributes:
         size: Bins a line.
@@ -62,12 +66,12 @@ class _Bins:
 
     @classmethod
     def of(cls, points: np.ndarray, size: int) -> "_Bins":
-        """So many bins for the points of each line."""
+        """`size` bins for the points of each line."""
         largest = np.maximum(np.maximum(points.max(1), -points.min(1)), np.finfo(np.float32).tiny)
         return cls(size, (np.float32(size // 2 - 1) / np.sqrt(largest))[:, None])
 
     def place(self, values: np.ndarray) -> np.ndarray:
-        """Where values [..., lines, n] lie, float32 0..size; it never falls where values rise."""
+        """Where values [..., lines, n] lie, float32 0..size; larger values never lie lower."""
         roots = np.sqrt(np.abs(values, dtype=np.float32))
         np.copysign(roots, values, out=roots)
         roots *= self.factor
@@ -88,8 +92,8 @@ class _Bins:
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """Some lines, whose tables are wanted.
+class _Lines:
+    """Some lines of points, whose tables are wanted.
 
     Attributes:
         count: Values of a table.
@@ -112,8 +116,8 @@ class _Problem:
     first: np.ndarray
 
     @classmethod
-    def of(cls, points: np.ndarray, masses: np.ndarray, count: int, num_bins: int) -> "_Problem":
-        """Sorts points into bins."""
+    def of(cls, points: np.ndarray, masses: np.ndarray, count: int, num_bins: int) -> "_Lines":
+        """Sort points into bins."""
         bins = _Bins.of(points, num_bins)
         numbers = bins.number(points)
         weighted = masses * points
@@ -121,7 +125,7 @@ class _Problem:
         return cls(count, points, masses, weighted, bins, numbers, mass, first)
 
     def own_values(self) -> np.ndarray:
-        """Tables with a value for each point, which are no more than the values; float32 [lines, count]."""
+        """Tables of the points themselves, where a table has room for all; float32 [lines, count]."""
         return np.pad(np.sort(self.points), ((0, 0), (0, self.count - self.points.shape[1])), "edge")
 
     def search(self, starts: np.ndarray) -> np.ndarray:
@@ -142,23 +146,27 @@ class _Problem:
         return tables, self._nearest(tables).astype(np.uint8)
 
     def starts(self) -> np.ndarray:
-        """First tables: quantiles of powers of the density of the points, float64 [starts, lines, count]."""
+        """First tables: quantiles of powers of the density of the points, float64 [starts, lines, count].
+
+        The powers are 1 (the points' own quantiles), 1/3 (the best for smooth densities) and 0 (equal steps).
+        """
         lines = len(self.points)
         low, high = self.points.min(1)[:, None], self.points.max(1)[:, None]
         kept = np.arange(0, self.bins.size + 1, self.bins.size // START_BINS)
         edges = np.clip(self.bins.value(kept.astype(np.float32)), low, high).astype(np.float64)
         widths, mass = np.diff(edges), np.maximum(np.diff(self.mass[:, kept]), 0)
         shares = (np.arange(self.count) + 0.5) / self.count
-        starts = np.empty((len(START_DENSITIES), lines, self.count))
-        for start, power in zip(starts, START_DENSITIES, strict=True):
+        starts = np.empty((NUM_STARTS, lines, self.count))
+        densities = (mass, _cube_root(mass * widths * widths), widths)  # each times the widths
+        for start, density in zip(starts, densities, strict=True):
             below = np.zeros(edges.shape)
-            np.cumsum(mass**power * widths ** (1 - power), axis=1, out=below[:, 1:])
+            np.cumsum(density, axis=1, out=below[:, 1:])
             for line in range(lines):
                 start[line] = np.interp(shares * below[line, -1], below[line], edges[line])
         return starts
 
     def _lloyd(self, tables: np.ndarray) -> np.ndarray:
-        """Moves values to the centres of their clusters until they stay; float64 [starts, lines, count]."""
+        """Move values to the centers of their clusters until they stay; float64 [starts, lines, count]."""
         for _ in range(MAX_STEPS):
             moved = np.sort(_means(*self._clusters(tables), tables))
             if np.array_equal(moved, tables):
@@ -175,7 +183,8 @@ class _Problem:
     def _clusters(self, tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mass and first moment of the clusters of tables [starts, lines, count]; of their shape each.
 
-        A bin that a border cuts counts to both sides as if its points lay evenly.
+        A bin that a border cuts counts on both sides, as if its points were spread evenly: of bins with the
+        masses (2, 4, 6), a border in the middle of the third has 2 + 4 + 6 / 2 = 9 below it.
         """
         starts, lines, count = tables.shape
         ends = np.zeros((starts, lines, count + 1))
@@ -194,22 +203,28 @@ class _Problem:
     def _nearest(self, tables: np.ndarray) -> np.ndarray:
         """How many borders of its line's table lie below each point, int64 [lines, points].
 
-        Borders in lower bins are counted once a bin, those in the point's own are compared with it.
+        That is the index of the nearest value. Borders in lower bins are counted once for each bin; those in
+        the point's own bin are found by a binary search that all points do at once.
+
+        Example: a table (-3, -0.2, 0.1, 0.3) has the borders (-1.6, -0.05, 0.2), the last two in one bin with
+        the point 0.15. One border lies in a lower bin, so the search starts at place 1, where two borders are
+        left: 0.15 > 0.2 is false, 0.15 > -0.05 is true. That makes 2, and value 2 is 0.1.
         """
         lines, count = tables.shape
         borders = _borders(tables)
-        held = np.bincount(self.bins.number(borders).reshape(-1), minlength=lines * self.bins.size)
-        held = held.reshape(lines, -1)
+        inside = np.bincount(self.bins.number(borders).reshape(-1), minlength=lines * self.bins.size)
+        inside = inside.reshape(lines, -1)
+        below = np.cumsum(inside, axis=1) - inside
         stride = 2 * count  # a comparison beyond the last border meets infinity
         padded = np.full((lines, stride), np.inf, np.float32)
         padded[:, : count - 1] = borders
-        flat, rows = padded.reshape(-1), np.arange(lines)[:, None] * stride
-        place = (np.cumsum(held, axis=1) - held + rows).reshape(-1)[self.numbers]
-        half = 1 << (int(held.max()).bit_length() - 1)
+        flat, line_start = padded.reshape(-1), np.arange(lines)[:, None] * stride
+        place = (below + line_start).reshape(-1)[self.numbers]
+        half = 1 << (int(inside.max()).bit_length() - 1)  # enough steps for the fullest bin
         while half:
             place += half * (self.points > flat[place + (half - 1)])
             half //= 2
-        return place - rows
+        return place - line_start
 
 
 def _cumulated(numbers: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
@@ -221,11 +236,22 @@ def _cumulated(numbers: np.ndarray, values: np.ndarray, size: int) -> np.ndarray
     return sums
 
 
+def _cube_root(values: np.ndarray) -> np.ndarray:
+    """Roots of numbers that are not negative; only basic arithmetic, which is the same on all processors."""
+    mantissa, exponent = np.frexp(values)
+    third = (exponent + 2) // 3
+    wanted = np.ldexp(mantissa, exponent - 3 * third)  # 1/8 .. 1, or 0
+    root = 0.4 + 0.6 * wanted
+    for _ in range(6):  # Newton's method: errors, at first below 1/6, are squared each time
+        root -= (root * root * root - wanted) / (3 * root * root)
+    return np.where(values > 0, np.ldexp(root, third), 0)
+
+
 def _means(mass: np.ndarray, first: np.ndarray, old: np.ndarray) -> np.ndarray:
-    """Centres of clusters; the old ones where there is no mass."""
+    """Centers of clusters; the old values where there is no mass."""
     return np.where(mass > 0, first / np.where(mass > 0, mass, 1), old)
 
 
 def _borders(tables: np.ndarray) -> np.ndarray:
-    """Midpoints between neighbours of the last axis."""
+    """Midpoints between neighbors on the last axis."""
     return (tables[..., 1:] + tables[..., :-1]) / 2

@@ -1,7 +1,7 @@
-"""Quantize a model's weights as a plan says; some rows at a time, when they are read.
+"""Quantize a model's weights as a plan says: some rows at a time, when they are read.
 
-Nothing is kept: rows of an affine weight and groups of a palette do not depend on each other, so whoever
-reads a weight once, in pieces or whole, solves it once, and memory holds a piece.
+Nothing is stored. Rows of an affine weight and groups of a palette do not depend on each other, so reading a
+weight once, in pieces or whole, solves it once, and only a piece is in memory.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,12 @@
-"""Error feedback: round columns in turn, each making up for the errors of those before it.
+"""Error compensation: round columns in turn, each making up for the errors of those before it.
 
-With H = U D U^T (see `gptq`) the error of a layer's outputs is a weighted sum of squares, one a column, in
+With H = U D U^T (see `gptq`) the error of a layer's outputs is a weighted sum of squares, one per column, in
 which the target of a column is its weight plus what the errors of the columns before it ask of it.
+
+Example: a row (0.4, 0.4) is rounded to whole numbers, and H = [[1, 1/2], [1/2, 1]], so that U_01 = 1/2 and
+D = (3/4, 1). Rounding to nearest gives (0, 0), which costs 0.16 + 0.16 + 2 * 0.16 / 2 = 0.48. Rounding in
+turn, the first column becomes 0 with an error of 0.4; the target of the second is 0.4 + 0.4 / 2 = 0.6, which
+becomes 1. That costs 0.16 + 0.36 - 2 * 0.24 / 2 = 0.28: the sum 3/4 * 0.4^2 + 1 * (0.6 - 1)^2 from above.
 """
 
 from collections.abc import Callable
@@ -26,7 +31,7 @@ def hessian_of(inputs: np.ndarray, weights: np.ndarray | None = None) -> np.ndar
 
     Args:
         inputs: float32 [tokens, columns].
-        weights: Importance of the tokens, float32 [tokens]; None weighs all alike.
+        weights: Importance of the tokens, float32 [tokens]; None for equal weights.
     """
     columns = inputs.shape[1]
     hessian = np.zeros((columns, columns))
@@ -59,7 +64,7 @@ class Factor:
         order: The column that each place holds, int64 [columns].
         matrix: float32 [columns, columns].
         unit: Unit upper triangular, float32 [columns, columns].
-        variance: What a column's error still costs once all later ones made up for it, float32 [columns].
+        variance: What a column's error costs after all later ones made up for it, float32 [columns].
     """
 
     order: np.ndarray
@@ -69,10 +74,18 @@ class Factor:
 
 
 def factorize(hessian: np.ndarray, order: np.ndarray, damping: float) -> Factor:
-    """Normalises, damps and factorises a Hessian, all in float64.
+    """Normalize, damp and factorize a Hessian, all in float64.
 
     The damping rises tenfold until the matrix is positive definite. A column that no input ever used has
     nothing but damping on its diagonal: it is rounded to nearest and disturbs no other.
+
+    Args:
+        hessian: float64 [columns, columns].
+        order: The column that each place is to hold, int64 [columns].
+        damping: Share of the mean diagonal that is added to the diagonal.
+
+    Raises:
+        ValueError: The matrix is no Hessian: not finite, or not positive semidefinite.
     """
     mean = np.trace(hessian) / len(hessian)
     if not np.isfinite(mean) or mean < 0:
@@ -99,8 +112,8 @@ def block_factor(matrix: np.ndarray) -> BlockFactor:
     return (upper / diagonal).astype(np.float32), np.square(diagonal).astype(np.float32)
 
 
-def feedback(target: np.ndarray, unit: np.ndarray, nearest: Nearest) -> np.ndarray:
-    """Rounds columns in turn, each after the errors of those before it were added to it.
+def round_columns(target: np.ndarray, unit: np.ndarray, nearest: Nearest) -> np.ndarray:
+    """Round columns in turn, each after the errors of those before it were added to it.
 
     Args:
         target: float32 [columns, ...]; columns first, so that each is contiguous.
@@ -119,8 +132,8 @@ def feedback(target: np.ndarray, unit: np.ndarray, nearest: Nearest) -> np.ndarr
     return error
 
 
-def round_in_turn(source: np.ndarray, factor: Factor, nearest: Nearest) -> np.ndarray:
-    """Rounds a whole matrix with error feedback.
+def round_by_panels(source: np.ndarray, factor: Factor, nearest: Nearest) -> np.ndarray:
+    """Round the columns of a whole matrix in turn, with one matrix product for each panel of them.
 
     Args:
         source: Weights in the factor's order, float32 [columns, rows].
@@ -132,13 +145,53 @@ def round_in_turn(source: np.ndarray, factor: Factor, nearest: Nearest) -> np.nd
     """
     error = np.zeros_like(source)
     for start in range(0, len(source), PANEL):
-        before, panel = slice(0, start), slice(start, start + PANEL)
-        unit = factor.unit[panel, panel]
-        asked = factor.unit[before, panel].T @ error[before]
-        target = source[panel] + np.linalg.solve(unit.T, asked)
-        left = feedback(target, unit, partial(_from, nearest, start))
+        panel = slice(start, start + PANEL)
+        target = panel_target(source, error, factor, panel)
+        left = round_columns(target, factor.unit[panel, panel], partial(_from, nearest, start))
         error[panel] = source[panel] - (target - left)
     return error
+
+
+def panel_target(source: np.ndarray, error: np.ndarray, factor: Factor, panel: slice) -> np.ndarray:
+    """What `round_columns` must be given of a panel so that it makes up for the errors before it.
+
+    Example: four columns in panels of two, U_ij = 1/2 for all i < j, errors (0.4, -0.2) in the first panel.
+    These ask (0.4 - 0.2) / 2 = 0.1 of both columns of the second. Its first column is raised by 0.1, but its
+    second by 0.05: `round_columns` takes the raise of the first for an error of it and adds half of that.
+
+    Args:
+        source: Weights in the factor's order, float32 [columns, rows].
+        error: `source - rounded` of the columns before the panel, float32 [columns, rows].
+        factor: The Hessian.
+        panel: The columns.
+
+    Returns:
+        float32 [columns of the panel, rows].
+    """
+    before = slice(0, panel.start)
+    asked = factor.unit[before, panel].T @ error[before]
+    return source[panel] + np.linalg.solve(factor.unit[panel, panel].T, asked)
+
+
+def panel_pull(error: np.ndarray, factor: Factor, panel: slice) -> np.ndarray:
+    """How far a rounded panel is from where it would cost least, all other columns being as they are.
+
+    With M the panel's part of the Hessian, a panel q costs `(t - q)^T M (t - q)` and a constant; the pull is
+    t - q of the panel as it is rounded now.
+
+    Example: H = [[1, 1/2], [1/2, 1]] and errors (0.4, -0.6). The panel of the first column is pulled by
+    0.4 - 0.6 / 2 = 0.1: an error of 0.3 would cost least.
+
+    Args:
+        error: Weights minus rounded weights of all columns, float32 [columns, rows].
+        factor: The Hessian.
+        panel: The columns.
+
+    Returns:
+        float32 [columns of the panel, rows].
+    """
+    matrix = factor.matrix[panel, panel].astype(np.float64)
+    return np.linalg.solve(matrix, factor.matrix[panel] @ error).astype(np.float32)
 
 
 def _from(nearest: Nearest, start: int, place: int, values: np.ndarray) -> np.ndarray:

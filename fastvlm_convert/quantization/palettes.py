@@ -1,8 +1,8 @@
 """Palettes: indices into small tables of float16 values, one table for some rows.
 
 Without calibration a table is found by k-means (see `clustering`), in turn with the scales of the rows. With
-a Hessian, GPTQ's error feedback (see `gptq`) rounds to the table, and the table moves to where the
-compensated weights are (the first round of that is SqueezeLLM's weighted k-means, arXiv:2306.07629).
+a Hessian, weights are rounded to the table with error compensation (see `gptq`), and the table moves to where
+the compensated weights are (the first round is SqueezeLLM's weighted k-means, arXiv:2306.07629).
 """
 
 from dataclasses import dataclass, replace
@@ -15,16 +15,17 @@ from fastvlm_convert.quantization.error_compensation import (
     Factor,
     block_factor,
     factorize,
-    feedback,
     importance_order,
-    round_in_turn,
+    panel_pull,
+    round_by_panels,
+    round_columns,
 )
 from fastvlm_convert.quantization.search import storable
 from fastvlm_convert.quantized.schemes import PaletteMatrix, PaletteScheme
 
 CHUNK = 1 << 21  # weights clustered at a time, whole groups
 SCALE_ROUNDS = 3
-FEEDBACK_ROUNDS = 4
+COMPENSATION_ROUNDS = 4
 SWEEPS = 2
 
 
@@ -36,21 +37,21 @@ def palettize(
     *,
     damping: float = 0.01,
 ) -> PaletteMatrix:
-    """Finds tables and indices.
+    """Find tables and indices.
 
     Without a Hessian, groups of rows do not depend on each other, to the last bit.
 
     Args:
         weight: float32 [rows, columns].
         scheme: Bits, rows of a table, and whether every row has a scale.
-        importance: Weight of every column's error, float32 [columns]; None weighs all alike.
-        hessian: float64 [columns, columns]; replaces `importance`, and errors are fed back.
+        importance: Weight of every column's error, float32 [columns]; None for equal weights.
+        hessian: float64 [columns, columns]; replaces `importance`, and later columns make up for errors.
         damping: See `gptq`.
     """
     weight = np.ascontiguousarray(weight, np.float32)
     if hessian is not None:
         factor = factorize(hessian, importance_order(np.diag(hessian), 1), damping)
-        return _with_feedback(weight, factor, scheme)
+        return _compensated(weight, factor, scheme)
     rows, columns = weight.shape
     masses = np.ones(columns) if importance is None else np.asarray(importance, np.float64)
     step = max(1, CHUNK // (columns * scheme.group_size)) * scheme.group_size
@@ -133,8 +134,8 @@ def _tables(
     return _Tables(scheme, palette, scale, indices)
 
 
-def _with_feedback(weight: np.ndarray, factor: Factor, scheme: PaletteScheme) -> PaletteMatrix:
-    """Rounds with error feedback and moves the tables to the compensated weights; the best round wins.
+def _compensated(weight: np.ndarray, factor: Factor, scheme: PaletteScheme) -> PaletteMatrix:
+    """Round with error compensation and move the tables to the compensated weights; the best round wins.
 
     Scales stay those of the first clustering.
     """
@@ -142,7 +143,7 @@ def _with_feedback(weight: np.ndarray, factor: Factor, scheme: PaletteScheme) ->
     importance[factor.order] = factor.variance
     tables = _cluster(weight, importance, scheme)
     best, least = tables, np.inf
-    for _ in range(FEEDBACK_ROUNDS):
+    for _ in range(COMPENSATION_ROUNDS):
         wanted, error = _round(weight, factor, tables)
         left = wanted - (weight - error)
         cost = float(np.sum(np.square(left, dtype=np.float64) @ importance))
@@ -155,24 +156,24 @@ def _with_feedback(weight: np.ndarray, factor: Factor, scheme: PaletteScheme) ->
 
 
 def _round(weight: np.ndarray, factor: Factor, tables: _Tables) -> tuple[np.ndarray, np.ndarray]:
-    """Compensated weights that were rounded, and the errors made; float32 [rows, columns] each."""
+    """The compensated weights that were rounded, and the errors made; float32 [rows, columns] each."""
     source = np.ascontiguousarray(weight.T[factor.order])
-    error = round_in_turn(source, factor, _Rounder.of(tables).nearest)
+    error = round_by_panels(source, factor, _Rounder.of(tables).nearest)
     wanted = source + factor.unit.T @ error - error
     return _rows_first(wanted, factor), _rows_first(error, factor)
 
 
 def _sweep(weight: np.ndarray, factor: Factor, tables: _Tables) -> _Tables:
-    """Rounds panels anew while all others stay, where that lowers the exact error; tables stay."""
+    """Round panels anew while all else stays, in the rows where that lowers the exact error."""
     rounder = _Rounder.of(tables)
     source = weight.T[factor.order]
     error = np.ascontiguousarray(source - tables.values().T[factor.order])
     for start in range(0, len(source), PANEL):
         panel = slice(start, start + PANEL)
         matrix = factor.matrix[panel, panel]
-        pull = np.linalg.solve(matrix.astype(np.float64), factor.matrix[panel] @ error).astype(np.float32)
+        pull = panel_pull(error, factor, panel)
         target = source[panel] - error[panel] + pull
-        left = feedback(target, block_factor(matrix)[0], rounder.nearest)
+        left = round_columns(target, block_factor(matrix)[0], rounder.nearest)
         better = np.sum(left * (matrix @ left), 0) < np.sum(pull * (matrix @ pull), 0)
         np.copyto(error[panel], source[panel] - (target - left), where=better)
     return rounder.rounded(_rows_first(source - error, factor))
@@ -191,7 +192,7 @@ class _Rounder:
 
     Attributes:
         tables: The tables and scales; its indices do not matter.
-        borders: Midpoints between neighbours, infinity after a table's last, float32 [groups * levels].
+        borders: Midpoints between neighbors, infinity after a table's last, float32 [groups * levels].
         first: Place of the first value of every row's table, int64 [rows].
     """
 

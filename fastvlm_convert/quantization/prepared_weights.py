@@ -1,26 +1,20 @@
 """The weights that a recipe makes of a checkpoint: what exporters write and the reference can hold."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint
-from fastvlm_convert.checkpoint.quantized_checkpoint import check_recipe
 from fastvlm_convert.errors import MissingDependencyError, RecipeError
-from fastvlm_convert.preprocess import ImageMode
+from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.quantization.awq import behind_scales
 from fastvlm_convert.quantization.calibration import Calibration, read_calibration
 from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantization.score import AnswerScore
-from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
+from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.fold import fold
-from fastvlm_convert.weights.model_config import at_image_size
 from fastvlm_convert.weights.rescale import fp16_safe
 from fastvlm_convert.weights.source import WeightSource
-
-OnProgress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -38,43 +32,22 @@ class PreparedWeights:
     score: AnswerScore | None
 
 
-def resolve(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, int, ImageMode]:
-    """The recipe with values where it says `checkpoint`; image size and mode."""
-    size, mode = recipe.common.image_size, recipe.common.image_mode
-    size = checkpoint.config.vision.image_size if size == "checkpoint" else size
-    mode = checkpoint.image_mode if mode == "checkpoint" else mode
-    return replace(recipe, common=replace(recipe.common, image_size=size, image_mode=mode)), size, mode
-
-
-def plan_checkpoint(checkpoint: Checkpoint, recipe: Recipe) -> tuple[LayerPlan, ...]:
-    """What a recipe does to every layer of a checkpoint, or did where it is quantized; reads no weight.
-
-    Raises:
-        RecipeError: The rules do not fit the model, or are others than a quantized checkpoint's.
-    """
-    if checkpoint.quantized is not None:
-        check_recipe(checkpoint.quantized.record, recipe, checkpoint.path)
-        return checkpoint.quantized.record.plans
-    return plan_layers({name: weight.shape for name, weight in checkpoint.folded.items()}, recipe)
-
-
-def calibration_for(checkpoint: Checkpoint, recipe: Recipe, source: Path | None) -> Calibration | None:
-    """The data that a recipe calibrates with, or None where it needs none.
+def calibration_for(plan: WeightPlan, source: Path | None) -> Calibration | None:
+    """The data that a plan calibrates with, or None where it needs none.
 
     Args:
-        checkpoint: A quantized one needs no data any more.
-        recipe: Its rules.
+        plan: The plan; a quantized checkpoint needs no data any more.
         source: A folder or a .jsonl file; None takes the demo generator's pictures.
 
     Raises:
         ImageError: The source is missing, empty or damaged.
         RecipeError: There is a source, but nothing to calibrate.
     """
-    if checkpoint.quantized is None and recipe.is_calibrated:
-        return read_calibration(source, recipe.calibration)
+    if plan.is_calibrated:
+        return read_calibration(source, plan.recipe.calibration)
     if source is not None:
-        why = f"no solver of recipe '{recipe.name}' needs data"
-        if checkpoint.quantized is not None:
+        why = f"no solver of recipe '{plan.recipe.name}' needs data"
+        if plan.checkpoint.quantized is not None:
             why = "the checkpoint is quantized already"
         raise RecipeError(f"there is nothing to calibrate: {why}", hint="leave --calibration out")
     return None
@@ -88,36 +61,31 @@ def remembered_calibration(recipe: Recipe, sha256: str | None) -> Calibration | 
     return default if default.sha256 == sha256 else Calibration((), sha256)
 
 
-def float_weights(checkpoint: Checkpoint, recipe: Recipe) -> WeightSource:
+def float_weights(plan: WeightPlan) -> WeightSource:
     """The weights that are quantized: folded, and repaired where the recipe says so."""
-    return fp16_safe(fold(checkpoint.weights), checkpoint.config.decoder, recipe.repairs)
+    checkpoint = plan.checkpoint
+    return fp16_safe(fold(checkpoint.weights), checkpoint.config.decoder, plan.recipe.repairs)
 
 
 def prepare_weights(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    calibration: Calibration | None = None,
-    on_progress: OnProgress = lambda stage, share: None,
+    plan: WeightPlan, calibration: Calibration | None = None, on_progress: OnStage = ignore_stage
 ) -> PreparedWeights:
     """Fold, repair and quantize. A quantized checkpoint has all that done.
 
     Args:
-        checkpoint: The checkpoint.
-        recipe: Its `quantize`, `calibration` and `repairs` sections, and its image size.
+        plan: What happens to the weights.
         calibration: Data for the solvers that need it; None where none does.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
     Raises:
-        RecipeError: The rules do not fit the model, or are others than a quantized checkpoint's; or solvers
-            need data, and there is none.
+        RecipeError: Solvers need data, and there is none.
         MissingDependencyError: Solvers need data, and torch is not installed.
     """
-    plans = plan_checkpoint(checkpoint, recipe)
-    if checkpoint.quantized is not None:
-        return PreparedWeights(checkpoint.quantized.weights, {}, None)
-    floats = float_weights(checkpoint, recipe)
-    searched = quantize_weights(floats, plans)
-    if not recipe.is_calibrated:
+    if plan.checkpoint.quantized is not None:
+        return PreparedWeights(plan.checkpoint.quantized.weights, {}, None)
+    floats = float_weights(plan)
+    searched = quantize_weights(floats, plan.layers)
+    if not plan.is_calibrated:
         return PreparedWeights(searched, floats, None)
     try:
         from fastvlm_convert.quantization.calibrate import solved_layers
@@ -125,11 +93,7 @@ def prepare_weights(
         raise MissingDependencyError.of(error, "calibration") from error
 
     if calibration is None:
-        raise RecipeError(f"recipe '{recipe.name}' needs data to calibrate with, and none is recorded")
-    recipe, size, mode = resolve(checkpoint, recipe)
-    config = at_image_size(checkpoint.config, size)
-    solved = solved_layers(
-        checkpoint, config, mode, recipe, plans, floats, searched, calibration, on_progress
-    )
+        raise RecipeError(f"recipe '{plan.recipe.name}' needs data to calibrate with, and none is recorded")
+    solved = solved_layers(plan, floats, searched, calibration, on_progress)
     weights = {**searched, **solved.weights}
     return PreparedWeights(weights, behind_scales(floats, weights), solved.score)

@@ -14,11 +14,11 @@ from fastvlm_convert.json_file import read_json_file
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """What the integers do to the reference's answers about the calibration's pictures.
+    """What the integers do to the reference's answers about the images of the calibration.
 
     Attributes:
         kl_mean_nats: Mean divergence of the tokens' distributions.
-        top1_agreement: Share of tokens that stay the likeliest.
+        top1_agreement: Share of tokens that are still the likeliest.
         num_tokens: Tokens compared.
     """
 
@@ -41,14 +41,14 @@ def answer_score(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> AnswerScore:
     return AnswerScore(divergence / tokens, agreeing / tokens, tokens)
 
 
-def keep_score(path: Path, score: AnswerScore) -> None:
-    """Write a score whole or not at all."""
+def save_score(path: Path, score: AnswerScore) -> None:
+    """Write a score, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(asdict(score), allow_nan=False))
 
 
-def kept_score(path: Path) -> AnswerScore | None:
-    """A score that was kept, or None where there is none."""
+def load_score(path: Path) -> AnswerScore | None:
+    """A score that was saved; None where there is none, or a damaged one."""
     try:
         value = read_json_file(path)
         return AnswerScore(

@@ -1,14 +1,14 @@
 """Affine quantization without data: the best scale and zero point of every block.
 
-What is minimised is `sum_i h_i (w_i - (q_i - z) s)^2` over a block, where s is a float16 number and h the
+What is minimized is `sum_i h_i (w_i - (q_i - z) s)^2` over a block, where s is a float16 number and h the
 importance of an input column (the mean square of its input where there is calibration, else one). Candidates
 come from a grid of ranges; each one's integers get the scale that least squares gives them, as in llama.cpp's
 `make_qx_quants` and NNCF's scale estimation, rounded to float16 before it is judged. Plain rounding is among
 the candidates, so that the result is never worse than it.
 
-Least squares shrinks: its error leans against the weights, and as trained weights lie along their inputs,
-all outputs shrink together. The last step therefore takes the scale whose error is orthogonal to the
-weights: that costs a block hardly any squared error, and measured KL divergence falls.
+Least squares shrinks weights: its error points against them, and since trained weights are aligned with their
+inputs, all outputs shrink together. The last step therefore takes the scale whose error is orthogonal to the
+weights: that adds hardly any squared error, and the measured KL divergence falls.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,9 +18,10 @@ import numpy as np
 
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.quantized.schemes import AffineMatrix, AffineScheme
+from fastvlm_convert.weights.storage import FLOAT16_MAX
 
 SMALLEST_SCALE = 2.0**-24  # float16's smallest subnormal: a scale is never zero
-LARGEST_SCALE = 65504.0
+LARGEST_SCALE = FLOAT16_MAX
 CHUNK = 1 << 16  # weights searched at a time: what stays in a core's cache
 REFINEMENTS = 2
 
@@ -39,12 +40,12 @@ Parameters = tuple[np.ndarray, np.ndarray]
 def quantize_affine(
     weight: np.ndarray, scheme: AffineScheme, importance: np.ndarray | None = None
 ) -> AffineMatrix:
-    """Searches scales and zero points, and rounds.
+    """Search scales and zero points, and round.
 
     Args:
         weight: float32 [rows, columns].
         scheme: Its block size must divide the columns.
-        importance: Weight of every column's error, float32 [columns], not negative; None weighs all alike.
+        importance: Weight of every column's error, float32 [columns], not negative; None for equal weights.
     """
     size = block_size_of(weight.shape, scheme)
     roots = None if importance is None else roots_of(importance).reshape(-1, size)
@@ -178,7 +179,7 @@ class _Best:
         return cls(scale, zero, _dot(error, error))
 
     def keep(self, scale: np.ndarray, zero: np.ndarray, error: np.ndarray) -> None:
-        """Takes a candidate where it is better."""
+        """Take a candidate where it is better."""
         better = error < self.error
         self.scale = np.where(better, scale, self.scale)
         self.zero = np.where(better, zero, self.zero)
@@ -214,7 +215,7 @@ def _symmetric(blocks: np.ndarray, scheme: AffineScheme, steps: int) -> Iterator
 
 
 def _asymmetric(blocks: np.ndarray, scheme: AffineScheme, steps: int) -> Iterator[Parameters]:
-    """Scales with the two zero points that centre their range on the block's."""
+    """Scales with the two zero points that center their range on the block's."""
     last = np.float32(scheme.levels - 1)
     low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
     full = (high - low) / last

@@ -1,4 +1,4 @@
-"""How much the answers feel an error at each token: what a Hessian weighs its inputs by.
+"""How sensitive the answers are to an error at each token: what a Hessian weighs its inputs by.
 
 An image gives far more tokens than its question, but errors there matter less, and of the text's tokens
 some matter far more than others (MBQ, arXiv:2412.19509; VLMQ, arXiv:2508.03351). To second order the
@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from fastvlm_convert.model.block_streamer import BlockStreamer
+from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantization.answers import TokenBatch
-
-OnProgress = Callable[[float], None]
+from fastvlm_convert.quantization.limits import LOGIT_ROWS
 
 SAMPLES = 8  # run side by side: bounds the memory that a backward pass takes
-ROWS = 256  # of logits at a time
 SEED = 0
 
 
@@ -42,37 +41,39 @@ class FloatPass:
     weights: Mapping[str, Tensor]
 
 
-def float_pass(chain: BlockStreamer, batch: TokenBatch, backward: bool, on_progress: OnProgress) -> FloatPass:
+def float_pass(model: BlockStreamer, batch: TokenBatch, backward: bool, on_progress: OnShare) -> FloatPass:
     """Run the float decoder over all samples, layer by layer, and back again where that is wanted.
 
     Args:
-        chain: The float model.
+        model: The float model.
         batch: The samples.
-        backward: Whether to measure what the answers feel.
+        backward: Whether to measure how sensitive the answers are to errors.
         on_progress: Called with the share that is done, 0..1.
     """
-    blocks = chain.decoder_blocks()
+    blocks = model.decoder_blocks()
     steps = len(blocks) * (4 if backward else 1)  # a backward pass takes three times a forward one
-    with _spilled() as keep:
-        x, inputs = batch.embeds * chain.config.decoder.residual_scale, []
+    with _spilling() as spill:
+        x, inputs = batch.embeds * model.config.decoder.residual_scale, []
         for done, block in enumerate(blocks):
-            inputs.append(keep(x) if backward else None)
-            x = _forward(chain, chain.load(block), x)
+            if backward:
+                inputs.append(spill(x))
+            x = _forward(model, model.load(block), x)
             on_progress((done + 1) / steps)
         hidden = x[batch.answers]
         if not backward:
             return FloatPass(hidden, {})
         gradient = torch.zeros_like(x)
-        gradient[batch.answers] = _probe(chain, hidden)
+        gradient[batch.answers] = _probe(model, hidden)
         weights: dict[str, Tensor] = {}
-        for done, (block, kept) in enumerate(zip(reversed(blocks), reversed(inputs), strict=True)):
-            gradient = _backward(chain, block, kept, gradient, weights)
+        for done, (block, given) in enumerate(zip(reversed(blocks), reversed(inputs), strict=True)):
+            gradient, squares = _backward(model, block, given, gradient)
+            weights |= squares
             on_progress((len(blocks) + 3 * (done + 1)) / steps)
     return FloatPass(hidden, weights)
 
 
 def averaged(weights: Tensor, batch: TokenBatch) -> Tensor:
-    """The same for all image tokens, and for all others: their means, [samples, tokens]."""
+    """The same weight for all image tokens, and for all text tokens: their means, [samples, tokens]."""
     text = batch.real & ~batch.image
     result = torch.zeros_like(weights)
     for tokens in (batch.image, text):
@@ -81,18 +82,18 @@ def averaged(weights: Tensor, batch: TokenBatch) -> Tensor:
 
 
 @torch.no_grad()
-def _forward(chain: BlockStreamer, module: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([chain.run(module, part) for part in torch.split(x, SAMPLES)])
+def _forward(model: BlockStreamer, block: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([model.run(block, part) for part in torch.split(x, SAMPLES)])
 
 
-def _probe(chain: BlockStreamer, hidden: Tensor) -> Tensor:
+def _probe(model: BlockStreamer, hidden: Tensor) -> Tensor:
     """Gradient of `v . logits` with `v = sqrt(p) * noise - p (sqrt(p) . noise)`, whose covariance is F."""
     noise = torch.Generator().manual_seed(SEED)
     parts: list[Tensor] = []
-    for rows in torch.split(hidden, ROWS):
+    for rows in torch.split(hidden, LOGIT_ROWS):
         leaf = rows.detach().clone().requires_grad_()
         with torch.enable_grad():
-            logits = chain.logits(leaf)
+            logits = model.logits(leaf)
             p = torch.softmax(logits.detach(), -1)
             drawn = p.sqrt() * torch.randn(p.shape, generator=noise)
             probe = ((drawn - p * drawn.sum(-1, keepdim=True)) * logits).sum()
@@ -101,41 +102,49 @@ def _probe(chain: BlockStreamer, hidden: Tensor) -> Tensor:
 
 
 def _backward(
-    chain: BlockStreamer, block: str, kept: np.ndarray | None, gradient: Tensor, weights: dict[str, Tensor]
-) -> Tensor:
-    """Gradient at a block's input; adds the mean squares at its layers' outputs to `weights`."""
-    assert kept is not None
-    module = chain.load(block)
-    seen: dict[str, list[Tensor]] = {}
+    model: BlockStreamer, name: str, given: np.ndarray, gradient: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pass a gradient back through a block, some samples at a time.
 
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _m, _i, given: seen.setdefault(name, []).append(given[0].square().mean(-1))
+    Args:
+        model: The float model.
+        name: The block.
+        given: Its input, float32 [samples, tokens, hidden].
+        gradient: At its output, of the same shape.
 
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear):
-            layer.register_full_backward_hook(watch(f"{block}.{name}"))
+    Returns:
+        The gradient at its input; and by layer the mean square at its output, float32 [samples, tokens].
+    """
+    block = model.load(name)
+    squares: dict[str, list[Tensor]] = {}
+
+    def watch(layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _m, _i, grads: squares.setdefault(layer, []).append(grads[0].square().mean(-1))
+
+    for layer, module in block.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_full_backward_hook(watch(f"{name}.{layer}"))
     parts: list[Tensor] = []
-    for start in range(0, len(kept), SAMPLES):
-        leaf = torch.from_numpy(np.array(kept[start : start + SAMPLES])).requires_grad_()
+    for start in range(0, len(given), SAMPLES):
+        leaf = torch.from_numpy(np.array(given[start : start + SAMPLES])).requires_grad_()
         with torch.enable_grad():
-            y = chain.run(module, leaf)
+            y = model.run(block, leaf)
         parts.extend(torch.autograd.grad(y, leaf, gradient[start : start + SAMPLES]))
-    weights.update({name: torch.cat(found) for name, found in seen.items()})
-    return torch.cat(parts)
+    return torch.cat(parts), {layer: torch.cat(found) for layer, found in squares.items()}
 
 
 @contextmanager
-def _spilled() -> Iterator[Callable[[Tensor], np.ndarray]]:
-    """Keeps tensors in files until the block ends, so that a deep model's inputs do not fill the memory."""
+def _spilling() -> Iterator[Callable[[Tensor], np.ndarray]]:
+    """Puts tensors into files until the block ends, so that a deep model's inputs do not fill the memory."""
     with tempfile.TemporaryDirectory(prefix="fastvlm-convert-") as folder:
         count = 0
 
-        def keep(x: Tensor) -> np.ndarray:
+        def spill(x: Tensor) -> np.ndarray:
             nonlocal count
             path = Path(folder) / f"{count}.npy"
             count += 1
             np.save(path, x.numpy())
-            kept: np.ndarray = np.load(path, mmap_mode="r")
-            return kept
+            mapped: np.ndarray = np.load(path, mmap_mode="r")
+            return mapped
 
-        yield keep
+        yield spill

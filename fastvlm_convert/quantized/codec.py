@@ -2,8 +2,8 @@
 
 An affine matrix is `q`, uint8 [rows, bytes]; `scale`, float16 [rows, blocks]; and where asymmetric
 `zero_point`, uint8 [rows, blocks]. A palette matrix is `indices`, uint8 [rows, bytes]; `palette`, float16
-[groups, levels]; and with a scale per channel `scale`, float16 [rows]. `weights/packing.py` says how `q` and
-`indices` are packed. What a tensor's scheme is stands elsewhere: in a plan or in quantized.json.
+[groups, levels]; and with a scale per channel `scale`, float16 [rows]. `q` and `indices` are packed as
+`quantized/packing.py` says. The scheme of a tensor is stored elsewhere: in a plan or in quantized.json.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import ceil_div, num_elements
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.quantized.packing import pack, packed_columns, unpack
@@ -91,7 +92,7 @@ def stored_weight(
     Raises:
         CheckpointError: A part is missing, or has another dtype or shape than the scheme asks for.
     """
-    columns = int(np.prod(shape[1:], dtype=np.int64))
+    columns = num_elements(shape[1:])
     parts: dict[str, FileTensor] = {}
     for part, (dtype, expected) in matrix_entries(scheme, shape[0], columns).items():
         found = tensors.get(f"{name}.{part}")
@@ -109,7 +110,7 @@ def stored_weight(
         def groups(start: int, stop: int) -> PaletteMatrix:
             size = scheme.group_size
             spans = dict.fromkeys(parts, (start, stop))
-            spans["palette"] = (start // size, -(-stop // size))
+            spans["palette"] = (start // size, ceil_div(stop, size))
             arrays = {part: _checked(tensor, *spans[part]) for part, tensor in parts.items()}
             return palette_matrix(arrays, scheme, columns)
 
@@ -139,7 +140,7 @@ def _checked(tensor: FileTensor, start: int, stop: int) -> np.ndarray:
 
 
 def save_layer(path: Path, matrix: QuantizedMatrix, floats: Mapping[str, np.ndarray]) -> None:
-    """Keep one solved layer in a file of its own, which appears whole or not at all.
+    """Save one solved layer in a file of its own, which appears whole or not at all.
 
     Args:
         path: The file; its folder exists.
@@ -159,7 +160,7 @@ def save_layer(path: Path, matrix: QuantizedMatrix, floats: Mapping[str, np.ndar
 
 
 def load_layer(path: Path, shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredWeight, dict[str, Weight]]:
-    """A layer that `save_layer` kept; only the header is read.
+    """A layer that `save_layer` wrote; only the header is read.
 
     Args:
         path: The file.

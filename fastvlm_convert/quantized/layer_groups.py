@@ -1,32 +1,31 @@
-"""Plans of layers, summed up in groups that people know."""
+"""Plans of layers, summarized in groups that people know."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastvlm_convert.quantized.layer_plan import LayerPlan
-from fastvlm_convert.quantized.layer_report import COMPONENTS, component_of
 from fastvlm_convert.quantized.schemes import AffineScheme, Scheme
 from fastvlm_convert.recipe import Solver
+from fastvlm_convert.weights.parts import PARTS, Part, part_of
 
-_MODULES = (  # of a layer's name -> what people call the group
+_MODULES = (  # part of a layer's name -> what people call its group
     (".self_attn.", "attention q/k/v/o"),
     (".mlp.", "mlp gate/up/down"),
     (".attention.", "attention qkv/proj"),
-    ("projector.", "linears fc1/fc2"),
 )
 
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Layers of one kind with one fate.
+    """Layers of one kind that are stored the same way.
 
     Attributes:
-        component: One of `weights.report.COMPONENTS`.
+        component: The part of the model that they belong to.
         kind: Kind of the layers.
         plans: The layers, one at least.
     """
 
-    component: str
+    component: Part
     kind: str
     plans: tuple[LayerPlan, ...]
 
@@ -42,7 +41,7 @@ class LayerGroup:
 
     @property
     def reason(self) -> str | None:
-        """Why they stay in float, where a rule or a width keeps them so."""
+        """Why they stay in float, or have smaller blocks or groups than their rule says; else None."""
         return self.plans[0].reason
 
     @property
@@ -58,8 +57,11 @@ class LayerGroup:
 
 def kind_of(plan: LayerPlan) -> str:
     """What people call layers of this kind."""
-    if component_of(plan.layer) in ("head", "embedding"):
+    part = part_of(plan.layer)
+    if part in ("head", "embedding"):
         return "table"
+    if part == "projector":
+        return "linears fc1/fc2"
     for module, kind in _MODULES:
         if module in plan.layer:
             return kind
@@ -69,13 +71,13 @@ def kind_of(plan: LayerPlan) -> str:
 
 
 def group_layers(plans: Sequence[LayerPlan]) -> tuple[LayerGroup, ...]:
-    """Groups of layers of one kind and one fate, by component, in the order of the first layers."""
+    """Layers of one kind that are stored the same way, by component, in the order of the first of each."""
     groups: dict[tuple[object, ...], list[LayerPlan]] = {}
     for plan in plans:
-        fate = (component_of(plan.layer), kind_of(plan), plan.scheme, plan.solver, plan.reason)
-        groups.setdefault(fate, []).append(plan)
-    found = [LayerGroup(component_of(p[0].layer), kind_of(p[0]), tuple(p)) for p in groups.values()]
-    return tuple(sorted(found, key=lambda group: COMPONENTS.index(group.component)))
+        treatment = (part_of(plan.layer), kind_of(plan), plan.scheme, plan.solver, plan.reason)
+        groups.setdefault(treatment, []).append(plan)
+    found = [LayerGroup(part_of(p[0].layer), kind_of(p[0]), tuple(p)) for p in groups.values()]
+    return tuple(sorted(found, key=lambda group: PARTS.index(group.component)))
 
 
 def scheme_name(scheme: Scheme | None) -> str | None:

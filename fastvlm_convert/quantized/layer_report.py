@@ -1,26 +1,20 @@
-"""What quantization did to every layer: kept in quantized.json, and shown as a table by component."""
+"""What quantization did to every layer: recorded in quantized.json, and shown as a table by component."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import ceil_div, num_elements
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.quantized.layer_plan import LayerPlan, indivisible, ragged, scheme_of
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme, Scheme
 from fastvlm_convert.quantized.sqnr import SquaredSums
 from fastvlm_convert.recipe import BLOCK_SIZES, MAX_GROUP_SIZE, SchemeName, Solver
 from fastvlm_convert.weights.file_tensors import MAX_TENSOR_AXES, MAX_TENSOR_ELEMENTS
-
-COMPONENTS: Final = ("vision", "projector", "decoder", "head", "embedding")
-_TABLES: Final = {"decoder.lm_head": "head", "decoder.embed_tokens": "embedding"}
-
-
-def component_of(layer: str) -> str:
-    """Which of `COMPONENTS` a layer belongs to; a table that head and embedding share is the embedding's."""
-    return _TABLES.get(layer, layer.partition(".")[0])
+from fastvlm_convert.weights.parts import PARTS, part_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,7 @@ class LayerReport:
         group_size: Palettes: rows that share a table.
         channel_scale: Palettes: every row has a scale.
         solver: What found the integers; `search` where it stays in float.
-        reason: Why it stays in float, or None.
+        reason: Why it stays in float, or has smaller blocks or groups than its rule said; else None.
         stored_bits: Bits of it in a bundle.
         squared_sum: Sum of the squares of its floats, six digits; None in float.
         sqnr_db: Signal to noise of the integers against the floats; None in float or where they are equal.
@@ -58,12 +52,12 @@ class LayerReport:
     def __post_init__(self) -> None:
         if not 1 < len(self.shape) <= MAX_TENSOR_AXES or not all(n > 0 for n in self.shape):
             raise CheckpointError(f"layer '{self.layer}' has an impossible shape {list(self.shape)}")
-        if math.prod(self.shape) > MAX_TENSOR_ELEMENTS:
+        if num_elements(self.shape) > MAX_TENSOR_ELEMENTS:
             raise CheckpointError(f"layer '{self.layer}' has an absurd shape {list(self.shape)}")
         if self.block_size != "channel":
             if self.block_size not in BLOCK_SIZES:
                 raise CheckpointError(f"layer '{self.layer}' has the impossible block_size {self.block_size}")
-            problem = indivisible(self.shape, math.prod(self.shape[1:]), self.block_size)
+            problem = indivisible(self.shape, self.block_size)
             if problem is not None:
                 raise CheckpointError(f"layer '{self.layer}' cannot have blocks: {problem}")
         if not 1 <= self.group_size <= MAX_GROUP_SIZE:
@@ -73,7 +67,7 @@ class LayerReport:
         if not all(math.isfinite(x) for x in (self.squared_sum, self.sqnr_db) if x is not None):
             raise CheckpointError(f"the figures of layer '{self.layer}' are not finite")
         if self.quantized is not None:
-            rows, columns = self.shape[0], math.prod(self.shape[1:])
+            rows, columns = self.shape[0], num_elements(self.shape[1:])
             if self.stored_bits != self.quantized.stored_bits(rows, columns) or self.squared_sum is None:
                 raise CheckpointError(f"the figures of layer '{self.layer}' contradict its scheme")
 
@@ -90,7 +84,7 @@ class LayerReport:
     @property
     def size(self) -> int:
         """Number of weights."""
-        return math.prod(self.shape)
+        return num_elements(self.shape)
 
 
 def layer_reports(plans: Sequence[LayerPlan], sums: Callable[[str], SquaredSums]) -> tuple[LayerReport, ...]:
@@ -133,14 +127,15 @@ class ComponentReport:
     """The layers of one component, or all of them.
 
     Attributes:
-        name: One of `COMPONENTS`, or `total`.
+        name: One of `weights.parts.PARTS`, or `total`.
         num_layers: Matrices and convolutions.
         num_weights: Their weights.
         stored_bytes: Bytes of them in a bundle, scales and zero points included.
         bits_per_weight: The same by weight, in bits.
         sqnr_db: Signal to noise of those that are integers, together; None without any, or where equal.
-        schemes: How they are stored, and how many: `int4 block 32` -> 28.
+        schemes: How many are stored in each way: `int4 block 32` -> 28.
         in_float: Layers that were kept in float, and why (None where no rule asked for anything else).
+        fitted: Layers that have smaller blocks or groups than their rule said, and why.
     """
 
     name: str
@@ -151,11 +146,12 @@ class ComponentReport:
     sqnr_db: float | None
     schemes: Mapping[str, int]
     in_float: Mapping[str, str | None]
+    fitted: Mapping[str, str]
 
 
 def component_reports(layers: Sequence[LayerReport]) -> tuple[ComponentReport, ...]:
     """One report for each component that has layers, then the total."""
-    parts = {name: [r for r in layers if component_of(r.layer) == name] for name in COMPONENTS}
+    parts = {name: [r for r in layers if part_of(r.layer) == name] for name in PARTS}
     reports = [_component(name, part) for name, part in parts.items() if part]
     return (*reports, _component("total", layers))
 
@@ -170,11 +166,12 @@ def _component(name: str, layers: Sequence[LayerReport]) -> ComponentReport:
         name=name,
         num_layers=len(layers),
         num_weights=num_weights,
-        stored_bytes=-(-stored_bits // 8),
+        stored_bytes=ceil_div(stored_bits, 8),
         bits_per_weight=stored_bits / num_weights,
         sqnr_db=_joint_sqnr_db(layers),
         schemes=schemes,
         in_float={report.layer: report.reason for report in layers if report.quantized is None},
+        fitted={r.layer: r.reason for r in layers if r.quantized is not None and r.reason is not None},
     )
 
 

@@ -5,12 +5,14 @@
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import ceil_div
+
 _WORDS = {4: (2, 1), 6: (4, 3), 8: (1, 1)}  # bits -> values and bytes of the smallest whole group
 
 
 def packed_columns(columns: int, bits: int) -> int:
     """Bytes of a row of `columns` values."""
-    return -(-columns * bits // 8)
+    return ceil_div(columns * bits, 8)
 
 
 def pack(values: np.ndarray, bits: int) -> np.ndarray:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import ceil_div
+
 
 @dataclass(frozen=True)
 class AffineScheme:
@@ -88,7 +90,7 @@ class PaletteScheme:
 
     def num_groups(self, rows: int) -> int:
         """Tables of a matrix; the last group may be smaller."""
-        return -(-rows // self.group_size)
+        return ceil_div(rows, self.group_size)
 
     def stored_bits(self, rows: int, columns: int) -> int:
         """Bits of a matrix in the file: indices, tables and scales."""

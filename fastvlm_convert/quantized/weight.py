@@ -6,6 +6,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import ceil_div, num_elements
 from fastvlm_convert.errors import TargetError
 from fastvlm_convert.quantized.schemes import AffineMatrix, AffineScheme, PaletteMatrix, PaletteScheme
 from fastvlm_convert.weights.source import CHUNK_BYTES, Weight
@@ -36,7 +37,7 @@ class _RowsOnDemand(Generic[_S, _M]):
     @property
     def columns(self) -> int:
         """Weights of one output channel."""
-        return int(np.prod(self.shape[1:], dtype=np.int64))
+        return num_elements(self.shape[1:])
 
     def spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Rows [start, stop) in parts of about `CHUNK_BYTES` of float32, which can be read alone."""
@@ -64,7 +65,7 @@ class _RowsOnDemand(Generic[_S, _M]):
         def read(start: int, stop: int) -> np.ndarray:
             together = self.scheme.rows_together
             first = start // together * together
-            matrix = self.read(first, min(-(-stop // together) * together, self.rows))
+            matrix = self.read(first, min(ceil_div(stop, together) * together, self.rows))
             return matrix.dequantized()[start - first : stop - first].reshape((stop - start, *self.shape[1:]))
 
         return Weight(self.shape, self.scheme.kind, read)

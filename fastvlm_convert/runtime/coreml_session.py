@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from PIL import Image
@@ -26,8 +26,13 @@ from fastvlm_convert.io_names import (
     Precision,
 )
 from fastvlm_convert.manifest import Artifact, Manifest
-from fastvlm_convert.mil.interpreter import Interpreter, State
+from fastvlm_convert.mil import Interpreter, State
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.runtime.contract import AGAIN
+from fastvlm_convert.runtime.core_ml import has_core_ml
+from fastvlm_convert.runtime.coreml_contract import check_manifest
+
+_TARGET: Final = "coreml"
 
 
 class Runner(Protocol):
@@ -75,7 +80,7 @@ class InterpretedPackage:
         has_state = bool(self.interpreter.functions[function].states)
         if has_state and self._state is None:
             self._state = self.interpreter.make_state(function)
-        outputs = self.interpreter.run(dict(inputs), function, self._state if has_state else None)
+        outputs = self.interpreter.predict(dict(inputs), self._state if has_state else None, function)
         for found in self.interpreter.nonfinite:
             self.trouble = (
                 self.trouble or f"{found.kind} first at '{found.name}' ({found.type}) of {function}"
@@ -98,9 +103,10 @@ class CoreMLSession:
         self._vision = vision
         self._decoder = decoder
         self._functions = {
-            a.function: a for a in manifest.artifacts if a.target == "coreml" and a.component != "vision"
+            a.function: a for a in manifest.artifacts if a.target == _TARGET and a.component != "vision"
         }
-        self._vision_artifact = manifest.artifact("coreml", "vision")
+        self._vision_artifact = manifest.artifact(_TARGET, "vision")
+        self._images = manifest.contract.images
         self._chunk = manifest.recipe.coreml.prefill_chunk
         self._pads = manifest.recipe.coreml.sequence_lengths != "range"
         self._length = 0
@@ -114,7 +120,7 @@ class CoreMLSession:
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
         name = self._vision_artifact.inputs[0].name
-        value: Any = _picture(pixel_values) if name == IMAGE else pixel_values
+        value: Any = _picture(pixel_values, self._images) if name == IMAGE else pixel_values
         outputs = self._vision.run(self._vision_artifact.function, {name: value})
         return _output(outputs, IMAGE_FEATURES, 3)[0].astype(np.float32)
 
@@ -134,6 +140,11 @@ class CoreMLSession:
         self._length = 0
         self._decoder.reset()
         self._caches = self._empty_caches()
+        return self.extend(inputs_embeds, 0)
+
+    def extend(self, inputs_embeds: np.ndarray, position: int) -> np.ndarray:
+        """Append tokens from a multiple of the chunk on; what is skipped is zero, as `prefill` left it."""
+        self._length = position
         function = self._functions.get(PREFILL, self._functions[DECODE])
         logits = np.zeros(0, np.float32)
         for start in range(0, len(inputs_embeds), self._chunk):
@@ -172,6 +183,34 @@ class CoreMLSession:
         }
 
 
+def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> CoreMLSession:
+    """Run the packages of a bundle.
+
+    Args:
+        bundle: Its folder.
+        manifest: Its manifest.
+        precision: How the interpreter runs them; None leaves them to Core ML where there is one, and else
+            means `exact`.
+
+    Raises:
+        BundleError: The manifest lists other artifacts than the session runs, or a package is missing,
+            damaged or refused.
+        MissingDependencyError: A library is not installed.
+    """
+    check_manifest(manifest)
+    vision, decoder = (
+        (bundle / manifest.artifact(_TARGET, part).files[0]).parent for part in ("vision", "decoder")
+    )
+    if precision is None and has_core_ml():
+        from fastvlm_convert.runtime.coreml_package import CoreMLPackage
+
+        return CoreMLSession(manifest, CoreMLPackage(vision), CoreMLPackage(decoder))
+    precision = precision or "exact"
+    return CoreMLSession(
+        manifest, InterpretedPackage(vision, precision), InterpretedPackage(decoder, precision)
+    )
+
+
 def _output(outputs: Mapping[str, np.ndarray], name: str, axes: int) -> np.ndarray:
     """An output that the manifest promises."""
     if name not in outputs or outputs[name].ndim != axes:
@@ -180,7 +219,9 @@ def _output(outputs: Mapping[str, np.ndarray], name: str, axes: int) -> np.ndarr
     return outputs[name]
 
 
-def _picture(pixel_values: np.ndarray) -> Image.Image:
-    """The 8-bit picture that pixel values in 0..1 came from; exact, because they are multiples of 1/255."""
-    scaled = np.rint(pixel_values[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+def _picture(pixel_values: np.ndarray, images: ImageSettings) -> Image.Image:
+    """The 8-bit picture that pixel values came from; exact, for they hold few of a float's values."""
+    planes = pixel_values[0] * np.array(images.std, np.float32)[:, None, None]
+    planes = planes + np.array(images.mean, np.float32)[:, None, None]
+    scaled = np.rint(planes.transpose(1, 2, 0) / images.rescale_factor).astype(np.uint8)
     return Image.fromarray(scaled, "RGB")

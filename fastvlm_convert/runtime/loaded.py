@@ -1,36 +1,41 @@
 """A model ready to answer, wherever it comes from: a checkpoint or a bundle."""
 
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
+from fastvlm_convert.answer_stream import AnswerStream
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.errors import BundleError, MissingDependencyError
-from fastvlm_convert.generate import Session
+from fastvlm_convert.generate import Session, answer_tokens, check_fits, greedy, sampler
 from fastvlm_convert.io_names import Precision
-from fastvlm_convert.manifest import Manifest, Target
-from fastvlm_convert.preprocess import ImageMode, Prompt, build_prompt
-from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration, resolve
+from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.pictures import as_seen, load_image
+from fastvlm_convert.preprocess import ImageSettings
+from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
+from fastvlm_convert.prompt import Message, Prompt, PromptFormat, build_prompt, user_message
+from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import Recipe
-from fastvlm_convert.runtime.contract import check_artifacts
+from fastvlm_convert.runtime.sessions import open_session
+from fastvlm_convert.targets import Target
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
-from fastvlm_convert.weights.rescale import repaired_config
 from fastvlm_convert.weights.source import WeightSource
 
 if TYPE_CHECKING:  # the reference needs torch, which only those who run it load
     from fastvlm_convert.model.fastvlm import FastVLM
 
 REFERENCE_CONTEXT = 2048
+DEFAULT_NEW_TOKENS = 256
 
-OnProgress = Callable[[float], None]
-OnStage = Callable[[str, float], None]
+Picture = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
@@ -41,50 +46,128 @@ class LoadedModel:
         session: Runs the model.
         tokenizer: Text to ids and back.
         eos_token_ids: Ids at which an answer ends.
-        image_size: Edge of the square input in pixels.
-        image_mode: How images are made square.
+        images: How pictures are prepared.
+        prompt_format: How conversations are written.
     """
 
     session: Session
     tokenizer: TextTokenizer
     eos_token_ids: tuple[int, ...]
-    image_size: int
-    image_mode: ImageMode
+    images: ImageSettings
+    prompt_format: PromptFormat
 
     def prompt(self, question: str, images: Sequence[Image.Image]) -> Prompt:
-        """The prompt for a question about some images."""
-        return build_prompt(question, images, self.tokenizer, self.image_size, self.image_mode)
+        """The prompt for a question about some images, which come first; `<image>` in it is text."""
+        return self.conversation([user_message(question, images)])
+
+    def conversation(self, messages: Sequence[Message]) -> Prompt:
+        """The prompt for a conversation that ends with a user.
+
+        Raises:
+            PromptError: Its roles are out of order.
+        """
+        return build_prompt(messages, self.prompt_format, self.tokenizer, self.images)
+
+    def ask(
+        self,
+        images: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> AnswerStream:
+        """Answer a question about images; iterate over the result for the pieces of text as they come.
+
+        Asking again ends the answer before: a model holds one conversation.
+
+        Args:
+            images: One image, several, or none: files, or images of Pillow.
+            question: The question; images come first, and `<image>` in it is text.
+            max_new_tokens: Most tokens to answer with; 256 or what fits by default.
+            temperature: 0 takes the likeliest token; above 0 samples.
+            top_p: Sample from this share of probability.
+            seed: Of the sampling.
+
+        Raises:
+            ImageError: An image is missing or damaged.
+            PromptError: Prompt and answer do not fit into the context.
+        """
+        return self.reply(
+            [user_message(question, _opened(images))],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        features: Sequence[np.ndarray] | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> AnswerStream:
+        """Answer the last message of a conversation; see `ask`.
+
+        More than six parameters, as `ask` has them: `features` are the image tokens of all its images, where
+        they are known, float32 [num_image_tokens, hidden] each.
+
+        Raises:
+            PromptError: Roles are out of order, or prompt and answer do not fit into the context.
+        """
+        prompt = self.conversation(messages)
+        length, session = prompt.length(self.session.num_image_tokens), self.session
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, session.context_length - length))
+        check_fits(length, max_new_tokens, session.context_length)
+        choose = greedy if temperature == 0 else sampler(temperature, top_p, seed)
+        tokens = answer_tokens(session, prompt, self.eos_token_ids, max_new_tokens, choose, features)
+        return AnswerStream(tokens, self.tokenizer.decode)
+
+
+def _opened(images: Picture | Sequence[Picture] | None) -> list[Image.Image]:
+    """RGB images of what users give."""
+    if images is None:
+        return []
+    given = [images] if isinstance(images, str | Path | Image.Image) else images
+    return [as_seen(i) if isinstance(i, Image.Image) else load_image(Path(i)) for i in given]
 
 
 def load_reference(
     checkpoint: Checkpoint,
-    image_size: int | None = None,
-    image_mode: ImageMode | None = None,
+    images: ImageSettings | None = None,
+    prompt_format: PromptFormat | None = None,
     context_length: int = REFERENCE_CONTEXT,
-    on_progress: OnProgress | None = None,
+    on_progress: OnShare = ignore_share,
 ) -> LoadedModel:
     """The torch reference of a checkpoint.
 
     Args:
         checkpoint: The checkpoint.
-        image_size: Edge of the input in pixels where it is not the checkpoint's own.
-        image_mode: How images are made square where it is not the checkpoint's own.
+        images: How pictures are prepared where it is not the checkpoint's own way.
+        prompt_format: How conversations are written where it is not the checkpoint's own way.
         context_length: Tokens its KV cache holds.
         on_progress: Called with the share of the weights read, 0..1.
 
     Raises:
         MissingDependencyError: torch is not installed.
     """
-    config = checkpoint.config if image_size is None else at_image_size(checkpoint.config, image_size)
+    images = images or checkpoint.pictures.image
+    config = at_image_size(checkpoint.config, images.size)
     # A float checkpoint is run as the original code runs it, with BatchNorm and LayerScale on their own.
     folded = checkpoint.quantized is not None
     weights = dense_view(checkpoint.folded) if folded else checkpoint.weights
     loaded, _ = _load_model(checkpoint, config, weights, folded, context_length, on_progress)
-    return loaded if image_mode is None else replace(loaded, image_mode=image_mode)
+    return replace(loaded, images=images, prompt_format=prompt_format or checkpoint.prompt.format)
 
 
 def load_folded_reference(
-    checkpoint: Checkpoint, on_progress: OnProgress | None = None
+    checkpoint: Checkpoint, on_progress: OnShare = ignore_share
 ) -> tuple[LoadedModel, "FastVLM"]:
     """The reference with the weights that programs compute with, and the module itself for hooks.
 
@@ -100,7 +183,7 @@ def load_engine(
     recipe: Recipe,
     context_length: int,
     calibration: str | None = None,
-    on_progress: OnStage = lambda stage, share: None,
+    on_progress: OnStage = ignore_stage,
 ) -> LoadedModel:
     """The reference holding the weights that a recipe's integers stand for.
 
@@ -117,13 +200,12 @@ def load_engine(
         RecipeError: Layers must be solved with data that is not at hand.
         MissingDependencyError: torch is not installed.
     """
-    recipe, size, mode = resolve(checkpoint, recipe)
-    config = repaired_config(at_image_size(checkpoint.config, size), recipe.repairs)
+    plan = plan_weights(checkpoint, recipe)
     data = None if checkpoint.quantized else remembered_calibration(recipe, calibration)
-    weights = dense_view(prepare_weights(checkpoint, recipe, data, on_progress).weights)
+    weights = dense_view(prepare_weights(plan, data, on_progress).weights)
     load = partial(on_progress, "quantized")
-    loaded, _ = _load_model(checkpoint, config, weights, True, context_length, load)
-    return replace(loaded, image_mode=mode)
+    loaded, _ = _load_model(checkpoint, plan.config, weights, True, context_length, load)
+    return replace(loaded, images=plan.images, prompt_format=plan.prompt)
 
 
 def _load_model(
@@ -132,7 +214,7 @@ def _load_model(
     weights: WeightSource,
     folded: bool,
     context_length: int,
-    on_progress: OnProgress | None,
+    on_progress: OnShare,
 ) -> tuple[LoadedModel, "FastVLM"]:
     """The torch model with some weights, ready to answer; and the module itself."""
     try:
@@ -146,74 +228,39 @@ def _load_model(
         session=TorchSession(model, context_length),
         tokenizer=checkpoint.tokenizer,
         eos_token_ids=checkpoint.eos_token_ids,
-        image_size=config.vision.image_size,
-        image_mode=checkpoint.image_mode,
+        images=replace(checkpoint.pictures.image, size=config.vision.image_size),
+        prompt_format=checkpoint.prompt.format,
     )
     return loaded, model
 
 
-def has_core_ml() -> bool:
-    """Whether this machine can run Core ML packages."""
-    return platform.system() == "Darwin"
-
-
 def load_bundle(
-    bundle: Path, manifest: Manifest, target: Target, precision: Precision | None = None
+    bundle: str | Path, target: Target | None = None, precision: Precision | None = None
 ) -> LoadedModel:
-    """One target of a bundle.
+    """A bundle, ready to answer.
 
     Args:
         bundle: Its folder.
-        manifest: Its manifest.
-        target: The target.
+        target: Which of its formats to run; None takes the first.
         precision: Core ML: how the interpreter runs the packages; None leaves them to Core ML where there is
             one, and else means `exact`. ONNX: `exact` does without int8 activations; None runs it as it is.
 
     Raises:
-        BundleError: The target is not in the bundle, or its runtime refuses it.
+        BundleError: It is no bundle, damaged or of another version; the target is not in it, or its runtime
+            refuses it.
         MissingDependencyError: The target's runtime is not installed.
     """
+    bundle = Path(bundle)
+    manifest = load_manifest(bundle)
+    target = target or manifest.targets[0]
     if target not in manifest.targets:
-        raise BundleError(f"the bundle has no {target}; it has {', '.join(manifest.targets)}", where=bundle)
-    check_artifacts(manifest, target)
+        raise BundleError(
+            f"the bundle has no target '{target}'", where=bundle, hint=f"it has {', '.join(manifest.targets)}"
+        )
     return LoadedModel(
-        session=_SESSIONS[target](bundle, manifest, precision),
+        session=open_session(bundle, manifest, target, precision),
         tokenizer=read_tokenizer(bundle),
         eos_token_ids=manifest.contract.eos_token_ids,
-        image_size=manifest.contract.image_size,
-        image_mode=manifest.contract.image_mode,
+        images=manifest.contract.images,
+        prompt_format=manifest.contract.conversation,
     )
-
-
-def _onnx_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> Session:
-    try:
-        from fastvlm_convert.runtime.onnx_session import OnnxSession
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "running an ONNX bundle") from error
-
-    return OnnxSession(bundle, manifest, exact=precision == "exact")
-
-
-def _coreml_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> Session:
-    try:
-        from fastvlm_convert.runtime.coreml_session import CoreMLSession, InterpretedPackage
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "running a Core ML bundle") from error
-
-    vision, decoder = (
-        (bundle / manifest.artifact("coreml", part).files[0]).parent for part in ("vision", "decoder")
-    )
-    if precision is None and has_core_ml():
-        from fastvlm_convert.runtime.coreml_package import CoreMLPackage
-
-        return CoreMLSession(manifest, CoreMLPackage(vision), CoreMLPackage(decoder))
-    precision = precision or "exact"
-    return CoreMLSession(
-        manifest, InterpretedPackage(vision, precision), InterpretedPackage(decoder, precision)
-    )
-
-
-_SESSIONS: dict[Target, Callable[[Path, Manifest, Precision | None], Session]] = {
-    "onnx": _onnx_session,
-    "coreml": _coreml_session,
-}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import onnxruntime
@@ -18,10 +19,14 @@ from fastvlm_convert.io_names import (
     LOGITS,
     PIXEL_VALUES,
     Component,
+    Precision,
     TensorSpec,
 )
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.runtime.contract import check_graph
+from fastvlm_convert.runtime.onnx_contract import check_manifest
+
+_TARGET: Final = "onnx"
 
 # ONNX Runtime's errors have no common base, and a run with bound buffers raises Python's own.
 _NATIVE = [e for e in vars(_native).values() if isinstance(e, type) and issubclass(e, Exception)]
@@ -55,7 +60,7 @@ class OnnxSession:
         self._vision = _load(bundle, manifest, "vision")
         self._embed = _load(bundle, manifest, "embed")
         self._decoder = (_load_exact if exact else _load)(bundle, manifest, "decoder")
-        decoder = manifest.artifact("onnx", "decoder")
+        decoder = manifest.artifact(_TARGET, "decoder")
         past = [t for t in decoder.inputs if t.name not in (INPUTS_EMBEDS, ATTENTION_MASK)]
         present = [t.name for t in decoder.outputs if t.name != LOGITS]
         self._cache = [
@@ -83,6 +88,15 @@ class OnnxSession:
         """Append one token; its logits, float32 [vocab]."""
         return self._append(inputs_embeds)
 
+    def extend(self, inputs_embeds: np.ndarray, position: int) -> np.ndarray:
+        """Append tokens from a position on; keys and values that are skipped are zero."""
+        for _, _, buffer in self._cache:
+            values = np.array(buffer.numpy())
+            values[:, :, self._length : position] = 0  # an earlier sequence may have been longer
+            buffer.update_inplace(values)
+        self._length = position
+        return self._append(inputs_embeds)
+
     def _append(self, inputs_embeds: np.ndarray) -> np.ndarray:
         length = self._length + len(inputs_embeds)
         binding = self._decoder.io_binding()
@@ -105,8 +119,23 @@ class OnnxSession:
         )
 
 
+def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> OnnxSession:
+    """Run the graphs of a bundle.
+
+    Args:
+        bundle: Its folder.
+        manifest: Its manifest.
+        precision: `exact` does without int8 activations; anything else runs the graphs as they are.
+
+    Raises:
+        BundleError: The manifest lists other artifacts than the session runs, or ONNX Runtime refuses one.
+    """
+    check_manifest(manifest)
+    return OnnxSession(bundle, manifest, exact=precision == "exact")
+
+
 def _load(bundle: Path, manifest: Manifest, component: Component) -> onnxruntime.InferenceSession:
-    path = bundle / manifest.artifact("onnx", component).files[0]
+    path = bundle / manifest.artifact(_TARGET, component).files[0]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SEVERITY
     with _refusals(path):
@@ -118,7 +147,7 @@ def _load_exact(bundle: Path, manifest: Manifest, component: Component) -> onnxr
     """A copy of the graph, in memory, whose MatMulNBits do not round activations to int8."""
     import onnx
 
-    path = bundle / manifest.artifact("onnx", component).files[0]
+    path = bundle / manifest.artifact(_TARGET, component).files[0]
     with _refusals(path):
         model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:

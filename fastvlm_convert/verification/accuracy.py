@@ -1,6 +1,6 @@
 """Task accuracy: how many generated questions a model answers exactly."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -8,9 +8,8 @@ import numpy as np
 
 from fastvlm_convert.demo.samples import Sample
 from fastvlm_convert.generate import embed_prompt, stream_tokens
+from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.runtime.loaded import LoadedModel
-
-OnProgress = Callable[[float], None]
 
 MAX_ANSWER_TOKENS = 96  # longer than any answer of the generator
 
@@ -34,7 +33,7 @@ class Score:
 
 
 def accuracy(
-    model: LoadedModel, samples: Sequence[Sample], on_progress: OnProgress = lambda share: None
+    model: LoadedModel, samples: Sequence[Sample], on_progress: OnShare = ignore_share
 ) -> dict[str, Score]:
     """Ask every question of every sample, greedily.
 

@@ -1,24 +1,40 @@
 """Verify a whole bundle: its files first, then every target in it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint, source_hash
-from fastvlm_convert.errors import BundleError, ImageError, MissingDependencyError, TokenizerError
+from fastvlm_convert.checkpoint.checkpoint import Checkpoint, opened, source_hash
+from fastvlm_convert.errors import (
+    BundleError,
+    ImageError,
+    MissingDependencyError,
+    PromptError,
+    TokenizerError,
+)
+from fastvlm_convert.gates import Gates
 from fastvlm_convert.io_names import STAGES
-from fastvlm_convert.manifest import Manifest, changed_files
-from fastvlm_convert.questions import Question
-from fastvlm_convert.recipe import Gates
-from fastvlm_convert.runtime.loaded import LoadedModel, load_engine, load_reference
+from fastvlm_convert.manifest import Manifest, Status, changed_files, load_manifest
+from fastvlm_convert.predict.export_plan import ExportPlan, plan_export
+from fastvlm_convert.progress import OnStage, ignore_stage
+from fastvlm_convert.questions import (
+    Question,
+    every_second_badly_taken,
+    read_questions,
+    standard_questions,
+)
+from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
+from fastvlm_convert.verification.activations import Activations, check_activations, uses_float16
 from fastvlm_convert.verification.check import Check, Measurement, equal, not_run
-from fastvlm_convert.verification.compare import Comparison, StageGates, compare
+from fastvlm_convert.verification.client_files import check_clients
+from fastvlm_convert.verification.compare import END_TO_END, Comparison, StageGates, compare
+from fastvlm_convert.verification.context_end import CONTEXT_END, check_context_end, context_end
 from fastvlm_convert.verification.executions import executions
 
-OnProgress = Callable[[str, float], None]
-
+# What a damaged or wrong bundle can raise; the checkpoint's own faults are errors of the command.
+_NOT_RUN = (BundleError, ImageError, MissingDependencyError, PromptError, TokenizerError)
 _QUANTIZED_REFERENCE = (
     "the reference is quantized itself, so what the integers cost cannot be told; "
     "give the float checkpoint it was made from"
@@ -27,104 +43,138 @@ _QUANTIZED_REFERENCE = (
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What was checked and measured, and what the user should know."""
+    """What was checked and measured, and what the user should know.
+
+    Attributes:
+        checks: Figures against their thresholds.
+        measurements: Figures that gate nothing.
+        warnings: What the user should know.
+        num_questions: How many questions were asked.
+    """
 
     checks: tuple[Check, ...]
     measurements: tuple[Measurement, ...]
     warnings: tuple[str, ...]
+    num_questions: int
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         """`failed` if any check failed, `not_run` if any was not run, else `passed`."""
         found = {check.status for check in self.checks}
-        return next((s for s in ("failed", "not_run") if s in found), "passed")
+        return "failed" if "failed" in found else "not_run" if "not_run" in found else "passed"
 
 
 def verify(
-    bundle: Path,
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    questions: Sequence[Question],
-    on_progress: OnProgress = lambda stage, share: None,
+    bundle: str | Path,
+    reference: str | Path | Checkpoint,
     *,
+    questions: str | Path | Sequence[Question] | None = None,
     interpret: bool = False,
+    on_progress: OnStage = ignore_stage,
 ) -> VerifyResult:
     """Check a bundle against the checkpoint it was made from.
 
     Args:
         bundle: Its folder.
-        manifest: Its manifest.
-        checkpoint: The reference.
-        questions: Pictures and questions.
-        on_progress: Called with what is being done and the share of it that is done, 0..1.
+        reference: The checkpoint's folder, or what `open_checkpoint` made of it.
+        questions: Pictures to compare on: a folder with an optional questions.json, a .jsonl file, or what
+            was read of one; None takes 16 generated ones.
         interpret: On a Mac, interpret Core ML packages beside running them.
+        on_progress: Called with what is being done and the share of it that is done, 0..1.
 
     Raises:
-        ImageError: There are no questions.
+        ConversionError: The bundle, the checkpoint or the pictures cannot be read, there are no questions, or
+            the reference is another model.
     """
-    if not questions:
+    bundle, manifest, checkpoint = Path(bundle), load_manifest(Path(bundle)), opened(reference)
+    asked = _asked(questions)
+    if not asked:
         raise ImageError("there are no pictures to verify with", hint="give at least one with its question")
-    on_progress("files", 0.0)
-    changed = changed_files(bundle, manifest)
-    on_progress("files", 1.0)
-    checks = [equal("bundle", "files", "sha256", len(changed), f"changed: {', '.join(changed)}", None)]
+    plan = plan_export(checkpoint, manifest.recipe, manifest.targets)
+    checks = [_check_hashes(bundle, manifest, on_progress), *check_clients(bundle, manifest, plan)]
     measurements: list[Measurement] = []
     warnings: list[str] = []
-    reference, quantizer = _reference(manifest, checkpoint, questions, on_progress)
-    checks += quantizer.checks
-    measurements += quantizer.measurements
+    model, found, notes = _reference(plan, manifest.source.calibration, asked, on_progress)
+    checks += found.checks
+    measurements += found.measurements
+    warnings += notes
+    end = context_end(model, asked, manifest.recipe.coreml.prefill_chunk)
     for target in manifest.targets:
         for execution in executions(manifest, target, interpret):
+            shown = partial(on_progress, execution.name)
             try:
-                loaded = execution.load(bundle, manifest)
-                found = compare(
-                    target,
-                    loaded,
-                    reference,
-                    questions[: execution.max_questions],
-                    execution.gates,
-                    lambda share, name=execution.name: on_progress(name, share),  # type: ignore[misc]
-                )
-            except (BundleError, TokenizerError, MissingDependencyError) as error:
-                checks += [not_run(target, s, _metric(s), str(error)) for s in STAGES]
+                if execution.inspect is not None:
+                    checks += execution.inspect(bundle, plan)
+                loaded = load_bundle(bundle, target, execution.precision)
+                some = asked[: execution.max_questions]
+                found = compare(target, loaded, model, some, execution.gates, shown)
+                at_end = check_context_end(target, loaded, end, execution.gates)
+            except _NOT_RUN as error:
+                stages = (*STAGES, CONTEXT_END)
+                checks += [not_run(target, stage, _metric(stage), str(error)) for stage in stages]
                 continue
-            checks += found.checks
-            measurements += found.measurements
+            checks += [*found.checks, *at_end.checks]
+            measurements += [*found.measurements, *at_end.measurements]
             if loaded.session.trouble:
                 warnings.append(f"{target}, {loaded.session.executed_by}: {loaded.session.trouble}")
     on_progress("checkpoint", 0.0)
     if source_hash(checkpoint) != manifest.source.sha256:
         warnings.append("the bundle was made from other files than this reference (their hashes differ)")
     on_progress("checkpoint", 1.0)
-    return VerifyResult(tuple(checks), tuple(measurements), tuple(warnings))
+    return VerifyResult(tuple(checks), tuple(measurements), tuple(warnings), len(asked))
+
+
+def _asked(questions: str | Path | Sequence[Question] | None) -> Sequence[Question]:
+    if questions is None:
+        return every_second_badly_taken(standard_questions())
+    return read_questions(Path(questions)) if isinstance(questions, str | Path) else questions
+
+
+def _check_hashes(bundle: Path, manifest: Manifest, on_progress: OnStage) -> Check:
+    on_progress("files", 0.0)
+    changed = changed_files(bundle, manifest)
+    on_progress("files", 1.0)
+    return equal("bundle", "files", "sha256", len(changed), f"changed: {', '.join(changed)}", None)
 
 
 def _reference(
-    manifest: Manifest, checkpoint: Checkpoint, questions: Sequence[Question], on_progress: OnProgress
-) -> tuple[LoadedModel, Comparison]:
-    """What every target is compared with, and the quantizer's share: what its integers cost."""
-    recipe, contract = manifest.recipe, manifest.contract
+    plan: ExportPlan, calibration: str | None, questions: Sequence[Question], on_progress: OnStage
+) -> tuple[LoadedModel, Comparison, tuple[str, ...]]:
+    """What every target is compared with.
 
-    def engine() -> LoadedModel:
-        calibration = manifest.source.calibration
-        return load_engine(checkpoint, recipe, contract.context_length, calibration, on_progress)
+    Args:
+        plan: What an export would do.
+        calibration: Hash of the data that layers were solved with, if any.
+        questions: Pictures and questions.
+        on_progress: Called with what is being done and the share of it that is done, 0..1.
 
-    if checkpoint.quantized is not None:
+    Returns:
+        It; the quantizer's share, which is what its integers cost, after a check whether what it computes
+        fits into float16; and warnings.
+    """
+    checkpoint, recipe, context = plan.checkpoint, plan.recipe, plan.contract.context_length
+    is_quantized = bool(recipe.quantize) or checkpoint.quantized is not None
+    engine: LoadedModel | None = None
+    activations = Activations((), ())
+    if is_quantized or uses_float16(recipe, plan.targets):
+        engine = load_engine(checkpoint, recipe, context, calibration, on_progress)
+    if engine is not None and uses_float16(recipe, plan.targets):
+        report = partial(on_progress, "activations")
+        activations = check_activations(engine, recipe, plan.targets, questions, report)
+    checks, warnings = activations.checks, activations.warnings
+    if engine is not None and checkpoint.quantized is not None:
         metrics = ("kl_mean_nats", "top1_agreement")
-        skipped = [not_run("weights", "answers", metric, _QUANTIZED_REFERENCE) for metric in metrics]
-        return engine(), Comparison(tuple(skipped), ())
-    reference = load_reference(
-        checkpoint,
-        contract.image_size,
-        contract.image_mode,
-        contract.context_length,
-        lambda share: on_progress("reference", share),
-    )
-    if not recipe.quantize:
-        return reference, Comparison((), ())
-    candidate = engine()
-    gates, report = _quantizer_gates(recipe.gates), partial(on_progress, "weights")
-    return candidate, compare("weights", candidate, reference, questions, gates, report)
+        skipped = [not_run("weights", END_TO_END, metric, _QUANTIZED_REFERENCE) for metric in metrics]
+        return engine, Comparison((*checks, *skipped), ()), warnings
+    if not is_quantized:
+        engine = None  # frees its memory
+    loading = partial(on_progress, "reference")
+    reference = load_reference(checkpoint, plan.images, plan.prompt, context, loading)
+    if engine is None:
+        return reference, Comparison(checks, ()), warnings
+    gates = _quantizer_gates(recipe.gates)
+    found = compare("weights", engine, reference, questions, gates, partial(on_progress, "weights"))
+    return engine, replace(found, checks=(*checks, *found.checks)), warnings
 
 
 def _quantizer_gates(gates: Gates) -> StageGates:

@@ -1,7 +1,8 @@
-"""Compare a candidate with the reference, stage by stage, on pictures with questions.
+"""Compare a candidate with the reference on pictures with questions: stage by stage, and end to end.
 
-Every numeric stage gets the reference's own input, so that a difference belongs to the stage that shows
-it; only the greedy text runs end to end.
+Every numeric stage gets the reference's own input, so that a difference belongs to the stage that shows it.
+End to end, each side uses its own prompt, pixels, features, embeddings and KV cache; only the answer's tokens
+are the reference's, because two answers cannot be compared token by token once they part.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +11,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastvlm_convert import metrics
-from fastvlm_convert.errors import CheckpointError
-from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
+from fastvlm_convert.errors import BundleError, CheckpointError
+from fastvlm_convert.generate import check_fits, embed_prompt, teacher_forced
+from fastvlm_convert.progress import OnShare, ignore_share
+from fastvlm_convert.prompt import Prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
-from fastvlm_convert.verification.check import Check, Measurement, at_least, at_most, equal
+from fastvlm_convert.verification.check import Check, Measurement, at_least, at_most, equal, not_run
+from fastvlm_convert.verification.reference_run import ReferenceRun, run_reference
 
-OnProgress = Callable[[float], None]
-
-_LOGIT_STAGES = ("prefill_logits", "decode_logits")
-NUMERIC_STAGES = ("preprocessing", "image_features", "inputs_embeds", *_LOGIT_STAGES)
+LOGIT_STAGES = ("prefill_logits", "decode_logits")
+NUMERIC_STAGES = ("preprocessing", "image_features", "inputs_embeds", *LOGIT_STAGES)
+END_TO_END = "end_to_end"
 
 
 @dataclass
@@ -55,8 +58,8 @@ class StageGates:
         min_sqnr_db: Least signal to noise by stage; a stage that is not there is measured only.
         identical_text: Whether the greedy answers must be the reference's.
         max_new_tokens: Length of the answers that are compared.
-        max_kl_mean_nats: Largest mean divergence of the answers' tokens, or None.
-        min_top1_agreement: Least share of the answers' tokens with the same likeliest token, or None.
+        max_kl_mean_nats: Largest mean divergence of the answers' tokens, end to end, or None.
+        min_top1_agreement: Least share of them with the same likeliest token, end to end, or None.
     """
 
     min_sqnr_db: Mapping[str, float]
@@ -80,7 +83,7 @@ def compare(
     reference: LoadedModel,
     questions: Sequence[Question],
     gates: StageGates,
-    on_progress: OnProgress = lambda share: None,
+    on_progress: OnShare = ignore_share,
 ) -> Comparison:
     """Run both models on the same questions.
 
@@ -92,14 +95,16 @@ def compare(
         gates: What the candidate must reach.
         on_progress: Called with the share of the questions done, 0..1.
     """
-    stages = {name: _Stage() for name in NUMERIC_STAGES}
+    stages = {name: _Stage() for name in (*NUMERIC_STAGES, END_TO_END)}
     ids_differ: list[int] = []
     text_differs: list[int] = []
     for number, question in enumerate(questions):
-        ids_equal, text_equal = _run_both(candidate, reference, question, gates.max_new_tokens, stages)
-        if not ids_equal:
+        run = run_reference(reference, question, gates.max_new_tokens)
+        ours = _own_prompt(candidate, question, run)
+        if not _same_ids(run.prompt, ours):
             ids_differ.append(number)
-        if not text_equal:
+        logits = _run_candidate(candidate, ours, run, stages)
+        if not run.is_answered_by(logits, candidate.eos_token_ids):
             text_differs.append(number)
         on_progress((number + 1) / len(questions))
 
@@ -109,13 +114,9 @@ def compare(
     ]
     measurements: list[Measurement] = []
     for name, stage in stages.items():
-        value = stage.worst(metrics.sqnr_db)
-        if name in gates.min_sqnr_db:
-            checks.append(at_least(target, name, "sqnr_db", value, gates.min_sqnr_db[name], runs))
-        else:
-            measurements.append(Measurement(target, name, "sqnr_db", value, value is None, runs))
-        measurements += _measure(target, name, stage, runs)
-    checks += _check_answers(target, stages, gates, runs)
+        checks += _check_stage(target, name, stage, gates, runs)
+        measurements += _measure(target, name, stage, runs, name in gates.min_sqnr_db)
+    checks += _check_answers(target, stages[END_TO_END], gates, runs)
     differing = f"{len(text_differs)} of {len(questions)} answers differ: {text_differs}"
     if gates.identical_text:
         checks.append(equal(target, "greedy_text", "token_ids", len(text_differs), differing, runs))
@@ -127,67 +128,99 @@ def compare(
     return Comparison(tuple(checks), tuple(measurements))
 
 
-def _run_both(
-    candidate: LoadedModel,
-    reference: LoadedModel,
-    question: Question,
-    max_new_tokens: int,
-    stages: dict[str, _Stage],
-) -> tuple[bool, bool]:
-    """One question through both; returns whether prompts and greedy answers are equal."""
-    theirs = reference.prompt(question.text, [question.image])
-    ours = candidate.prompt(question.text, [question.image])
-    stages["preprocessing"].add(theirs.images[0], ours.images[0])
-    ids_equal = all(np.array_equal(a, b) for a, b in zip(theirs.segments, ours.segments, strict=True))
+def _own_prompt(candidate: LoadedModel, question: Question, run: ReferenceRun) -> Prompt:
+    """The candidate's own prompt for a question.
 
-    features = [reference.session.encode_image(image) for image in theirs.images]
-    for image, expected in zip(theirs.images, features, strict=True):
-        stages["image_features"].add(expected, candidate.session.encode_image(image))
-    embeds = embed_prompt(reference.session, theirs, features)
-    stages["inputs_embeds"].add(embeds, embed_prompt(candidate.session, theirs, features))
-
-    left = reference.session.context_length - theirs.length(reference.session.num_image_tokens)
-    limit = max(1, min(max_new_tokens, left))
-    answer = generate(reference.session, theirs, reference.eos_token_ids, limit, features=features)
-    end = reference.eos_token_ids[:1]
-    forced = [*(answer.token_ids or end), *end]  # an empty answer gets one decode step all the same
-    expected_logits = teacher_forced(reference.session, embeds, forced)
-    logits = teacher_forced(candidate.session, embeds, forced)
-    stages["prefill_logits"].add(expected_logits[:1], logits[:1])
-    stages["decode_logits"].add(expected_logits[1:], logits[1:])
-
-    said = generate(candidate.session, ours, candidate.eos_token_ids, limit)
-    return ids_equal, said.token_ids == answer.token_ids
+    Raises:
+        BundleError: Its pictures have another size than the reference's.
+    """
+    ours = candidate.conversation(question.messages)
+    for theirs, own in zip(run.prompt.images, ours.images, strict=True):
+        if theirs.shape != own.shape:
+            raise BundleError(
+                f"the bundle makes pictures {own.shape[-1]} pixels wide, checkpoint and recipe say "
+                f"{theirs.shape[-1]}"
+            )
+    return ours
 
 
-def _check_answers(
-    target: str, stages: Mapping[str, _Stage], gates: StageGates, executed_by: str
-) -> list[Check]:
-    """Divergence and agreement over all tokens of all answers."""
-    pairs = [stages[name] for name in _LOGIT_STAGES]
-    reference = np.concatenate([rows for stage in pairs for rows in stage.reference])
-    candidate = np.concatenate([rows for stage in pairs for rows in stage.candidate])
+def _same_ids(theirs: Prompt, ours: Prompt) -> bool:
+    pairs = zip(theirs.segments, ours.segments, strict=True)  # one more than pictures on either side
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def _run_candidate(
+    candidate: LoadedModel, ours: Prompt, run: ReferenceRun, stages: Mapping[str, _Stage]
+) -> np.ndarray:
+    """Add what a candidate makes of one question to the stages.
+
+    Returns:
+        Its logits end to end, float32 [fed + 1, vocab].
+    """
+    session = candidate.session
+    own_features = []
+    for theirs, own, expected in zip(run.prompt.images, ours.images, run.features, strict=True):
+        stages["preprocessing"].add(theirs, own)
+        encoded = session.encode_image(own)
+        own_features.append(encoded)
+        # Equal pixels, equal features: a picture is encoded once.
+        features = encoded if np.array_equal(theirs, own) else session.encode_image(theirs)
+        stages["image_features"].add(expected, features)
+    stages["inputs_embeds"].add(run.embeds, embed_prompt(session, run.prompt, run.features))
+
+    forced = [*run.fed, 0]  # the last is not fed
+    staged = teacher_forced(session, run.embeds, forced)
+    stages["prefill_logits"].add(run.logits[:1], staged[:1])
+    stages["decode_logits"].add(run.logits[1:], staged[1:])
+
+    embeds = embed_prompt(session, ours, own_features)
+    if np.array_equal(embeds, run.embeds):
+        logits = staged
+    else:
+        check_fits(len(embeds), len(run.fed), session.context_length)
+        logits = teacher_forced(session, embeds, forced)
+    stages[END_TO_END].add(run.logits, logits)
+    return logits
+
+
+def _check_stage(target: str, name: str, stage: _Stage, gates: StageGates, executed_by: str) -> list[Check]:
+    """The gate of a stage, where it has one."""
+    if name not in gates.min_sqnr_db:
+        return []
+    if not stage.reference:
+        return [not_run(target, name, "sqnr_db", "no question has a picture")]
+    value = stage.worst(metrics.sqnr_db)
+    return [at_least(target, name, "sqnr_db", value, gates.min_sqnr_db[name], executed_by)]
+
+
+def _check_answers(target: str, stage: _Stage, gates: StageGates, executed_by: str) -> list[Check]:
+    """Divergence and agreement over all tokens of all answers, end to end."""
+    reference, candidate = np.concatenate(stage.reference), np.concatenate(stage.candidate)
     checks = []
     if gates.max_kl_mean_nats is not None:
         value = float(metrics.kl_divergence(reference, candidate).mean())
-        checks.append(at_most(target, "answers", "kl_mean_nats", value, gates.max_kl_mean_nats, executed_by))
+        checks.append(at_most(target, END_TO_END, "kl_mean_nats", value, gates.max_kl_mean_nats, executed_by))
     if gates.min_top1_agreement is not None:
         value = metrics.top1_agreement(reference, candidate)
         checks.append(
-            at_least(target, "answers", "top1_agreement", value, gates.min_top1_agreement, executed_by)
+            at_least(target, END_TO_END, "top1_agreement", value, gates.min_top1_agreement, executed_by)
         )
     return checks
 
 
-def _measure(target: str, name: str, stage: _Stage, executed_by: str) -> list[Measurement]:
+def _measure(target: str, name: str, stage: _Stage, executed_by: str, is_gated: bool) -> list[Measurement]:
+    """Figures of a stage; its signal to noise where no gate reports it."""
     pairs = list(zip(stage.reference, stage.candidate, strict=True))
+    if not pairs:
+        return []
     is_exact = all(np.array_equal(r, c) for r, c in pairs)
-    figures: dict[str, float | None] = {
+    figures: dict[str, float | None] = {} if is_gated else {"sqnr_db": stage.worst(metrics.sqnr_db)}
+    figures |= {
         "psnr_db": stage.worst(metrics.psnr_db),
         "max_abs_error": float(np.max([metrics.max_abs_error(r, c) for r, c in pairs])),
         "cosine_similarity": stage.worst(metrics.cosine_similarity),
     }
-    if name in _LOGIT_STAGES:
+    if name in (*LOGIT_STAGES, END_TO_END):
         divergence = np.concatenate([metrics.kl_divergence(r, c) for r, c in pairs])
         rows = [np.concatenate(side) for side in zip(*pairs, strict=True)]
         figures |= {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.errors import CheckpointError, shortened, shown
 from fastvlm_convert.regular_file import open_file
 from fastvlm_convert.weights.source import Weight
@@ -51,7 +52,7 @@ class FileTensor:
     @property
     def num_bytes(self) -> int:
         """Bytes it takes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * item_size(self.dtype)
+        return num_elements(self.shape) * item_size(self.dtype)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of the first axis, in the dtype they are stored in.
@@ -59,7 +60,7 @@ class FileTensor:
         Raises:
             CheckpointError: They cannot be read whole.
         """
-        row = int(np.prod(self.shape[1:], dtype=np.int64))
+        row = num_elements(self.shape[1:])
         stored = np.empty((stop - start) * row, numpy_dtype(self.dtype))
         _read_exactly(self.path, stored, self.offset + start * row * stored.itemsize)
         return stored.reshape((stop - start, *self.shape[1:]))
@@ -140,10 +141,7 @@ def check_shape(shape: object, name: str, path: Path) -> tuple[int, ...]:
     ):
         what = f"tensor '{shortened(name, 100)}' has an impossible shape {shown(shape)}"
         raise CheckpointError(what, where=path, hint=AGAIN)
-    elements = 1
-    for n in shape:
-        elements *= n
-    if elements > MAX_TENSOR_ELEMENTS:
+    if num_elements(shape) > MAX_TENSOR_ELEMENTS:
         what = f"tensor '{shortened(name, 100)}' has an absurd shape {list(shape)}"
         raise CheckpointError(what, where=path, hint=AGAIN)
     return tuple(shape)

@@ -10,6 +10,7 @@ import numpy as np
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.io_names import VISION_NORM_EPS
 from fastvlm_convert.weights.source import Weight, WeightSource, computed
+from fastvlm_convert.weights.storage import checked
 
 
 def fold(weights: WeightSource) -> dict[str, Weight]:
@@ -25,7 +26,7 @@ def fold(weights: WeightSource) -> dict[str, Weight]:
             _fold_scale(folded, name, name.removesuffix("_scale") + ".fc2")
         elif name.endswith(".attention_scale"):
             _fold_scale(folded, name, name.removesuffix("_scale") + ".proj")
-    return folded
+    return checked(folded, weights, "folding BatchNorm and layer scales")
 
 
 def folded_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -40,6 +40,9 @@ class VisionConfig:
         stages: The stages in order.
         squeeze_width: Hidden channels of the final squeeze-and-excitation block.
         output_width: Channels of the features, one vector per image token.
+        rescale_factor: What 8-bit values are multiplied by before they enter.
+        image_mean: Subtracted then, by channel.
+        image_std: What the result is divided by, by channel.
     """
 
     image_size: int
@@ -47,6 +50,9 @@ class VisionConfig:
     stages: tuple[StageConfig, ...]
     squeeze_width: int
     output_width: int
+    rescale_factor: float = 1 / 255
+    image_mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    image_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def num_image_tokens(self) -> int:

@@ -41,7 +41,7 @@ def reparameterize(weights: WeightSource, convolutions: list[str]) -> dict[str, 
         if f"{block}.weight" in branches:
             raise CheckpointError(
                 f"'{block}' has both a merged convolution and train-time branches",
-                hint="export the model again, either before or after re-parameterisation",
+                hint="export the model again, either before or after reparameterization",
             )
         dtype = merged[branches[0]].dtype
         parts = {name: merged.pop(name) for name in branches}
@@ -98,7 +98,10 @@ def _merge_mobile_one(parts: Parts, block: str, shape: tuple[int, ...] | None) -
         kernels.append((_identity_kernel(shape) * scale[:, None, None, None], shift))
     if not kernels:
         raise CheckpointError(f"the train-time branches of '{block}' are missing")
-    return np.sum([k[0] for k in kernels], axis=0), np.sum([k[1] for k in kernels], axis=0)
+    weight, bias = kernels[0]
+    for branch_weight, branch_bias in kernels[1:]:
+        weight, bias = weight + branch_weight, bias + branch_bias
+    return weight, bias
 
 
 def _conv_bn(parts: Parts, branch: str) -> Kernel:

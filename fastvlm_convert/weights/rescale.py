@@ -22,6 +22,7 @@ from fastvlm_convert.recipe import RepairSettings
 from fastvlm_convert.weights.fold import scaled_rows
 from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig
 from fastvlm_convert.weights.source import Weight, WeightSource
+from fastvlm_convert.weights.storage import checked
 
 _MAX_EXPONENT = 8  # beyond it, rows of usual size would leave float16's normal numbers
 
@@ -59,7 +60,7 @@ def fp16_safe(weights: WeightSource, decoder: DecoderConfig, repairs: RepairSett
             for module in ("self_attn.o_proj", "mlp.down_proj"):
                 name = f"decoder.layers.{layer}.{module}.weight"
                 safe[name] = scaled_rows(weights[name], lambda: shift)
-    return safe
+    return checked(safe, weights, "applying the repairs")
 
 
 def _rescale_keys(weights: dict[str, Weight], decoder: DecoderConfig, layer: str) -> None:
@@ -70,11 +71,11 @@ def _rescale_keys(weights: dict[str, Weight], decoder: DecoderConfig, layer: str
         return key_exponents(before, decoder, layer)
 
     def key_rows() -> np.ndarray:
-        return np.tile(2.0 ** -exponents(), 2).reshape(-1)
+        return np.tile(np.ldexp(1.0, -exponents()), 2).reshape(-1)
 
     def query_rows() -> np.ndarray:
         group = decoder.num_heads // decoder.num_kv_heads
-        return np.repeat(np.tile(2.0 ** exponents(), 2), group, axis=0).reshape(-1)
+        return np.repeat(np.tile(np.ldexp(1.0, exponents()), 2), group, axis=0).reshape(-1)
 
     for proj, rows in (("k", key_rows), ("q", query_rows)):
         for part in ("weight", "bias"):
@@ -85,7 +86,7 @@ def _rescale_keys(weights: dict[str, Weight], decoder: DecoderConfig, layer: str
 def key_exponents(weights: WeightSource, decoder: DecoderConfig, layer: str) -> np.ndarray:
     """Powers of two that make the keys of a layer as large as its queries.
 
-    Sizes are root mean squares over normalised inputs, from the weights alone; of the query heads that share
+    Sizes are root mean squares over normalized inputs, from the weights alone; of the query heads that share
     a key head the largest counts.
 
     Args:
@@ -94,18 +95,19 @@ def key_exponents(weights: WeightSource, decoder: DecoderConfig, layer: str) -> 
         layer: Name of the layer.
 
     Returns:
-        float64 whole numbers [num_kv_heads, head_dim / 2], positive where keys are divided.
+        int [num_kv_heads, head_dim / 2], positive where keys are divided.
     """
     gain = weights[f"{layer}.input_layernorm.weight"].array().astype(np.float64)
 
     def sizes(proj: str, heads: int) -> np.ndarray:
         rows = weights[f"{layer}.self_attn.{proj}_proj.weight"].array() * gain
         bias = weights[f"{layer}.self_attn.{proj}_proj.bias"].array().astype(np.float64)
-        squares = np.einsum("ij,ij->i", rows, rows) + bias**2
+        squares = np.square(rows).sum(1) + np.square(bias)
         return np.sqrt(squares.reshape(heads, 2, decoder.head_dim // 2).sum(1))
 
     keys = sizes("k", decoder.num_kv_heads)
     queries = sizes("q", decoder.num_heads).reshape(decoder.num_kv_heads, -1, keys.shape[1]).max(1)
     unused = (keys == 0) | (queries == 0)
     ratio = np.where(unused, 1, keys) / np.where(unused, 1, queries)
-    return np.clip(np.rint(np.log2(ratio) / 2), -_MAX_EXPONENT, _MAX_EXPONENT)
+    # Half the logarithm, rounded; ratio = m 2^k with m in [1/2, 1). Processors disagree on log2's last bit.
+    return np.clip(np.frexp(ratio)[1] // 2, -_MAX_EXPONENT, _MAX_EXPONENT)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.errors import CheckpointError, shortened, shown
 from fastvlm_convert.json_file import parse_json
 from fastvlm_convert.weights.file_tensors import (
@@ -65,9 +66,7 @@ def read_header(path: Path) -> dict[str, FileTensor]:
     tensors = {}
     for name, entry in header.items():
         dtype, shape, begin, end = _parse_entry(name, entry, path)
-        expected = item_size(dtype)
-        for n in shape:
-            expected *= n
+        expected = num_elements(shape) * item_size(dtype)
         if begin < 0:
             what = f"tensor '{shortened(name, 100)}' starts at byte {shown(begin)}; the header is damaged"
             raise CheckpointError(what, where=path, hint=AGAIN)
@@ -161,7 +160,7 @@ class Layout:
             OSError: The file cannot be written.
         """
         tensor = self.tensors[name]
-        row = int(np.prod(tensor.shape[1:], dtype=np.int64)) * item_size(tensor.dtype)
+        row = num_elements(tensor.shape[1:]) * item_size(tensor.dtype)
         with self.path.open("r+b", buffering=0) as file:
             file.seek(tensor.offset + first_row * row)
             for chunk in chunks:
@@ -178,7 +177,7 @@ def lay_out(path: Path, entries: Entries) -> Layout:
     ends = [0]
     for name in order:
         dtype, shape = entries[name]
-        ends.append(ends[-1] + int(np.prod(shape, dtype=np.int64)) * item_size(dtype))
+        ends.append(ends[-1] + num_elements(shape) * item_size(dtype))
     content = {
         name: {
             "dtype": codes[entries[name][0]],

@@ -1,7 +1,7 @@
 """The one interface through which the reference, the exporters and the quantizer read weights.
 
 A `WeightSource` maps canonical names to `Weight`s. Nothing is read until `Weight.read` is called, so that a
-model larger than memory can be converted. Views (re-parameterised, merged, folded) are plain functions
+model larger than memory can be converted. Views (reparameterized, merged, folded) are plain functions
 from one source to another.
 """
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
+from fastvlm_convert.arithmetic import num_elements
 
 CHUNK_BYTES = 8 << 20  # float32 bytes read at a time: large enough to be fast, small beside any budget
 
@@ -31,7 +33,7 @@ class Weight:
     @cached_property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return num_elements(self.shape)
 
     def array(self) -> np.ndarray:
         """The whole tensor as float32 of `shape`."""
@@ -79,3 +81,12 @@ def reshaped(weight: Weight, shape: tuple[int, ...]) -> Weight:
         return weight.read(start, stop).reshape((stop - start, *shape[1:]))
 
     return Weight(shape, weight.dtype, read)
+
+
+def transposed(weight: Weight) -> Weight:
+    """A small matrix the other way round; it is read whole whatever rows are asked for."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(weight.array()[:, start:stop].T)
+
+    return Weight(weight.shape[::-1], weight.dtype, read)

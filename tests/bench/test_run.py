@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fastvlm_convert.bench.run import METRICS, Contender, bench
-from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.errors import BundleError, PromptError, WorkerError
 from tests.checkpoints import GOLDEN, LLAVA
 
 CHECKPOINT = GOLDEN / LLAVA / "checkpoint"
@@ -50,14 +50,14 @@ def test_without_a_reference_there_is_no_ratio(fp32_bundle, fp16_bundle):
 
 
 def test_a_contender_that_cannot_be_loaded_is_named(tmp_path):
-    with pytest.raises(ConversionError, match=r"not a bundle: it has no manifest\.json") as caught:
+    with pytest.raises(BundleError, match=r"not a bundle: it has no fastvlm_manifest\.json") as caught:
         run(Contender("lost", tmp_path, "onnx", 1))
     assert str(tmp_path) in str(caught.value)
     assert caught.value.hint
 
 
 def test_answers_that_do_not_fit_are_refused(fp32_bundle):
-    with pytest.raises(ConversionError, match="exceed the context of 2048 tokens"):
+    with pytest.raises(PromptError, match="exceed the context of 2048 tokens"):
         run(Contender("b", fp32_bundle, "onnx", 1), new_tokens=4000)
 
 
@@ -96,7 +96,7 @@ print(json.dumps({"load_ms": 1, "executed_by": "x", "peak_memory_bytes": 1}), fl
 )
 def test_a_worker_that_dies_is_an_error_that_says_how(worker, source, message):
     worker(source)
-    with pytest.raises(ConversionError, match=f"the process that ran it {message}") as caught:
+    with pytest.raises(WorkerError, match=f"the process that ran it {message}") as caught:
         run(Contender("mine", Path("some/bundle"), "onnx", 1))
     assert caught.value.where == "some/bundle"
     assert caught.value.hint == "it may have run out of memory"

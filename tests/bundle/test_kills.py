@@ -30,7 +30,7 @@ def names(folder: Path) -> list[str]:
 
 
 def make(output: Path, overwrite: bool = False) -> QuantizeResult:
-    return quantize(CHECKPOINT, mixed_recipe(), output, overwrite=overwrite)
+    return quantize(CHECKPOINT, output, recipe=mixed_recipe(), overwrite=overwrite)
 
 
 def points(first: int, last: int, total: int, request: pytest.FixtureRequest) -> list[int]:
@@ -92,7 +92,8 @@ def test_a_bundle_is_old_or_new_wherever_its_export_was_killed(tmp_path, request
     folder = tmp_path / "here"
 
     def replace() -> tuple[str, ...]:
-        return export(CHECKPOINT, recipe("fp16"), ["onnx"], folder / "bundle", overwrite=True).warnings
+        made = export(CHECKPOINT, folder / "bundle", recipe=recipe("fp16"), targets="onnx", overwrite=True)
+        return made.warnings
 
     shutil.copytree(old, folder / "bundle")
     total = changes(folder, replace)

@@ -14,12 +14,12 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.manifest import Source
 from fastvlm_convert.pipeline import quantize
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
-from fastvlm_convert.quantized.layer_plan import plan_layers
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.packing import pack
 from fastvlm_convert.quantized.schemes import PaletteMatrix
 from fastvlm_convert.quantized.sqnr import ErrorMeter
 from fastvlm_convert.quantized.weight import PaletteWeight, QuantizedWeight
-from fastvlm_convert.recipe import CommonSettings, QuantizeRule
+from fastvlm_convert.recipe import QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import Weight
 from tests.bundles import FP16, mixed_recipe, recipe
@@ -39,14 +39,14 @@ from tests.checkpoints import (
 def made(tmp_path_factory):
     """All golden checkpoints, quantized."""
     folder = tmp_path_factory.mktemp("quantized")
-    return {n: quantize(GOLDEN / n / "checkpoint", mixed_recipe(), folder / n) for n in SETS}
+    return {n: quantize(GOLDEN / n / "checkpoint", folder / n, recipe=mixed_recipe()) for n in SETS}
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_safetensors_package_reads_the_engines_integers(made, name):
     tensors = load_file(made[name].output / "model.safetensors")
     expected = {}
-    for key, weight in prepare_weights(golden_checkpoint(name), mixed_recipe()).weights.items():
+    for key, weight in prepare_weights(plan_weights(golden_checkpoint(name), mixed_recipe())).weights.items():
         if isinstance(weight, Weight):
             expected[key] = weight.array().astype(np.float16)
             continue
@@ -77,14 +77,14 @@ def test_what_the_checkpoint_says_of_itself_is_kept(made, name):
 
 
 def test_repeated_it_gives_the_same_bytes(made, tmp_path):
-    again = quantize(GOLDEN / HF / "checkpoint", mixed_recipe(), tmp_path / "elsewhere").output
+    again = quantize(GOLDEN / HF / "checkpoint", tmp_path / "elsewhere", recipe=mixed_recipe()).output
     ours = {name: digest for name, (digest, _) in tree_state(made[HF].output).items()}
     assert {name: digest for name, (digest, _) in tree_state(again).items()} == ours
 
 
 def test_the_errors_are_those_of_the_integers(made):
     floats = fold(golden_checkpoint(LLAVA).weights)
-    weights = prepare_weights(golden_checkpoint(LLAVA), mixed_recipe()).weights
+    weights = prepare_weights(plan_weights(golden_checkpoint(LLAVA), mixed_recipe())).weights
     for report in made[LLAVA].record.layers:
         weight = weights[f"{report.layer}.weight"]
         if isinstance(weight, Weight):
@@ -98,7 +98,7 @@ def test_the_errors_are_those_of_the_integers(made):
 
 def test_a_large_one_lies_in_shards(made, tmp_path, monkeypatch):
     monkeypatch.setattr(quantized_writer, "MAX_SHARD_BYTES", 100_000)
-    output = quantize(GOLDEN / LLAVA / "checkpoint", mixed_recipe(), tmp_path / "sharded").output
+    output = quantize(GOLDEN / LLAVA / "checkpoint", tmp_path / "sharded", recipe=mixed_recipe()).output
     shards = sorted(output.glob("*.safetensors"))
     assert len(shards) > 3
     assert shards[0].name == f"model-00001-of-{len(shards):05}.safetensors"
@@ -120,7 +120,7 @@ def test_floats_that_the_dtype_cannot_hold_are_an_error(llava, tmp_path):
     name = "model.norm.weight"
     edit_tensors(llava, {name: read_tensors(llava)[name] * 0 + 1e5})
     with pytest.raises(RecipeError, match=r"'decoder\.norm\.weight' reaches 1e\+05, beyond float16's 65504"):
-        quantize(llava, mixed_recipe(), tmp_path / "out")
+        quantize(llava, tmp_path / "out", recipe=mixed_recipe())
     assert not list(tmp_path.glob("out*"))
 
 
@@ -132,13 +132,11 @@ def test_palettes_are_kept_too(tmp_path):
         QuantizeRule(("*.up_proj",), "palette4", group_size=16),
         QuantizeRule(("*",), "float"),
     )
-    size = checkpoint.config.vision.image_size
-    settings = replace(mixed_recipe(), quantize=rules, common=CommonSettings(image_size=size))
+    plans = plan_weights(checkpoint, replace(mixed_recipe(), quantize=rules))
     weights = dict(fold(checkpoint.weights))
-    plans = plan_layers({n: w.shape for n, w in weights.items()}, settings)
     rng = np.random.default_rng(3)
     matrices = {}
-    for plan in plans:
+    for plan in plans.layers:
         if plan.scheme is not None:
             scheme, (rows, columns) = plan.scheme, plan.shape
             matrix = PaletteMatrix(
@@ -153,8 +151,8 @@ def test_palettes_are_kept_too(tmp_path):
     meter = ErrorMeter(fold(checkpoint.weights))
     output = tmp_path / "out"
     with resumable_folder(output, "key", False, [], QUANTIZED_CHECKPOINT) as work:
-        write_weights(work, meter.view(weights), settings, meter, lambda share: None)
-        write_settings(work, checkpoint, settings, Source("llava_qwen2", "0", "not_found"), plans, "0")
+        write_weights(work, meter.view(weights), plans.recipe, meter, lambda share: None)
+        write_settings(work, plans, Source("llava_qwen2", "0", "not_found"), "0")
     opened = open_checkpoint(output)
     assert len(matrices) == 4
     for name, matrix in matrices.items():
@@ -173,6 +171,6 @@ def test_a_table_that_serves_as_head_is_stored_for_both(tmp_path):
     rules = (QuantizeRule(("vision.*",), "int8"), QuantizeRule(("*",), "float"))
     settings = replace(settings, quantize=rules)
     for name, dtype in ((LLAVA, "float32"), ("tiny-llava-sharded", "float16")):
-        output = quantize(GOLDEN / name / "checkpoint", settings, tmp_path / name).output
+        output = quantize(GOLDEN / name / "checkpoint", tmp_path / name, recipe=settings).output
         assert open_checkpoint(output).stored["decoder.embed_tokens.weight"].dtype == dtype
     assert isinstance(open_checkpoint(output).folded["vision.stem.0.weight"], QuantizedWeight)

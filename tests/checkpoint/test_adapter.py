@@ -4,40 +4,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint
 from fastvlm_convert.errors import CheckpointError
-from tests.checkpoints import HF, LLAVA, edit_tensors, golden_checkpoint, tree_state
+from fastvlm_convert.pipeline import export
+from fastvlm_convert.recipe import load_recipe
+from tests.adapters import PREFIX, low_rank, write_adapter
+from tests.checkpoints import HF, LLAVA, edit_tensors, golden_checkpoint, read_tensors, tree_state
 
-PREFIX = "base_model.model."
 QUERY = "model.layers.0.self_attn.q_proj"
 KEY = "model.layers.1.self_attn.k_proj"
 DOWN = "model.layers.1.mlp.down_proj"
 EMBED = "model.embed_tokens"
-
-
-def low_rank(module, out, width, rank, seed=0):
-    """The two halves of an adapter as PEFT stores them."""
-    rng = torch.Generator().manual_seed(seed)
-    return {
-        f"{PREFIX}{module}.lora_A.weight": torch.randn(rank, width, generator=rng),
-        f"{PREFIX}{module}.lora_B.weight": torch.randn(out, rank, generator=rng),
-    }
-
-
-def write_adapter(folder, tensors, as_bin=False, whole=None, **config):
-    """A PEFT folder; `whole` becomes LLaVA's file of tensors that were trained whole."""
-    folder.mkdir()
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none"} | config
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    if as_bin:
-        torch.save(tensors, folder / "adapter_model.bin")
-    else:
-        save_file(tensors, folder / "adapter_model.safetensors")
-    if whole is not None:
-        torch.save(whole, folder / "non_lora_trainables.bin")
-    return folder
+CONV = "model.vision_tower.vision_tower.model.patch_embed.0.reparam_conv"
+PLAIN = low_rank(QUERY, 64, 64, 4)
 
 
 def base(name, checkpoint=LLAVA):
@@ -155,75 +135,110 @@ def test_transformers_names_and_convolutions_of_1x1(hf, tmp_path):
     assert_only_changed(opened, expected, HF)
 
 
-def half(side):
-    return {k: v for k, v in low_rank(QUERY, 64, 64, 4).items() if f"lora_{side}" in k}
+@pytest.mark.parametrize("start", ["orthogonal", "eva", "gaussian", "mica", False, True])
+def test_other_starts_leave_the_base_as_it_was(start, llava, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", PLAIN, init_lora_weights=start, fan_in_fan_out=True)
+    plain = write_adapter(tmp_path / "plain", PLAIN)
+    name = "decoder.layers.0.self_attn.q_proj.weight"
+    found, expected = (open_checkpoint(llava, folder).weights[name].array() for folder in (adapter, plain))
+    np.testing.assert_array_equal(found, expected)
 
 
-CONV = "model.vision_tower.vision_tower.model.patch_embed.0.reparam_conv"
-PLAIN = low_rank(QUERY, 64, 64, 4)
-REFUSED = {
-    "DoRA": (PLAIN, {"use_dora": True}, "use_dora is set; only plain LoRA"),
-    "QALoRA": (PLAIN, {"use_qalora": True}, "use_qalora is set"),
-    "activated LoRA": (PLAIN, {"alora_invocation_tokens": [1]}, "alora_invocation_tokens is set"),
-    "transposed": (PLAIN, {"fan_in_fan_out": True}, "fan_in_fan_out is set"),
-    "another method": (PLAIN, {"peft_type": "IA3"}, "peft_type is 'IA3'; supported: 'LORA'"),
-    "PiSSA": (PLAIN, {"init_lora_weights": "pissa_niter_4"}, "is 'pissa_niter_4', which also"),
-    "OLoRA": (PLAIN, {"init_lora_weights": "olora"}, "is 'olora', which also"),
-    "only A": (half("A"), {}, f"the adapter of '{QUERY}.weight' is incomplete"),
-    "only B": (half("B"), {}, "is incomplete"),
-    "two ranks": (half("A") | {k: torch.ones(64, 5) for k in half("B")}, {}, "have different ranks"),
-    "rank 0": (low_rank(QUERY, 64, 64, 0), {}, "have different ranks"),
-    "unknown target": (
-        low_rank("model.layers.9.mlp.up_proj", 176, 64, 4),
-        {},
-        "'model.layers.9.mlp.up_proj.weight', which the checkpoint does not have",
-    ),
-    "target of the other layout": (
-        low_rank("model.language_model.layers.0.mlp.up_proj", 176, 64, 4),
-        {},
-        "which the checkpoint does not have",
-    ),
-    "unknown whole tensor": (
-        {f"{PREFIX}model.extra.weight": torch.ones(2)},
-        {},
-        "'model.extra.weight', which the checkpoint does not have",
-    ),
-    "wrong output": (
-        low_rank(QUERY, 65, 64, 4),
-        {},
-        r"has shape \[65, 64\], the checkpoint's tensor \[64, 64\]",
-    ),
-    "wrong input": (low_rank(QUERY, 64, 63, 4), {}, r"has shape \[64, 63\]"),
-    "a kernel that is no matrix": (
-        low_rank(CONV, 8, 3, 4),
-        {},
-        r"has shape \[8, 3\], the checkpoint's tensor \[8, 3, 3, 3\]",
-    ),
-    "a vector": (low_rank("model.norm", 64, 64, 4), {}, r"the checkpoint's tensor \[64\]"),
-    "wrong whole tensor": ({f"{PREFIX}model.norm.weight": torch.ones(65)}, {}, r"has shape \[65\]"),
-    "alpha as text": (PLAIN, {"lora_alpha": "8"}, "lora_alpha is '8', expected a number"),
-    "alpha that is no number": (PLAIN, {"lora_alpha": float("nan")}, "lora_alpha is nan"),
-    "malformed pattern": (PLAIN, {"alpha_pattern": {"(q": 1}}, r"malformed pattern '\(q'"),
-}
+def test_a_convolution_of_any_kernel_is_adapted_as_in_peft(llava, tmp_path):
+    """PEFT convolves the halves: delta[o, i, y, x] = sum over r of B[o, r] A[r, i, y, x]."""
+    rng = torch.Generator().manual_seed(3)
+    a, b = torch.randn(5, 3, 3, 3, generator=rng), torch.randn(8, 5, 1, 1, generator=rng)
+    tensors = {f"{PREFIX}{CONV}.lora_A.weight": a, f"{PREFIX}{CONV}.lora_B.weight": b}
+    opened = open_checkpoint(llava, write_adapter(tmp_path / "adapter", tensors, lora_alpha=10))
+    delta = 2 * torch.nn.functional.conv2d(a.transpose(0, 1), b).transpose(0, 1)
+    assert_only_changed(opened, {"vision.stem.0.weight": base("vision.stem.0.weight") + delta})
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_merged_is_refused(case, llava, tmp_path):
-    tensors, config, message = REFUSED[case]
-    with pytest.raises(CheckpointError, match=message) as caught:
-        open_checkpoint(llava, write_adapter(tmp_path / "adapter", tensors, **config))
-    assert str(tmp_path / "adapter") in str(caught.value)
+def test_adapters_of_the_encoder_reach_their_stage_in_apples_layout(llava, tmp_path):
+    """Its names number blocks through all stages; what lies between is not in the adapter."""
+    module = "model.vision_tower.vision_tower.model.network.10.0.convffn.fc1"
+    rng = torch.Generator().manual_seed(4)
+    a, b = torch.randn(2, 128, 1, 1, generator=rng), torch.randn(512, 2, 1, 1, generator=rng)
+    tensors = {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
+    opened = open_checkpoint(llava, write_adapter(tmp_path / "adapter", tensors, lora_alpha=2))
+    name = "vision.stages.4.blocks.0.ffn.fc1.weight"
+    assert_only_changed(opened, {name: base(name) + (b[:, :, 0, 0] @ a[:, :, 0, 0])[..., None, None]})
 
 
-def test_a_folder_that_is_no_adapter_is_refused(llava, tmp_path):
-    with pytest.raises(CheckpointError, match=r"'adapter_config\.json' is missing"):
-        open_checkpoint(llava, tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match=r"'adapter_config\.json' is missing"):
-        open_checkpoint(llava, llava)
-    adapter = write_adapter(tmp_path / "adapter", low_rank(QUERY, 64, 64, 4))
-    (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"neither adapter_model\.safetensors nor adapter_model\.bin"):
-        open_checkpoint(llava, adapter)
+def test_the_whole_tower_of_llavas_training_replaces_the_checkpoints(llava, tmp_path):
+    """Also what no part of the model reads: counters, and the head of the classifier."""
+    tower = {n: t for n, t in read_tensors(llava).items() if "vision_tower" in n}
+    assert any("num_batches_tracked" in n for n in tower)
+    assert any("head.proj" in n for n in tower)
+    tower = {n: 2 * t if t.is_floating_point() else t + 1 for n, t in tower.items()}
+    whole = {f"{PREFIX}{n}": t for n, t in tower.items()}
+    opened = open_checkpoint(llava, write_adapter(tmp_path / "adapter", PLAIN, whole=whole))
+    for name, weight in golden_checkpoint(LLAVA).weights.items():
+        factor = 2 if name.startswith("vision.") else 1
+        if name != "decoder.layers.0.self_attn.q_proj.weight":
+            np.testing.assert_array_equal(opened.weights[name].array(), factor * weight.array())
+
+
+def test_only_files_that_are_read_count(llava, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", PLAIN)
+    before = open_checkpoint(llava, adapter).sha256
+    (adapter / "optimizer.pt").write_bytes(b"large")
+    assert open_checkpoint(llava, adapter).sha256 == before
+
+
+TRAINED = {"model_type": "llava_qwen2", "mm_projector_lr": 2e-5, "freeze_mm_mlp_adapter": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "whole", "warned"),
+    [
+        ({}, None, True),
+        ({"mm_projector_lr": None, "unfreeze_mm_vision_tower": True}, None, True),
+        ({"mm_projector_lr": None}, None, False),
+        ({"freeze_mm_mlp_adapter": True}, None, False),
+        ({"model_type": "fast_vlm"}, None, False),
+        ({}, {f"{PREFIX}model.mm_projector.0.bias": torch.ones(64)}, False),
+    ],
+)
+def test_a_projector_that_was_trained_and_is_not_there_is_said(changes, whole, warned, llava, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", PLAIN, whole=whole)
+    (adapter / "config.json").write_text(json.dumps(TRAINED | changes))
+    notes = open_checkpoint(llava, adapter).notes
+    assert any(r"is non_lora_trainables.bin missing?" in note for note in notes) == warned
+
+
+def test_an_adapters_tokenizer_is_said(llava, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", PLAIN)
+    assert open_checkpoint(llava, adapter).notes == ()
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"):
+        (adapter / name).write_bytes((llava / name).read_bytes())
+    opened = open_checkpoint(llava, adapter)
+    assert opened.notes == ("the tokenizer is the adapter's own",)
+    assert {path.parent for path in opened.tokenizer.files} == {adapter}
+    assert set(opened.tokenizer.files) <= set(opened.settings)
+
+
+def test_a_table_that_both_uses_share_stays_one_when_llavas_training_replaced_it(llava, tmp_path):
+    table = torch.randn(512, 64)
+    whole = {f"{PREFIX}{EMBED}.weight": table}
+    adapter = write_adapter(tmp_path / "adapter", PLAIN, whole=whole)
+    edit_tensors(llava, {"lm_head.weight": base("decoder.embed_tokens.weight")})
+    opened = open_checkpoint(llava, adapter)
+    assert opened.config.decoder.tied
+    np.testing.assert_array_equal(opened.weights["decoder.embed_tokens.weight"].array(), table.numpy())
+
+
+def test_what_merging_makes_infinite_is_named(llava, tmp_path):
+    tensors = {k: torch.full_like(t, 1e30) for k, t in PLAIN.items()}
+    opened = open_checkpoint(llava, write_adapter(tmp_path / "adapter", tensors))
+    name = "decoder.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(CheckpointError, match=r"holds 4096 values that .* after merging the adapter"):
+        opened.weights[name].array()
+
+
+def test_patterns_that_would_take_for_ever_do_not(llava, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", PLAIN, alpha_pattern={"(([a-z_0-9]+\\.?)+)+!": 1})
+    assert open_checkpoint(llava, adapter).config.decoder.num_layers == 2
 
 
 def test_an_adapter_that_is_no_number_is_named(llava, tmp_path):
@@ -267,3 +282,15 @@ def test_a_head_that_was_trained_whole_unties_the_table(llava, tmp_path):
     opened = open_checkpoint(llava, write_adapter(tmp_path / "adapter", tensors))
     assert not opened.config.decoder.tied
     assert (opened.weights["decoder.lm_head.weight"].array() == 1).all()
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "fp16"])
+def test_a_merge_beyond_float32_is_refused_by_name_and_step(recipe, llava, tmp_path):
+    """Every half is finite; their product is not, and no bundle holds it."""
+    tensors = {name: 1e37 * half for name, half in low_rank(QUERY, 64, 64, 4).items()}
+    adapter = write_adapter(tmp_path / "adapter", tensors)
+    bundle = tmp_path / "bundle"
+    name = "decoder.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(CheckpointError, match=rf"'{name}' holds \d+ values .* after merging the adapter"):
+        export(open_checkpoint(llava, adapter), bundle, recipe=load_recipe(recipe), targets=["onnx"])
+    assert not bundle.exists()

@@ -13,7 +13,8 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint, source_hash
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME, is_quantized, read_record
 from fastvlm_convert.cli.inspect import describe
 from fastvlm_convert.errors import CheckpointError, RecipeError
-from fastvlm_convert.quantization.prepared_weights import plan_checkpoint, prepare_weights
+from fastvlm_convert.quantization.prepared_weights import prepare_weights
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import QuantizedWeight, dense_view
 from fastvlm_convert.runtime.loaded import load_folded_reference, load_reference
 from tests.bundles import mixed_recipe, recipe
@@ -61,11 +62,9 @@ class TestWhole:
 
     def test_the_engine_gives_what_is_stored(self, golden_quantized):
         checkpoint = open_checkpoint(golden_quantized)
-        ours, theirs = (
-            prepare_weights(c, mixed_recipe()).weights for c in (checkpoint, golden_checkpoint(LLAVA))
-        )
-        plans = [plan_checkpoint(c, mixed_recipe()) for c in (checkpoint, golden_checkpoint(LLAVA))]
-        assert plans[0] == plans[1]
+        plans = [plan_weights(c, mixed_recipe()) for c in (checkpoint, golden_checkpoint(LLAVA))]
+        ours, theirs = (prepare_weights(plan).weights for plan in plans)
+        assert plans[0].layers == plans[1].layers
         num_quantized = 0
         for name, weight in ours.items():
             assert type(weight) is type(theirs[name])
@@ -73,15 +72,14 @@ class TestWhole:
                 a, b = weight.read(1, 5), theirs[name].read(1, 5)
                 assert all(np.array_equal(getattr(a, part), getattr(b, part)) for part in vars(a))
                 num_quantized += 1
-        assert num_quantized == sum(plan.scheme is not None for plan in plans[0]) > 40
+        assert num_quantized == sum(plan.scheme is not None for plan in plans[0].layers) > 40
 
     def test_another_recipe_is_refused_unless_its_integers_are_the_same(self, golden_quantized):
         checkpoint = open_checkpoint(golden_quantized)
-        assert prepare_weights(checkpoint, mixed_recipe()).weights is checkpoint.folded
-        for use in (prepare_weights, plan_checkpoint):
-            with pytest.raises(RecipeError, match="recipe 'mixed', whose quantize section differs") as caught:
-                use(checkpoint, recipe("int4"))
-            assert "leave --recipe out" in caught.value.hint
+        assert prepare_weights(plan_weights(checkpoint, mixed_recipe())).weights is checkpoint.folded
+        with pytest.raises(RecipeError, match="recipe 'mixed', whose quantize section differs") as caught:
+            plan_weights(checkpoint, recipe("int4"))
+        assert "leave --recipe out" in caught.value.hint
 
     def test_torch_runs_it(self, golden_quantized):
         checkpoint = open_checkpoint(golden_quantized)
@@ -89,7 +87,7 @@ class TestWhole:
         loaded, model = load_folded_reference(checkpoint)
         state = model.state_dict()
         assert np.array_equal(state[f"{GATE}.weight"].numpy(), expected[f"{GATE}.weight"].array())
-        pixels = np.zeros((1, 3, loaded.image_size, loaded.image_size), np.float32)
+        pixels = np.zeros((1, 3, *[loaded.images.size] * 2), np.float32)
         np.testing.assert_array_equal(
             load_reference(checkpoint).session.encode_image(pixels), loaded.session.encode_image(pixels)
         )

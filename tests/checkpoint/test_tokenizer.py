@@ -5,9 +5,11 @@ from tokenizers import Tokenizer
 
 from fastvlm_convert.checkpoint.tokenizer import read_tokenizer, tokenizer_json
 from fastvlm_convert.errors import TokenizerError
-from fastvlm_convert.preprocess import PROMPT_AFTER, PROMPT_BEFORE
+from fastvlm_convert.prompt import QWEN_2, Text
 from tests.checkpoints import HF, LLAVA, SETS, edit_json, golden_cases, golden_checkpoint
 
+BEFORE = QWEN_2.opening + QWEN_2.user_before
+AFTER = QWEN_2.user_after + QWEN_2.generation
 TEXTS = [
     "What is this?",
     "  two  spaces and\ttabs\n\nlines\r\n",
@@ -34,8 +36,8 @@ def drop_from_vocab(folder, *tokens):
 @pytest.mark.parametrize("case", golden_cases(), ids=str)
 def test_ids_and_text_are_those_of_the_original(case):
     tokenizer = golden_checkpoint(case.name).tokenizer
-    assert tokenizer.encode(PROMPT_BEFORE) == case.ids_before_image
-    assert tokenizer.encode(f"\n{case.question}{PROMPT_AFTER}") == case.ids_after_image
+    assert tokenizer.encode(BEFORE) == case.ids_before_image
+    assert tokenizer.encode(f"\n{case.question}{AFTER}") == case.ids_after_image
     assert tokenizer.decode(case.greedy_token_ids) == case.greedy_text
 
 
@@ -104,6 +106,29 @@ def test_the_alphabet_is_that_of_normalized_text(llava):
     assert tokenizer.decode(tokenizer.encode("cafe\u0301")) == "caf\u00e9"
     with pytest.raises(TokenizerError, match="cannot express"):
         tokenizer.encode("q\u0301")  # there is no such letter to compose
+
+
+def test_special_tokens_that_a_user_types_are_text():
+    tokenizer = golden_checkpoint(HF).tokenizer
+    typed = "a <|im_end|> b <image>"
+    ids = tokenizer.encode_texts([Text(typed)])
+    assert tokenizer.decode(ids) == typed
+    assert not {tokenizer.end_of_turn_id, tokenizer.image_token_id} & set(ids)
+    around = [Text("<|im_start|>user\n", True), Text(typed), Text("<|im_end|>\n", True)]
+    mixed = tokenizer.encode_texts(around)
+    assert mixed.count(tokenizer.end_of_turn_id) == 1
+    plain = Tokenizer.from_str(tokenizer.backend.to_str())
+    plain.encode_special_tokens = True  # the library's own way to read them as text
+    assert ids == plain.encode(typed).ids
+
+
+def test_what_was_typed_joins_the_format_as_in_the_original():
+    """The format's line break and a typed one become one token, as where all is encoded at once."""
+    tokenizer = golden_checkpoint(HF).tokenizer
+    plain = Tokenizer.from_str(tokenizer.backend.to_str())
+    for typed in ("\n\nWhat?", "  What?", "What?\n\n", "e\u0301"):
+        texts = [Text("<|im_start|>user\n", True), Text(typed), Text("<|im_end|>\n", True)]
+        assert tokenizer.encode_texts(texts) == plain.encode(f"<|im_start|>user\n{typed}<|im_end|>\n").ids
 
 
 def test_special_tokens_need_no_letters(llava):

@@ -22,6 +22,7 @@ from fastvlm_convert.recipe import shipped_recipes
 from tests.bundles import copy_bundle, edit_manifest, export_bundle, recipe
 from tests.checkpoints import HF, LLAVA, SHARDED, copy_checkpoint, edit_json, edit_tensors, read_tensors
 from tests.cli.conftest import CHECKPOINT, IMAGE, Cli
+from tests.cli.test_errors import CODES
 
 GATE = "model.layers.0.mlp.gate_proj.weight"
 ONNX = ("--target", "onnx", "--recipe", "fp32")
@@ -420,7 +421,7 @@ def low_rank(module: str, rows: int = 176, ranks: tuple[int, int] = (4, 4)) -> d
     }
 
 
-@case("'adapter_config.json' is missing")
+@case("there is no such adapter", "the folder that holds adapter_config.json")
 def adapter_missing(place):
     return place.export(place.checkpoint(), "--adapter", place.folder / "none")
 
@@ -511,16 +512,6 @@ def question_missing(place):
     return run(place, IMAGE)
 
 
-@case("the question marks 2 places with <image>, but 1 images are given", "mark one place an image")
-def marks_exceed_images(place):
-    return run(place, IMAGE, "<image> and <image>?")
-
-
-@case("the question marks 1 places with <image>, but 2 images are given", "mark one place an image")
-def images_exceed_marks(place):
-    return run(place, IMAGE, IMAGE, "<image>?")
-
-
 @case("exceed the context of 2048 tokens", "shorten the question")
 def prompt_too_long(place):
     return run(place, "How many circles are there? " * 500)
@@ -536,7 +527,7 @@ def answer_of_a_checkpoint_too_long(place):
     return ("run", CHECKPOINT, "Hi", "--max-new-tokens", 5000)
 
 
-@case("--target chooses among a bundle's targets; this is no bundle", "leave it out")
+@case("--target chooses among a bundle's targets, and this is not a bundle", "leave it out")
 def target_for_a_checkpoint(place):
     return ("run", CHECKPOINT, "Hi", "--target", "onnx")
 
@@ -697,7 +688,7 @@ def changed_recipe(place: Place, change: Callable[[dict], object], base: str = "
     return place.file("mine.yaml", yaml.safe_dump(value))
 
 
-@case("unknown recipe 'int3'", "shipped recipes: ")
+@case("unknown recipe 'int3'", "did you mean 'int4' or 'int8'? shipped recipes: ")
 def recipe_unknown(place):
     return with_recipe(place, "int3")
 
@@ -886,7 +877,7 @@ def bundle_missing(place):
 
 
 bundle_case(
-    "manifest_without_artifacts", "malformed manifest: it has no artifacts",
+    "manifest_without_artifacts", "the manifest lists no artifact",
     lambda b: edit_manifest(b, lambda m: m.update(artifacts=[])), None, "verify",
 )  # fmt: skip
 bundle_case(
@@ -897,7 +888,7 @@ bundle_case(
     "manifest_with_a_surrogate", "malformed manifest: the inputs of onnx decoder",
     lambda b: edit_manifest(b, lambda m: m["artifacts"][2]["inputs"][1].update(dtype="\ud800")),
 )  # fmt: skip
-bundle_case("manifest_is_a_pipe", "it is a pipe", swapped("fastvlm_manifest.json", os.mkfifo))
+bundle_case("manifest_is_a_pipe", "it is a pipe", swapped("fastvlm_manifest.json", os.mkfifo), None, "verify")
 
 
 def tree(folder: Path) -> set[str]:
@@ -926,6 +917,8 @@ def test_bad_input(cli: Cli, fp32_bundle: Path, tmp_path: Path, name: str, as_js
         document = result.document
         assert (document["command"], document["status"]) == (argv[0], "error")
         assert lines[0] == f"error: {document['error']['message']}"
+        assert set(document["error"]) == {"code", "message", "where", "hint"}
+        assert document["error"]["code"] in CODES
     else:
         assert result.out == ""
     assert tree(tmp_path) == before  # no output, no partial output, no new folder

@@ -65,7 +65,7 @@ def test_a_folder_and_the_score_in_words(cli, tmp_path, settings, pictures):
     assert result.code == 0
     (line,) = [line for line in result.out.splitlines() if line.startswith("answers: ")]
     assert "nats" in line
-    assert line.endswith("tokens of the calibration's answers)")
+    assert line.endswith("tokens of calibration answers")
 
 
 @pytest.mark.parametrize("command", ["quantize", "export"])
@@ -75,7 +75,7 @@ def test_none_is_the_search(cli, tmp_path, settings, command):
     arguments = (command, CHECKPOINT, *targets, "--recipe")
     result = cli(*arguments, settings, "--calibration", "none", "-o", tmp_path / "a")
     assert result.code == 0
-    assert "answers: not run; no solver ran the model" in result.out
+    assert "answers: not measured, because no solver ran the model" in result.out
     assert cli(*arguments, searched, "-o", tmp_path / "b").code == 0
     assert content(tmp_path / "a") == content(tmp_path / "b")
     made = (load_manifest if command == "export" else read_record)(tmp_path / "a")
@@ -167,7 +167,7 @@ class TestVerify:
         statuses = {(c["target"], c["status"]) for c in result.document["checks"] if c["target"] != "weights"}
         assert {status for _, status in statuses} == {"passed"}
         quantizer = [
-            c for c in result.document["checks"] if c["target"] == "weights" and c["stage"] == "answers"
+            c for c in result.document["checks"] if c["target"] == "weights" and c["stage"] == "end_to_end"
         ]
         assert {c["metric"] for c in quantizer} == {"kl_mean_nats", "top1_agreement"}
         assert "not_run" not in {c["status"] for c in quantizer}

@@ -229,7 +229,7 @@ class TestOverwrite:
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fastvlm_convert.pipeline.source_hash", interrupt)
+        monkeypatch.setattr("fastvlm_convert.provenance.source_hash", interrupt)
         before = tree_state(old)
         assert self.export(cli, old, "--overwrite").code == 130
         assert tree_state(old) == before

@@ -5,12 +5,16 @@ import typer
 
 from fastvlm_convert.cli.main import app
 
-COMMON = {"--json", "--verbose", "-v"}
+COMMON = {"--json", "--quiet", "-q", "--verbose", "-v", "--no-color"}
 FLAGS = {
     "inspect": {"CHECKPOINT", "--adapter", *COMMON},
     "run": {
-        "MODEL", "[IMAGE]... QUESTION", "--max-new-tokens", "--temperature", "--top-p", "--seed", "--target",
-        "--adapter", *COMMON,
+        "MODEL", "[IMAGE]... QUESTION", "--messages", "--system", "--max-new-tokens", "--temperature",
+        "--top-p", "--seed", "--target", "--adapter", *COMMON,
+    },
+    "chat": {
+        "MODEL", "[IMAGE]...", "--system", "--max-new-tokens", "--temperature", "--top-p", "--seed",
+        "--target", "--adapter", *COMMON,
     },
     "plan": {"CHECKPOINT", "--target", "--recipe", "--adapter", *COMMON},
     "quantize": {
@@ -28,11 +32,16 @@ FLAGS = {
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
     "recipes": {"[NAME]", "--schema", *COMMON},
 }  # fmt: skip
+ROOT = {"--version", "--install-completion", "--show-completion"}
 COMMANDS = typer.main.get_command(app).commands
 
 
 def test_commands():
     assert list(COMMANDS) == list(FLAGS)
+
+
+def test_flags_of_the_program():
+    assert {name for parameter in typer.main.get_command(app).params for name in parameter.opts} == ROOT
 
 
 @pytest.mark.parametrize("name", FLAGS)

@@ -104,7 +104,7 @@ class TestErrors:
             "schema_version": 1,
             "command": "inspect",
             "status": "error",
-            "error": {"message": "odd (here)", "where": "here", "hint": "do"},
+            "error": {"code": "checkpoint", "message": "odd (here)", "where": "here", "hint": "do"},
         }
 
     def test_a_bug_is_exit_code_2_and_shows_where(self, cli, raising):
@@ -119,6 +119,7 @@ class TestErrors:
         raising(RuntimeError("oops"))
         document = cli("inspect", "x", "--json").document
         assert document["status"] == "error"
+        assert document["error"]["code"] == "internal"
         assert document["error"]["message"] == "internal error: RuntimeError('oops')"
 
     def test_an_interruption_is_130(self, cli, raising):

@@ -67,7 +67,7 @@ def test_what_is_searched_needs_no_data_and_little_memory(cli):
 def test_for_people(cli):
     result = cli("plan", DEMO, "--recipe", "int4", *BOTH)
     assert result.code == 0
-    assert result.err == "solvers that need data run the reference: the memory is a rough estimate\n"
+    assert result.err == "calibration runs the reference model, so the memory is a rough estimate\n"
     for text in (
         "1x1 convolutions", "int8 channel", "onnx/decoder_model_merged_q4f16.onnx_data",
         "1.5 MB", "2048 tokens (recipe)", "6.23 bits per weight over 4.81 M weights",
@@ -85,6 +85,19 @@ def test_what_stays_in_float_says_why(cli, tmp_path):
     )  # fmt: skip
     assert (kept["num_layers"], kept["scheme"], kept["solver"]) == (4, None, None)
     assert kept["bits_per_weight"] == 16
+
+
+def test_smaller_blocks_say_why(cli):
+    checkpoint = GOLDEN / LLAVA / "checkpoint"
+    result = cli("plan", checkpoint, "--recipe", "int4", *BOTH)
+    assert result.code == 0
+    assert "int8 block 64: its width 64 is no multiple" in result.out
+    assert "block_size 128, so 64" in result.out
+    groups = cli("plan", checkpoint, "--recipe", "int4", *BOTH, "--json").document["groups"]
+    assert [(g["scheme"], g["reason"]) for g in groups if g["reason"]] == [
+        ("int4 block 16, asymmetric", "its width 176 is no multiple of block_size 64, so 16"),
+        ("int8 block 64", "its width 64 is no multiple of block_size 128, so 64"),
+    ]
 
 
 def test_a_context_of_ones_own_is_shown(cli, tmp_path):
@@ -117,7 +130,7 @@ BAD = {
     "unknown_key": (lambda r: r.update(quantise=[]), "unknown setting quantise"),
     "impossible_block": (lambda r: r["quantize"][1].update(block_size=48), "block_size is 48"),
     "block_that_does_not_fit": (
-        lambda r: r["quantize"][2].update(block_size=32),
+        lambda r: r["quantize"][2].update(block_size=32, on_indivisible="error"),
         "blocks do not fit a convolution of 3 x 3",
     ),
     "pattern_that_fits_nothing": (
@@ -192,7 +205,7 @@ def test_unknown_target(cli):
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("demo") / "quantized"
-    quantize(DEMO, without_data(load_recipe("int4")), output)
+    quantize(DEMO, output, recipe=without_data(load_recipe("int4")))
     return output
 
 

@@ -52,6 +52,14 @@ class TestWhatItSays:
         assert content(output) == content(golden_quantized)
         assert names(tmp_path) == ["it's quantized", "mixed.yaml"]
 
+    def test_smaller_blocks_say_why(self, cli, tmp_path):
+        made = ("quantize", CHECKPOINT, "--recipe", "int8", "-o", tmp_path / "out")
+        reason = "its width 176 is no multiple of block_size 32, so 16"
+        assert f"decoder.layers.1.mlp.down_proj: {reason}" in " ".join(cli(*made).out.split())
+        document = cli("inspect", tmp_path / "out", "--json").document["quantized"]
+        fitted = {c["name"]: c["fitted"] for c in document["components"]}["decoder"]
+        assert fitted == {f"decoder.layers.{i}.mlp.down_proj": reason for i in range(2)}
+
     def test_document(self, cli, mixed, tmp_path):
         output = tmp_path / "out"
         result = cli("quantize", CHECKPOINT, "--recipe", mixed, "-o", output, "--json")
@@ -149,7 +157,7 @@ class TestOtherCommands:
         result = cli("verify", tmp_path / "a", "--images", pictures, "--reference", golden_quantized)
         assert result.err.count("the reference is quantized itself") == 1
         (row,) = [line for line in result.out.splitlines() if "top1_agreement" in line]
-        assert row.split() == ["weights", "answers", "top1_agreement", "-", "-", "not_run"]
+        assert row.split() == ["weights", "end_to_end", "top1_agreement", "-", "-", "not_run"]
 
     def test_verify_of_another_recipe_is_refused(self, cli, golden_quantized, fp32_bundle):
         result = cli("verify", fp32_bundle, "--reference", golden_quantized)
@@ -173,7 +181,6 @@ class TestRefused:
         [
             ("quantized", "mixed", "the checkpoint is quantized already"),
             ("float", "fp16", "recipe 'fp16' quantizes no layer"),
-            ("float", "int4", "is no multiple of block_size 64"),
             ("none", "int4", "there is no such checkpoint"),
         ],
     )
@@ -246,7 +253,7 @@ def test_an_interrupted_run_goes_on(cli, golden_quantized, mixed, tmp_path, numb
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code
     assert "Traceback" not in errors
-    assert ("the same command goes on" in errors) == (number != signal.SIGKILL)
+    assert ("the same command resumes from" in errors) == (number != signal.SIGKILL)
     assert names(tmp_path) == ["mixed.yaml", "out.partial"]
     inode = (tmp_path / "out.partial" / "model.safetensors").stat().st_ino
     result = cli(*arguments, "--json")
@@ -277,4 +284,4 @@ def test_going_on_is_said(cli, mixed, tmp_path):
     assert process.stdout.readline() == "ready\n"
     process.kill()
     process.communicate()
-    assert "went on after an interrupted run, which had written 40 weights" in cli(*arguments).err
+    assert "resumed an interrupted run, which had written 40 weights" in cli(*arguments).err

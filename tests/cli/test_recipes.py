@@ -71,11 +71,13 @@ def test_the_schema_is_printed_alone(cli):
 def test_an_unknown_name_lists_the_known_ones(cli):
     result = cli("recipes", "int3")
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("error: unknown recipe 'int3'\nhint: shipped recipes: ")
+    assert result.err.startswith(
+        "error: unknown recipe 'int3'\nhint: did you mean 'int4' or 'int8'? shipped recipes: "
+    )
     assert all(name in result.err for name in shipped_recipes())
 
 
 def test_a_name_and_the_schema(cli):
     result = cli("recipes", "fp16", "--schema")
     assert (result.code, result.out) == (2, "")
-    assert result.err == "error: --schema is the same for every recipe\nhint: leave the name away\n"
+    assert result.err == "error: --schema is the same for every recipe\nhint: omit the recipe name\n"

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from fastvlm_convert.questions import standard_questions
+from fastvlm_convert.questions import QuestionSet, standard_questions
 from fastvlm_convert.runtime import onnx_session
 from tests.bundles import copy_bundle
 from tests.checkpoints import edit_tensors, read_tensors
@@ -28,7 +28,7 @@ def test_passed_is_exit_code_0(cli, fp32_bundle, pictures):
     assert (result.code, result.err) == (0, "")
     assert "greedy_text" in result.out
     assert "failed" not in result.out
-    assert result.out.splitlines()[-1] == "passed on 2 pictures"
+    assert result.out.splitlines()[-1] == "passed on 2 images"
     assert result.out.count("onnxruntime ") >= 6
 
 
@@ -58,7 +58,7 @@ def test_a_failed_gate_is_exit_code_1(cli, bundle, pictures):
     assert result.code == 1
     assert "failed bundle files: changed: onnx/vision_encoder.onnx_data" in result.err
     assert "failed onnx image_features (onnxruntime " in result.err
-    assert result.out.splitlines()[-1] == "failed on 2 pictures"
+    assert result.out.splitlines()[-1] == "failed on 2 images"
     document = verify(cli, bundle, pictures, "--json").document
     assert document["status"] == "failed"
     reasons = {c["stage"]: c["reason"] for c in document["checks"] if c["status"] == "failed"}
@@ -79,7 +79,7 @@ def test_not_run_is_exit_code_2(cli, fp32_bundle, pictures, monkeypatch):
     result = verify(cli, fp32_bundle, pictures)
     assert result.code == 2
     assert "not_run onnx greedy_text: running an ONNX bundle needs onnxruntime" in result.err
-    assert result.out.splitlines()[-1] == "not_run on 2 pictures"
+    assert result.out.splitlines()[-1] == "not_run on 2 images"
     assert verify(cli, fp32_bundle, pictures, "--json").document["status"] == "not_run"
 
 
@@ -105,7 +105,7 @@ def test_sixteen_standard_pictures_are_the_default(cli, fp32_bundle, monkeypatch
     def some():
         found = standard_questions()
         asked.append(len(found))
-        return found[:2]
+        return QuestionSet(found[:2], 2, 2)
 
     monkeypatch.setattr("fastvlm_convert.cli.verify.standard_questions", some)
     result = cli("verify", fp32_bundle, "--reference", CHECKPOINT)

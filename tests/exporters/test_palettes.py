@@ -9,7 +9,6 @@ from coremltools.converters.mil.mil import types
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
-from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.quantization.palettes import palettize
@@ -60,7 +59,7 @@ TYPES = {4: types.uint4, 6: types.uint6, 8: types.uint8}
 def made(request, tmp_path_factory) -> tuple[Path, Recipe]:
     chosen = replace(recipe(request.param, coreml={"kv_cache": "tensors"}), quantize=RULES)
     output = tmp_path_factory.mktemp("palettes") / "bundle"
-    export(CHECKPOINT, chosen, ["coreml"], output)
+    export(CHECKPOINT, output, recipe=chosen, targets=["coreml"])
     return output, chosen
 
 
@@ -99,7 +98,7 @@ def test_the_lowering_is_exact(made):
     bundle, chosen = made
     least = {FP32: 100, FP16: 50}[chosen.name]
     reference = load_engine(open_checkpoint(CHECKPOINT), chosen, 2048).session
-    session = load_bundle(bundle, load_manifest(bundle), "coreml", "exact").session
+    session = load_bundle(bundle, "coreml", "exact").session
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (1, 3, 256, 256)).astype(np.float32) / np.float32(255)
     ids = rng.integers(0, 430, 24)
@@ -120,7 +119,7 @@ def test_every_group_is_solved_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("fastvlm_convert.quantization.data_free.palettize", counting)
     chosen = replace(recipe(FP16), quantize=RULES)
-    export(CHECKPOINT, chosen, ["coreml"], tmp_path / "bundle")
+    export(CHECKPOINT, tmp_path / "bundle", recipe=chosen, targets=["coreml"])
     plans = plan_layers(shapes(), chosen)
     assert solved == sum(p.shape[0] for p in plans if isinstance(p.scheme, PaletteScheme))
 
@@ -128,7 +127,7 @@ def test_every_group_is_solved_once(tmp_path, monkeypatch):
 def test_onnx_has_no_palettes(tmp_path):
     chosen = replace(recipe(FP16), quantize=RULES)
     with pytest.raises(TargetError) as caught:
-        export(CHECKPOINT, chosen, ["coreml", "onnx"], tmp_path / "bundle")
+        export(CHECKPOINT, tmp_path / "bundle", recipe=chosen, targets=["coreml", "onnx"])
     assert "layer 'vision.stem.0' has scheme palette6" in str(caught.value)
     assert "ONNX has int8 and int4" in str(caught.value.hint)
     assert not (tmp_path / "bundle").exists()
@@ -138,7 +137,7 @@ def test_onnx_has_no_palettes(tmp_path):
 
 def test_groups_that_do_not_divide_a_layer():
     rules = (
-        QuantizeRule(("*.[qk]_proj", "*.v_proj"), "palette4", group_size=64),
+        QuantizeRule(("*.[kv]_proj",), "palette4", group_size=64, on_indivisible="error"),
         QuantizeRule(("*",), "float"),
     )
     with pytest.raises(RecipeError) as caught:

@@ -14,8 +14,7 @@ from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.predict.export_plan import prepare
-from fastvlm_convert.predict.sizes import predicted_sizes
+from fastvlm_convert.predict.export_plan import plan_export, predicted_artifacts
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.schemes import AffineMatrix
 from fastvlm_convert.quantized.weight import QuantizedWeight, stacked
@@ -35,6 +34,7 @@ DECODER = {
 VISION = {
     "stem_0": ["vision.stem.0"],
     "s0b0_mixer": ["vision.stages.0.blocks.0.mixer"],
+    "s0b0_fc1": ["vision.stages.0.blocks.0.ffn.fc1"],  # of width 8, so without blocks
     "s2b1_fc1": ["vision.stages.2.blocks.1.ffn.fc1"],
     "s3b0_qkv": ["vision.stages.3.blocks.0.attention.qkv"],
     "s4b0_fc2": ["vision.stages.4.blocks.0.ffn.fc2"],
@@ -47,7 +47,7 @@ def rules(scheme: str, block: int, symmetric: bool) -> tuple[QuantizeRule, ...]:
     pointwise = ("vision.*.fc1", "vision.*.fc2", "vision.*.qkv", "vision.*.proj", "projector.*")
     return (
         QuantizeRule(("decoder.*",), scheme, block, symmetric),
-        QuantizeRule(pointwise, scheme, block, symmetric, on_indivisible="float"),
+        QuantizeRule(pointwise, scheme, block, symmetric),
         QuantizeRule(("*",), "int8", "channel", symmetric),
     )
 
@@ -59,13 +59,19 @@ def settings(scheme: str, block: int, symmetric: bool, name: str = FP32) -> Reci
 
 @pytest.fixture(
     scope="module",
-    params=[("int4", 16, True), ("int4", 16, False), ("int8", 16, True), ("int8", 16, False)],
+    params=[
+        ("int4", 16, True),
+        ("int4", 16, False),
+        ("int8", 16, True),
+        ("int8", 16, False),
+        ("int4", 128, False),  # which divides few widths; the others get 64, 32, 16 or whole rows
+    ],
     ids=lambda p: f"{p[0]}-b{p[1]}-{'sym' if p[2] else 'asym'}",
 )
 def made(request, tmp_path_factory) -> tuple[Path, Recipe]:
     chosen = settings(*request.param)
     output = tmp_path_factory.mktemp("quantized") / "bundle"
-    export(CHECKPOINT, chosen, ["onnx", "coreml"], output)
+    export(CHECKPOINT, output, recipe=chosen, targets=["onnx", "coreml"])
     return output, chosen
 
 
@@ -164,13 +170,12 @@ def test_core_ml_holds_the_engines_integers(made, package, function, names):
 def test_the_lowering_is_exact(made):
     """Both targets against torch holding the same weights; without ONNX Runtime's int8 activations."""
     bundle, chosen = made
-    manifest = load_manifest(bundle)
     reference = load_engine(open_checkpoint(CHECKPOINT), chosen, 2048).session
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (1, 3, 256, 256)).astype(np.float32) / np.float32(255)
     ids = rng.integers(0, 430, 24)
     for target in ("onnx", "coreml"):
-        session = load_bundle(bundle, manifest, target, "exact").session
+        session = load_bundle(bundle, target, "exact").session
         assert sqnr_db(reference.encode_image(pixels), session.encode_image(pixels)) >= 100
         assert np.array_equal(reference.embed(ids), session.embed(ids))
         embeds = reference.embed(ids)
@@ -181,12 +186,8 @@ def test_the_lowering_is_exact(made):
 
 def test_sizes_are_known_before_anything_is_written(made):
     bundle, chosen = made
-    prepared = prepare(CHECKPOINT, chosen, ["onnx", "coreml"])
-    token_id = prepared.contract.image_token_id
-    predicted = predicted_sizes(
-        prepared.config, prepared.plans, prepared.recipe, ["onnx", "coreml"], image_token_id=token_id
-    )
-    check_sizes(predicted, bundle)
+    plan = plan_export(open_checkpoint(CHECKPOINT), chosen, ["onnx", "coreml"])
+    check_sizes(predicted_artifacts(plan).sizes, bundle)
 
 
 def test_files_are_as_small_as_planned(made):
@@ -220,7 +221,7 @@ def test_files_are_called_as_clients_look_them_up(made):
 def test_a_changed_scale_is_found(tmp_path):
     """The gate on the lowering fails when one scale in the file is another one."""
     chosen = settings("int4", 16, symmetric=True)
-    export(CHECKPOINT, chosen, ["onnx"], tmp_path / "bundle")
+    export(CHECKPOINT, tmp_path / "bundle", recipe=chosen, targets=["onnx"])
     model = onnx.load(graph_path(tmp_path / "bundle", "decoder"), load_external_data=False)
     (tensor,) = [t for t in model.graph.initializer if t.name == "l0_down_scale"]
     offset = int({e.key: e.value for e in tensor.external_data}["offset"])
@@ -229,7 +230,7 @@ def test_a_changed_scale_is_found(tmp_path):
     content[offset : offset + 2] = np.float16(1.0).tobytes()
     path.write_bytes(content)
     reference = load_engine(open_checkpoint(CHECKPOINT), chosen, 2048).session
-    session = load_bundle(tmp_path / "bundle", load_manifest(tmp_path / "bundle"), "onnx", "exact").session
+    session = load_bundle(tmp_path / "bundle", "onnx", "exact").session
     embeds = reference.embed(np.arange(10))
     assert sqnr_db(reference.prefill(embeds), session.prefill(embeds)) < 60
 
@@ -238,9 +239,13 @@ def test_a_changed_scale_is_found(tmp_path):
     ("given", "message"),
     [
         ([QuantizeRule(("decoder.*",), "int4", 16)], "no rule fits layer 'vision.stem.0'"),
-        ([QuantizeRule(("*",), "int4", 32)], "blocks do not fit a convolution of 3 x 3"),
         (
-            [QuantizeRule(("decoder.*",), "int4", 128), QuantizeRule(("*",), "float")],
+            [QuantizeRule(("*",), "int4", 32, on_indivisible="error")],
+            "blocks do not fit a convolution of 3 x 3",
+        ),
+        (
+            [QuantizeRule(("decoder.*",), "int4", 128, on_indivisible="error"),
+             QuantizeRule(("*",), "float")],
             "its width 64 is no multiple of block_size 128",
         ),
         (
@@ -264,7 +269,7 @@ def test_accuracy_level(tmp_path):
     """0 keeps activations in float; with 8 bits it would be 250 times slower, so that is refused."""
     chosen = settings("int4", 16, symmetric=True)
     chosen = replace(chosen, onnx=replace(chosen.onnx, accuracy_level=0))
-    export(CHECKPOINT, chosen, ["onnx"], tmp_path / "bundle")
+    export(CHECKPOINT, tmp_path / "bundle", recipe=chosen, targets=["onnx"])
     nodes = onnx.load(graph_path(tmp_path / "bundle", "decoder"), load_external_data=False).graph.node
     levels = [
         a.i for n in nodes if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "accuracy_level"
@@ -275,12 +280,12 @@ def test_accuracy_level(tmp_path):
     with pytest.raises(
         TargetError, match=r"'decoder.layers.0.mlp.gate_proj' has 8 bits, and onnx.accuracy_le"
     ):
-        export(CHECKPOINT, chosen, ["onnx"], tmp_path / "slow")
-    export(CHECKPOINT, chosen, ["coreml"], tmp_path / "slow")
+        export(CHECKPOINT, tmp_path / "slow", recipe=chosen, targets=["onnx"])
+    export(CHECKPOINT, tmp_path / "slow", recipe=chosen, targets=["coreml"])
 
 
 def test_onnx_takes_no_whole_rows_in_the_decoder(tmp_path):
     chosen = replace(recipe(FP16), quantize=(QuantizeRule(("*",), "int8"),))
     with pytest.raises(TargetError, match="MatMulNBits needs blocks"):
-        export(CHECKPOINT, chosen, ["onnx"], tmp_path / "bundle")
-    export(CHECKPOINT, chosen, ["coreml"], tmp_path / "bundle")
+        export(CHECKPOINT, tmp_path / "bundle", recipe=chosen, targets=["onnx"])
+    export(CHECKPOINT, tmp_path / "bundle", recipe=chosen, targets=["coreml"])

@@ -12,8 +12,8 @@ from fastvlm_convert.float16.report import RangeReport, save_report
 from fastvlm_convert.float16.scan import scan
 from fastvlm_convert.generate import embed_prompt
 from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import load_folded_reference
 from tests.bundles import FP16, FP32, recipe
@@ -25,7 +25,7 @@ CASES = [case for case in golden_cases() if case.name == LLAVA]
 def run_scan(folder, max_new_tokens: int = 4) -> RangeReport:
     checkpoint = open_checkpoint(folder)
     loaded, model = load_folded_reference(checkpoint)
-    questions = [Question(load_image(c.image), c.question) for c in CASES]
+    questions = [Question((load_image(c.image),), c.question) for c in CASES]
     return scan(model, loaded, questions, content_hash(checkpoint.files), max_new_tokens)
 
 
@@ -60,7 +60,7 @@ def test_figures_are_those_of_the_network(report, llava):
 
 
 def test_operations_are_called_as_in_the_programs(report, llava, tmp_path):
-    export(llava, recipe(FP16), ["coreml"], tmp_path / "bundle")
+    export(llava, tmp_path / "bundle", recipe=recipe(FP16), targets=["coreml"])
     names = set()
     for package in ("vision", "decoder"):
         spec = coremltools.models.utils.load_spec(
@@ -90,10 +90,10 @@ def test_planted_outliers_are_found(llava):
 def test_export_reads_what_was_scanned(factor, status, llava, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(tmp_path / "cache"))
     multiply(llava, "model.layers.1.mlp.down_proj.weight", factor)
-    before = export(llava, recipe(FP16), ["onnx"], tmp_path / "before")
+    before = export(llava, tmp_path / "before", recipe=recipe(FP16), targets=["onnx"])
     assert before.manifest.fp16_range == "not_run"
     save_report(run_scan(llava))
-    result = export(llava, recipe(FP16), ["onnx"], tmp_path / "after")
+    result = export(llava, tmp_path / "after", recipe=recipe(FP16), targets=["onnx"])
     assert load_manifest(tmp_path / "after").fp16_range == status
     warned = [w for w in result.warnings if "headroom" in w]
     assert bool(warned) == (status == "failed")
@@ -109,7 +109,9 @@ def test_islands_silence_the_warning(llava, tmp_path, monkeypatch):
     found = run_scan(llava)
     save_report(found)
     kept = tuple(o.op for o in found.risky() if not o.op.endswith("scores"))
-    result = export(llava, recipe(FP16, decoder={"float32_ops": kept}), ["coreml"], tmp_path / "bundle")
+    result = export(
+        llava, tmp_path / "bundle", recipe=recipe(FP16, decoder={"float32_ops": kept}), targets=["coreml"]
+    )
     assert not [w for w in result.warnings if "headroom" in w]
 
 
@@ -121,7 +123,7 @@ def test_a_repaired_recipe_silences_the_warning(llava, tmp_path, monkeypatch):
     chosen = needed_repairs(found, recipe(FP16))
     assert [repair.setting for repair in chosen] == ["residual_shift"]
     settings = replace(recipe(FP16), repairs=settings_of(chosen))
-    result = export(llava, settings, ["onnx", "coreml"], tmp_path / "bundle")
+    result = export(llava, tmp_path / "bundle", recipe=settings, targets=["onnx", "coreml"])
     assert not [w for w in result.warnings if "scan" in w]
     assert result.manifest.fp16_range == "passed"
     assert load_manifest(tmp_path / "bundle").recipe.repairs == settings.repairs
@@ -134,7 +136,7 @@ def test_in_float32_a_key_bias_matters_to_the_state_alone(llava, tmp_path, monke
     edit_tensors(llava, biases)
     save_report(run_scan(llava))
     for target, asks in (("onnx", False), ("coreml", True)):
-        result = export(llava, recipe(FP32), [target], tmp_path / target)
+        result = export(llava, tmp_path / target, recipe=recipe(FP32), targets=[target])
         assert any("lacks: separate_key_bias (keys of layer 1" in w for w in result.warnings) == asks
         assert result.manifest.fp16_range == "passed"  # imprecise, but within range
 

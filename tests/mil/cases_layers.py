@@ -1,4 +1,4 @@
-"""Cases of layers: normalisation, products, attention, recurrence, quantization, images, loops, lists."""
+"""Cases of layers: normalization, products, attention, recurrence, quantization, loops, lists."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 from coremltools.converters.mil import Builder as mb  # noqa: N813
 
 from tests.mil.cases_basic import IMAGE, X, integers, normal, uniform
-from tests.mil.cases_conv import BIAS, CONVS, PICTURE, t
+from tests.mil.cases_conv import BIAS, PICTURE, t
 from tests.mil.programs import Case
 
 C = IMAGE.shape[1]
@@ -221,94 +221,6 @@ RECURRENT = [
     ),
 ]
 
-GRID = uniform(-1.2, 1.2, 2, 4, 3, 2)
-THETA = uniform(-1, 1, 2, 6)
-BOXES = np.array([[0.5, 1, 3, 4], [1, 0, 4, 5]], np.float32)
-NEAR = np.array([[[2, 2, 2, 2], [2.1, 2, 2, 2], [6, 6, 2, 2], [2, 2.2, 2, 2]]], np.float32)
-SCORES = np.array([[[0.9, 0.1], [0.2, 0.8], [0.3, 0.4], [0.6, 0.1]]], np.float32)
-
-
-def _cropped(x, boxes):
-    """torch's own sampling at the documented positions: `count` points from one corner to the other."""
-    made = []
-    for i, (top, left, bottom, right) in enumerate(boxes.tolist()):
-        rows = torch.linspace(top, bottom, 3) * 2 / (x.shape[2] - 1) - 1
-        columns = torch.linspace(left, right, 4) * 2 / (x.shape[3] - 1) - 1
-        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1)
-        made.append(F.grid_sample(x[i : i + 1], grid[None], align_corners=True)[0])
-    return torch.stack(made)
-
-
-IMAGES = [
-    Case(
-        "affine",
-        lambda x, m: mb.affine(
-            x=x,
-            transform_matrix=m,
-            output_height=4,
-            output_width=7,
-            sampling_mode="bilinear",
-            padding_mode="constant",
-            padding_value=0.0,
-            coordinates_mode="normalized_minus_one_to_one",
-            align_corners=True,
-        ),
-        (IMAGE, THETA),
-        lambda x, m: F.grid_sample(
-            x, F.affine_grid(m.view(2, 2, 3), [2, 3, 4, 7], align_corners=True), align_corners=True
-        ),
-    ),
-    *(
-        Case(
-            "resample",
-            lambda x, g, sampling=sampling, padding=padding: mb.resample(
-                x=x,
-                coordinates=g,
-                sampling_mode=sampling,
-                padding_mode=padding,
-                padding_value=0.0,
-                coordinates_mode="normalized_minus_one_to_one",
-                align_corners=False,
-            ),
-            (IMAGE, GRID),
-            lambda x, g, sampling=sampling, torch_padding=torch_padding: F.grid_sample(
-                x, g, sampling, torch_padding, align_corners=False
-            ),
-            label=f"{sampling}-{padding}",
-        )
-        for sampling in ("bilinear", "nearest")
-        for padding, torch_padding in (
-            ("constant", "zeros"),
-            ("border", "border"),
-            ("reflection", "reflection"),
-        )
-    ),
-    Case(
-        "crop_resize",
-        lambda x, b: mb.crop_resize(
-            x=x, boxes=b, target_height=3, target_width=4, sampling_mode="STRICT_ALIGN_CORNERS"
-        ),
-        (IMAGE, BOXES),
-        _cropped,
-    ),
-    # boxes 0 and 2 of the first class, box 1 overlaps 0 but is of the other class
-    Case(
-        "non_maximum_suppression",
-        lambda b, s: mb.non_maximum_suppression(
-            boxes=b, scores=s, iou_threshold=0.5, max_boxes=3, per_class_suppression=True
-        ),
-        (NEAR.transpose(0, 2, 1).copy(), SCORES.transpose(0, 2, 1).copy()),
-        lambda b, s: (b[..., [0, 1, 2]], s[..., [0, 1, 2]], np.array([[0, 1, 2]])),
-    ),
-    Case(
-        "non_maximum_suppression",
-        lambda b, s: mb.non_maximum_suppression(boxes=b, scores=s, iou_threshold=0.5, max_boxes=3),
-        (NEAR.transpose(0, 2, 1).copy(), SCORES.transpose(0, 2, 1).copy()),
-        lambda b, s: (F.pad(b[..., [0, 2]], (0, 1)), F.pad(s[..., [0, 2]], (0, 1)), np.array([[0, 2, -1]])),
-        label="all-classes",
-    ),
-]
-
 
 def _looped(x, n):
     for i in range(int(n)):
@@ -362,59 +274,25 @@ def _listed_expected(x):
     return 2 * x, np.array(4), torch.stack([3 * x, x, 0 * x, 2 * x])
 
 
+def _listed_symbolic(x):
+    """Elements of a shape that is known only when it runs: what is never written is zero in that shape."""
+    ls = mb.make_list(init_length=2, elem_shape=("rows", np.int32(4)))
+    ls = mb.list_write(ls=ls, index=2, value=x)
+    return mb.list_gather(ls=ls, indices=[2, 0]), mb.list_length(ls=ls)
+
+
 LISTS = [
-    Case(op, _listed, (normal(4),), _listed_expected)
-    for op in ("make_list", "list_write", "list_read", "list_length", "list_scatter", "list_gather")
+    *(
+        Case(op, _listed, (normal(4),), _listed_expected)
+        for op in ("make_list", "list_write", "list_read", "list_length", "list_scatter", "list_gather")
+    ),
+    Case(
+        "make_list",
+        _listed_symbolic,
+        (normal(3, 4),),
+        lambda x: (torch.stack([x, 0 * x]), np.array(3)),
+        label="symbolic",
+    ),
 ]
 
-# what iOS 17 changed
-OLD_CASES = [
-    Case(
-        "crop_resize",
-        lambda x, b: mb.crop_resize(
-            x=x,
-            roi=mb.reshape(x=b, shape=[1, 1, 5, 1, 1]),
-            target_height=3,
-            target_width=4,
-            normalized_coordinates=True,
-            box_coordinate_mode="CORNERS_WIDTH_FIRST",
-            sampling_mode="STRICT_ALIGN_CORNERS",
-        ),
-        (IMAGE[:1], np.array([[0, 0.2, 0.125, 0.8, 0.75]], np.float32)),
-        lambda x, b: _cropped(x, torch.tensor([[0.5, 1, 3, 4]]))[:, None],
-        label="roi-5",
-    ),
-    Case(
-        "crop_resize",
-        lambda x, b: mb.crop_resize(
-            x=x,
-            roi=mb.reshape(x=b, shape=[1, 1, 4, 1, 1]),
-            target_height=3,
-            target_width=4,
-            box_coordinate_mode="CENTER_SIZE_HEIGHT_FIRST",
-            sampling_mode="STRICT_ALIGN_CORNERS",
-        ),
-        (IMAGE, np.array([[2, 3, 2, 4]], np.float32)),
-        lambda x, b: _cropped(x, torch.tensor([[1.0, 1, 3, 5]] * 2))[None],
-        label="roi-4",
-    ),
-    Case(
-        "non_maximum_suppression",
-        lambda b, s: mb.non_maximum_suppression(
-            boxes=b, scores=s, iou_threshold=0.95, score_threshold=0.7, max_boxes=3
-        ),
-        (NEAR, SCORES),
-        lambda b, s: (
-            F.pad(b[:, [0, 1]], (0, 0, 0, 1)),
-            F.pad(s[:, [0, 1]], (0, 0, 0, 1)),
-            np.array([[0, 1, -1]]),
-            np.array([2]),
-        ),
-        label="score-threshold",
-    ),
-    Case("topk", lambda x: mb.topk(x=x, k=2, axis=-1), (X,), lambda x: tuple(x.topk(2, -1))),
-    Case("squeeze", lambda x: mb.squeeze(x=x), (X[:, :1],), lambda x: x.squeeze()),
-    CONVS[0],
-]
-
-CASES = [*NORMS, *PRODUCTS, *QUANTIZED, *RECURRENT, *IMAGES, *LOOPS, *LISTS]
+CASES = [*NORMS, *PRODUCTS, *QUANTIZED, *RECURRENT, *LOOPS, *LISTS]

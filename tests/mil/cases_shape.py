@@ -64,6 +64,21 @@ def _scatter(mode):
 CASES = [
     Case("reshape", lambda x: mb.reshape(x=x, shape=[2, -1]), (X,), lambda x: x.reshape(2, -1)),
     Case("reshape", lambda x: mb.reshape(x=x, shape=[0, 0, 4]), (X,), lambda x: x, label="zeros"),
+    # coremltools' own example: zeros count from the last axis, and what lies beyond the first is 1
+    Case(
+        "reshape",
+        lambda x: mb.reshape(x=x, shape=[1, 0, -1, 0]),
+        (normal(2, 50),),
+        lambda x: x.reshape(1, 1, 2, 50),
+        label="zeros-of-a-higher-rank",
+    ),
+    Case(
+        "reshape",
+        lambda x: mb.reshape(x=x, shape=[-1, 0]),
+        (X,),
+        lambda x: x.reshape(6, 4),
+        label="zeros-of-a-lower-rank",
+    ),
     Case(
         "reshape",
         lambda x: mb.reshape(

@@ -107,12 +107,12 @@ class DetectionHead(nn.Module):
         self.features = nn.Conv2d(3, 8, 3, 2, 1)
         self.boxes, self.classes = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 3, 1)
         y, x = torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="ij")
-        self.register_buffer("centres", torch.stack([x, y], -1).view(1, 36, 2) + 0.5)
+        self.register_buffer("centers", torch.stack([x, y], -1).view(1, 36, 2) + 0.5)
 
     def forward(self, image):
         f = F.silu(self.features(image))
         raw = self.boxes(f).permute(0, 2, 3, 1).reshape(1, 36, 4)
-        xy = (raw[..., :2].sigmoid() * 2 - 0.5 + self.centres) * 2
+        xy = (raw[..., :2].sigmoid() * 2 - 0.5 + self.centers) * 2
         wh = raw[..., 2:].exp().clamp(max=20)
         boxes = torch.cat([xy - wh / 2, xy + wh / 2], -1)
         scores, kinds = self.classes(f).permute(0, 2, 3, 1).reshape(1, 36, 3).sigmoid().max(-1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_convert.errors import ConversionError
-from fastvlm_convert.mil.interpreter import Interpreter
+from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.mil.profile import example_inputs
 from fastvlm_convert.mil.survey import survey_package
 
@@ -89,7 +89,9 @@ def attempt(package: Path) -> str:
             shapes = [v.example_shape for v in (*function.inputs, *function.states)]
             if sum(int(np.prod(s, dtype=float)) for s in shapes) > MAX_INPUT:
                 return "too large to try"
-            interpreter.run(example_inputs(function), name, interpreter.make_state(name))
+            state = None if interpreter.stages else interpreter.make_state(name)
+            interpreter.predict(example_inputs(function), state, name)
+            str(interpreter)
     except ConversionError as error:
         return type(error).__name__ if str(error) else "an error without a message"
     return "ran"

@@ -77,6 +77,7 @@ def write_package(
     path: Path,
     target: Any = None,
     input_types: tuple[Any, ...] | None = None,
+    **settings: Any,
 ) -> Path:
     """A package of one or more functions.
 
@@ -85,6 +86,7 @@ def write_package(
         path: Of the package.
         target: Deployment target; iOS 18 by default.
         input_types: coremltools' descriptions of the inputs (images, ranges), for a single function.
+        settings: Further ones of `ct.convert`.
     """
     target = ct.target.iOS18 if target is None else target
     made = {}
@@ -93,11 +95,18 @@ def write_package(
         made[name] = _function(build, dict(zip(arguments, inputs, strict=True)), target)
         if input_types is not None:
             made[name].set_input_types(input_types)
-    _write(made, path, target)
+    _write(made, path, target, **settings)
     return path
 
 
-def _write(functions: Mapping[str, Function], path: Path, target: Any) -> None:
+def write_pipeline(stages: list[Path], path: Path) -> Path:
+    """A pipeline of packages, as coremltools makes it."""
+    models = [ct.models.MLModel(str(stage), skip_model_load=True) for stage in stages]
+    ct.utils.make_pipeline(*models).save(str(path))
+    return path
+
+
+def _write(functions: Mapping[str, Function], path: Path, target: Any, **settings: Any) -> None:
     program = Program()
     for name, function in functions.items():
         program.add_function(name, function)
@@ -112,6 +121,7 @@ def _write(functions: Mapping[str, Function], path: Path, target: Any) -> None:
         skip_model_load=True,
         package_dir=str(path),
         pass_pipeline=ct.PassPipeline.EMPTY,
+        **settings,
     )
 
 

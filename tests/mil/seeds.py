@@ -1,4 +1,5 @@
-"""The packages that are damaged: an image network, a quantized decoder with state, loops, an old one."""
+"""The packages that are damaged: an image network, a quantized decoder with state, loops, an old one, a list,
+a classifier with an optional input, and a pipeline of an image network and the classifier."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 from coremltools.converters.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import types
 
-from tests.mil.programs import write_package
+from tests.mil.programs import write_package, write_pipeline
 
 
 def _vision(image):
@@ -57,6 +58,29 @@ def _loop(x, n):
     )
 
 
+def _list(x):
+    """Three tensors of a shape that is known only when it runs, written in a loop."""
+
+    def body(i, ls):
+        return mb.add(x=i, y=1), mb.list_write(ls=ls, index=mb.squeeze(x=i), value=mb.mul(x=x, y=2.0))
+
+    empty = mb.make_list(init_length=3, elem_shape=("rows", np.int32(4)))
+    zero = mb.fill(shape=[1], value=0)
+    ls = mb.while_loop(_cond=lambda i, ls: mb.less(x=i, y=3), _body=body, loop_vars=(zero, empty))[1]
+    return mb.list_gather(ls=ls, indices=[0, 1, 2]), mb.list_length(ls=ls)
+
+
+def _classifier(x, bias):
+    weight = np.random.default_rng(2).standard_normal((3, 8)).astype(np.float32)
+    return mb.softmax(x=mb.add(x=mb.linear(x=x, weight=weight), y=bias), axis=-1)
+
+
+def _features(image):
+    pooled = mb.avg_pool(x=image, kernel_sizes=[2, 4], strides=[2, 4], pad_type="valid")
+    rows = mb.reshape(x=pooled, shape=[1, -1])
+    return mb.slice_by_size(x=rows, begin=[0, 0], size=[1, 8], name="x")
+
+
 def write_seeds(folder: Path) -> list[Path]:
     """Write all of them into a folder."""
     half, single = np.float16, np.float32
@@ -80,7 +104,25 @@ def write_seeds(folder: Path) -> list[Path]:
             (np.zeros((2, 8), half),),
             ct.target.iOS16,
         ),
+        "list": (_list, (np.ones((2, 4), single),), ct.target.iOS18),
     }  # fmt: skip
     for name, (build, inputs, target) in makers.items():
         write_package({"main": (build, inputs)}, folder / f"{name}.mlpackage", target)
-    return [folder / f"{name}.mlpackage" for name in makers]
+    row, picture = (1, 3), (1, 3, 4, 8)
+    write_package(
+        {"main": (_classifier, (np.zeros((1, 8), single), np.zeros(row, single)))},
+        folder / "classifier.mlpackage",
+        input_types=(
+            ct.TensorType("x", (1, 8)),
+            ct.TensorType("bias", row, default_value=np.ones(row, single)),
+        ),
+        classifier_config=ct.ClassifierConfig(["a", "b", "c"]),
+    )
+    write_package(
+        {"main": (_features, (np.zeros(picture, single),))},
+        folder / "features.mlpackage",
+        input_types=(ct.ImageType("image", picture, channel_first=True),),
+    )
+    stages = [folder / "features.mlpackage", folder / "classifier.mlpackage"]
+    write_pipeline(stages, folder / "pipeline.mlpackage")
+    return [folder / f"{name}.mlpackage" for name in (*makers, "classifier", "pipeline")]

@@ -7,7 +7,7 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import types
 from coremltools.optimize import _utils as oracle  # coremltools' own decoders
 
-from fastvlm_convert.mil.interpreter import Interpreter
+from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.mil.ops.table import CONSTEXPRS
 from fastvlm_convert.mil.package import open_package
 from tests.mil.programs import write_package
@@ -165,7 +165,7 @@ def decode(builders, path, target):
     write_package({"f": (function, (np.zeros(1, np.float32),))}, path, target)
     inputs = {"x": np.zeros(1, np.float32)}
     exact, device = (
-        dict(zip(builders, Interpreter(path, precision).run(inputs).values(), strict=True))
+        dict(zip(builders, Interpreter(path, precision).predict(inputs).values(), strict=True))
         for precision in ("exact", "device")
     )
     return exact, device, wanted, open_package(path)
@@ -233,6 +233,6 @@ def test_a_network_compressed_by_coremltools(mode, dtype, tmp_path):
     )
     small.save(str(tmp_path / "small.mlpackage"))
     ct.optimize.coreml.decompress_weights(small).save(str(tmp_path / "large.mlpackage"))
-    (found,) = Interpreter(tmp_path / "small.mlpackage").run({"x": x}).values()
-    (wanted,) = Interpreter(tmp_path / "large.mlpackage").run({"x": x}).values()
+    (found,) = Interpreter(tmp_path / "small.mlpackage").predict({"x": x}).values()
+    (wanted,) = Interpreter(tmp_path / "large.mlpackage").predict({"x": x}).values()
     np.testing.assert_allclose(found, wanted, atol=1e-4)

@@ -10,11 +10,12 @@ import pytest
 from coremltools.converters.mil import Builder as mb  # noqa: N813
 
 from fastvlm_convert.errors import BundleError
-from fastvlm_convert.mil.interpreter import Interpreter
+from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.mil.package import open_package
 from fastvlm_convert.mil.proto import mil, model
 from tests.mil.mutations import MANIFEST, MODEL, WEIGHTS, Seed, attempt, clear, damage
 from tests.mil.programs import write_package
+from tests.mil.rewrites import rewrite
 from tests.mil.seeds import write_seeds
 
 
@@ -204,6 +205,44 @@ def test_states_and_values_are_not_confused(decoder):
         Interpreter(edit(decoder, change))
 
 
+@pytest.mark.parametrize("kind", ["list_gather", "list_length"])
+def test_a_tensor_where_a_list_belongs(seeds, tmp_path, kind):
+    """In words of the program, not of Python or torch."""
+
+    def change(spec):
+        operation(spec, kind).inputs["ls"].arguments[0].name = "x"
+
+    package = edit(shutil.copytree(seeds[4], tmp_path / "list.mlpackage"), change)
+    message = rf"\({kind}\) .* it cannot take these inputs together: .*'ls' is float32 \[2, 4\]"
+    with pytest.raises(BundleError, match=message):
+        Interpreter(package).predict({"x": np.ones((2, 4))})
+
+
+def test_a_list_where_a_tensor_belongs(seeds, tmp_path):
+    def change(spec):
+        (loop,) = (o for o in operations(spec) if o.type == "while_loop")
+        gather = operation(spec, "list_gather")
+        gather.type = "shape"
+        gather.inputs["x"].arguments.add().name = loop.outputs[1].name
+        del gather.inputs["ls"], gather.inputs["indices"]
+
+    package = edit(shutil.copytree(seeds[4], tmp_path / "list.mlpackage"), change)
+    with pytest.raises(
+        BundleError, match=r"\(shape\) .* cannot take these inputs together: 'x' is a list of 3"
+    ):
+        Interpreter(package).predict({"x": np.ones((2, 4))})
+
+
+def test_a_result_of_another_type_than_declared(decoder):
+    def change(spec):
+        operation(spec, "silu").outputs[0].type.tensorType.dataType = mil.INT32
+
+    interpreter = Interpreter(edit(decoder, change))
+    inputs = {"x": np.ones((1, 1, 32)), "position": np.array([0])}
+    with pytest.raises(BundleError, match="'silu_0' is float32, the program declares int32"):
+        interpreter.predict(inputs, interpreter.make_state())
+
+
 @pytest.mark.parametrize("size", [1 << 40, (1 << 64) - 1])
 def test_absurd_shapes(decoder, size):
     def change(spec):
@@ -219,7 +258,7 @@ def test_a_result_out_of_proportion(tmp_path):
     shape = lambda x: mb.fill(shape=mb.concat(values=[x, x], axis=0), value=1.0)  # noqa: E731
     write_package({"main": (shape, (np.zeros(1, np.int32),))}, tmp_path / "m.mlpackage")
     with pytest.raises(BundleError, match=r"fill.* a result of shape \[100000, 100000\] exceeds"):
-        Interpreter(tmp_path / "m.mlpackage").run({"x": np.array([100000])})
+        Interpreter(tmp_path / "m.mlpackage").predict({"x": np.array([100000])})
 
 
 def test_an_endless_loop(tmp_path):
@@ -230,7 +269,7 @@ def test_an_endless_loop(tmp_path):
 
     write_package({"main": (function, (np.zeros(1, np.float32),))}, tmp_path / "m.mlpackage")
     with pytest.raises(BundleError, match="did not end within 20000 iterations"):
-        Interpreter(tmp_path / "m.mlpackage").run({"x": np.ones(1, np.float32)})
+        Interpreter(tmp_path / "m.mlpackage").predict({"x": np.ones(1, np.float32)})
 
 
 def test_malformed_protobuf(decoder):
@@ -257,8 +296,11 @@ def test_a_bad_manifest(decoder, text, message):
 
 
 def test_not_a_package(tmp_path):
-    with pytest.raises(BundleError, match="not a Core ML package"):
-        Interpreter(tmp_path / "nothing.mlpackage")
+    with pytest.raises(BundleError, match=r"^there is no such package \(nope\)$"):
+        Interpreter("nope")
+    tmp_path.joinpath("m.mlmodel").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"not a Core ML package: a \.mlpackage is a folder"):
+        Interpreter(tmp_path / "m.mlmodel")
     tmp_path.joinpath("m.mlpackage").mkdir()
     with pytest.raises(BundleError, match="cannot read the package's manifest"):
         Interpreter(tmp_path / "m.mlpackage")
@@ -285,24 +327,29 @@ def test_the_protobuf_classes_are_coremltools_own():
     assert ct.__version__
 
 
-FUZZED = 250  # a seed; benchmarks/mil_fuzz.py does 100,000
+# How often each seed is changed, and how many of these end in an error, or run all the same, at the least.
+# benchmarks/mil_fuzz.py does 100,000.
+FUZZED = {"bytes": (120, 250, 40), "program": (60, 150, 80)}
 
 
-def test_fuzz(seeds, tmp_path):
+@pytest.mark.parametrize("way", FUZZED)
+def test_fuzz(way, seeds, tmp_path):
     """Nothing but errors for the user comes out of damaged packages."""
     outcomes = Counter()
+    count, refused, sound = FUZZED[way]
+    change = {"bytes": damage, "program": rewrite}[way]
     for package in seeds:
         seed = Seed.read(package)
         folder = tmp_path / seed.name
-        for number in range(FUZZED):
-            changed = damage(seed, number)
+        for number in range(count):
+            changed = change(seed, number)
             seed.write(folder, changed)
             outcomes[attempt(folder)] += 1
             seed.write(folder, {path: seed.files[path] for path in changed})
         clear(folder)
-    assert sum(outcomes.values()) == FUZZED * len(seeds)
-    assert outcomes["BundleError"] > 300
-    assert outcomes["ran"] > 50  # much damage leaves a sound program
+    assert sum(outcomes.values()) == count * len(seeds)
+    assert outcomes["BundleError"] > refused
+    assert outcomes["ran"] > sound  # much damage leaves a sound program
 
 
 def test_manifest_in_coremltools_own_form(seeds):

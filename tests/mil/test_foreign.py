@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastvlm_convert.mil.interpreter import Interpreter
+from fastvlm_convert.mil import Interpreter
 from tests.mil import modules
 
 TOLERANCE = 1e-4
@@ -38,7 +38,7 @@ def convert(module, example, path, target, precision=ct.precision.FLOAT32, **set
 def network(name):
     torch.manual_seed(0)
     module = getattr(modules, name)().eval()
-    for part in module.modules():  # normalisations that do something
+    for part in module.modules():  # normalizations that do something
         if isinstance(part, torch.nn.BatchNorm2d):
             part.running_mean.normal_()
             part.running_var.uniform_(0.5, 2)
@@ -58,7 +58,7 @@ def test_network(name, tmp_path):
     with torch.no_grad():
         wanted = module(*inputs)
     wanted = wanted if isinstance(wanted, tuple) else (wanted,)
-    found = interpreter.run({f"input{i}": x.numpy() for i, x in enumerate(inputs)})
+    found = interpreter.predict({f"input{i}": x.numpy() for i, x in enumerate(inputs)})
     assert len(found) == len(wanted)
     for value, want in zip(found.values(), wanted, strict=True):
         np.testing.assert_allclose(value, want.numpy(), atol=TOLERANCE, rtol=1e-5)
@@ -73,7 +73,7 @@ def test_network_for_older_systems(target, tmp_path):
     module, inputs = network("ViTBlock"), NETWORKS["ViTBlock"]
     types = [ct.TensorType(name="x", shape=inputs[0].shape)]
     interpreter = convert(module, inputs, tmp_path / "m.mlpackage", ct.target[target], inputs=types)
-    (found,) = interpreter.run({"x": inputs[0].numpy()}).values()
+    (found,) = interpreter.predict({"x": inputs[0].numpy()}).values()
     np.testing.assert_allclose(found, module(*inputs).detach().numpy(), atol=TOLERANCE)
 
 
@@ -87,8 +87,8 @@ def test_network_in_float16(tmp_path):
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(parameter.half().float())
-    (found,) = exact.run({"x": inputs[0].numpy()}).values()
-    (rounded,) = Interpreter(path, "device").run({"x": inputs[0].numpy()}).values()
+    (found,) = exact.predict({"x": inputs[0].numpy()}).values()
+    (rounded,) = Interpreter(path, "device").predict({"x": inputs[0].numpy()}).values()
     np.testing.assert_allclose(found, wanted, atol=2e-3)
     np.testing.assert_allclose(rounded, wanted, atol=2e-2)
     assert 0 < np.abs(found - wanted).max() < np.abs(rounded - wanted).max()
@@ -122,9 +122,9 @@ def test_gpt_block_with_state(tmp_path):
             wanted = module(*inputs).numpy()
             module.keys.copy_(module.keys.half().float())
             module.values.copy_(module.values.half().float())
-            (found,) = interpreter.run(
+            (found,) = interpreter.predict(
                 {"token": inputs[0].numpy(), "mask": inputs[1].numpy()}, state=state
             ).values()
             # torch attends to the newest key before it is rounded, the program after
             np.testing.assert_allclose(found, wanted, atol=1e-3)
-            np.testing.assert_allclose(state.read("keys"), module.keys.numpy(), atol=1e-3)
+            np.testing.assert_allclose(state.read_state("keys"), module.keys.numpy(), atol=1e-3)

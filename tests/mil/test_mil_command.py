@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from fastvlm_convert import mil as mil_package
-from fastvlm_convert.cli import mil
-from fastvlm_convert.errors import BundleError
+from fastvlm_convert.cli.main import main
 from fastvlm_convert.mil.proto import model
 from tests.mil.mutations import MODEL
 from tests.mil.seeds import write_seeds
@@ -22,8 +21,8 @@ def packages(tmp_path_factory):
     return {p.stem: p for p in write_seeds(tmp_path_factory.mktemp("command"))}
 
 
-def document(capsys, package, **flags):
-    mil.command(package, as_json=True, **flags)
+def document(capsys, package, *flags):
+    assert main(["mil", str(package), "--json", *flags]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -47,17 +46,30 @@ def test_json(packages, capsys):
 
 
 def test_profile(packages, capsys):
-    found = document(capsys, packages["vision"], profile=True)["profile"]["main"]
+    found = document(capsys, packages["vision"], "--profile")["profile"]["main"]
     assert found["operations"]["conv"]["count"] == 1
     assert 0 < sum(v["seconds"] for v in found["operations"].values()) <= found["seconds"]
     assert found["nonfinite"] == []
 
 
 def test_tables(packages, capsys):
-    mil.command(packages["decoder"], profile=True)
+    assert main(["mil", str(packages["decoder"]), "--profile"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for text in ("state_k: float16 [1, 4, 16]", "2 linear", "256 B int4", "operation count ms share"):
         assert text in shown
+
+
+def test_a_pipeline(packages, capsys):
+    found = document(capsys, packages["pipeline"], profile=True)
+    assert list(found["functions"]) == ["stage 0, main", "stage 1, main"]
+    (image,) = found["functions"]["stage 0, main"]["inputs"]
+    assert (image["image"], image["default"]) == ("RGB", None)
+    assert [v["default"] for v in found["functions"]["stage 1, main"]["inputs"]] == [None, 1.0]
+    label, probabilities = found["functions"]["stage 1, main"]["outputs"]
+    assert (label["dtype"], probabilities["dtype"]) == ("string", "float64")
+    assert found["profile"]["main"]["operations"]["classify"]["count"] == 1
+    assert main(["mil", str(packages["pipeline"])]) == 0
+    assert "classLabel_probs: dictionary, string to float64" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_package_that_cannot_be_run_is_shown(packages, capsys):
@@ -69,10 +81,10 @@ def test_a_package_that_cannot_be_run_is_shown(packages, capsys):
     assert found["unknown_operations"] == ["quantum_gelu"]
     assert found["operations"]["while_loop"] == 1
     assert found["operations"]["matmul"] == 1  # inside of the loop
-    mil.command(packages["loop"])
+    assert main(["mil", str(packages["loop"])]) == 0
     assert "unknown quantum_gelu" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(BundleError, match="unknown type 'quantum_gelu'"):
-        mil.command(packages["loop"], profile=True)
+    assert main(["mil", str(packages["loop"]), "--profile"]) == 2
+    assert "unknown type 'quantum_gelu'" in capsys.readouterr().err
 
 
 def test_shared_weights_count_once(tmp_path, capsys):

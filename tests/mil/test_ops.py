@@ -6,15 +6,21 @@ import coremltools as ct
 import numpy as np
 import pytest
 
-from fastvlm_convert.mil.interpreter import Interpreter
+from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.mil.package import open_package
-from tests.mil import cases_basic, cases_conv, cases_layers, cases_shape
+from tests.mil import cases_basic, cases_conv, cases_image, cases_layers, cases_shape
 from tests.mil.programs import Case, write_cases, write_merged
 
-CASES: list[Case] = [*cases_basic.CASES, *cases_shape.CASES, *cases_conv.CASES, *cases_layers.CASES]
+CASES: list[Case] = [
+    *cases_basic.CASES,
+    *cases_shape.CASES,
+    *cases_conv.CASES,
+    *cases_layers.CASES,
+    *cases_image.CASES,
+]
 
 
-OLD_CASES = cases_layers.OLD_CASES
+OLD_CASES = cases_image.OLD_CASES
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,7 @@ def test_operations_of_older_systems(target, tmp_path):
     inputs = {
         f"c{i}_{a}": x for i, c in enumerate(OLD_CASES) for a, x in zip(c.arguments, c.inputs, strict=True)
     }
-    found = list(Interpreter(tmp_path / "old.mlpackage").run(inputs).values())
+    found = list(Interpreter(tmp_path / "old.mlpackage").predict(inputs).values())
     for case in OLD_CASES:
         for want in case.wanted():
             agree(found.pop(0), want, case)
@@ -41,7 +47,7 @@ def test_operations_of_older_systems(target, tmp_path):
 def test_operation(interpreter, number):
     case = CASES[number]
     inputs = [x.astype(np.int32) if x.dtype == np.bool_ else x for x in case.inputs]
-    found = interpreter.run(dict(zip(case.arguments, inputs, strict=True)), f"f{number}")
+    found = interpreter.predict(dict(zip(case.arguments, inputs, strict=True)), function=f"f{number}")
     wanted = case.wanted()
     assert len(found) == len(wanted)
     for value, want in zip(found.values(), wanted, strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from coremltools.converters.mil import Builder as mb  # noqa: N813
 
-from fastvlm_convert.mil.interpreter import Interpreter
+from fastvlm_convert.mil import Interpreter
 from tests.mil.programs import write_package
 
 F16 = np.float16
@@ -74,7 +74,7 @@ def exact(package):
 
 def run(interpreter, function, *inputs):
     names = [spec.name for spec in interpreter.functions[function].inputs]
-    (found,) = interpreter.run(dict(zip(names, inputs, strict=True)), function).values()
+    (found,) = interpreter.predict(dict(zip(names, inputs, strict=True)), function=function).values()
     return found
 
 

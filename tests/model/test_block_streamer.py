@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from fastvlm_convert.model.block_streamer import BlockStreamer
+from fastvlm_convert.model.block_streamer import BlockStreamer, intercepted
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.recipe import RepairSettings
 from fastvlm_convert.weights.fold import fold
@@ -102,3 +102,33 @@ def test_a_block_reads_its_own_weights_and_all_blocks_read_all():
     for block in (*chain.vision_blocks(), *chain.decoder_blocks()):
         chain.load(block)
     assert set(watched) - watched.asked == {"decoder.embed_tokens.weight", "decoder.norm.weight"}
+
+
+def test_inputs_are_intercepted_and_replaced_while_the_block_lasts():
+    chain = BlockStreamer(golden_checkpoint(LLAVA).config, fold(golden_checkpoint(LLAVA).weights))
+    projector = chain.load("projector")
+    x = torch.rand(2, projector.fc1.in_features, 2, 2, generator=torch.Generator().manual_seed(0))
+    seen = {}
+
+    def halve(given: torch.Tensor) -> torch.Tensor:
+        seen["fc2"] = given
+        return given / 2
+
+    with intercepted({projector.fc2: halve}):
+        halved = chain.run(projector, x)
+    whole = chain.run(projector, x)
+    torch.testing.assert_close(projector.fc2(seen["fc2"]), whole, rtol=0, atol=0)
+    torch.testing.assert_close(projector.fc2(seen["fc2"] / 2), halved, rtol=0, atol=0)
+
+
+def test_nothing_is_intercepted_after_an_error():
+    chain = BlockStreamer(golden_checkpoint(LLAVA).config, fold(golden_checkpoint(LLAVA).weights))
+    projector = chain.load("projector")
+    x = torch.ones(1, projector.fc1.in_features, 2, 2)
+
+    def fail(given: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), intercepted({projector.fc1: fail}):
+        chain.run(projector, x)
+    chain.run(projector, x)

@@ -6,7 +6,8 @@ import torch
 
 from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
 from fastvlm_convert.model.session import TorchSession
-from fastvlm_convert.preprocess import Prompt, build_prompt, load_image
+from fastvlm_convert.pictures import load_image
+from fastvlm_convert.prompt import Prompt, build_prompt, user_message
 from tests.checkpoints import GoldenCase, golden_cases, golden_checkpoint, golden_model
 
 CASES = golden_cases()
@@ -19,8 +20,8 @@ every_form = pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "
 
 def prompt_of(case: GoldenCase) -> Prompt:
     checkpoint = golden_checkpoint(case.name)
-    size = checkpoint.config.vision.image_size
-    return build_prompt(case.question, [load_image(case.image)], checkpoint.tokenizer, size, "pad")
+    message = user_message(case.question, [load_image(case.image)])
+    return build_prompt([message], checkpoint.prompt.format, checkpoint.tokenizer, checkpoint.pictures.image)
 
 
 def assert_close(golden: np.ndarray, ours: np.ndarray) -> None:

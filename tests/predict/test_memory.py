@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_convert.predict.export_plan import prepare
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
+from fastvlm_convert.predict.export_plan import plan_export
 from fastvlm_convert.predict.memory import predicted_peak
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
 from fastvlm_convert.quantized.layer_plan import plan_layers
@@ -53,9 +54,9 @@ CALIBRATED = {
 def test_peaks_with_data_are_near_those_that_were_measured(name, size):
     settings = load_recipe(name)
     settings = replace(settings, common=replace(settings.common, image_size=size))
-    prepared = prepare(DEMO, settings, ["onnx"])
-    tokens = prepared.checkpoint.tokenizer.num_tokens
-    found = predicted_peak(prepared.config, prepared.plans, prepared.recipe, ["onnx"], tokens)
+    plan = plan_export(open_checkpoint(DEMO), settings, ["onnx"])
+    tokens = plan.checkpoint.tokenizer.num_tokens
+    found = predicted_peak(plan.config, plan.layers, plan.recipe, ["onnx"], tokens)
     assert found == pytest.approx(CALIBRATED[name, size], rel=0.2)
 
 

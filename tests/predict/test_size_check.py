@@ -20,7 +20,7 @@ VISION = "coreml/vision.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> tuple[Path, Manifest, dict[str, int]]:
     bundle = tmp_path_factory.mktemp("coverage") / "bundle"
-    manifest = export(CHECKPOINT, recipe(FP16), ["onnx", "coreml"], bundle).manifest
+    manifest = export(CHECKPOINT, bundle, recipe=recipe(FP16), targets=["onnx", "coreml"]).manifest
     return bundle, manifest, {name: entry.size for name, entry in manifest.files.items()}
 
 

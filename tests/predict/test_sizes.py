@@ -1,6 +1,7 @@
 """Predicted sizes of Core ML packages; those of ONNX files and quantized bundles are tested beside them."""
 
 from dataclasses import replace
+from typing import NoReturn
 
 import coremltools
 import numpy as np
@@ -8,21 +9,23 @@ import pytest
 from coremltools.converters.mil import Builder as mb  # noqa: N813  coremltools' own convention
 from coremltools.converters.mil.mil import types
 
-from fastvlm_convert.exporters.coreml.sizes import blob_file_bytes, vision_blobs
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
+from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.exporters.coreml.graph import Graph
+from fastvlm_convert.exporters.coreml.metadata import Metadata
+from fastvlm_convert.exporters.coreml.ops import conv
+from fastvlm_convert.exporters.coreml.proto_size import package_bytes
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.predict.export_plan import prepare
-from fastvlm_convert.predict.placeholder_weights import placeholder_weights
-from fastvlm_convert.predict.sizes import cache_bytes, predicted_sizes
-from fastvlm_convert.quantized.layer_plan import LayerPlan
+from fastvlm_convert.predict.export_plan import plan_export, predicted_artifacts
+from fastvlm_convert.predict.sizes import cache_bytes
 from fastvlm_convert.quantized.schemes import PaletteScheme
+from fastvlm_convert.quantized.weight import PaletteWeight
 from fastvlm_convert.recipe import FloatSettings, QuantizeRule
 from fastvlm_convert.weights.published import published_config
 from fastvlm_convert.weights.source import Weight
-from tests.bundles import FP16, FP32, TAIL, check_sizes, recipe
+from tests.bundles import FP16, FP32, check_sizes, recipe
 from tests.checkpoints import GOLDEN, LLAVA, SHARDED
 
-BIAS = {"vision.x.bias": Weight((40,), "float16", lambda start, stop: np.zeros(stop - start))}
-CHECKPOINT = GOLDEN / LLAVA / "checkpoint"
 ANY_BLOCKS = (
     QuantizeRule(("decoder.*", "vision.*.fc1", "vision.*.qkv"), "int4", 16, on_indivisible="float"),
     QuantizeRule(("*",), "int8"),
@@ -64,10 +67,11 @@ VARIANTS = {
 def test_sizes_of_core_ml_packages_are_known_before(name, tmp_path):
     golden, settings = VARIANTS[name]
     checkpoint = GOLDEN / golden / "checkpoint"
-    prepared = prepare(checkpoint, settings, ["coreml"])
-    predicted = predicted_sizes(prepared.config, prepared.plans, prepared.recipe, ["coreml"])
-    export(checkpoint, settings, ["coreml"], tmp_path / "bundle")
-    check_sizes(predicted, tmp_path / "bundle")
+    plan = plan_export(open_checkpoint(checkpoint), settings, ["coreml"])
+    made = export(checkpoint, tmp_path / "bundle", recipe=settings, targets=["coreml"])
+    predicted = predicted_artifacts(plan)
+    check_sizes(predicted.sizes, tmp_path / "bundle")
+    assert tuple(predicted.artifacts) == made.manifest.artifacts
 
 
 @pytest.mark.parametrize("channel_scale", [False, True])
@@ -97,19 +101,17 @@ def test_palettes_are_as_long_as_coremltools_writes_them(bits, channel_scale, tm
     package.save(str(tmp_path / "p.mlpackage"))
     (written,) = tmp_path.rglob("weight.bin")
 
-    config = prepare(CHECKPOINT, recipe(FP16), []).config
     scheme = PaletteScheme(bits, group, channel_scale)
-    plan = LayerPlan("projector.fc1", (rows, columns, 1, 1), scheme, "search", None, 0)
-    weights = {"vision.x.weight": placeholder_weights(config, [plan])["projector.fc1.weight"]}
-    counted = blob_file_bytes(vision_blobs(weights | BIAS, FloatSettings("float16", "float16")))
-    assert 0 <= counted - written.stat().st_size < TAIL
+    graph = Graph("main", {}, FloatSettings("float16", "float16"), lambda count: None)
+    x = graph.input("x", "float16", (1, columns, 4, 4))
+    kernel = PaletteWeight((rows, columns, 1, 1), scheme, unread)
+    graph.output(conv(graph, "conv", x, (kernel, Weight((rows,), "float32", unread))))
+    metadata = Metadata("", "", {}, {"x": "", "conv": ""})
+    assert package_bytes([graph], metadata)[1] == written.stat().st_size
 
 
-def test_small_arrays_stand_in_the_program():
-    assert blob_file_bytes(iter([(9, 32)])) == blob_file_bytes(iter([])) == 64
-    assert blob_file_bytes(iter([(10, 32)])) == 64 + 64 + 64
-    assert blob_file_bytes(iter([(33, 4), (128, 4)])) == 64 + 2 * 128
-    assert blob_file_bytes(iter([(129, 4)])) == 64 + 64 + 128
+def unread(start: int, stop: int) -> NoReturn:
+    raise AssertionError("a prediction reads no weight")
 
 
 def test_a_kv_cache_is_float16_in_core_ml_and_the_decoders_dtype_in_onnx():
@@ -120,3 +122,10 @@ def test_a_kv_cache_is_float16_in_core_ml_and_the_decoders_dtype_in_onnx():
     assert cache_bytes(config, recipe(FP32), "coreml", 1000) == 2 * token * 1000
     as_tensors = recipe(FP32, coreml={"kv_cache": "tensors"})
     assert cache_bytes(config, as_tensors, "coreml", 1000) == 4 * token * 1000
+
+
+def test_a_pattern_that_matches_no_operation_is_known_before():
+    settings = recipe(FP16, decoder={"float32_ops": ("l0_gaet",)})
+    plan = plan_export(open_checkpoint(GOLDEN / LLAVA / "checkpoint"), settings, ["coreml"])
+    with pytest.raises(RecipeError, match=r"decoder\.float32_ops: 'l0_gaet' matches no operation"):
+        predicted_artifacts(plan)

@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 
 from fastvlm_convert.model.block_streamer import BlockStreamer
-from fastvlm_convert.quantization.answers import Answered, TokenBatch, answered, token_batch
+from fastvlm_convert.quantization.answers import CalibrationSet, TokenBatch, collect_samples, token_batch
+from fastvlm_convert.quantization.block_solver import SolverTask
 from fastvlm_convert.quantization.calibration import Calibration, read_calibration
 from fastvlm_convert.quantization.data_free import quantize_weights
-from fastvlm_convert.quantization.layerwise import Solved, Task, solve
+from fastvlm_convert.quantization.layerwise import LayerwiseResult, solve_layerwise
 from fastvlm_convert.quantization.token_weights import FloatPass, float_pass
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight, dense_view
 from fastvlm_convert.recipe import CalibrationSettings, QuantizeRule, Recipe
@@ -52,10 +54,9 @@ def generated() -> Calibration:
 
 
 @cache
-def golden_answers() -> Answered:
+def golden_answers() -> CalibrationSet:
     """What the golden checkpoint says to them."""
-    checkpoint = golden_checkpoint(LLAVA)
-    return answered(checkpoint, checkpoint.config, "pad", generated(), SETTINGS, lambda share: None)
+    return collect_samples(plan_weights(golden_checkpoint(LLAVA), calibrated_recipe()), generated())
 
 
 @cache
@@ -79,7 +80,7 @@ def golden_batch() -> TokenBatch:
 
 @cache
 def golden_pass() -> FloatPass:
-    """Its own outputs, and what they feel of errors."""
+    """Its own outputs, and how sensitive they are to errors."""
     return float_pass(float_chain(), golden_batch(), True, lambda share: None)
 
 
@@ -87,8 +88,8 @@ def golden_pass() -> FloatPass:
 class Run:
     """Layers solved in a folder."""
 
-    task: Task
-    solved: Solved
+    task: SolverTask
+    solved: LayerwiseResult
     searched: MixedSource
 
     @property
@@ -121,7 +122,7 @@ def run(
     """Solve the golden checkpoint's layers in a folder.
 
     Args:
-        folder: Where finished layers are kept.
+        folder: Where solved layers are saved.
         settings: The recipe.
         weights: What the layers that are not to be solved hold; the recipe's by default.
         only: Which layers to solve, of those that the recipe solves.
@@ -134,8 +135,8 @@ def run(
     chain = BlockStreamer(golden_checkpoint(LLAVA).config, weights or dense_view(searched))
     measured = golden_pass().weights if token_weights is None else token_weights
     folder.mkdir(exist_ok=True)
-    task = Task(float_chain(), chain, todo, settings.calibration, golden_answers(), measured, folder)
-    return Run(task, solve(task, on_progress), searched)
+    task = SolverTask(float_chain(), chain, todo, settings.calibration, golden_answers(), measured, folder)
+    return Run(task, solve_layerwise(task, on_progress), searched)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What the reference says, and how samples lie side by side."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
-from fastvlm_convert.errors import PromptError, RecipeError
+from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.generate import generate
-from fastvlm_convert.quantization.answers import MAX_ANSWER_TOKENS, Answered, Sample, answered, token_batch
+from fastvlm_convert.quantization.answers import (
+    MAX_ANSWER_TOKENS,
+    CalibrationSet,
+    Sample,
+    collect_samples,
+    token_batch,
+)
 from fastvlm_convert.quantization.calibration import Calibration
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import CalibrationSettings
 from fastvlm_convert.runtime.loaded import load_reference
 from tests.checkpoints import HF, LLAVA, golden_checkpoint
-from tests.quantization.calibrated import SETTINGS, float_chain, generated, golden_answers
+from tests.quantization.calibrated import SETTINGS, calibrated_recipe, float_chain, generated, golden_answers
 
 CHECKPOINT = golden_checkpoint(LLAVA)
 PICTURE = Image.new("RGB", (9, 5), "red")
@@ -33,11 +40,12 @@ def ask(
     settings: CalibrationSettings = SETTINGS,
     checkpoint=CHECKPOINT,
     on_progress=lambda s: None,
-) -> Answered:
-    return answered(checkpoint, checkpoint.config, "pad", data, settings, on_progress)
+) -> CalibrationSet:
+    plan = plan_weights(golden_checkpoint(checkpoint.path.parent.name), calibrated_recipe(**asdict(settings)))
+    return collect_samples(replace(plan, checkpoint=checkpoint), data, on_progress)
 
 
-def same(a: Answered, b: Answered) -> bool:
+def same(a: CalibrationSet, b: CalibrationSet) -> bool:
     return np.array_equal(a.features, b.features) and all(
         np.array_equal(x.answer, y.answer) for x, y in zip(a.samples, b.samples, strict=True)
     )
@@ -49,18 +57,16 @@ def test_they_are_the_references_own():
     for question, sample, features, pixels in zip(
         generated().questions, found.samples, found.features, found.pixel_values, strict=True
     ):
-        prompt = reference.prompt(question.text, [question.image])
+        prompt = reference.conversation(question.messages)
         room = min(MAX_ANSWER_TOKENS, SETTINGS.max_tokens - prompt.length(len(features)))
         if question.answer is None:
             said = generate(reference.session, prompt, reference.eos_token_ids, room)
             end = [reference.eos_token_ids[0]] if said.finished else []
             assert sample.answer.tolist() == [*said.token_ids, *end]
-        assert [sample.before.tolist(), sample.after.tolist()] == [s.tolist() for s in prompt.segments]
+        assert [s.tolist() for s in sample.segments] == [s.tolist() for s in prompt.segments]
         np.testing.assert_array_equal(pixels, prompt.images[0][0])
         np.testing.assert_array_equal(features, reference.session.encode_image(prompt.images[0]))
-        assert (
-            len(sample.before) + len(features) + len(sample.after) + len(sample.answer) <= SETTINGS.max_tokens
-        )
+        assert prompt.length(len(features)) + len(sample.answer) <= SETTINGS.max_tokens
 
 
 def test_it_is_asked_once(own_cache):
@@ -94,14 +100,14 @@ def test_other_data_is_asked_anew(own_cache):
 
 def test_given_answers(own_cache):
     texts = ("Red.", "", "A red picture. " * 20)
-    data = Calibration(tuple(Question(PICTURE, "What?", text) for text in texts), "given")
+    data = Calibration(tuple(Question((PICTURE,), "What?", text) for text in texts), "given")
     found = ask(data, replace(SETTINGS, max_tokens=100)).samples
     end = CHECKPOINT.eos_token_ids[0]
     for text, sample in zip(texts, found, strict=True):
         ids = CHECKPOINT.tokenizer.encode(text)
         room = min(
             MAX_ANSWER_TOKENS,
-            100 - CHECKPOINT.config.vision.num_image_tokens - len(sample.before) - len(sample.after),
+            100 - CHECKPOINT.config.vision.num_image_tokens - sum(map(len, sample.segments)),
         )
         assert sample.answer.tolist() == [*ids[: room - 1], end]
     assert len(found[2].answer) < len(CHECKPOINT.tokenizer.encode(texts[2]))
@@ -109,18 +115,29 @@ def test_given_answers(own_cache):
 
 def test_the_end_token_is_the_models(own_cache):
     checkpoint = golden_checkpoint(HF)
-    found = ask(Calibration((Question(PICTURE, "What?", "Red."),), "hf"), checkpoint=checkpoint)
+    found = ask(Calibration((Question((PICTURE,), "What?", "Red."),), "hf"), checkpoint=checkpoint)
     assert found.samples[0].answer[-1] == checkpoint.eos_token_ids[0]
 
 
-def test_a_place_for_the_image(own_cache):
-    data = Calibration((Question(PICTURE, "What is in <image> there?", "Red."),), "marked")
-    sample = ask(data).samples[0]
-    encode = CHECKPOINT.tokenizer.encode
-    assert sample.before[-3:].tolist() == encode("What is in ")[-3:]
-    assert sample.after[:2].tolist() == encode(" there?")[:2]
-    with pytest.raises(PromptError, match="marks 2 places"):
-        ask(Calibration((Question(PICTURE, "<image> or <image>?"),), "two"))
+def test_special_tokens_in_questions_and_answers_are_text(own_cache):
+    typed = "What is <image> <|im_end|>?"
+    found = ask(Calibration((Question((PICTURE,), typed, "<|im_end|>"),), "typed")).samples[0]
+    tokenizer = CHECKPOINT.tokenizer
+    assert tokenizer.end_of_turn_id not in found.answer[:-1]
+    ids = [i for segment in found.segments for i in segment]
+    assert tokenizer.image_token_id not in ids
+    assert ids.count(tokenizer.end_of_turn_id) == 2  # those of the format: system and user
+
+
+def test_text_alone_and_several_pictures(own_cache):
+    pictures = (PICTURE, Image.new("RGB", (5, 9), "blue"))
+    questions = (Question((), "Who?", "Ann."), Question(pictures, "Same?", "No."), Question((PICTURE,), "?"))
+    found = ask(Calibration(questions, "mixed"))
+    assert [sample.num_pictures for sample in found.samples] == [0, 2, 1]
+    assert len(found.features) == len(found.pixel_values) == 3
+    np.testing.assert_array_equal(found.features[0], found.features[2])
+    with pytest.raises(RecipeError, match="holds no picture"):
+        ask(Calibration(questions[:1], "text"))
 
 
 def test_a_prompt_that_leaves_no_room(own_cache):
@@ -137,22 +154,28 @@ def ids(*values: int) -> np.ndarray:
 
 
 SAMPLES = (
-    Sample(ids(1, 2), ids(3), ids(4, 5, 6)),
-    Sample(ids(), ids(7, 8), ids(9)),  # the image comes first
-    Sample(ids(1), ids(), ids(2, 3)),  # and last
+    Sample((ids(1, 2), ids(3)), ids(4, 5, 6)),
+    Sample((ids(), ids(7, 8)), ids(9)),  # the picture comes first
+    Sample((ids(1), ids()), ids(2, 3)),  # and last
+    Sample((ids(6, 7),), ids(8)),  # there is none
+    Sample((ids(1), ids(2), ids(3)), ids(4)),  # there are two
 )
 
 
 def test_samples_side_by_side():
-    features = 100 + torch.arange(12.0).reshape(3, 2, 2)
+    features = 100 + torch.arange(20.0).reshape(5, 2, 2)
     batch = token_batch(SAMPLES, features, lambda tokens: tokens[:, None].expand(-1, 2).float())
-    first = [[1, 2, 100, 102, 3, 4, 5], [104, 106, 7, 8], [1, 108, 110, 2]]
+    first = [
+        [1, 2, 100, 102, 3, 4, 5], [104, 106, 7, 8], [1, 108, 110, 2], [6, 7], [1, 112, 114, 2, 116, 118, 3],
+    ]  # fmt: skip
     longest = len(first[0])
     assert batch.embeds[..., 0].tolist() == [row + [0] * (longest - len(row)) for row in first]
-    assert batch.real.sum(1).tolist() == [7, 4, 4]
-    assert [row.nonzero().flatten().tolist() for row in batch.image] == [[2, 3], [0, 1], [1, 2]]
+    assert batch.real.sum(1).tolist() == [7, 4, 4, 2, 7]
+    images = [row.nonzero().flatten().tolist() for row in batch.image]
+    assert images == [[2, 3], [0, 1], [1, 2], [], [1, 2, 4, 5]]
     rows, tokens = (part.tolist() for part in batch.answers)
-    assert list(zip(rows, tokens, strict=True)) == [(0, 4), (0, 5), (0, 6), (1, 3), (2, 2), (2, 3)]
+    expected = [(0, 4), (0, 5), (0, 6), (1, 3), (2, 2), (2, 3), (3, 1), (4, 6)]
+    assert list(zip(rows, tokens, strict=True)) == expected
     assert all(batch.real[r, t] for r, t in zip(rows, tokens, strict=True))
 
 

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from fastvlm_convert.quantization import asymmetric_calibration
-from fastvlm_convert.quantization.asymmetric_calibration import Moments, aimed, moments_of, shifted_bias
+from fastvlm_convert.quantization.asymmetric_calibration import (
+    Moments,
+    corrected_bias,
+    moments_of,
+    target_weight,
+)
 from tests.quantization.layers import correlated_inputs, weights
 
 RNG = np.random.default_rng(0)
@@ -35,22 +40,22 @@ def least_squares(ridge: float) -> np.ndarray:
 @pytest.mark.parametrize("ridge", [1e-9, 0.1])
 def test_it_is_the_least_squares_solution(monkeypatch, ridge):
     monkeypatch.setattr(asymmetric_calibration, "RIDGE", ridge)
-    found = aimed(WEIGHT, moments_of(REFERENCE, INPUTS, IMPORTANCE))
+    found = target_weight(WEIGHT, moments_of(REFERENCE, INPUTS, IMPORTANCE))
     np.testing.assert_allclose(found, least_squares(ridge), rtol=1e-3, atol=1e-4)
     assert error(found) < 0.9 * error(WEIGHT)
     assert found.dtype == np.float32
 
 
 def test_nothing_to_make_up_for():
-    np.testing.assert_array_equal(aimed(WEIGHT, moments_of(INPUTS, INPUTS, IMPORTANCE)), WEIGHT)
-    np.testing.assert_array_equal(aimed(WEIGHT, moments_of(REFERENCE, 0 * INPUTS, None)), WEIGHT)
+    np.testing.assert_array_equal(target_weight(WEIGHT, moments_of(INPUTS, INPUTS, IMPORTANCE)), WEIGHT)
+    np.testing.assert_array_equal(target_weight(WEIGHT, moments_of(REFERENCE, 0 * INPUTS, None)), WEIGHT)
 
 
 @pytest.mark.parametrize("importance", [IMPORTANCE, None])
 def test_the_bias_makes_the_means_equal(importance):
     bias, rounded = RNG.standard_normal(8).astype(np.float32), np.round(WEIGHT, 2)
     moments = moments_of(REFERENCE, INPUTS, importance)
-    shifted = shifted_bias(bias, WEIGHT, rounded, moments)
+    shifted = corrected_bias(bias, WEIGHT, rounded, moments)
     expected = np.average(REFERENCE @ WEIGHT.T + bias, 0, importance)
     np.testing.assert_allclose(np.average(INPUTS @ rounded.T + shifted, 0, importance), expected, atol=1e-4)
     assert np.abs(np.average(INPUTS @ rounded.T + bias, 0, importance) - expected).max() > 1e-2

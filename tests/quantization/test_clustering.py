@@ -100,3 +100,8 @@ def test_points_without_mass_cost_nothing() -> None:
     tables, indices = kmeans(points, masses, 16)
     error = np.abs(points - np.take_along_axis(tables, indices.astype(int), 1))[0, :16]
     assert error.max() < 0.07
+
+
+def test_by_hand() -> None:
+    tables, indices = kmeans(np.array([[-3, -1, 3, 5]], np.float32), np.ones((1, 4)), 2)
+    assert (tables.tolist(), indices.tolist()) == ([[-2, 4]], [[0, 0, 1, 1]])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastvlm_convert.model.block_streamer import BlockStreamer
-from fastvlm_convert.quantization import layerwise
+from fastvlm_convert.quantization import block_solver, layer_solver
 from fastvlm_convert.quantization.awq import behind_scales
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import QuantizeRule
@@ -63,7 +63,7 @@ class TestWhatComesOut:
     @pytest.mark.parametrize("name", ["plain", "scaled"])
     def test_a_part_of_the_samples_solves_and_all_go_through(self, request, name, tmp_path, monkeypatch):
         whole = request.getfixturevalue(name)
-        monkeypatch.setattr(layerwise, "MAX_ACTIVATION_BYTES", 1)
+        monkeypatch.setattr(block_solver, "MAX_ACTIVATION_BYTES", 1)
         one = run(tmp_path / "one", calibrated_recipe(awq=name == "scaled"))
         assert close(one.hidden(), one.solved.hidden)
         assert len(one.solved.hidden) == len(whole.solved.hidden)
@@ -83,7 +83,7 @@ class TestWhatComesOut:
         assert sqnr(golden_pass().hidden, plain.solved.hidden) > sqnr(golden_pass().hidden, searched) + 1
 
     def test_aiming_at_the_float_model_helps(self, plain, tmp_path, monkeypatch):
-        monkeypatch.setattr(layerwise, "aimed", lambda weight, moments: weight)
+        monkeypatch.setattr(layer_solver, "target_weight", lambda weight, moments: weight)
         straight = run(tmp_path / "straight", calibrated_recipe()).solved.hidden
         assert sqnr(golden_pass().hidden, plain.solved.hidden) > sqnr(golden_pass().hidden, straight) + 0.1
 

@@ -1,4 +1,4 @@
-"""Palettes by clustering, and with error feedback."""
+"""Palettes by clustering, and with error compensation."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_scales_and_importance_help() -> None:
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_feedback(scaled: bool) -> None:
+def test_error_compensation(scaled: bool) -> None:
     scheme = PaletteScheme(4, 16, scaled)
     for seed in range(2):
         weight, hessian = weights(seed, 32, 128), correlated_hessian(seed, 128)

@@ -13,7 +13,7 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.metrics import kl_divergence, sqnr_db
 from fastvlm_convert.model.block_streamer import BlockStreamer
-from fastvlm_convert.quantization.answers import answered, token_batch
+from fastvlm_convert.quantization.answers import collect_samples, token_batch
 from fastvlm_convert.quantization.calibration import Calibration, read_calibration
 from fastvlm_convert.quantization.prepared_weights import (
     PreparedWeights,
@@ -22,7 +22,8 @@ from fastvlm_convert.quantization.prepared_weights import (
     prepare_weights,
     remembered_calibration,
 )
-from fastvlm_convert.quantization.score import AnswerScore, kept_score
+from fastvlm_convert.quantization.score import AnswerScore, load_score
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import Weight, dense_view
 from fastvlm_convert.recipe import QuantizeRule, Recipe, RepairSettings, without_data
 from fastvlm_convert.weights.source import WeightSource
@@ -47,7 +48,7 @@ def own_cache(first, tmp_path, monkeypatch) -> Path:
     common = Path(os.environ["FASTVLM_CONVERT_CACHE"])
     folder = Path(shutil.copytree(common / "answers", tmp_path / "cache" / "answers")).parent
     (kept,) = {
-        path.parent for path in (common / "solved").glob("*/answers.json") if kept_score(path) == first.score
+        path.parent for path in (common / "solved").glob("*/answers.json") if load_score(path) == first.score
     }
     shutil.copytree(kept, folder / "solved" / kept.name)
     monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(folder))
@@ -55,7 +56,8 @@ def own_cache(first, tmp_path, monkeypatch) -> Path:
 
 
 def solved(recipe: Recipe = RECIPE, checkpoint=CHECKPOINT, source: Path | None = None) -> PreparedWeights:
-    return prepare_weights(checkpoint, recipe, calibration_for(checkpoint, recipe, source))
+    plan = plan_weights(checkpoint, recipe)
+    return prepare_weights(plan, calibration_for(plan, source))
 
 
 def folders(cache: Path) -> list[Path]:
@@ -81,8 +83,7 @@ class TestKept:
     def test_the_second_time_nothing_is_run(self, first, own_cache):
         before = tree_state(own_cache)
         second = prepare_weights(
-            replace(CHECKPOINT, weights=unread(CHECKPOINT.weights)),
-            RECIPE,
+            plan_weights(replace(CHECKPOINT, weights=unread(CHECKPOINT.weights)), RECIPE),
             Calibration((), read_calibration(None, RECIPE.calibration).sha256),
             lambda stage, share: pytest.fail(f"{stage} ran"),
         )
@@ -157,21 +158,21 @@ class TestRefused:
     def test_data_that_is_not_at_hand(self, own_cache):
         recipe = replace(RECIPE, calibration=replace(RECIPE.calibration, damping=0.3))
         with pytest.raises(RecipeError, match="calibrated with data that is not at hand") as caught:
-            prepare_weights(CHECKPOINT, recipe, Calibration((), "0" * 64))
+            prepare_weights(plan_weights(CHECKPOINT, recipe), Calibration((), "0" * 64))
         assert "give the quantized checkpoint" in str(caught.value.hint)
         assert len(folders(own_cache)) == 1
 
     def test_no_data_at_all(self):
         with pytest.raises(RecipeError, match="needs data to calibrate with, and none is recorded"):
-            prepare_weights(CHECKPOINT, RECIPE, None)
+            prepare_weights(plan_weights(CHECKPOINT, RECIPE), None)
 
     def test_data_that_is_not_needed(self, tmp_path, golden_quantized):
         with pytest.raises(
             RecipeError, match=r"nothing to calibrate: no solver of recipe 'mixed' needs data"
         ):
-            calibration_for(CHECKPOINT, mixed_recipe(), tmp_path)
+            calibration_for(plan_weights(CHECKPOINT, mixed_recipe()), tmp_path)
         with pytest.raises(RecipeError, match="nothing to calibrate: the checkpoint is quantized already"):
-            calibration_for(open_checkpoint(golden_quantized), mixed_recipe(), tmp_path)
+            calibration_for(plan_weights(open_checkpoint(golden_quantized), mixed_recipe()), tmp_path)
 
     @pytest.mark.parametrize(
         ("layers", "what"),
@@ -194,17 +195,19 @@ def test_remembered_data():
 
 
 def test_without_solvers_nothing_is_calibrated():
-    assert calibration_for(CHECKPOINT, without_data(RECIPE), None) is None
-    found = prepare_weights(CHECKPOINT, without_data(RECIPE))
+    plan = plan_weights(CHECKPOINT, without_data(RECIPE))
+    assert calibration_for(plan, None) is None
+    found = prepare_weights(plan)
     assert found.score is None
     assert {n for n in found.weights if found.floats[n] is not found.weights[n]} == set(integers(found))
 
 
 def test_the_score_is_of_the_model_with_all_its_integers(first):
     """Its parts, the encoder's too, through a model that holds the dequantized weights."""
-    data = calibration_for(CHECKPOINT, RECIPE, None)
+    plan = plan_weights(CHECKPOINT, RECIPE)
+    data = calibration_for(plan, None)
     reference, candidate = (
-        logits(float_weights(CHECKPOINT, RECIPE), data),
+        logits(float_weights(plan), data),
         logits(dense_view(first.weights), data),
     )
     kl = float(kl_divergence(reference, candidate).mean())
@@ -214,7 +217,7 @@ def test_the_score_is_of_the_model_with_all_its_integers(first):
 
 def test_scaled_layers_are_compared_with_scaled_floats():
     scaled = solved(replace(RECIPE, calibration=replace(RECIPE.calibration, awq=True)))
-    floats = float_weights(CHECKPOINT, RECIPE)
+    floats = float_weights(plan_weights(CHECKPOINT, RECIPE))
     name = "decoder.layers.0.mlp.up_proj.weight"
     found = dense_view(scaled.weights)[name].array()
     assert sqnr_db(scaled.floats[name].array(), found) > sqnr_db(floats[name].array(), found) + 1
@@ -225,7 +228,7 @@ def test_scaled_layers_are_compared_with_scaled_floats():
 @torch.no_grad()
 def logits(weights, data: Calibration, checkpoint=CHECKPOINT, recipe: Recipe = RECIPE) -> np.ndarray:
     """What predicts the answers' tokens, of a model that holds some weights; float32 [tokens, vocab]."""
-    said = answered(checkpoint, checkpoint.config, "pad", data, recipe.calibration, lambda share: None)
+    said = collect_samples(checkpoint, checkpoint.config, "pad", data, recipe.calibration, lambda share: None)
     chain = BlockStreamer(checkpoint.config, weights)
     x = torch.from_numpy(said.pixel_values)
     for block in chain.vision_blocks():
@@ -243,12 +246,13 @@ def test_gptq_beats_the_search_on_the_demos_answers():
     recipe = calibrated_recipe(rule, QuantizeRule(("*",), "float"), num_samples=12, max_tokens=384)
     more = read_calibration(None, replace(recipe.calibration, num_samples=20))
     seen, unseen = more.questions[:12], Calibration(more.questions[12:], "unseen")
-    gptq, search = solved(recipe, checkpoint), prepare_weights(checkpoint, without_data(recipe))
+    gptq = solved(recipe, checkpoint)
+    search = prepare_weights(plan_weights(checkpoint, without_data(recipe)))
     assert gptq.score is not None
 
     def compared(engine: PreparedWeights, data: Calibration) -> tuple[float, float]:
         """Divergence, and signal to noise of the logits but for their means."""
-        sources = (float_weights(checkpoint, recipe), dense_view(engine.weights))
+        sources = (float_weights(plan_weights(checkpoint, recipe)), dense_view(engine.weights))
         reference, candidate = (logits(weights, data, checkpoint, recipe) for weights in sources)
         kl = float(kl_divergence(reference, candidate).mean())
         centred = (found - found.mean(1, keepdims=True) for found in (reference, candidate))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastvlm_convert.quantization.score import AnswerScore, answer_score, keep_score, kept_score
+from fastvlm_convert.quantization.score import AnswerScore, answer_score, load_score, save_score
 
 
 def test_by_hand():
@@ -17,9 +17,9 @@ def test_by_hand():
 
 def test_it_is_kept(tmp_path):
     path = tmp_path / "answers.json"
-    assert kept_score(path) is None
-    keep_score(path, AnswerScore(1.25e-7, 1.0, 3))
-    assert kept_score(path) == AnswerScore(1.25e-7, 1.0, 3)
+    assert load_score(path) is None
+    save_score(path, AnswerScore(1.25e-7, 1.0, 3))
+    assert load_score(path) == AnswerScore(1.25e-7, 1.0, 3)
     assert [p.name for p in tmp_path.iterdir()] == ["answers.json"]
 
 
@@ -27,4 +27,4 @@ def test_it_is_kept(tmp_path):
 def test_a_damaged_one_is_none(tmp_path, content):
     path = tmp_path / "answers.json"
     path.write_text(content)
-    assert kept_score(path) is None
+    assert load_score(path) is None

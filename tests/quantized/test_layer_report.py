@@ -9,12 +9,13 @@ from fastvlm_convert.quantized.layer_report import LayerReport, component_report
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme
 from fastvlm_convert.quantized.sqnr import SquaredSums
 
+NARROW = "its width 16 is no multiple of block_size 32, so 16"
 PLANS = [
     LayerPlan("vision.stem.0", (8, 3, 3, 3), AffineScheme(8, None, True), "search", None, 8 * (27 * 8 + 16)),
     LayerPlan("projector.fc1", (4, 32), None, "search", "rule '*.fc1'", 4 * 32 * 16),
     LayerPlan("decoder.layers.0.mlp.up_proj", (4, 64), AffineScheme(4, 32, False), "gptq", None, 4 * 296),
     LayerPlan("decoder.layers.0.mlp.gate_proj", (8, 64), PaletteScheme(6, 4, True), "weighted", None, 5248),
-    LayerPlan("decoder.embed_tokens", (10, 64), AffineScheme(8, 16, True), "search", None, 10 * 64 * 9),
+    LayerPlan("decoder.embed_tokens", (10, 64), AffineScheme(8, 16, True), "search", NARROW, 10 * 64 * 9),
     LayerPlan("decoder.lm_head", (10, 64), None, "search", None, 10 * 64 * 16),
 ]
 SUMS = {"vision.stem.0": (10.0, 0.01), "decoder.layers.0.mlp.up_proj": (4.0, 0.04),
@@ -48,6 +49,8 @@ def test_components(layers):
     assert decoder.sqnr_db == pytest.approx(10 * math.log10(10 / 0.05), abs=0.01)
     assert (projector.sqnr_db, projector.in_float) == (None, {"projector.fc1": "rule '*.fc1'"})
     assert (head.in_float, embedding.sqnr_db) == ({"decoder.lm_head": None}, None)
+    assert (embedding.fitted, decoder.fitted) == ({"decoder.embed_tokens": NARROW}, {})
+    assert total.fitted == embedding.fitted
     assert total.num_layers == 6
     assert total.stored_bytes == sum(plan.stored_bits for plan in PLANS) / 8
     assert total.sqnr_db == pytest.approx(10 * math.log10(21 / 0.06), abs=0.01)

@@ -4,21 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coremltools import target
-from coremltools.converters.mil import Builder as mb  # noqa: N813
-from coremltools.converters.mil.mil import types
 
-from fastvlm_convert.exporters.coreml.decoder import TARGET, DecoderBuilder
-from fastvlm_convert.exporters.coreml.functions import build_function
-from fastvlm_convert.exporters.coreml.package import Metadata, write_package
-from fastvlm_convert.exporters.coreml.vision import VisionBuilder
-from fastvlm_convert.exporters.coreml.weights import Weights
+from fastvlm_convert.exporters.coreml import ops
+from fastvlm_convert.exporters.coreml.graph import Graph
+from fastvlm_convert.exporters.coreml.metadata import Metadata
+from fastvlm_convert.exporters.coreml.proto import write_package
+from fastvlm_convert.exporters.coreml.vision import build_apple_vision
 from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
-from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db, top1_agreement
-from fastvlm_convert.mil.interpreter import Interpreter
+from fastvlm_convert.mil import Interpreter
+from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.preprocess import load_image
 from fastvlm_convert.recipe import FloatSettings, RepairSettings
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 from fastvlm_convert.weights.fold import fold
@@ -56,8 +52,8 @@ def reference() -> LoadedModel:
 
 def load(tmp_path: Path, name: str, settings: dict, precision: str) -> LoadedModel:
     bundle = tmp_path / "bundle"
-    export(GOLDEN / LLAVA / "checkpoint", recipe(name, coreml=settings), ["coreml"], bundle)
-    return load_bundle(bundle, load_manifest(bundle), "coreml", precision)
+    export(GOLDEN / LLAVA / "checkpoint", bundle, recipe=recipe(name, coreml=settings), targets=["coreml"])
+    return load_bundle(bundle, "coreml", precision)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -110,21 +106,14 @@ def rms_norm(tmp_path: Path, rows: np.ndarray, shift: int, precision: str) -> np
     """The decoder's own RMSNorm, float16, on its own in a package, for a stream that is shifted."""
     repairs = RepairSettings(residual_shift=shift)
     config = repaired_config(golden_checkpoint(LLAVA).config, repairs)
-    weights = Weights(lambda count: None)
-    settings = FloatSettings("float16", "float16")
-    builder = DecoderBuilder(config.decoder, {}, settings, recipe(FP16).coreml, repairs, 64, weights)
+    graph = Graph("main", {}, FloatSettings("float16", "float16"), lambda count: None)
     scale = computed((rows.shape[-1],), "float32", lambda: np.ones(rows.shape[-1], np.float32))
-
-    def body(inputs):
-        builder.ops.start_function()
-        return [builder._norm("final_norm", inputs["x"], scale)]
-
-    function = build_function({"x": mb.TensorSpec(rows.shape, types.fp16)}, body, TARGET)
+    x = graph.input("x", "float16", rows.shape)
+    graph.output(ops.rms_norm(graph, "final_norm", x, scale, config.decoder))
     package = tmp_path / "norm.mlpackage"
-    metadata = Metadata("", "", "", {}, {"x": "", "final_norm": ""})
-    write_package(package, {"main": function}, "main", TARGET, weights, metadata)
+    write_package(package, [graph], Metadata("", "", {}, {"x": "", "final_norm": ""}))
     interpreter = Interpreter(package, precision)
-    result = interpreter.run({"x": rows.astype(np.float16)})["final_norm"].astype(np.float32)
+    result = interpreter.predict({"x": rows.astype(np.float16)})["final_norm"].astype(np.float32)
     assert not interpreter.nonfinite
     return result
 
@@ -148,16 +137,14 @@ def test_rms_norm_neither_overflows_nor_divides_by_zero(shift, tmp_path):
 def test_the_package_for_apples_app(tmp_path):
     """Its program at the golden's size: features without projector, attention in steps (iOS 16)."""
     checkpoint = golden_checkpoint(LLAVA)
-    weights = Weights(lambda count: None)
-    settings = FloatSettings("float32", "float32")
-    builder = VisionBuilder(checkpoint.config, fold(checkpoint.weights), settings, weights, target.iOS16)
+    graph = Graph("main", {}, FloatSettings("float32", "float32"), lambda count: None, "iOS16")
+    build_apple_vision(graph, checkpoint.config, fold(checkpoint.weights))
     package = tmp_path / "fastvithd.mlpackage"
-    metadata = Metadata("", "", "", {}, {"images": "", "image_features": ""})
-    write_package(package, {"main": builder.apple_function()}, "main", target.iOS16, weights, metadata)
+    write_package(package, [graph], Metadata("", "", {}, {"images": "", "image_features": ""}))
     interpreter = Interpreter(package)
     (given,), (gives,) = interpreter.functions["main"].inputs, interpreter.functions["main"].outputs
     assert (given.name, given.dtype, given.shape) == ("images", "float32", (1, 3, 256, 256))
     assert (gives.name, gives.dtype) == ("image_features", "float32")
     for case in CASES:
-        found = interpreter.run({"images": case.array("pixel_values")})["image_features"]
+        found = interpreter.predict({"images": case.array("pixel_values")})["image_features"]
         assert sqnr_db(case.array("vision_features"), found) >= 100

@@ -6,7 +6,7 @@ from PIL import Image
 from fastvlm_convert import metrics
 from fastvlm_convert.errors import BundleError, PromptError
 from fastvlm_convert.generate import embed_prompt, generate
-from fastvlm_convert.preprocess import load_image
+from fastvlm_convert.pictures import load_image
 from fastvlm_convert.runtime.loaded import load_reference
 from tests.bundles import copy_bundle, export_bundle, open_bundle, recipe
 from tests.checkpoints import GOLDEN, LLAVA, golden_checkpoint

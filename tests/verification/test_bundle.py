@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.io_names import Component
-from fastvlm_convert.manifest import FILE_NAME, file_entries, load_manifest
-from fastvlm_convert.preprocess import load_image
+from fastvlm_convert.manifest import FILE_NAME, file_entries
+from fastvlm_convert.pictures import load_image
 from fastvlm_convert.questions import Question
 from fastvlm_convert.verification.bundle import VerifyResult, verify
 from tests.bundles import (
@@ -23,11 +22,11 @@ from tests.bundles import (
 from tests.checkpoints import GOLDEN, LLAVA, edit_tensors, golden_cases, read_tensors
 
 CHECKPOINT = GOLDEN / LLAVA / "checkpoint"
-QUESTIONS = [Question(load_image(c.image), c.question) for c in golden_cases() if c.name == LLAVA][:2]
+QUESTIONS = [Question((load_image(c.image),), c.question) for c in golden_cases() if c.name == LLAVA][:2]
 
 
 def run(bundle: Path, checkpoint: Path = CHECKPOINT, **options) -> VerifyResult:
-    return verify(bundle, load_manifest(bundle), open_checkpoint(checkpoint), QUESTIONS, **options)
+    return verify(bundle, checkpoint, questions=QUESTIONS, **options)
 
 
 def failed(result: VerifyResult) -> dict[str, str | None]:
@@ -108,7 +107,10 @@ def test_a_side_file_that_no_runtime_of_ours_reads_counts_as_well(bundle):
     path = bundle / "generation_config.json"
     path.write_text(path.read_text().replace("false", "true "))
     result = run(bundle)
-    assert failed(result) == {"files sha256": "changed: generation_config.json"}
+    assert failed(result) == {
+        "files sha256": "changed: generation_config.json",
+        "generation_config.json content": "do_sample is true, expected false",
+    }
     assert result.status == "failed"
 
 
@@ -119,7 +121,7 @@ def test_a_graph_that_the_runtime_refuses_is_not_run(bundle):
     assert result.status == "failed"  # by its hash
     assert failed(result) == {"files sha256": "changed: onnx/decoder_model_merged.onnx"}
     absent = [c for c in result.checks if c.status == "not_run"]
-    assert [c.stage for c in absent][-1] == "greedy_text"
+    assert [c.stage for c in absent][-2:] == ["greedy_text", "context_end"]
     assert all("ONNX Runtime refuses the graph" in str(c.reason) for c in absent)
 
 
@@ -132,6 +134,7 @@ def test_without_onnxruntime_nothing_is_claimed(fp32_bundle, monkeypatch):
     by_stage = {c.stage: c for c in result.checks if c.target == "onnx"}
     assert list(by_stage) == [
         "preprocessing", "image_features", "inputs_embeds", "prefill_logits", "decode_logits", "greedy_text",
+        "context_end",
     ]  # fmt: skip
     for check in by_stage.values():
         assert (check.status, check.value, check.exact, check.executed_by) == ("not_run", None, False, None)

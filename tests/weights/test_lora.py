@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from fastvlm_convert.weights.lora import LowRank, merge_low_rank
-from fastvlm_convert.weights.source import Weight
+from fastvlm_convert.weights.source import Weight, transposed
 
 
 def memory(tensor):
@@ -17,7 +17,7 @@ def test_only_the_rows_that_are_asked_for_are_merged_and_the_source_stays():
     asked = []
     source = memory(w)
     weight = Weight(source.shape, source.dtype, lambda s, e: (asked.append((s, e)), source.read(s, e))[1])
-    merged = merge_low_rank(weight, LowRank(memory(a), memory(b), scale=0.5))
+    merged = merge_low_rank(weight, LowRank(up=memory(b), down=memory(a), scale=0.5))
     assert (merged.shape, merged.dtype, asked) == ((6, 4), "float16", [])
     rows = merged.read(1, 4)
     assert asked == [(1, 4)]
@@ -29,8 +29,8 @@ def test_only_the_rows_that_are_asked_for_are_merged_and_the_source_stays():
 def test_transposed_halves_and_kernels_of_1x1():
     rng = torch.Generator().manual_seed(1)
     w, a, b = (torch.randn(*shape, generator=rng) for shape in ((6, 4), (2, 6), (4, 2)))
-    embedding = merge_low_rank(memory(w), LowRank(memory(a), memory(b), scale=2.0, transposed=True))
+    embedding = merge_low_rank(memory(w), LowRank(transposed(memory(a)), transposed(memory(b)), scale=2.0))
     torch.testing.assert_close(torch.from_numpy(embedding.array()), w + 2 * (b @ a).T)
     np.testing.assert_array_equal(embedding.read(2, 5), embedding.array()[2:5])
-    kernel = merge_low_rank(memory(w.reshape(6, 4, 1, 1)), LowRank(memory(b.T), memory(a.T), scale=1.0))
+    kernel = merge_low_rank(memory(w.reshape(6, 4, 1, 1)), LowRank(memory(a.T), memory(b.T), scale=1.0))
     torch.testing.assert_close(torch.from_numpy(kernel.array()), (w + a.T @ b.T).reshape(6, 4, 1, 1))

@@ -7,6 +7,7 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import QuantizedWeight
 from fastvlm_convert.recipe import RepairSettings, load_recipe, without_data
 from fastvlm_convert.weights.fold import fold, scaled_rows
@@ -127,9 +128,10 @@ def test_a_shift_out_of_range(shift):
 def test_integers_do_not_change(name, tmp_path):
     """Scaling whole rows shifts their scales and nothing else, as long as those stay normal numbers."""
     checkpoint = open_checkpoint(copy_demo(tmp_path, plant_key_bias(demo_tensors(), key=64, query=4)))
-    plain = prepare_weights(checkpoint, without_data(load_recipe(name))).weights
+    plain = prepare_weights(plan_weights(checkpoint, without_data(load_recipe(name)))).weights
     repairs = {"residual_shift": 1, "rescaled_keys": (0, 1, 2, 3)}
-    repaired = prepare_weights(checkpoint, without_data(recipe(name, repairs=repairs))).weights
+    settings = without_data(recipe(name, repairs=repairs))
+    repaired = prepare_weights(plan_weights(checkpoint, settings)).weights
     moved = 0
     for key, weight in plain.items():
         if not key.startswith("decoder.layers.2.") or not isinstance(weight, QuantizedWeight):
@@ -154,7 +156,7 @@ def test_scales_below_the_normal_numbers_cost_little():
     errors = []
     for shift in (0, 8):
         settings = recipe("int8", repairs={"residual_shift": shift})
-        weight = prepare_weights(checkpoint, settings).weights[name]
+        weight = prepare_weights(plan_weights(checkpoint, settings)).weights[name]
         assert isinstance(weight, QuantizedWeight)
         errors.append(sqnr_db(exact, weight.dense().array() * np.float32(2**shift)))
     assert errors[0] - errors[1] < 3

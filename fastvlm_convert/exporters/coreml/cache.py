@@ -1,14 +1,10 @@
 """The KV cache of a Core ML program: state inside, or tensors that go in and out."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Final, Protocol
 
-import coremltools
-import numpy as np
-from coremltools.converters.mil import Builder as mb  # noqa: N813
-from coremltools.converters.mil.mil import Var, types
-
-from fastvlm_convert.exporters.coreml.ops import Ops, mil_type
+from fastvlm_convert.exporters.coreml.graph import Graph
+from fastvlm_convert.exporters.coreml.values import Value
 from fastvlm_convert.io_names import (
     KEY_CACHE,
     KEY_CACHE_OUT,
@@ -17,117 +13,98 @@ from fastvlm_convert.io_names import (
     FloatName,
     decoder_op,
 )
+from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import DecoderConfig
+
+_OUTPUTS: Final = {KEY_CACHE: KEY_CACHE_OUT, VALUE_CACHE: VALUE_CACHE_OUT}
 
 
 class Cache(Protocol):
     """Keys and values of all layers, each [layers, num_kv_heads, ctx, head_dim]."""
 
-    def inputs(self) -> dict[str, Any]:
-        """Placeholders of the function's inputs."""
-        ...
-
-    def input_types(self) -> list[Any]:
-        """The same as coremltools' input types, where inputs are declared that way."""
-        ...
-
-    def start(self, ops: Ops, key: Var, value: Var) -> None:
-        """Begin a function with its inputs."""
-        ...
-
-    def append(self, layer: int, key: Var, value: Var, position: Var, end: Var) -> tuple[Var, Var]:
+    def append(
+        self, layer: int, key: Value, value: Value, position: Value, end: Value
+    ) -> tuple[Value, Value]:
         """Write [1, kv, n, head_dim] at [position, end); returns the layer's whole [1, kv, ctx, head_dim]."""
         ...
 
-    def outputs(self) -> Sequence[Var]:
+    def outputs(self) -> Sequence[Value]:
         """What the function gives beside the logits."""
         ...
+
+
+def open_cache(graph: Graph, config: DecoderConfig, recipe: Recipe) -> Cache:
+    """Declare the cache among a graph's inputs."""
+    shape = (config.num_layers, config.num_kv_heads, recipe.common.max_context_length, config.head_dim)
+    if recipe.coreml.kv_cache == "state":
+        return StateCache(graph, shape, "float16")
+    return TensorCache(graph, shape, recipe.decoder.compute)
 
 
 class TensorCache:
     """The cache as inputs and outputs in the arithmetic's dtype, so that a test can judge that alone."""
 
-    def __init__(self, config: DecoderConfig, context_length: int, dtype: FloatName) -> None:
-        self._config = config
-        self._shape = (config.num_layers, config.num_kv_heads, context_length, config.head_dim)
-        self._dtype = dtype
-        self._ops: Ops
-        self._values: dict[str, Var] = {}
+    def __init__(self, graph: Graph, shape: tuple[int, int, int, int], dtype: FloatName) -> None:
+        self._graph = graph
+        self._shape = shape
+        self._dtype: FloatName = dtype
+        self._values = self._declared()
 
-    def inputs(self) -> dict[str, Any]:
-        return {name: mb.TensorSpec(self._shape, mil_type(self._dtype)) for name in (KEY_CACHE, VALUE_CACHE)}
+    def _declared(self) -> dict[str, Value]:
+        return {name: self._graph.input(name, self._dtype, self._shape) for name in _OUTPUTS}
 
-    def input_types(self) -> list[Any]:
-        dtype = np.float16 if self._dtype == "float16" else np.float32
-        return [coremltools.TensorType(n, self._shape, dtype=dtype) for n in (KEY_CACHE, VALUE_CACHE)]
-
-    def start(self, ops: Ops, key: Var, value: Var) -> None:
-        self._ops = ops
-        self._values = {KEY_CACHE: key, VALUE_CACHE: value}
-
-    def append(self, layer: int, key: Var, value: Var, position: Var, end: Var) -> tuple[Var, Var]:
-        config = self._config
-        begin = mb.concat(values=[[layer, 0], position, [0]], axis=0, name=decoder_op(layer, "cache_begin"))
-        stop = mb.concat(
-            values=[[layer + 1, config.num_kv_heads], end, [config.head_dim]],
-            axis=0,
-            name=decoder_op(layer, "cache_end"),
+    def append(
+        self, layer: int, key: Value, value: Value, position: Value, end: Value
+    ) -> tuple[Value, Value]:
+        graph, (_, kv_heads, _, head_dim) = self._graph, self._shape
+        before, after = [[layer, 0], position, [0]], [[layer + 1, kv_heads], end, [head_dim]]
+        span = (
+            graph.plain_op("concat", decoder_op(layer, "cache_begin"), values=before, axis=0),
+            graph.plain_op("concat", decoder_op(layer, "cache_end"), values=after, axis=0),
         )
-        rows = []
-        for name, part, update in ((KEY_CACHE, "k", key), (VALUE_CACHE, "v", value)):
-            written = self._write(name, decoder_op(layer, part), update, begin, stop, layer)
-            all_rows = mb.slice_by_size(
-                x=written,
-                begin=[layer, 0, 0, 0],
-                size=[1, *self._shape[1:]],
-                name=decoder_op(layer, f"{part}_all"),
-            )
-            rows.append(all_rows)
-        return rows[0], rows[1]
-
-    def _write(self, name: str, op: str, update: Var, begin: Var, end: Var, layer: int) -> Var:
-        update = self._ops.cast(update, self._dtype)
-        is_last = layer == self._config.num_layers - 1
-        out = {KEY_CACHE: KEY_CACHE_OUT, VALUE_CACHE: VALUE_CACHE_OUT}[name] if is_last else f"{op}_written"
-        self._values[name] = mb.slice_update(
-            x=self._values[name], update=update, begin=begin, end=end, name=out
+        return (
+            self._append_to(KEY_CACHE, layer, decoder_op(layer, "k"), key, span),
+            self._append_to(VALUE_CACHE, layer, decoder_op(layer, "v"), value, span),
         )
-        return self._values[name]
 
-    def outputs(self) -> Sequence[Var]:
+    def _append_to(self, cache: str, layer: int, op: str, update: Value, span: tuple[Value, Value]) -> Value:
+        is_last = layer == self._shape[0] - 1
+        self._values[cache] = self._written(cache, op, update, span, is_last)
+        begin, size = [layer, 0, 0, 0], [1, *self._shape[1:]]
+        return self._graph.plain_op(
+            "slice_by_size", f"{op}_all", x=self._values[cache], begin=begin, size=size
+        )
+
+    def _written(self, cache: str, op: str, update: Value, span: tuple[Value, Value], is_last: bool) -> Value:
+        name = _OUTPUTS[cache] if is_last else f"{op}_written"
+        return self._updated(cache, name, update, span)
+
+    def _updated(self, cache: str, name: str, update: Value, span: tuple[Value, Value]) -> Value:
+        rows, (begin, end) = self._graph.cast(update, self._dtype), span
+        return self._graph.plain_op(
+            "slice_update", name, x=self._values[cache], update=rows, begin=begin, end=end
+        )
+
+    def outputs(self) -> Sequence[Value]:
         return [self._values[KEY_CACHE], self._values[VALUE_CACHE]]
 
 
 class StateCache(TensorCache):
     """The cache as Core ML state, which is float16 whatever the arithmetic."""
 
-    def __init__(self, config: DecoderConfig, context_length: int) -> None:
-        super().__init__(config, context_length, "float16")
-        self._states: dict[str, Var] = {}
+    def _declared(self) -> dict[str, Value]:
+        graph, dtype, shape = self._graph, self._dtype, self._shape
+        self._states = {name: graph.input(name, dtype, shape, kind="state") for name in _OUTPUTS}
+        return {
+            name: graph.plain_op("read_state", f"{name}_read", input=state)
+            for name, state in self._states.items()
+        }
 
-    def inputs(self) -> dict[str, Any]:
-        return {name: mb.StateTensorSpec(self._shape, types.fp16) for name in (KEY_CACHE, VALUE_CACHE)}
-
-    def input_types(self) -> list[Any]:
-        return []
-
-    def start(self, ops: Ops, key: Var, value: Var) -> None:
-        self._states = {KEY_CACHE: key, VALUE_CACHE: value}
-        read = {name: mb.read_state(input=state, name=f"{name}_read") for name, state in self._states.items()}
-        super().start(ops, read[KEY_CACHE], read[VALUE_CACHE])
-
-    def _write(self, name: str, op: str, update: Var, begin: Var, end: Var, layer: int) -> Var:
-        written = mb.slice_update(
-            x=self._values[name],
-            update=self._ops.cast(update, self._dtype),
-            begin=begin,
-            end=end,
-            name=f"{op}_written",
+    def _written(self, cache: str, op: str, update: Value, span: tuple[Value, Value], is_last: bool) -> Value:
+        written = self._updated(cache, f"{op}_written", update, span)
+        return self._graph.plain_op(
+            "coreml_update_state", f"{op}_cached", state=self._states[cache], value=written
         )
-        self._values[name] = mb.coreml_update_state(
-            state=self._states[name], value=written, name=f"{op}_cached"
-        )
-        return self._values[name]
 
-    def outputs(self) -> Sequence[Var]:
+    def outputs(self) -> Sequence[Value]:
         return []

@@ -1,153 +1,82 @@
-"""The operations both packages are made of, each in the precision its name asks for."""
+"""The layers that the graphs are made of, each in the precision its name asks for."""
 
+import math
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from coremltools.converters.mil import Builder as mb  # noqa: N813  coremltools' own convention
-from coremltools.converters.mil.mil import Var, types
 
-from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.exporters.coreml.weights import Weights
-from fastvlm_convert.io_names import FloatName
-from fastvlm_convert.quantized.weight import (
-    AnyWeight,
-    PaletteWeight,
-    QuantizedWeight,
-    alike,
-    stacked,
-)
-from fastvlm_convert.recipe import FloatSettings
+from fastvlm_convert.exporters.coreml.graph import Graph, scalar
+from fastvlm_convert.exporters.coreml.values import Value
+from fastvlm_convert.exporters.coreml.weights import dense
+from fastvlm_convert.quantized.weight import AnyWeight
+from fastvlm_convert.weights.model_config import DecoderConfig
 from fastvlm_convert.weights.source import Weight
 
-_FEW = 6  # names that an error message gives as examples
-
-_MIL_NAMES: dict[FloatName, str] = {"float32": "fp32", "float16": "fp16"}
-_MIL_TYPES = {"float32": types.fp32, "float16": types.fp16}
-_FLOATS = {types.fp32: "float32", types.fp16: "float16"}
+_MIN_ROW: Final = 1e-3  # least divisor of a row before it is squared
 
 
-def mil_type(dtype: FloatName) -> Any:  # noqa: ANN401
-    """The type that coremltools has for a dtype."""
-    return _MIL_TYPES[dtype]
+def linear(
+    graph: Graph, name: str, x: Value, weights: Sequence[AnyWeight], biases: Sequence[AnyWeight] = ()
+) -> Value:
+    """Multiply by W^T and add a bias; several weights are stacked along their output rows."""
+    rows, dtype = sum(w.shape[0] for w in weights), graph.dtype(name)
+    bias = dense(graph, f"{name}_bias", biases, dtype) if biases else zeros(graph, rows, name)
+    return graph.op("linear", name, x=x, weight=dense(graph, f"{name}_weight", weights, dtype), bias=bias)
 
 
-def scalar(dtype: FloatName, value: float) -> np.floating:
-    """A number in a dtype: operations want their constants in the dtype of their inputs."""
-    return np.float16(value) if dtype == "float16" else np.float32(value)
+def zeros(graph: Graph, rows: int, owner: str) -> Value:
+    """A bias for the operation `owner`, which has none: else coremltools writes one for every layer."""
+    dtype = graph.dtype(owner)
+    return graph.constant(f"zeros_{rows}_{dtype}", (rows,), lambda: np.zeros(rows), dtype)
 
 
-class Ops:
-    """Adds operations to the function under construction.
+def conv(
+    graph: Graph, name: str, x: Value, weights: tuple[AnyWeight, AnyWeight], stride: int = 1, groups: int = 1
+) -> Value:
+    """Convolution by a kernel and a bias, with "same" padding."""
+    (kernel, bias), dtype = weights, graph.dtype(name)
+    return graph.op(
+        "conv",
+        name,
+        x=x,
+        weight=dense(graph, f"{name}_weight", [kernel], dtype),
+        bias=dense(graph, f"{name}_bias", [bias], dtype),
+        strides=[stride] * 2,
+        pad_type="custom",
+        pad=[kernel.shape[2] // 2] * 4,
+        dilations=[1, 1],
+        groups=groups,
+    )
 
-    A value has the dtype of the operation that made it; an operation of another dtype casts what it reads. So
-    neighbouring operations that a recipe keeps in float32 form one island with casts only at its shores.
 
-    Args:
-        weights: Where constants come from.
-        precision: Storage and compute dtype.
+def gelu(graph: Graph, x: Value) -> Value:
+    """Exact GELU, named after what it reads."""
+    return graph.op("gelu", f"{x.name}_gelu", x=x, mode="EXACT")
+
+
+def rms_norm(graph: Graph, name: str, x: Value, weight: Weight, config: DecoderConfig) -> Value:
+    """RMSNorm over the last axis. In float16 a row is divided by its largest magnitude first.
+
+    So no square overflows: with m = max(|x|, 1e-3), y = x / m and e = sqrt(eps) / m it is
+    y / sqrt(mean(y^2) + e^2) * w, the same in real arithmetic, and finite for rows of zeros, of thousands and
+    with outliers.
     """
+    dtype = graph.dtype(name)
 
-    def __init__(self, weights: Weights, precision: FloatSettings) -> None:
-        self.weights = weights
-        self.precision = precision
-        self._casts: dict[tuple[str, FloatName], Var] = {}
-        self._names: set[str] = set()
+    def op(kind: str, part: str, **inputs: Any) -> Value:  # noqa: ANN401
+        return graph.op(kind, f"{name}_{part}", dtype, **inputs)
 
-    def start_function(self) -> None:
-        """Call first in each function."""
-        # coremltools numbers automatic names through the whole process; bytes must not depend on that.
-        mb.name_count.clear()
-        self.weights.start_function()
-        self._casts = {}
-
-    def dtype(self, name: str) -> FloatName:
-        """Dtype in which the operation of a name computes."""
-        self._names.add(name)
-        return self.precision.computes_in(name)
-
-    def check_patterns(self, component: str) -> None:
-        """See that every pattern of `float32_ops` matched an operation.
-
-        Raises:
-            RecipeError: Names the pattern that matched none.
-        """
-        for pattern in self.precision.float32_ops:
-            if not any(fnmatchcase(name, pattern) for name in self._names):
-                known = ", ".join(sorted(self._names)[:_FEW])
-                raise RecipeError(
-                    f"{component}.float32_ops: '{pattern}' matches no operation",
-                    hint=f"operations are called {known}, ...; `fastvlm-convert scan` lists them",
-                )
-
-    def cast(self, x: Var, dtype: FloatName) -> Var:
-        """The value in another dtype; anything but floats is left alone."""
-        if _FLOATS.get(x.dtype, dtype) == dtype:
-            return x
-        key = (x.name, dtype)
-        if key not in self._casts:
-            self._casts[key] = mb.cast(x=x, dtype=_MIL_NAMES[dtype], name=f"{x.name}_{dtype}")
-        return self._casts[key]
-
-    def op(self, kind: str, name: str, dtype: FloatName | None = None, **arguments: Any) -> Var:  # noqa: ANN401
-        """Add an operation whose float inputs are in its dtype.
-
-        Args:
-            kind: Operator of the MIL builder.
-            name: Unique name; an identifier.
-            dtype: Its dtype where it is not the one its own name asks for.
-            **arguments: Inputs and attributes.
-        """
-        dtype = dtype or self.dtype(name)
-        given = {
-            key: [self.cast(v, dtype) for v in value]
-            if isinstance(value, list) and value and isinstance(value[0], Var)
-            else self.cast(value, dtype)
-            if isinstance(value, Var) and not types.is_state(value.sym_type)
-            else value
-            for key, value in arguments.items()
-        }
-        return getattr(mb, kind)(name=name, **given)
-
-    def weight(self, key: str, owner: str, *weights: AnyWeight) -> Var:
-        """A weight, or several stacked, in the dtype in which the operation `owner` computes."""
-        dtype = self.dtype(owner)
-        if integers := alike(QuantizedWeight, weights):
-            return self.weights.affine(key, dtype, stacked(integers))
-        if palettes := alike(PaletteWeight, weights):
-            return self.weights.palette(key, dtype, stacked(palettes))
-        return self.weights.weight(key, self.precision.storage, dtype, *alike(Weight, weights))
-
-    def linear(
-        self, name: str, x: Var, weights: Sequence[AnyWeight], biases: Sequence[AnyWeight] | None = None
-    ) -> Var:
-        """Multiply by W^T and add a bias; several weights are stacked along their output rows."""
-        rows = sum(w.shape[0] for w in weights)
-        dtype = self.dtype(name)
-        if biases:
-            bias = self.weight(f"{name}_bias", name, *biases)
-        else:  # without one, the builder would write a blob of zeros for every layer
-            bias = self.weights.constant(f"zeros_{rows}_{dtype}", dtype, dtype, np.zeros(rows))
-        return self.op("linear", name, x=x, weight=self.weight(f"{name}_weight", name, *weights), bias=bias)
-
-    def conv(
-        self, name: str, x: Var, weight: AnyWeight, bias: AnyWeight, stride: int = 1, groups: int = 1
-    ) -> Var:
-        """Convolution with "same" padding."""
-        return self.op(
-            "conv",
-            name,
-            x=x,
-            weight=self.weight(f"{name}_weight", name, weight),
-            bias=self.weight(f"{name}_bias", name, bias),
-            strides=[stride] * 2,
-            pad_type="custom",
-            pad=[weight.shape[2] // 2] * 4,
-            dilations=[1, 1],
-            groups=groups,
-        )
-
-    def gelu(self, x: Var) -> Var:
-        """Exact GELU, named after what it reads."""
-        return self.op("gelu", f"{x.name}_gelu", x=x, mode="EXACT")
+    scale = dense(graph, f"{name}_weight", [weight], dtype)
+    if dtype == "float32":
+        mean = op("reduce_mean", "mean", x=op("square", "squared", x=x), axes=[-1], keep_dims=True)
+        root = op("rsqrt", "rsqrt", x=mean, epsilon=scalar(dtype, config.norm_eps))
+        return graph.op("mul", name, dtype, x=op("mul", "unit", x=x, y=root), y=scale)
+    largest = op("reduce_max", "largest", x=op("abs", "abs", x=x), axes=[-1], keep_dims=True)
+    divisor = op("maximum", "divisor", x=largest, y=scalar(dtype, _MIN_ROW * config.residual_scale))
+    y = op("real_div", "scaled", x=x, y=divisor)
+    e = op("real_div", "scaled_eps", x=scalar(dtype, math.sqrt(config.norm_eps)), y=divisor)
+    mean = op("reduce_mean", "mean", x=op("mul", "squared", x=y, y=y), axes=[-1], keep_dims=True)
+    total = op("add", "mean_eps", x=mean, y=op("mul", "eps_squared", x=e, y=e))
+    root = op("rsqrt", "rsqrt", x=total, epsilon=scalar(dtype, 0))
+    return graph.op("mul", name, dtype, x=op("mul", "unit", x=y, y=root), y=scale)

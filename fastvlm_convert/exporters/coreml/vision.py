@@ -1,197 +1,190 @@
 """Lower the image encoder and the projector: FastViTHD with BatchNorm and LayerScale folded."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Final
 
-import coremltools
-from coremltools.converters.mil import Builder as mb  # noqa: N813
-from coremltools.converters.mil.mil import Function, Var, types
+import numpy as np
 
-from fastvlm_convert.exporters.coreml.functions import build_function
-from fastvlm_convert.exporters.coreml.ops import Ops, mil_type, scalar
-from fastvlm_convert.exporters.coreml.weights import Weights
+from fastvlm_convert.exporters.coreml.graph import Graph, scalar
+from fastvlm_convert.exporters.coreml.ops import conv, gelu, linear
+from fastvlm_convert.exporters.coreml.values import Value
+from fastvlm_convert.exporters.coreml.weights import dense
 from fastvlm_convert.io_names import (
     IMAGE,
     IMAGE_FEATURES,
     PIXEL_VALUES,
     VISION_HEAD_DIM,
     VISION_NORM_EPS,
-    FloatName,
     vision_op,
 )
 from fastvlm_convert.quantized.weight import MixedSource
-from fastvlm_convert.recipe import FloatSettings
-from fastvlm_convert.weights.model_config import ModelConfig, StageConfig
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.weights.model_config import ModelConfig, StageConfig, VisionConfig
 
-APPLE_INPUT = "images"  # what Apple's app calls the input of its vision package
-
-_WITH_FUSED_ATTENTION = coremltools.target.iOS18
+APPLE_INPUT: Final = "images"  # what Apple's app calls the input of its vision package
 
 
-class VisionBuilder:
-    """Builds the function of a vision package.
+def build_vision(graph: Graph, config: ModelConfig, weights: MixedSource, recipe: Recipe) -> None:
+    """Add encoder and projector to a graph.
 
     Args:
-        config: Dimensions; its image size is the program's.
-        source: Canonical names, folded.
-        precision: Storage and compute dtype.
-        weights: The constants.
-        target: Oldest system that can run it; attention is one operation from iOS 18 on.
+        graph: An empty graph.
+        config: Dimensions; its image size is the graph's.
+        weights: Canonical names, folded.
+        recipe: Whether it takes a picture, which it scales and normalizes, or pixel values. The latter and
+            the image tokens, [1, tokens, hidden], have the decoder's dtype.
     """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        source: MixedSource,
-        precision: FloatSettings,
-        weights: Weights,
-        target: coremltools.target,
-    ) -> None:
-        self.config = config
-        self.source = source
-        self.target = target
-        self.ops = Ops(weights, precision)
-
-    def function(self, input_kind: Literal["image", "tensor"], border: FloatName) -> Function:
-        """Picture or pixel_values to projected image tokens, [1, tokens, hidden].
-
-        Args:
-            input_kind: `image` takes an RGB picture and scales it inside, `tensor` takes RGB in 0..1.
-            border: Dtype of the output, and of a tensor input.
-        """
-        size = self.config.vision.image_size
-        is_image = input_kind == "image"
-        name = IMAGE if is_image else PIXEL_VALUES
+    size, border = config.vision.image_size, recipe.decoder.compute
+    shape = (1, 3, size, size)
+    if recipe.coreml.image_input == "image":
         # Core ML hands pictures over as float32, 0..255.
-        spec = mb.TensorSpec((1, 3, size, size), types.fp32 if is_image else mil_type(border))
+        image = graph.input(IMAGE, "float32", shape, kind="image")
+        x = _normalized(graph, image, config.vision, config.vision.rescale_factor)
+    else:
+        x = graph.input(PIXEL_VALUES, border, shape)
+    builder = _Builder(graph, weights)
+    projected = builder.project(builder.encode(x, config))
+    if graph.dtype("projector_fc2") == border:
+        graph.output(graph.plain_op("identity", IMAGE_FEATURES, x=projected))
+    else:
+        graph.output(graph.cast(projected, border, IMAGE_FEATURES))
 
-        def body(inputs: Mapping[str, Var]) -> Sequence[Var]:
-            self.ops.start_function()
-            x = inputs[name]
-            if is_image:
-                x = mb.mul(x=x, y=scalar("float32", 1 / 255), name="pixels")
-            projected = self._project(self._encode(x))
-            if self.ops.dtype("projector_fc2") == border:
-                return [mb.identity(x=projected, name=IMAGE_FEATURES)]
-            return [
-                mb.cast(x=projected, dtype="fp16" if border == "float16" else "fp32", name=IMAGE_FEATURES)
-            ]
 
-        function = build_function({name: spec}, body, self.target)
-        if is_image:
-            picture = coremltools.ImageType(
-                IMAGE, (1, 3, size, size), color_layout=coremltools.colorlayout.RGB, channel_first=True
-            )
-            function.set_input_types((picture,))
-        return function
+def build_apple_vision(graph: Graph, config: ModelConfig, weights: MixedSource) -> None:
+    """Add what Apple's app loads: `images` [1, 3, S, S] -> `image_features` [1, tokens, output_width]."""
+    size = config.vision.image_size
+    x = graph.input(APPLE_INPUT, "float32", (1, 3, size, size))
+    # The app hands over RGB in 0..1.
+    if (factor := 255 * config.vision.rescale_factor) != 1 or _is_normalized(config.vision):
+        x = _normalized(graph, x, config.vision, factor)
+    features = _Builder(graph, weights).encode(x, config)
+    graph.output(graph.plain_op("identity", IMAGE_FEATURES, x=features))
 
-    def apple_function(self) -> Function:
-        """What Apple's app loads: `images` [1, 3, S, S] -> `image_features` [1, tokens, output_width]."""
-        size = self.config.vision.image_size
 
-        def body(inputs: Mapping[str, Var]) -> Sequence[Var]:
-            self.ops.start_function()
-            return [mb.identity(x=self._encode(inputs[APPLE_INPUT]), name=IMAGE_FEATURES)]
+def _is_normalized(vision: VisionConfig) -> bool:
+    return any(vision.image_mean) or vision.image_std != (1.0, 1.0, 1.0)
 
-        spec = mb.TensorSpec((1, 3, size, size), types.fp32)
-        return build_function({APPLE_INPUT: spec}, body, self.target)
 
-    def _encode(self, x: Var) -> Var:
+def _normalized(graph: Graph, x: Value, vision: VisionConfig, factor: float) -> Value:
+    """(x * factor - mean) / std as one product and one sum by channel; without the sum where mean is 0."""
+    if not _is_normalized(vision):
+        return graph.plain_op("mul", "pixels", x=x, y=scalar("float32", factor))
+    mean, std = (np.array(v)[None, :, None, None] for v in (vision.image_mean, vision.image_std))
+    scale = graph.constant("pixel_scale", mean.shape, lambda: factor / std, "float32")
+    offset = graph.constant("pixel_offset", mean.shape, lambda: -mean / std, "float32")
+    scaled = graph.plain_op("mul", "pixels_scaled", x=x, y=scale)
+    return graph.plain_op("add", "pixels", x=scaled, y=offset)
+
+
+class _Builder:
+    """Adds the blocks of the encoder; every method takes and returns a value."""
+
+    def __init__(self, graph: Graph, weights: MixedSource) -> None:
+        self.graph = graph
+        self.weights = weights
+
+    def encode(self, x: Value, config: ModelConfig) -> Value:
         """Pixels [1, 3, S, S] -> features [1, tokens, output_width]."""
-        vision = self.config.vision
+        vision = config.vision
         for i, (stride, groups) in enumerate(((2, 1), (2, vision.stem_width), (1, 1))):
-            x = self.ops.gelu(self._conv(f"stem_{i}", x, f"vision.stem.{i}", stride, groups))
+            x = self.gelu(self.conv(f"stem_{i}", x, f"vision.stem.{i}", stride, groups))
         edge, width = vision.image_size // 4, vision.stem_width
         for s, stage in enumerate(vision.stages):
             if s:
-                prefix = f"vision.stages.{s}.downsample"
-                x = self.ops.gelu(self._conv(f"s{s}_down_0", x, f"{prefix}.0", 2, width))
-                x = self.ops.gelu(self._conv(f"s{s}_down_1", x, f"{prefix}.1"))
-                edge //= 2
+                x, edge = self.downsample(x, s, width), edge // 2
             width = stage.width
             if stage.has_position:
-                x = self._conv(f"s{s}_position", x, f"vision.stages.{s}.position", groups=width)
+                x = self.conv(f"s{s}_position", x, f"vision.stages.{s}.position", groups=width)
             for b in range(stage.depth):
-                x = self._block(x, s, b, stage, edge)
-        x = self._conv("final", x, "vision.final.conv", groups=width)
-        x = self.ops.gelu(self._squeeze_excite(x))
-        return self._to_tokens(x, "features", vision.output_width, edge)
+                x = self.block(x, s, b, stage, edge)
+        x = self.conv("final", x, "vision.final.conv", groups=width)
+        x = self.gelu(self.squeeze_excite(x))
+        return self.to_tokens("features", x, vision.output_width)
 
-    def _project(self, features: Var) -> Var:
-        x = self.ops.gelu(self._linear("projector_fc1", features, "projector.fc1"))
-        return self._linear("projector_fc2", x, "projector.fc2")
+    def project(self, features: Value) -> Value:
+        """Features -> projected image tokens [1, tokens, hidden]."""
+        x = self.gelu(self.linear("projector_fc1", features, "projector.fc1"))
+        return self.linear("projector_fc2", x, "projector.fc2")
 
-    def _block(self, x: Var, s: int, b: int, stage: StageConfig, edge: int) -> Var:
-        ops, prefix = self.ops, f"vision.stages.{s}.blocks.{b}"
+    def downsample(self, x: Value, s: int, width: int) -> Value:
+        prefix = f"vision.stages.{s}.downsample"
+        x = self.gelu(self.conv(f"s{s}_down_0", x, f"{prefix}.0", 2, width))
+        return self.gelu(self.conv(f"s{s}_down_1", x, f"{prefix}.1"))
+
+    def block(self, x: Value, s: int, b: int, stage: StageConfig, edge: int) -> Value:
+        prefix = f"vision.stages.{s}.blocks.{b}"
         if stage.mixer == "conv":
-            x = self._conv(vision_op(s, b, "mixer"), x, f"{prefix}.mixer", groups=stage.width)
+            x = self.conv(vision_op(s, b, "mixer"), x, f"{prefix}.mixer", groups=stage.width)
         else:
-            x = ops.op("add", vision_op(s, b, "attn_residual"), x=x, y=self._attention(x, s, b, stage, edge))
-        y = self._conv(vision_op(s, b, "ffn_conv"), x, f"{prefix}.ffn.conv", groups=stage.width)
-        y = ops.gelu(self._conv(vision_op(s, b, "fc1"), y, f"{prefix}.ffn.fc1"))
-        y = self._conv(vision_op(s, b, "fc2"), y, f"{prefix}.ffn.fc2")
-        return ops.op("add", vision_op(s, b, "residual"), x=x, y=y)
+            mixed = self.attention(x, s, b, stage, edge)
+            x = self.graph.op("add", vision_op(s, b, "attn_residual"), x=x, y=mixed)
+        y = self.conv(vision_op(s, b, "ffn_conv"), x, f"{prefix}.ffn.conv", groups=stage.width)
+        y = self.gelu(self.conv(vision_op(s, b, "fc1"), y, f"{prefix}.ffn.fc1"))
+        y = self.conv(vision_op(s, b, "fc2"), y, f"{prefix}.ffn.fc2")
+        return self.graph.op("add", vision_op(s, b, "residual"), x=x, y=y)
 
-    def _attention(self, x: Var, s: int, b: int, stage: StageConfig, edge: int) -> Var:
-        ops, prefix, tokens = self.ops, f"vision.stages.{s}.blocks.{b}", edge * edge
+    def attention(self, x: Value, s: int, b: int, stage: StageConfig, edge: int) -> Value:
+        graph, prefix, tokens = self.graph, f"vision.stages.{s}.blocks.{b}", edge * edge
 
         def op(part: str) -> str:
             return vision_op(s, b, part)
 
-        normed = ops.op(
+        dtype = graph.dtype(op("norm"))
+        normed = graph.op(
             "layer_norm",
             op("norm"),
-            x=self._to_tokens(x, op("tokens"), stage.width, edge),
+            x=self.to_tokens(op("tokens"), x, stage.width),
             axes=[-1],
-            gamma=ops.weight(f"{op('norm')}_weight", op("norm"), self.source[f"{prefix}.norm.weight"]),
-            beta=ops.weight(f"{op('norm')}_bias", op("norm"), self.source[f"{prefix}.norm.bias"]),
-            epsilon=scalar(ops.dtype(op("norm")), VISION_NORM_EPS),
+            gamma=dense(graph, f"{op('norm')}_weight", [self.weights[f"{prefix}.norm.weight"]], dtype),
+            beta=dense(graph, f"{op('norm')}_bias", [self.weights[f"{prefix}.norm.bias"]], dtype),
+            epsilon=scalar(dtype, VISION_NORM_EPS),
         )
-        packed = self._linear(op("qkv"), normed, f"{prefix}.attention.qkv")
-        parts = mb.split(x=packed, num_splits=3, axis=-1, name=op("qkv_split"))
-        heads = [
-            mb.transpose(
-                x=mb.reshape(
-                    x=part, shape=[1, tokens, stage.num_heads, VISION_HEAD_DIM], name=op(f"{p}_heads")
-                ),
-                perm=[0, 2, 1, 3],
-                name=op(f"{p}_transposed"),
-            )
-            for p, part in zip("qkv", parts, strict=True)
-        ]
-        mixed = self._attend(op("attn"), *heads)
-        mixed = mb.transpose(x=mixed, perm=[0, 2, 1, 3], name=op("attn_transposed"))
-        mixed = mb.reshape(x=mixed, shape=[1, tokens, stage.width], name=op("attn_flat"))
-        mixed = self._linear(op("proj"), mixed, f"{prefix}.attention.proj")
-        mixed = mb.transpose(x=mixed, perm=[0, 2, 1], name=op("proj_nchw"))
-        return mb.reshape(x=mixed, shape=[1, stage.width, edge, edge], name=op("mixed"))
+        packed = self.linear(op("qkv"), normed, f"{prefix}.attention.qkv")
+        parts = graph.split_op("split", op("qkv_split"), x=packed, num_splits=3, axis=-1)
+        shape = [1, tokens, stage.num_heads, VISION_HEAD_DIM]
+        heads = [self.heads(op(p), part, shape) for p, part in zip("qkv", parts, strict=True)]
+        mixed = self.attend(op("attn"), *heads)
+        mixed = graph.plain_op("transpose", op("attn_transposed"), x=mixed, perm=[0, 2, 1, 3])
+        mixed = graph.plain_op("reshape", op("attn_flat"), x=mixed, shape=[1, tokens, stage.width])
+        mixed = self.linear(op("proj"), mixed, f"{prefix}.attention.proj")
+        mixed = graph.plain_op("transpose", op("proj_nchw"), x=mixed, perm=[0, 2, 1])
+        return graph.plain_op("reshape", op("mixed"), x=mixed, shape=[1, stage.width, edge, edge])
 
-    def _attend(self, name: str, query: Var, key: Var, value: Var) -> Var:
-        ops = self.ops
-        if self.target >= _WITH_FUSED_ATTENTION:
-            return ops.op("scaled_dot_product_attention", name, query=query, key=key, value=value)
-        dtype = ops.dtype(name)
-        scaled = ops.op("mul", f"{name}_scaled", dtype, x=query, y=scalar(dtype, VISION_HEAD_DIM**-0.5))
-        scores = ops.op("matmul", f"{name}_scores", dtype, x=scaled, y=key, transpose_y=True)
-        shares = ops.op("softmax", f"{name}_softmax", dtype, x=scores, axis=-1)
-        return ops.op("matmul", name, dtype, x=shares, y=value)
+    def heads(self, name: str, x: Value, shape: list[int]) -> Value:
+        """[1, tokens, width] -> [1, heads, tokens, head_dim], by way of `shape`."""
+        split = self.graph.plain_op("reshape", f"{name}_heads", x=x, shape=shape)
+        return self.graph.plain_op("transpose", f"{name}_transposed", x=split, perm=[0, 2, 1, 3])
 
-    def _squeeze_excite(self, x: Var) -> Var:
-        ops = self.ops
-        pooled = ops.op("reduce_mean", "se_pool", x=x, axes=[2, 3], keep_dims=True)
-        gate = ops.op("relu", "se_relu", x=self._conv("se_reduce", pooled, "vision.final.se.reduce"))
-        gate = ops.op("sigmoid", "se_gate", x=self._conv("se_expand", gate, "vision.final.se.expand"))
-        return ops.op("mul", "se_scaled", x=x, y=gate)
+    def attend(self, name: str, query: Value, key: Value, value: Value) -> Value:
+        graph = self.graph
+        if graph.system != "iOS16":
+            return graph.op("scaled_dot_product_attention", name, query=query, key=key, value=value)
+        dtype = graph.dtype(name)
+        scaled = graph.op("mul", f"{name}_scaled", dtype, x=query, y=scalar(dtype, VISION_HEAD_DIM**-0.5))
+        scores = graph.op("matmul", f"{name}_scores", dtype, x=scaled, y=key, transpose_y=True)
+        shares = graph.op("softmax", f"{name}_softmax", dtype, x=scores, axis=-1)
+        return graph.op("matmul", name, dtype, x=shares, y=value)
 
-    def _to_tokens(self, x: Var, name: str, width: int, edge: int) -> Var:
+    def squeeze_excite(self, x: Value) -> Value:
+        graph = self.graph
+        pooled = graph.op("reduce_mean", "se_pool", x=x, axes=[2, 3], keep_dims=True)
+        gate = graph.op("relu", "se_relu", x=self.conv("se_reduce", pooled, "vision.final.se.reduce"))
+        gate = graph.op("sigmoid", "se_gate", x=self.conv("se_expand", gate, "vision.final.se.expand"))
+        return graph.op("mul", "se_scaled", x=x, y=gate)
+
+    def to_tokens(self, name: str, x: Value, width: int) -> Value:
         """[1, C, H, W] -> [1, H * W, C]."""
-        flat = mb.reshape(x=x, shape=[1, width, edge * edge], name=f"{name}_flat")
-        return mb.transpose(x=flat, perm=[0, 2, 1], name=name)
+        shape = [1, width, x.shape[2] * x.shape[3]]
+        flat = self.graph.plain_op("reshape", f"{name}_flat", x=x, shape=shape)
+        return self.graph.plain_op("transpose", name, x=flat, perm=[0, 2, 1])
 
-    def _conv(self, name: str, x: Var, weight: str, stride: int = 1, groups: int = 1) -> Var:
-        source = self.source
-        return self.ops.conv(name, x, source[f"{weight}.weight"], source[f"{weight}.bias"], stride, groups)
+    def conv(self, name: str, x: Value, layer: str, stride: int = 1, groups: int = 1) -> Value:
+        weights = self.weights[f"{layer}.weight"], self.weights[f"{layer}.bias"]
+        return conv(self.graph, name, x, weights, stride, groups)
 
-    def _linear(self, name: str, x: Var, weight: str) -> Var:
-        bias = self.source.get(f"{weight}.bias")
-        return self.ops.linear(name, x, [self.source[f"{weight}.weight"]], None if bias is None else [bias])
+    def linear(self, name: str, x: Value, layer: str) -> Value:
+        bias = f"{layer}.bias"
+        biases = [self.weights[bias]] if bias in self.weights else []
+        return linear(self.graph, name, x, [self.weights[f"{layer}.weight"]], biases)
+
+    def gelu(self, x: Value) -> Value:
+        return gelu(self.graph, x)

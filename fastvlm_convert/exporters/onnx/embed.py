@@ -4,17 +4,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fastvlm_convert.exporters.onnx.affine import StoredAffine, gather, store_affine
+from fastvlm_convert.exporters.job import stored_chunks
 from fastvlm_convert.exporters.onnx.data import Region
+from fastvlm_convert.exporters.onnx.fused import StoredAffine, rows_of_stored, store_affine
 from fastvlm_convert.exporters.onnx.graph import Graph, num_bytes
 from fastvlm_convert.io_names import BATCH, INPUT_IDS, INPUTS_EMBEDS, SEQUENCE
-from fastvlm_convert.quantized.weight import QuantizedWeight
+from fastvlm_convert.quantized.weight import AnyWeight, QuantizedWeight
 from fastvlm_convert.weights.source import Weight
 
 Table = Region | StoredAffine
 
 
-def store_table(graph: Graph, table: Weight | QuantizedWeight, rows: int) -> Table:
+def store_table(graph: Graph, table: AnyWeight, rows: int) -> Table:
     """Write a table to a graph's data file, followed by zero rows up to `rows`.
 
     Clients look up `<image>` before they overwrite its rows with image features, so that id needs a row;
@@ -30,26 +31,26 @@ def store_table(graph: Graph, table: Weight | QuantizedWeight, rows: int) -> Tab
             yield np.zeros((rows - table.shape[0], table.shape[1]), np.float32)
 
     length = num_bytes(graph.storage, (max(rows, table.shape[0]), table.shape[1]))
-    return graph.data.append(graph.stored("embed_tokens", chunks()), length)
+    stored = stored_chunks(chunks(), graph.storage, "embed_tokens", graph.on_bytes)
+    return graph.data.append(stored, length)
 
 
-def build_embed(graph: Graph, stored: Table, rows: int, width: int) -> None:
+def build_embed(graph: Graph, table: Table, rows: int, width: int) -> None:
     """Add the look-up to a graph.
 
     Args:
         graph: An empty graph.
-        stored: Where the table lies, [rows, width].
+        table: Where the table lies, [rows, width].
         rows: Rows of the table.
         width: The decoder's hidden size.
     """
     ids = graph.input(INPUT_IDS, "int64", [BATCH, SEQUENCE])
-    if isinstance(stored, StoredAffine):
-        gather(graph, INPUTS_EMBEDS, ids, stored)
-        graph.output(INPUTS_EMBEDS, "float32", [BATCH, SEQUENCE, width])
-        return
-    table = graph.external("embed_tokens_weight", stored, graph.storage, (rows, width))
-    if graph.storage == "float32":
-        graph.op("Gather", [table, ids], INPUTS_EMBEDS, axis=0)
-    else:
-        graph.cast(graph.op("Gather", [table, ids], "embed_rows", axis=0), "float32", INPUTS_EMBEDS)
     graph.output(INPUTS_EMBEDS, "float32", [BATCH, SEQUENCE, width])
+    if isinstance(table, StoredAffine):
+        rows_of_stored(graph, INPUTS_EMBEDS, ids, table)
+        return
+    matrix = graph.external("embed_tokens_weight", graph.storage, (rows, width), table)
+    if graph.storage == "float32":
+        graph.op("Gather", INPUTS_EMBEDS, [matrix, ids], axis=0)
+    else:
+        graph.cast(graph.op("Gather", "embed_rows", [matrix, ids], axis=0), "float32", INPUTS_EMBEDS)

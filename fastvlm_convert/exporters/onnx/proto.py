@@ -9,8 +9,8 @@ from fastvlm_convert.exporters.onnx.graph import (
     IR_VERSION,
     MICROSOFT,
     PRODUCER,
+    Constant,
     Graph,
-    Initializer,
     tensor_type,
 )
 from fastvlm_convert.io_names import TensorSpec
@@ -23,7 +23,7 @@ def write_graph(graph: Graph, path: Path) -> None:
         for n in graph.nodes
     ]
     inputs, outputs = ([_value(spec) for spec in specs] for specs in (graph.inputs, graph.outputs))
-    initializers = [_tensor(initializer) for initializer in graph.initializers.values()]
+    initializers = [_tensor(constant) for constant in graph.constants.values()]
     model = helper.make_model(
         helper.make_graph(nodes, graph.name, inputs, outputs, initializers),
         opset_imports=[helper.make_opsetid("", graph.opset), helper.make_opsetid(MICROSOFT, 1)],
@@ -37,11 +37,9 @@ def _value(spec: TensorSpec) -> ValueInfoProto:
     return helper.make_tensor_value_info(spec.name, tensor_type(spec.dtype), spec.shape)
 
 
-def _tensor(initializer: Initializer) -> TensorProto:
-    tensor = TensorProto(
-        name=initializer.name, data_type=tensor_type(initializer.dtype), dims=initializer.shape
-    )
-    content, length = initializer.content, initializer.num_bytes
+def _tensor(constant: Constant) -> TensorProto:
+    tensor = TensorProto(name=constant.name, data_type=tensor_type(constant.dtype), dims=constant.shape)
+    content, length = constant.content, constant.num_bytes
     if isinstance(content, Region):
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", content.location), ("offset", content.offset), ("length", length)):

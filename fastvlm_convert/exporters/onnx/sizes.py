@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from fastvlm_convert.exporters.onnx.data import CountedData
 from fastvlm_convert.exporters.onnx.graph import Graph
-from fastvlm_convert.exporters.onnx.lower import FOLDER, Lowering
+from fastvlm_convert.exporters.onnx.lower import FOLDER, lower
 from fastvlm_convert.exporters.onnx.proto_size import graph_bytes
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.quantized.weight import MixedSource
@@ -16,16 +16,19 @@ from fastvlm_convert.weights.model_config import ModelConfig
 def onnx_dry_run(
     config: ModelConfig, weights: MixedSource, recipe: Recipe, image_token_id: int
 ) -> tuple[list[Artifact], dict[str, int]]:
-    """Artifacts that an export makes, and bytes of every file of theirs, by its path relative to the bundle.
+    """What an export makes, found without loading onnx.
 
     Args:
         config: Dimensions, with the image size to export.
-        weights: Only shapes and schemes matter; of tensors that are large nothing is read.
+        weights: Only shapes and schemes matter; nothing is read.
         recipe: Precisions and settings.
         image_token_id: The table has a row for it.
+
+    Returns:
+        The artifacts, and the bytes of every file of theirs by its path relative to the bundle.
     """
     files = _CountedFiles()
-    artifacts = Lowering(config, weights, recipe, image_token_id, files, lambda count: None).graphs()
+    artifacts = lower(config, weights, recipe, files, lambda count: None, image_token_id)
     return artifacts, {f"{FOLDER}/{name}": size for name, size in files.sizes.items()}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from fastvlm_convert.exporters.job import ByteCounter, ExportJob
 from fastvlm_convert.exporters.onnx.data import ExternalData
 from fastvlm_convert.exporters.onnx.graph import Graph
-from fastvlm_convert.exporters.onnx.lower import FOLDER, Lowering
+from fastvlm_convert.exporters.onnx.lower import FOLDER, lower
 from fastvlm_convert.exporters.onnx.proto import write_graph
 from fastvlm_convert.manifest import Artifact
 
@@ -17,12 +17,12 @@ def export_onnx(job: ExportJob) -> list[Artifact]:
         One artifact a graph.
 
     Raises:
-        TargetError: A weight does not fit its storage dtype.
-        CheckpointError: A weight cannot be read.
+        RecipeError: A weight does not fit its storage dtype.
+        CheckpointError: A weight cannot be read, or is not finite.
     """
     files = _WrittenFiles(job.folder / FOLDER)
-    image_token_id = job.contract.image_token_id
-    return Lowering(job.config, job.weights, job.recipe, image_token_id, files, ByteCounter(job).add).graphs()
+    on_bytes = ByteCounter(job).add
+    return lower(job.config, job.weights, job.recipe, files, on_bytes, job.contract.image_token_id)
 
 
 class _WrittenFiles:

@@ -3,6 +3,7 @@
 from fastvlm_convert.mil.ops import (
     activation,
     attention,
+    classify,
     constexpr,
     conv,
     elementwise,
@@ -24,7 +25,7 @@ from fastvlm_convert.mil.ops import (
 )
 
 __all__ = [
-    "activation", "attention", "constexpr", "conv", "elementwise", "gather", "image", "lists", "norm", "pool",
-    "product", "quantize", "random", "ranking", "recurrent", "reduction", "resize", "shape", "slices",
-    "state",
+    "activation", "attention", "classify", "constexpr", "conv", "elementwise", "gather", "image", "lists",
+    "norm", "pool", "product", "quantize", "random", "ranking", "recurrent", "reduction", "resize", "shape",
+    "slices", "state",
 ]  # fmt: skip

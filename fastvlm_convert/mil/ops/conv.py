@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from fastvlm_convert.mil.ops.table import Ints, Limit, Tensor, op
 from fastvlm_convert.mil.ops.windows import (
+    PADDED,
     explicit_pads,
     padded,
     per_axis,
@@ -26,8 +27,6 @@ _TRANSPOSED: Final[dict[int, Callable[..., Tensor]]] = {
     2: functional.conv_transpose2d,
     3: functional.conv_transpose3d,
 }
-# Padding may make a tensor larger than both input and output, but never out of proportion.
-_PADDED: Final = Limit(1 << 29)
 
 
 @op("conv")
@@ -52,7 +51,7 @@ def conv(
     pads = window_pads(pad_type, pad, x.shape[2:], kernel, steps, spread)
     own = symmetric(pads)
     if own is None:
-        x, own = padded(x, pads, 0.0, _PADDED), (0,) * axes
+        x, own = padded(x, pads, 0.0), (0,) * axes
     sizes = zip(x.shape[2:], kernel, steps, spread, own, strict=True)
     limit.check(
         [x.shape[0], weight.shape[0], *((n + 2 * p - (k - 1) * d - 1) // s + 1 for n, k, s, d, p in sizes)]
@@ -87,7 +86,7 @@ def conv_transpose(
     ]
     if groups < 1:
         raise ValueError(f"groups is {groups}")
-    _PADDED.check([x.shape[0], weight.shape[1] * groups, *full])
+    PADDED.check([x.shape[0], weight.shape[1] * groups, *full])
     first, size = _crop(pad_type, pad, output_shape, x.shape[2:], full, steps)
     limit.check([x.shape[0], weight.shape[1] * groups, *size])
     y = _TRANSPOSED[axes](x, weight, None, steps, 0, 0, groups, spread)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastvlm_convert.mil.ops.table import Limit, Rounding, Target, Tensor, add, broadcast, op
+from fastvlm_convert.mil.ops.table import Limit, Rounding, Target, Tensor, broadcast, in_half, op
 
 # A result this small needs no look; most are not even close.
 _SMALL = 1 << 28
@@ -81,9 +81,9 @@ def check_broadcast(x: Tensor, y: Tensor, limit: Limit) -> None:
 
 
 for _name, _function in _UNARY.items():
-    add(_name, _unary(_function))
+    op(_name)(_unary(_function))
 for _name, _function_of_two in _BINARY.items():
-    add(_name, _binary(_function_of_two))
+    op(_name)(_binary(_function_of_two))
 
 
 def _wide(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ def rsqrt(x: Tensor, epsilon: float = 1e-12, rounded: Rounding = None) -> Tensor
 def _shifted(x: Tensor, epsilon: float, rounded: Rounding) -> Tensor:
     if not epsilon:
         return x
-    return x + epsilon if rounded is None else rounded(x + epsilon)
+    return in_half(rounded, x + epsilon)
 
 
 @op("clip")
@@ -172,8 +172,7 @@ def convert(x: Tensor, target: Target, rounded: Rounding) -> Tensor:
         rounded: Rounds to float16, or None to leave float32 as it is.
     """
     if target.is_float:
-        wide = x.float()
-        return wide if rounded is None else rounded(wide)
+        return in_half(rounded, x.float())
     if target.numpy.kind == "b":
         return x != 0
     if x.is_floating_point():

@@ -1,12 +1,14 @@
 """Sampling images at computed coordinates."""
 
+from typing import Final
+
 import torch
 from torch.nn import functional
 
 from fastvlm_convert.mil.ops.resize import sample_points
 from fastvlm_convert.mil.ops.table import Limit, Tensor, op
 
-_PADDING = {"constant": "zeros", "border": "border", "edge": "border", "reflection": "reflection"}
+_PADDING: Final = ("constant", "border", "reflection", "symmetric")
 
 
 @op("crop_resize")
@@ -139,21 +141,60 @@ def resample(
     align_corners: bool,
     limit: Limit,
 ) -> Tensor:
-    """Images sampled at given coordinates: [n, channels, *size], [n, rows, columns, 2 (x, y)]."""
+    """Images sampled at given coordinates: [n, channels, *size], [n, rows, columns, 2 (x, y)].
+
+    Outside the image `border` repeats its edge, `reflection` mirrors it at the center of the last pixel
+    (2 1 | 0 1 2 | 1 0), and `symmetric` at its outer edge (1 0 | 0 1 2 | 2 1).
+    """
     if padding_mode not in _PADDING:
-        raise ValueError(f"padding_mode '{padding_mode}' is not supported")
-    if sampling_mode not in ("bilinear", "nearest"):
-        raise ValueError(f"unknown sampling_mode '{sampling_mode}'")
+        raise ValueError(f"unknown padding_mode '{padding_mode}'")
+    if x.ndim != 4 or coordinates.ndim != 4 or coordinates.shape[-1] != 2 or len(x) != len(coordinates):
+        raise ValueError(f"coordinates of shape {list(coordinates.shape)} for {list(x.shape)}")
     limit.check([*x.shape[:2], *coordinates.shape[1:3]])
-    grid = coordinates.float()
     size = torch.tensor([x.shape[-1], x.shape[-2]])
-    if coordinates_mode == "unnormalized":
-        grid, align_corners = 2 * grid / (size - 1).clamp(min=1) - 1, True
-    elif coordinates_mode == "normalized_zero_to_one":
-        grid = 2 * grid - 1
-    elif coordinates_mode != "normalized_minus_one_to_one":
-        raise ValueError(f"unknown coordinates_mode '{coordinates_mode}'")
-    # What lies outside is zero to torch: shifting the values makes it anything.
-    return padding_value + functional.grid_sample(
-        x - padding_value, grid, sampling_mode, _PADDING[padding_mode], align_corners
-    )
+    points = _pixels(coordinates.float(), size, coordinates_mode, align_corners)
+    if sampling_mode == "nearest":
+        return _picked(x, torch.round(points), padding_mode, padding_value)
+    if sampling_mode != "bilinear":
+        raise ValueError(f"unknown sampling_mode '{sampling_mode}'")
+    first = torch.floor(points)
+    share = (points - first)[:, None]  # broadcasts over the channels
+    right, down = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    corners = [
+        _picked(x, first + step, padding_mode, padding_value) for step in (0, right, down, right + down)
+    ]
+    upper = corners[0] + (corners[1] - corners[0]) * share[..., 0]
+    lower = corners[2] + (corners[3] - corners[2]) * share[..., 0]
+    return upper + (lower - upper) * share[..., 1]
+
+
+def _pixels(points: Tensor, size: Tensor, mode: str, align_corners: bool) -> Tensor:
+    """Coordinates in pixels: 0 is the center of the first one."""
+    if mode == "unnormalized":
+        return points
+    if mode == "normalized_minus_one_to_one":
+        points = (points + 1) / 2
+    elif mode != "normalized_zero_to_one":
+        raise ValueError(f"unknown coordinates_mode '{mode}'")
+    return points * (size - 1) if align_corners else points * size - 0.5
+
+
+def _picked(x: Tensor, points: Tensor, padding: str, outside: float) -> Tensor:
+    """Pixels of x [n, c, h, w] at whole coordinates [n, rows, columns, 2]: [n, c, rows, columns]."""
+    height, width = x.shape[-2:]
+    size = torch.tensor([width, height])
+    # Far outside, what is exact does not matter, but it must fit an integer.
+    places = torch.nan_to_num(points).clamp(-(2.0**30), 2.0**30).long()
+    inside = ((places >= 0) & (places < size)).all(-1)
+    if padding == "reflection":
+        period = (2 * (size - 1)).clamp(min=1)
+        places = places.remainder(period)
+        places = torch.minimum(places, period - places)
+    elif padding == "symmetric":
+        places = places.remainder(2 * size)
+        places = torch.minimum(places, 2 * size - 1 - places)
+    places = torch.minimum(places.clamp(min=0), size - 1)
+    flat = (places[..., 1] * width + places[..., 0]).flatten(1)
+    picked = x.flatten(2).gather(2, flat[:, None].expand(-1, x.shape[1], -1))
+    picked = picked.view(*x.shape[:2], *points.shape[1:3])
+    return torch.where(inside[:, None], picked, outside) if padding == "constant" else picked

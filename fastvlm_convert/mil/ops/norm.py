@@ -1,10 +1,10 @@
-"""Normalisations. In float16 every intermediate result is rounded, squares and their sums above all."""
+"""Normalizations. In float16 every intermediate result is rounded, squares and their sums above all."""
 
 import torch
 from torch.nn import functional
 
 from fastvlm_convert.mil.ops.reduction import mean_of, sum_of
-from fastvlm_convert.mil.ops.table import Ints, Rounding, Tensor, axes_of, op
+from fastvlm_convert.mil.ops.table import Ints, Rounding, Tensor, axes_of, in_half, op
 
 
 @op("layer_norm")
@@ -72,22 +72,21 @@ def batch_norm(
 @op("l2_norm")
 def l2_norm(x: Tensor, epsilon: float = 1e-6, rounded: Rounding = None) -> Tensor:
     """X / sqrt(sum of squares over the last three axes + epsilon)."""
-    squares = torch.square(x) if rounded is None else rounded(torch.square(x))
+    squares = in_half(rounded, torch.square(x))
     total = sum_of(squares, tuple(range(max(x.ndim - 3, 0), x.ndim)), True, rounded)
-    root = torch.sqrt(total + epsilon)
-    return x / (root if rounded is None else rounded(root))
+    return x / in_half(rounded, torch.sqrt(total + epsilon))
 
 
 @op("local_response_norm")
 def local_response_norm(
     x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, rounded: Rounding = None
 ) -> Tensor:
-    """X / (k + alpha / size * sum of the squares of `size` neighbouring channels) ** beta."""
+    """X / (k + alpha / size * sum of the squares of `size` neighboring channels) ** beta."""
     if size < 1:
         raise ValueError(f"size is {size}")
     if rounded is None:
         return functional.local_response_norm(x, size, alpha, beta, k)
-    # The sum of neighbours is a window over the channels.
+    # The sum of neighbors is a window over the channels.
     squares = rounded(torch.square(x)).flatten(2).transpose(1, 2).flatten(0, 1).unsqueeze(1)
     wide = functional.pad(squares, (size // 2, (size - 1) // 2))
     means = (
@@ -105,14 +104,11 @@ def _normalized(
     epsilon: float,
     rounded: Rounding,
 ) -> Tensor:
-    def half(value: Tensor) -> Tensor:
-        return value if rounded is None else rounded(value)
-
-    centred = half(x - half(mean_of(x, axes, True, rounded)))
-    variance = half(mean_of(half(torch.square(centred)), axes, True, rounded))
-    y = half(centred * half(torch.rsqrt(half(variance + epsilon))))
+    centered = in_half(rounded, x - in_half(rounded, mean_of(x, axes, True, rounded)))
+    variance = in_half(rounded, mean_of(in_half(rounded, torch.square(centered)), axes, True, rounded))
+    y = in_half(rounded, centered * in_half(rounded, torch.rsqrt(in_half(rounded, variance + epsilon))))
     if gamma is not None:
-        y = half(y * gamma)
+        y = in_half(rounded, y * gamma)
     return y if beta is None else y + beta
 
 

@@ -1,12 +1,13 @@
 """Pooling over 1 to 3 spatial axes; torch's kernels."""
 
+import math
 from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch.nn import functional
 
-from fastvlm_convert.mil.ops.table import Ints, Limit, Rounding, Tensor, op
+from fastvlm_convert.mil.ops.table import Ints, Rounding, Tensor, in_half, op
 from fastvlm_convert.mil.ops.windows import Pads, padded, per_axis, spatial_axes, window_pads
 
 _AVERAGE: Final[dict[int, Callable[..., Tensor]]] = {
@@ -19,7 +20,6 @@ _MAX: Final[dict[int, Callable[..., Tensor]]] = {
     2: functional.max_pool2d,
     3: functional.max_pool3d,
 }
-_PADDED: Final = Limit(1 << 29)
 
 
 @op("max_pool")
@@ -33,7 +33,7 @@ def max_pool(
 ) -> Tensor:
     """The largest element of each window."""
     kernel, steps, pads, _ = _windows(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    wide = padded(x, pads, -torch.inf, _PADDED)
+    wide = padded(x, pads, -torch.inf)
     return _MAX[len(kernel)](wide, kernel, steps)
 
 
@@ -50,16 +50,14 @@ def avg_pool(
 ) -> Tensor:
     """The mean of each window; padding counts as zeros unless it is excluded."""
     kernel, steps, pads, beyond = _windows(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    total = _sums(x, kernel, steps, pads)
-    if rounded is not None:
-        total = rounded(total)
+    total = in_half(rounded, _sums(x, kernel, steps, pads))
     if not exclude_padding_from_average and not any(beyond):
-        return total / _volume(kernel)
+        return total / math.prod(kernel)
     # Elements beyond the padding, which ceil_mode adds, count in no case.
     ones = torch.ones_like(x[:1, :1])
     if not exclude_padding_from_average:
         given = tuple((a, b - more) for (a, b), more in zip(pads, beyond, strict=True))
-        ones = padded(ones, given, 1.0, _PADDED)
+        ones = padded(ones, given, 1.0)
         pads = tuple((0, more) for more in beyond)
     return total / _sums(ones, kernel, steps, pads)
 
@@ -76,22 +74,13 @@ def l2_pool(
 ) -> Tensor:
     """The square root of the sum of squares of each window."""
     kernel, steps, pads, _ = _windows(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    squares = torch.square(x)
-    if rounded is None:
-        return torch.sqrt(_sums(squares, kernel, steps, pads))
-    return torch.sqrt(rounded(_sums(rounded(squares), kernel, steps, pads)))
+    squares = in_half(rounded, torch.square(x))
+    return torch.sqrt(in_half(rounded, _sums(squares, kernel, steps, pads)))
 
 
 def _sums(x: Tensor, kernel: tuple[int, ...], steps: tuple[int, ...], pads: Pads) -> Tensor:
-    means = _AVERAGE[len(kernel)](padded(x, pads, 0.0, _PADDED), kernel, steps)
-    return means * _volume(kernel)
-
-
-def _volume(kernel: tuple[int, ...]) -> int:
-    volume = 1
-    for k in kernel:
-        volume *= k
-    return volume
+    means = _AVERAGE[len(kernel)](padded(x, pads, 0.0), kernel, steps)
+    return means * math.prod(kernel)
 
 
 def _windows(

@@ -2,9 +2,8 @@
 
 import torch
 
-from fastvlm_convert.mil.ops.table import Limit, Scalar, Target, Tensor, axis_of, op
+from fastvlm_convert.mil.ops.table import Limit, Scalar, Target, Tensor, axis_of, held_dtype, op
 
-_TORCH = {"f": torch.float32, "b": torch.bool}
 _MAX_BOXES = 1 << 16
 
 
@@ -54,7 +53,7 @@ def one_hot(
     axis = axis_of(axis, indices.ndim + 1)
     limit.check([*indices.shape, one_hot_vector_size])
     hit = indices.unsqueeze(-1) == torch.arange(one_hot_vector_size)
-    dtype = _TORCH.get(target.numpy.kind, torch.int32)
+    dtype = held_dtype(target)
     on, off = torch.tensor(on_value, dtype=dtype), torch.tensor(off_value, dtype=dtype)
     return torch.where(hit, on, off).movedim(-1, axis)
 
@@ -72,7 +71,7 @@ def non_maximum_suppression(
     """Boxes in the order of their best score, without those that overlap an earlier one too much.
 
     Args:
-        boxes: float32 [n, boxes, 4]: centre x, centre y, width, height; [n, 4, boxes] since iOS 17.
+        boxes: float32 [n, boxes, 4]: center x, center y, width, height; [n, 4, boxes] since iOS 17.
         scores: float32 [n, boxes, classes]; [n, classes, boxes] since iOS 17.
         iou_threshold: Boxes that overlap a chosen one (intersection over union) more are dropped.
         max_boxes: Most boxes to choose; results are padded to it with zeros, indices with -1.

@@ -1,5 +1,6 @@
 """Reductions along axes. In float16 sums are rounded, so that they overflow where float16 does."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -8,33 +9,27 @@ from fastvlm_convert.mil.ops.table import (
     Ints,
     Rounding,
     Tensor,
-    add,
     axes_of,
     axis_of,
+    in_half,
     op,
 )
 
 Reduce = Callable[[Tensor, tuple[int, ...], bool, Rounding], Tensor]
 
 
-def _in_half(rounded: Rounding, x: Tensor) -> Tensor:
-    return x if rounded is None else rounded(x)
-
-
 def sum_of(x: Tensor, axes: tuple[int, ...], keep_dims: bool, rounded: Rounding) -> Tensor:
     """The sum; integers stay int32."""
     if not axes:
         return x
-    return _in_half(rounded, x.sum(axes, keepdim=keep_dims, dtype=x.dtype))
+    return in_half(rounded, x.sum(axes, keepdim=keep_dims, dtype=x.dtype))
 
 
 def mean_of(x: Tensor, axes: tuple[int, ...], keep_dims: bool, rounded: Rounding) -> Tensor:
     """The mean: the sum divided by the count. In float32 it is one kernel."""
     if rounded is None and x.is_floating_point() and axes:
         return x.mean(axes, keepdim=keep_dims)
-    count = 1
-    for axis in axes:
-        count *= x.shape[axis]
+    count = math.prod(x.shape[axis] for axis in axes)
     total = sum_of(x, axes, keep_dims, rounded)
     return total / count if x.is_floating_point() else (total.double() / count).to(x.dtype)
 
@@ -57,9 +52,7 @@ def _prod(x: Tensor, axes: tuple[int, ...], keep_dims: bool, rounded: Rounding) 
 
 _REDUCTIONS: dict[str, Reduce] = {
     "reduce_l1_norm": lambda x, axes, keep, r: sum_of(x.abs(), axes, keep, r),
-    "reduce_l2_norm": lambda x, axes, keep, r: torch.sqrt(
-        sum_of(_in_half(r, torch.square(x)), axes, keep, r)
-    ),
+    "reduce_l2_norm": lambda x, axes, keep, r: torch.sqrt(sum_of(in_half(r, torch.square(x)), axes, keep, r)),
     "reduce_log_sum": lambda x, axes, keep, r: torch.log(sum_of(x, axes, keep, r)),
     "reduce_log_sum_exp": _log_sum_exp,
     "reduce_max": lambda x, axes, keep, r: torch.amax(x, axes, keepdim=keep),
@@ -67,7 +60,7 @@ _REDUCTIONS: dict[str, Reduce] = {
     "reduce_min": lambda x, axes, keep, r: torch.amin(x, axes, keepdim=keep),
     "reduce_prod": _prod,
     "reduce_sum": sum_of,
-    "reduce_sum_square": lambda x, axes, keep, r: sum_of(_in_half(r, torch.square(x)), axes, keep, r),
+    "reduce_sum_square": lambda x, axes, keep, r: sum_of(in_half(r, torch.square(x)), axes, keep, r),
 }
 
 
@@ -81,7 +74,7 @@ def _reduction(reduce: Reduce) -> Callable[..., Tensor]:
 
 
 for _name, _reduce in _REDUCTIONS.items():
-    add(_name, _reduction(_reduce))
+    op(_name)(_reduction(_reduce))
 
 
 @op("reduce_argmax")

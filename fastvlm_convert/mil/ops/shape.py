@@ -15,18 +15,21 @@ from fastvlm_convert.mil.ops.table import (
     Tensors,
     axes_of,
     axis_of,
+    held_dtype,
     op,
     positive,
 )
 
-_TORCH = {"f": torch.float32, "b": torch.bool}
-
 
 @op("reshape", moves=True)
 def reshape(x: Tensor, shape: Ints) -> Tensor:
-    """X in another shape: 0 keeps the size of that axis, -1 is what remains."""
-    if 0 in shape and x.numel() and len(shape) == x.ndim:
-        shape = tuple(n or x.shape[axis] for axis, n in enumerate(shape))
+    """X in another shape: -1 is what remains, 0 the size of the same axis of x, counted from the last.
+
+    Up to iOS 16 zeros need a shape of x's own rank; since iOS 17 those beyond its first axis are 1.
+    """
+    if 0 in shape:
+        sizes = (1,) * max(len(shape) - x.ndim, 0) + tuple(x.shape)[max(x.ndim - len(shape), 0) :]
+        shape = tuple(n or size for n, size in zip(shape, sizes, strict=True))
     return x.reshape(shape)
 
 
@@ -152,13 +155,13 @@ def pad(x: Tensor, pad: Ints, limit: Limit, mode: str = "constant", constant_val
 @op("fill", moves=True)
 def fill(shape: Ints, target: Target, limit: Limit, value: Scalar = 0.0) -> Tensor:
     """One value everywhere."""
-    return torch.full(tuple(limit.check(shape)), value, dtype=_TORCH.get(target.numpy.kind, torch.int32))
+    return torch.full(tuple(limit.check(shape)), value, dtype=held_dtype(target))
 
 
 @op("fill_like", moves=True)
 def fill_like(ref_tensor: Tensor, target: Target, value: Scalar = 0.0) -> Tensor:
     """One value everywhere, in the shape of another tensor."""
-    return torch.full(ref_tensor.shape, value, dtype=_TORCH.get(target.numpy.kind, torch.int32))
+    return torch.full(ref_tensor.shape, value, dtype=held_dtype(target))
 
 
 @op("range_1d", moves=True)
@@ -168,7 +171,7 @@ def range_1d(end: Scalar, start: Scalar, step: Scalar, target: Target, limit: Li
         raise ValueError(f"a range from {start} to {end} by {step}")
     count = max(math.ceil((end - start) / step), 0)
     limit.check([count])
-    return torch.arange(start, end, step, dtype=_TORCH.get(target.numpy.kind, torch.int32))
+    return torch.arange(start, end, step, dtype=held_dtype(target))
 
 
 @op("band_part", moves=True)
@@ -192,7 +195,7 @@ def sliding_windows(x: Tensor, axis: int, size: int, limit: Limit, stride: int =
 def depth_to_space(x: Tensor, block_size: int) -> Tensor:
     """Channels into squares of pixels; the block is the slowest part of the channels."""
     n, channels, height, width = x.shape
-    block, _ = positive((block_size, 1), "block_size")
+    (block,) = positive((block_size,), "block_size")
     blocks = x.reshape(n, block, block, channels // block**2, height, width)
     return blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, channels // block**2, height * block, width * block)
 
@@ -201,7 +204,7 @@ def depth_to_space(x: Tensor, block_size: int) -> Tensor:
 def space_to_depth(x: Tensor, block_size: int) -> Tensor:
     """Squares of pixels into channels; the block is the slowest part of the channels."""
     n, channels, height, width = x.shape
-    block, _ = positive((block_size, 1), "block_size")
+    (block,) = positive((block_size,), "block_size")
     blocks = x.reshape(n, channels, height // block, block, width // block, block)
     return blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, channels * block**2, height // block, width // block)
 

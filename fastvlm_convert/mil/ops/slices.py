@@ -1,31 +1,39 @@
-"""Slices."""
+"""Slices, taken and replaced."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from fastvlm_convert.mil.ops.table import Bools, Ints, Tensor, op
+from fastvlm_convert.mil.ops.table import Bools, InPlace, Ints, Tensor, op
 
 Index = tuple[slice | int, ...]
 
 
-def slices_of(
-    shape: Sequence[int],
-    begin: Ints,
-    end: Ints,
-    stride: Ints | None,
-    begin_mask: Bools | None,
-    end_mask: Bools | None,
-    squeeze_mask: Bools | None,
-) -> tuple[Index, tuple[int, ...]]:
+class Cut(NamedTuple):
+    """What a slice takes of each axis; see `slice_by_index` of Core ML.
+
+    Attributes:
+        begin: First element; negative counts from the end.
+        end: The one after the last, likewise.
+        stride: Step; 1 by default.
+        begin_mask: Axes that begin where they begin.
+        end_mask: Axes that end where they end.
+        squeeze_mask: Axes of which one element is taken, and which vanish.
+    """
+
+    begin: Ints
+    end: Ints
+    stride: Ints | None
+    begin_mask: Bools | None
+    end_mask: Bools | None
+    squeeze_mask: Bools | None
+
+
+def slices_of(shape: Sequence[int], cut: Cut) -> tuple[Index, tuple[int, ...]]:
     """The index of a slice, as numpy would take it; torch knows no negative steps.
 
     Args:
         shape: Of the tensor.
-        begin: First element of each axis; negative counts from the end.
-        end: The one after the last, likewise.
-        stride: Step of each axis; 1 by default.
-        begin_mask: Axes that begin where they begin.
-        end_mask: Axes that end where they end.
-        squeeze_mask: Axes of which one element is taken, and which vanish.
+        cut: What it takes.
 
     Returns:
         The index with positive steps only, and the axes of the result to be reversed.
@@ -34,9 +42,9 @@ def slices_of(
         ValueError: The arguments have other lengths than the shape, or a step is 0.
         IndexError: A squeezed axis has no such element.
     """
+    begin, end, stride, begin_mask, end_mask, squeeze_mask = cut
     rank = len(shape)
-    given = (begin, end, stride, begin_mask, end_mask, squeeze_mask)
-    if any(v is not None and len(v) != rank for v in given):
+    if any(v is not None and len(v) != rank for v in cut):
         raise ValueError(f"slicing {rank} axes with arguments of other lengths")
     index: list[slice | int] = []
     flipped = []
@@ -74,9 +82,33 @@ def slice_by_index(
     squeeze_mask: Bools | None = None,
 ) -> Tensor:
     """x[begin:end:stride] along every axis, see `slices_of`."""
-    index, flipped = slices_of(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    index, flipped = slices_of(x.shape, Cut(begin, end, stride, begin_mask, end_mask, squeeze_mask))
     y = x[index]
     return y.flip(flipped) if flipped else y
+
+
+@op("slice_update", moves=True)
+def slice_update(
+    x: Tensor,
+    update: Tensor,
+    begin: Ints,
+    end: Ints,
+    in_place: InPlace,
+    stride: Ints | None = None,
+    begin_mask: Bools | None = None,
+    end_mask: Bools | None = None,
+    squeeze_mask: Bools | None = None,
+) -> Tensor:
+    """X with a slice replaced by `update`, which has the shape of the slice."""
+    y = x if in_place is InPlace.YES else x.clone()
+    index, flipped = slices_of(x.shape, Cut(begin, end, stride, begin_mask, end_mask, squeeze_mask))
+    if flipped:
+        raise ValueError("slice_update with a negative stride")
+    place = y[index]
+    if place.numel() != update.numel():
+        raise ValueError(f"the slice has shape {list(place.shape)}, the update {list(update.shape)}")
+    place.copy_(update.reshape(place.shape))
+    return y
 
 
 @op("slice_by_size", moves=True)

@@ -5,8 +5,9 @@
         return x.permute(perm)
 
 Inputs have the names that the program gives them. A `Tensor` is handed over as it is; `Ints`, `int`, `float`,
-`bool`, `str` and their kin are plain Python values, read from constants once or from tensors in each run. A
-parameter with a default is optional. Values of float16 are held as float32, all integers as int32.
+`bool`, `str` and their kin are plain Python values, read from constants once or from tensors in each run;
+`Labels` are a constant list, `Dimensions` sizes of which None is known only when it runs. A parameter with a
+default is optional. Values of float16 are held as float32, all integers as int32.
 
 Some parameters are not inputs: `Rounding` rounds an intermediate result to float16, and is None where
 arithmetic is in float32; `Limit` refuses results that are larger than the program declares; `Target` is the
@@ -32,6 +33,8 @@ Ints = tuple[int, ...]
 Floats = tuple[float, ...]
 Bools = tuple[bool, ...]
 Strings = tuple[str, ...]
+Labels = tuple[str, ...] | tuple[int, ...]
+Dimensions = tuple[int | None, ...]
 Scalar = int | float | bool
 Target = ElementType
 Rounding = Callable[[torch.Tensor], torch.Tensor] | None
@@ -45,7 +48,7 @@ class InPlace(Enum):
 
 
 class List(list):
-    """A list of tensors, the value of the `list_*` operations."""
+    """A list of tensors, the value of the `list_*` operations; None where nothing was written yet."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Kind(Enum):
     FLOAT = float
     BOOL = bool
     STR = str
+    LABELS = Labels
+    DIMENSIONS = Dimensions
     SCALAR = Scalar
     ROUNDING = Rounding
     LIMIT = Limit
@@ -92,6 +97,7 @@ class Kind(Enum):
     IN_PLACE = InPlace
 
 
+_HELD_DTYPES: Final = {"f": torch.float32, "b": torch.bool}
 GIVEN_BY_PLAN: Final = frozenset({Kind.ROUNDING, Kind.LIMIT, Kind.TARGET, Kind.IN_PLACE})
 _KINDS: Final = {repr(kind.value): kind for kind in Kind}
 
@@ -120,12 +126,14 @@ class Op:
         function: Computes it.
         parameters: What its function takes, by name.
         moves: Whether it only moves values: results need no rounding, and may share memory with its inputs.
+        plain: Whether it gives Python values instead of tensors.
     """
 
     name: str
     function: Callable[..., Any]
     parameters: dict[str, Parameter]
     moves: bool
+    plain: bool = False
 
     @property
     def inputs(self) -> dict[str, Parameter]:
@@ -135,37 +143,31 @@ class Op:
 
 OPS: Final[dict[str, Op]] = {}
 CONSTEXPRS: Final[dict[str, Callable[..., Any]]] = {}
+# Operations of coremltools that cannot be run, and why.
+UNSUPPORTED: Final = {
+    "_const_symbolic": "a helper of coremltools' own tests, which is never written to a package",
+    "conv_quantized": "experimental, with the layout of its scales unspecified; converters write a `conv` "
+    "of a `constexpr_*` weight instead",
+}
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def op(*names: str, moves: bool = False) -> Callable[[_F], _F]:
+def op(name: str, *, moves: bool = False, plain: bool = False) -> Callable[[_F], _F]:
     """Enter a function into the table.
 
     Args:
-        names: The operations it computes.
+        name: The operation it computes.
         moves: See `Op.moves`.
+        plain: See `Op.plain`.
     """
 
     def enter(function: _F) -> _F:
-        parameters = _parameters(function)
-        for name in names:
-            add(name, function, moves=moves, parameters=parameters)
+        assert name not in OPS, name
+        OPS[name] = Op(name, function, _parameters(function), moves, plain)
         return function
 
     return enter
-
-
-def add(
-    name: str,
-    function: Callable[..., Any],
-    *,
-    moves: bool = False,
-    parameters: dict[str, Parameter] | None = None,
-) -> None:
-    """Enter one operation; what `op` does, for functions that are made in a loop."""
-    assert name not in OPS, name
-    OPS[name] = Op(name, function, _parameters(function) if parameters is None else parameters, moves)
 
 
 def constexpr(name: str) -> Callable[[_F], _F]:
@@ -192,6 +194,16 @@ def _kind(hint: Any) -> Kind:  # noqa: ANN401
     plain = [a for a in typing.get_args(hint) if a is not type(None)]  # an optional input: `Tensor | None`
     assert len(plain) == 1, hint
     return _KINDS[repr(plain[0])]
+
+
+def in_half(rounded: Rounding, x: Tensor) -> Tensor:
+    """An intermediate result, rounded to float16 where arithmetic is in float16."""
+    return x if rounded is None else rounded(x)
+
+
+def held_dtype(element: ElementType) -> torch.dtype:
+    """What values of a declared type are held as: float32, int32 or bool."""
+    return _HELD_DTYPES.get(element.numpy.kind, torch.int32)
 
 
 def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """What convolutions and poolings share: padding of sliding windows."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch.nn import functional
@@ -8,6 +9,9 @@ from torch.nn import functional
 from fastvlm_convert.mil.ops.table import Limit, positive
 
 Pads = tuple[tuple[int, int], ...]
+
+# Padding may make a tensor larger than both input and output, but never out of proportion.
+PADDED: Final = Limit(1 << 29)
 
 
 def per_axis(values: Sequence[int] | None, axes: int, what: str) -> tuple[int, ...]:
@@ -88,9 +92,13 @@ def symmetric(pads: Pads) -> tuple[int, ...] | None:
     return tuple(before for before, _ in pads) if all(a == b for a, b in pads) else None
 
 
-def padded(x: torch.Tensor, pads: Pads, value: float, limit: Limit) -> torch.Tensor:
-    """The tensor with its spatial axes padded."""
+def padded(x: torch.Tensor, pads: Pads, value: float) -> torch.Tensor:
+    """The tensor with its spatial axes padded.
+
+    Raises:
+        ValueError: It has more elements than `PADDED` allows.
+    """
     if not any(a or b for a, b in pads):
         return x
-    limit.check([*x.shape[:2], *(n + a + b for n, (a, b) in zip(x.shape[2:], pads, strict=True))])
+    PADDED.check([*x.shape[:2], *(n + a + b for n, (a, b) in zip(x.shape[2:], pads, strict=True))])
     return functional.pad(x, [n for pair in reversed(pads) for n in pair], value=value)

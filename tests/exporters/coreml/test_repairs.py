@@ -10,10 +10,9 @@ from coremltools.converters.mil.frontend.milproto.load import load as load_progr
 from coremltools.converters.mil.mil import types
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.errors import RecipeError, TargetError
+from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.exporters.coreml.paths import FILES
 from fastvlm_convert.float16.repairs import needed_repairs, settings_of
-from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.recipe import Recipe, RepairSettings, without_data
@@ -36,8 +35,8 @@ GATE_DB = 40  # of shipped recipes, for a device
 
 def exported(checkpoint: Path, output: Path, settings: Recipe, precision: str) -> LoadedModel:
     short = replace(settings, common=replace(settings.common, max_context_length=128))
-    export(checkpoint, short, ["coreml"], output)
-    return load_bundle(output, load_manifest(output), "coreml", precision)
+    export(checkpoint, output, recipe=short, targets=["coreml"])
+    return load_bundle(output, "coreml", precision)
 
 
 def worst(model: LoadedModel, reference: LoadedModel) -> float:
@@ -142,7 +141,7 @@ def test_keys_beyond_float16(tmp_path):
     checkpoint = copy_demo(tmp_path, plant_key_bias(demo_tensors(), key=1e5, query=1e-3))
     chosen = needed_repairs(scanned(checkpoint), recipe(FP16))
     assert [(r.setting, r.value) for r in chosen] == [("rescaled_keys", (1, 2, 3))]
-    with pytest.raises(TargetError, match=r"l1_qkv_bias.*beyond float16's 65504"):
+    with pytest.raises(RecipeError, match=r"l1_qkv_bias.*beyond float16's 65504"):
         exported(checkpoint, tmp_path / "plain", recipe(FP16), "device")
     settings = replace(recipe(FP16), repairs=settings_of(chosen))
     model = exported(checkpoint, tmp_path / "bundle", settings, "device")

@@ -22,7 +22,7 @@ CHECKPOINT = GOLDEN / LLAVA / "checkpoint"
 @pytest.fixture(scope="module", params=[FP32, FP16])
 def bundle(request, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("coreml") / request.param
-    export(CHECKPOINT, recipe(request.param), ["onnx", "coreml"], output)
+    export(CHECKPOINT, output, recipe=recipe(request.param), targets=["onnx", "coreml"])
     return output
 
 
@@ -117,9 +117,8 @@ def test_two_exports_are_byte_identical(bundle, tmp_path):
     """Also from another process with another hash seed, under another path."""
     manifest = load_manifest(bundle)
     code = (
-        "from pathlib import Path; from fastvlm_convert.pipeline import export;"
-        "from fastvlm_convert.recipe import load_recipe; import sys;"
-        "export(Path(sys.argv[1]), load_recipe(sys.argv[2]), ['onnx', 'coreml'], Path(sys.argv[3]))"
+        "import sys; from fastvlm_convert import export;"
+        "export(sys.argv[1], sys.argv[3], recipe=sys.argv[2], targets=['onnx', 'coreml'])"
     )
     again = tmp_path / "elsewhere" / "again"
     subprocess.run(
@@ -150,7 +149,7 @@ def test_exports_where_torch_is_not_installed(tmp_path):
 @pytest.mark.parametrize("lengths", ["range", "enumerated"])
 def test_flexible_lengths(lengths, tmp_path):
     settings = recipe(FP16, coreml={"sequence_lengths": lengths, "prefill_chunk": 16})
-    export(CHECKPOINT, settings, ["coreml"], tmp_path / "bundle")
+    export(CHECKPOINT, tmp_path / "bundle", recipe=settings, targets=["coreml"])
     artifacts = {a.function: a for a in load_manifest(tmp_path / "bundle").artifacts}
     assert set(artifacts) == {"main", "decode", "embed"}
     assert artifacts["decode"].inputs[0].shape == (1, {"range": "1..16", "enumerated": "1|16"}[lengths], 64)
@@ -158,7 +157,7 @@ def test_flexible_lengths(lengths, tmp_path):
 
 def test_tensor_input_and_cache(tmp_path):
     settings = recipe(FP32, coreml={"image_input": "tensor", "kv_cache": "tensors"})
-    export(CHECKPOINT, settings, ["coreml"], tmp_path / "bundle")
+    export(CHECKPOINT, tmp_path / "bundle", recipe=settings, targets=["coreml"])
     artifacts = {a.function: a for a in load_manifest(tmp_path / "bundle").artifacts}
     assert artifacts["main"].inputs[0].name == "pixel_values"
     assert [t.name for t in artifacts["decode"].outputs] == ["logits", "k_cache_out", "v_cache_out"]
@@ -178,26 +177,26 @@ def test_islands_in_float32(tmp_path):
 
 
 def _export(settings, output: Path) -> Path:
-    export(CHECKPOINT, settings, ["coreml"], output)
+    export(CHECKPOINT, output, recipe=settings, targets=["coreml"])
     return output / "coreml/decoder.mlpackage"
 
 
 def test_a_pattern_that_matches_nothing(tmp_path):
     settings = recipe(FP16, decoder={"float32_ops": ("l0_gaet",)})
     with pytest.raises(RecipeError, match="'l0_gaet' matches no operation"):
-        export(CHECKPOINT, settings, ["coreml"], tmp_path / "bundle")
+        export(CHECKPOINT, tmp_path / "bundle", recipe=settings, targets=["coreml"])
     assert not list(tmp_path.iterdir())
 
 
 def test_onnx_refuses_islands(tmp_path):
     settings = recipe(FP16, decoder={"float32_ops": ("l0_gate",)})
     with pytest.raises(TargetError, match="only Core ML"):
-        export(CHECKPOINT, settings, ["onnx"], tmp_path / "bundle")
+        export(CHECKPOINT, tmp_path / "bundle", recipe=settings, targets=["onnx"])
 
 
 def test_untied_and_odd_head_sizes_are_fine(tmp_path):
     settings = recipe(FP16, common={"image_size": 256})
-    export(GOLDEN / SHARDED / "checkpoint", settings, ["coreml"], tmp_path / "bundle")
+    export(GOLDEN / SHARDED / "checkpoint", tmp_path / "bundle", recipe=settings, targets=["coreml"])
     size = weight_bytes(tmp_path / "bundle/coreml/decoder.mlpackage")
     assert size > 2 * 2 * 453 * 112  # table and head apart
 
@@ -205,7 +204,7 @@ def test_untied_and_odd_head_sizes_are_fine(tmp_path):
 def test_apples_app_wants_its_own_dimensions(tmp_path):
     settings = recipe(FP32, coreml={"drop_in": True})
     with pytest.raises(TargetError, match="Apple's app takes 1024 pixels and features of 3072"):
-        export(CHECKPOINT, settings, ["coreml"], tmp_path / "bundle")
+        export(CHECKPOINT, tmp_path / "bundle", recipe=settings, targets=["coreml"])
 
 
 def test_a_weight_beyond_float16(llava, tmp_path):
@@ -213,6 +212,6 @@ def test_a_weight_beyond_float16(llava, tmp_path):
     weight = read_tensors(llava)[name]
     weight[0, 0] = 1e5
     edit_tensors(llava, {name: weight})
-    with pytest.raises(TargetError, match=r"l0_gate_weight.*65504"):
-        export(llava, recipe(FP16), ["coreml"], tmp_path / "bundle")
+    with pytest.raises(RecipeError, match=r"l0_gate_weight.*65504"):
+        export(llava, tmp_path / "bundle", recipe=recipe(FP16), targets=["coreml"])
     assert not (tmp_path / "bundle").exists()

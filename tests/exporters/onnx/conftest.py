@@ -1,7 +1,7 @@
 """The bundles that the graphs are taken from: every precision, layout and way to store the table."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,9 @@ class Variant:
     def reference(self) -> LoadedModel:
         """The torch reference at the bundle's image size."""
         size = self.settings.common.image_size
-        return load_reference(open_checkpoint(self.checkpoint), None if size == "checkpoint" else size)
+        opened = open_checkpoint(self.checkpoint)
+        images = opened.pictures.image
+        return load_reference(opened, images if size == "checkpoint" else replace(images, size=size))
 
 
 def golden(name: str) -> Callable[[Path], Path]:

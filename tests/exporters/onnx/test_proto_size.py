@@ -31,7 +31,7 @@ def test_a_graph_is_as_long_as_onnx_writes_it(tmp_path, name, attributes):
     graph.input("in", "float16", ["batch_size", 3, 1 << 20])
     graph.output(name, "int64", [])
     graph.constant("c", np.arange(100))
-    graph.external("w", graph.data.append([], 6000), "int4", (3, 4000))
-    graph.op("Kind", ["in", "", "w"], name, domain="com.microsoft", outputs=[name, "", "z"], **attributes)
+    graph.external("w", "int4", (3, 4000), graph.data.append([], 6000))
+    graph.op("Kind", name, ["in", "", "w"], domain="com.microsoft", outputs=[name, "", "z"], **attributes)
     write_graph(graph, tmp_path / "g.onnx")
     assert graph_bytes(graph) == (tmp_path / "g.onnx").stat().st_size

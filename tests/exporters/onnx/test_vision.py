@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -8,7 +10,7 @@ from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.generate import generate
 from fastvlm_convert.model.fastvlm import FastVLM, load_model
 from fastvlm_convert.model.session import TorchSession
-from fastvlm_convert.preprocess import load_image
+from fastvlm_convert.pictures import load_image
 from fastvlm_convert.runtime.loaded import load_reference
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.model_config import at_image_size
@@ -37,7 +39,7 @@ def test_image_tokens_are_those_of_the_original_code(variants, case):
 def test_float32_equals_the_reference(variants, name):
     variant: Variant = variants(name)
     reference, candidate = variant.reference(), open_bundle(variant.bundle)
-    pixels = noise(reference.image_size)
+    pixels = noise(reference.images.size)
     expected, found = reference.session.encode_image(pixels), candidate.session.encode_image(pixels)
     assert expected.shape == found.shape == (reference.session.num_image_tokens, expected.shape[1])
     assert metrics.sqnr_db(expected, found) >= 100
@@ -56,9 +58,9 @@ def rounded_reference(size: int) -> FastVLM:
 def test_stored_as_float16_it_equals_the_reference_with_the_weights_it_stores(variants, name):
     """Only the lowering is judged: rounding the weights alone costs this random net 50 dB."""
     loaded = open_bundle(variants(name).bundle)
-    pixels = noise(loaded.image_size)
+    pixels = noise(loaded.images.size)
     found = loaded.session.encode_image(pixels)
-    expected = TorchSession(rounded_reference(loaded.image_size), 64).encode_image(pixels)
+    expected = TorchSession(rounded_reference(loaded.images.size), 64).encode_image(pixels)
     assert metrics.sqnr_db(expected, found) >= 100
     exact = variants(name).reference().session.encode_image(pixels)
     assert 40 < metrics.sqnr_db(exact, found) < 70
@@ -69,8 +71,9 @@ def test_another_image_size_is_a_recipe_choice(tmp_path):
     settings = recipe(common={"image_size": 320})
     checkpoint = GOLDEN / LLAVA / "checkpoint"
     loaded = open_bundle(export_bundle(checkpoint, tmp_path / "bundle", settings))
-    assert (loaded.image_size, loaded.session.num_image_tokens) == (320, 25)
-    reference = load_reference(open_checkpoint(checkpoint), 320)
+    assert (loaded.images.size, loaded.session.num_image_tokens) == (320, 25)
+    opened = open_checkpoint(checkpoint)
+    reference = load_reference(opened, replace(opened.pictures.image, size=320))
     image = load_image(CASES[0].image)
     ours, theirs = (model.prompt("Describe the image.", [image]) for model in (loaded, reference))
     np.testing.assert_array_equal(ours.images[0], theirs.images[0])

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.errors import TargetError
+from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.weights import file_tensors
@@ -218,7 +218,7 @@ def test_an_impossible_head_size_is_refused_before_any_weight_is_read(llava, rea
     with pytest.raises(
         TargetError, match=r"the decoder's head size is 8; .* needs a multiple of 16"
     ) as caught:
-        export(llava, recipe(), ["onnx"], tmp_path / "out" / "bundle")
+        export(llava, tmp_path / "out" / "bundle", recipe=recipe(), targets=["onnx"])
     assert caught.value.hint
     assert reads == []
     assert not (tmp_path / "out").exists()
@@ -226,13 +226,13 @@ def test_an_impossible_head_size_is_refused_before_any_weight_is_read(llava, rea
 
 def test_an_impossible_head_size_of_an_untied_model(reads, tmp_path):
     with pytest.raises(TargetError, match="the decoder's head size is 8"):
-        export(GOLDEN / SHARDED / "checkpoint", recipe(), ["onnx"], tmp_path / "bundle")
+        export(GOLDEN / SHARDED / "checkpoint", tmp_path / "bundle", recipe=recipe(), targets=["onnx"])
     assert reads == [453 * 112 * 2] * 2  # head and embedding were compared, to see whether they are one
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_counter_sees_an_export_read(llava, reads, tmp_path):
-    export(llava, recipe(), ["onnx"], tmp_path / "bundle")
+    export(llava, tmp_path / "bundle", recipe=recipe(), targets=["onnx"])
     assert len(reads) > 100
 
 
@@ -248,7 +248,7 @@ def test_a_weight_beyond_float16_is_an_error_that_names_it(llava, tmp_path, tens
     values = read_tensors(llava)[tensor]
     values[3, 1] = -1e5
     edit_tensors(llava, {tensor: values})
-    with pytest.raises(TargetError, match=rf"weight '{op}' reaches 1e\+05, beyond float16's 65504") as caught:
-        export(llava, recipe(FP16), ["onnx"], tmp_path / "out" / "bundle")
+    with pytest.raises(RecipeError, match=rf"weight '{op}' reaches 1e\+05, beyond float16's 65504") as caught:
+        export(llava, tmp_path / "out" / "bundle", recipe=recipe(FP16), targets=["onnx"])
     assert "float32" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()

@@ -1,38 +1,32 @@
-"""What a target cannot execute, known from dimensions and settings: no weight is read, no library loaded."""
+"""What ONNX Runtime cannot execute, known from dimensions and settings; loads no library."""
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
 
 from fastvlm_convert.errors import TargetError
-from fastvlm_convert.manifest import Target
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import PaletteScheme
 from fastvlm_convert.recipe import OnnxSettings, Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import EMBEDDING, is_language
 
 _HEAD_DIM_STEP = 16  # GroupQueryAttention with rotary positions inside
 _SLOW_BITS = 8  # MatMulNBits has a kernel for them at accuracy level 4 alone
-_APPLE_IMAGE_SIZE, _APPLE_WIDTH = 1024, 3072  # Apple's app aborts on any other shape
 
 
-def check_target(target: Target, config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
-    """Refuse dimensions, settings and schemes that a target cannot take.
+def check(config: ModelConfig, recipe: Recipe, layers: Sequence[LayerPlan]) -> None:
+    """Refuse dimensions, settings and schemes that ONNX Runtime cannot take.
 
     Raises:
         TargetError: Names what it cannot take and what is allowed.
     """
-    _CHECKS[target](config, recipe, plans)
-
-
-def _check_onnx(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
     if config.decoder.head_dim % _HEAD_DIM_STEP:
         raise TargetError(
             f"the decoder's head size is {config.decoder.head_dim}; ONNX Runtime's GroupQueryAttention "
             f"with rotary positions needs a multiple of {_HEAD_DIM_STEP}",
             hint="this model cannot be run by ONNX Runtime; `run` answers from the checkpoint itself",
         )
-    for plan in plans:
-        _check_onnx_scheme(plan, config, recipe.onnx)
+    for plan in layers:
+        _check_scheme(plan, config, recipe.onnx)
     for component in ("vision", "decoder"):
         if getattr(recipe, component).float32_ops:
             raise TargetError(
@@ -48,7 +42,7 @@ def _check_onnx(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan])
             )
 
 
-def _check_onnx_scheme(plan: LayerPlan, config: ModelConfig, settings: OnnxSettings) -> None:
+def _check_scheme(plan: LayerPlan, config: ModelConfig, settings: OnnxSettings) -> None:
     """Refuse a scheme that ONNX cannot express, or that ONNX Runtime executes far slower than floats."""
     scheme, layer = plan.scheme, plan.layer
     if isinstance(scheme, PaletteScheme):
@@ -56,35 +50,17 @@ def _check_onnx_scheme(plan: LayerPlan, config: ModelConfig, settings: OnnxSetti
             f"layer '{layer}' has scheme palette{scheme.bits}, but ONNX has no look-up of weights",
             hint="ONNX has int8 and int4 with a block_size of 16, 32, 64 or 128; palettes are for coreml",
         )
-    if scheme is None or not layer.startswith("decoder."):
+    if scheme is None or not is_language(layer):
         return
     if scheme.block_size is None:
         raise TargetError(
             f"layer '{layer}' is quantized per channel, but ONNX Runtime's MatMulNBits needs blocks",
             hint="give its rule a block_size of 16, 32, 64 or 128",
         )
-    is_looked_up = layer == "decoder.embed_tokens" and not config.decoder.tied
+    is_looked_up = layer == EMBEDDING and not config.decoder.tied
     if scheme.bits == _SLOW_BITS and settings.accuracy_level == 0 and not is_looked_up:
         raise TargetError(
             f"layer '{layer}' has {scheme.bits} bits, and onnx.accuracy_level is 0: ONNX Runtime then "
             "dequantizes the whole weight for every token, some 250 times slower than at level 4",
             hint="set onnx.accuracy_level to 4, or give the layer 4 bits",
         )
-
-
-def _check_coreml(config: ModelConfig, recipe: Recipe, plans: Sequence[LayerPlan]) -> None:
-    del plans  # every scheme can be expressed
-    vision = config.vision
-    fits_app = (vision.image_size, vision.output_width) == (_APPLE_IMAGE_SIZE, _APPLE_WIDTH)
-    if recipe.coreml.drop_in and not fits_app:
-        raise TargetError(
-            f"Apple's app takes {_APPLE_IMAGE_SIZE} pixels and features of {_APPLE_WIDTH}; this model has "
-            f"{vision.image_size} pixels and features of {vision.output_width}",
-            hint="set coreml.drop_in to false, or image_size to 1024 for a model of full width",
-        )
-
-
-_CHECKS: Final[dict[Target, Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], None]]] = {
-    "onnx": _check_onnx,
-    "coreml": _check_coreml,
-}

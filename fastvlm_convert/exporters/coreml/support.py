@@ -1,0 +1,27 @@
+"""What the clients of a Core ML bundle cannot take, known from dimensions and settings; loads no library."""
+
+from collections.abc import Sequence
+
+from fastvlm_convert.errors import TargetError
+from fastvlm_convert.quantized.layer_plan import LayerPlan
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.weights.model_config import ModelConfig
+
+_APPLE_IMAGE_SIZE, _APPLE_WIDTH = 1024, 3072  # Apple's app aborts on any other shape
+
+
+def check(config: ModelConfig, recipe: Recipe, layers: Sequence[LayerPlan]) -> None:
+    """Refuse dimensions that Apple's app cannot take; Core ML itself takes any.
+
+    Raises:
+        TargetError: Names what the app cannot take and what is allowed.
+    """
+    del layers  # every scheme can be expressed
+    vision = config.vision
+    fits_app = (vision.image_size, vision.output_width) == (_APPLE_IMAGE_SIZE, _APPLE_WIDTH)
+    if recipe.coreml.drop_in and not fits_app:
+        raise TargetError(
+            f"Apple's app takes {_APPLE_IMAGE_SIZE} pixels and features of {_APPLE_WIDTH}; this model has "
+            f"{vision.image_size} pixels and features of {vision.output_width}",
+            hint="set coreml.drop_in to false, or image_size to 1024 for a model of full width",
+        )

@@ -1,0 +1,44 @@
+"""Which module runs the artifacts of each target."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+from fastvlm_convert.errors import MissingDependencyError
+from fastvlm_convert.exporters.backends import backend_of
+from fastvlm_convert.generate import Session
+from fastvlm_convert.io_names import Precision
+from fastvlm_convert.manifest import Manifest
+from fastvlm_convert.targets import Target
+
+OpenSession = Callable[[Path, Manifest, Precision | None], Session]
+
+# Module that has `open_session`; it is imported late, because the runtimes take seconds.
+SESSIONS: Final[dict[Target, str]] = {
+    "onnx": "fastvlm_convert.runtime.onnx_session",
+    "coreml": "fastvlm_convert.runtime.coreml_session",
+}
+
+
+def open_session(bundle: Path, manifest: Manifest, target: Target, precision: Precision | None) -> Session:
+    """Run one target of a bundle.
+
+    Args:
+        bundle: Its folder.
+        manifest: Its manifest.
+        target: One that the bundle has.
+        precision: How exactly, where the runtime leaves a choice (see `runtime.loaded.load_bundle`).
+
+    Raises:
+        BundleError: The runtime refuses the bundle.
+        MissingDependencyError: The runtime is not installed.
+    """
+    title = backend_of(target).title
+    try:
+        module = import_module(SESSIONS[target])
+    except ModuleNotFoundError as error:
+        article = "an" if title[0] in "AEIOU" else "a"
+        raise MissingDependencyError.of(error, f"running {article} {title} bundle") from error
+    open_one: OpenSession = module.open_session
+    return open_one(bundle, manifest, precision)

@@ -1,0 +1,59 @@
+"""Core ML runs its packages on a Mac; elsewhere, and on request beside it, the interpreter does."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastvlm_convert.bundle.license import NO_LICENSE
+from fastvlm_convert.exporters.coreml.metadata import metadata_of
+from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, VISION_PACKAGE
+from fastvlm_convert.io_names import IMAGE
+from fastvlm_convert.manifest import Manifest
+from fastvlm_convert.predict.export_plan import ExportPlan
+from fastvlm_convert.runtime.core_ml import has_core_ml
+from fastvlm_convert.verification.check import Check
+from fastvlm_convert.verification.client_files import check_interface
+from fastvlm_convert.verification.compare import LOGIT_STAGES, StageGates
+from fastvlm_convert.verification.execution import Execution, full_gates, least_everywhere, most_kl_nats
+
+
+def coreml_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
+    """Core ML itself; interpreted, once in float32 and, where float16 is declared, once rounding to it."""
+    gates, recipe = manifest.recipe.gates, manifest.recipe
+    declares_float16 = "float16" in (recipe.vision.compute, recipe.decoder.compute)
+    exact = full_gates(recipe)
+    if not declares_float16 and recipe.coreml.kv_cache == "state":
+        cached = dict.fromkeys(LOGIT_STAGES, gates.fp16_cache_min_sqnr_db)
+        exact = replace(exact, min_sqnr_db={**exact.min_sqnr_db, **cached})
+    least = least_everywhere(gates.device_min_sqnr_db)
+    rounded = StageGates(least, False, gates.max_new_tokens, most_kl_nats(recipe))
+    found = [Execution("Core ML", None, rounded)] if has_core_ml() else []
+    if interpret or not found:
+        found.append(Execution("coreml", "exact", exact))
+        if declares_float16:
+            found.append(Execution("coreml fp16", "device", rounded))
+    return [replace(found[0], inspect=_check_packages), *found[1:]]
+
+
+def _check_packages(bundle: Path, plan: ExportPlan) -> list[Check]:
+    """What the packages say of themselves: metadata that apps read, and the layout of pictures.
+
+    Raises:
+        BundleError: A package is damaged.
+        MissingDependencyError: coremltools is not installed.
+    """
+    packages = [VISION_PACKAGE, DECODER_PACKAGE, *([APPLE_PACKAGE] if plan.recipe.coreml.drop_in else [])]
+    return [_check_package(bundle, package, plan) for package in packages]
+
+
+def _check_package(bundle: Path, name: str, plan: ExportPlan) -> Check:
+    from fastvlm_convert.runtime.coreml_interface import described
+
+    license = NO_LICENSE if plan.checkpoint.license is None else plan.checkpoint.license.name
+    said = metadata_of(name, license, plan.contract, plan.recipe)
+    expected: dict[str, Any] = {"description": said.description, "license": said.license, **said.details}
+    if name == VISION_PACKAGE and plan.recipe.coreml.image_input == "image":
+        size = plan.contract.image_size
+        expected[IMAGE] = f"RGB image, {size} x {size}"
+    found = described(bundle / name)
+    return check_interface("coreml", Path(name).stem, expected, {key: found.get(key) for key in expected})

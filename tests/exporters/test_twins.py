@@ -1,0 +1,131 @@
+"""The exporters are twins: what is found under a name in one folder is found under it in the other."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import fastvlm_convert.exporters
+
+FOLDER = Path(fastvlm_convert.exporters.__file__).parent
+TARGETS = ("onnx", "coreml")
+
+# Files that one format alone needs, and why.
+OWN_FILES = {
+    "onnx": {
+        "transformers_js": "transformers.js reads a config of its own",
+        "fused": "operators of ONNX Runtime that read integers; Core ML decompresses weights first",
+    },
+    "coreml": {
+        "metadata": "a package holds texts for people",
+        "paths": "a package is a folder of files",
+        "values": "a program writes down the dtype and shape of every value, an ONNX graph does not",
+    },
+}
+# Public names that one format alone needs, by file, and why.
+OWN_NAMES = {
+    "onnx": {
+        "cache": ({"close_cache"}, "every graph gives the whole cache back"),
+        "data": (
+            {"Region", "DataFile", "ExternalData"},
+            "we write the file; coremltools writes Core ML's",
+        ),
+        "graph": ({"tensor_type"}, "a graph names dtypes by number"),
+        "ops": ({"rms_norm_of_sum"}, "ONNX Runtime has one operator for a sum and its norm"),
+        "proto": ({"write_graph"}, "a file is one graph, a package several"),
+        "proto_size": ({"graph_bytes"}, "a file is one graph, a package several"),
+    },
+    "coreml": {
+        "cache": ({"Cache", "TensorCache", "StateCache"}, "state that stays inside, or tensors for tests"),
+        "data": ({"is_inline", "LazyArray"}, "coremltools writes the file and asks for arrays one by one"),
+        "graph": (
+            {"Input", "Lengths", "check_patterns", "scalar"},
+            "inputs are pictures, states or of flexible length; operations may differ in precision",
+        ),
+        "ops": ({"zeros"}, "a linear layer always has a bias"),
+        "proto": ({"write_package"}, "a file is one graph, a package several"),
+        "proto_size": ({"package_bytes"}, "a file is one graph, a package several"),
+        "vision": ({"build_apple_vision"}, "Apple's app loads a vision package"),
+        "weights": ({"looked_up"}, "palettes"),
+    },
+}
+
+Arguments = list[str]
+
+
+@cache
+def files(target: str) -> dict[str, ast.Module]:
+    paths = sorted((FOLDER / target).glob("*.py"))
+    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def definitions(module: ast.Module | ast.ClassDef, target: str, prefix: str = "") -> dict[str, Arguments]:
+    """Functions, classes and methods with their arguments; a target's own name in a name is no difference."""
+    found: dict[str, Arguments] = {}
+    for node in module.body:
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = []
+            found |= definitions(node, target, f"{node.name}.")
+        elif isinstance(node, ast.FunctionDef):
+            arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            found[prefix + node.name.replace(target, "TARGET")] = arguments
+    return found
+
+
+def public_names(module: ast.Module, target: str) -> set[str]:
+    return {name for name in definitions(module, target) if "." not in name and not name.startswith("_")}
+
+
+def shared_files() -> list[str]:
+    return sorted(set(files("onnx")) & set(files("coreml")))
+
+
+def in_one_order(a: Arguments, b: Arguments) -> bool:
+    """Whether arguments that both have stand in one order."""
+    return [name for name in a if name in b] == [name for name in b if name in a]
+
+
+def test_both_have_the_same_files():
+    onnx, coreml = set(files("onnx")), set(files("coreml"))
+    assert onnx - coreml == set(OWN_FILES["onnx"])
+    assert coreml - onnx == set(OWN_FILES["coreml"])
+    expected = {"vision", "decoder", "attention", "embed", "ops", "weights", "write", "sizes"}
+    assert expected <= onnx & coreml
+
+
+@pytest.mark.parametrize("file", shared_files())
+def test_files_have_the_same_public_names(file):
+    onnx, coreml = (public_names(files(target)[file], target) for target in TARGETS)
+    assert onnx - coreml == OWN_NAMES["onnx"].get(file, (set(), ""))[0]
+    assert coreml - onnx == OWN_NAMES["coreml"].get(file, (set(), ""))[0]
+
+
+@pytest.mark.parametrize("file", shared_files())
+def test_functions_of_one_name_take_arguments_in_one_order(file):
+    """Methods and private functions too. What is public also begins with the same argument."""
+    onnx, coreml = (definitions(files(target)[file], target) for target in TARGETS)
+    for name in set(onnx) & set(coreml):
+        assert in_one_order(onnx[name], coreml[name]), f"{file}.{name}: {onnx[name]}, {coreml[name]}"
+        if not name.startswith("_"):
+            assert onnx[name][:1] == coreml[name][:1], f"{file}.{name}"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_layers_take_graph_name_and_input_in_this_order(target):
+    layers = definitions(files(target)["ops"], target)
+    assert len(layers) >= 4
+    for name, arguments in layers.items():
+        given = [a for a in arguments if a in ("graph", "name", "x")]
+        assert given == [a for a in ("graph", "name", "x") if a in given], name
+
+
+def test_reversed_arguments_are_noticed():
+    assert in_one_order(["graph", "name", "x", "weight"], ["graph", "name", "x", "skip", "weight"])
+    assert not in_one_order(["x", "weight", "name"], ["name", "x", "weight"])
+    assert not in_one_order(["x", "name"], ["name", "x"])
+
+
+def test_names_are_read_with_their_owner_and_without_the_target():
+    module = ast.parse("def export_onnx(job): ...\nclass A:\n    def b(self, c, *, d): ...\nX = 1\n")
+    assert definitions(module, "onnx") == {"export_TARGET": ["job"], "A": [], "A.b": ["self", "c", "d"]}
