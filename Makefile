@@ -46,9 +46,9 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -q -m ''
 
-# Long versions of the fuzzes and kills; some hours, and not part of CI.
+# Fuzzes, kills and full disks, tried far more often than in `make test`; some hours, and not part of CI.
 soak: setup
-	$(BIN)/python -m pytest -q --soak tests/test_fuzz.py tests/bundle/test_kills.py
+	$(BIN)/python -m pytest -q --soak tests/test_fuzz.py tests/test_fuzz_structure.py tests/bundle/test_kills.py
 	$(BIN)/python -m benchmarks.mil_fuzz
 
 lint: setup

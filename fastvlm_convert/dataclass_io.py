@@ -129,7 +129,7 @@ def from_plain(kind: type[_T], value: object, prefix: str = "") -> _T:
     try:
         return kind(**built)
     except ConversionError as error:  # the settings are legal one by one, but not together
-        raise type(error)(f"{prefix}{error.args[0]}", hint=error.hint) from error
+        raise type(error)(f"{prefix}{error.args[0]}", hint=error.given_hint) from error
 
 
 _KINDS = {

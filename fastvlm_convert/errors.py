@@ -73,14 +73,18 @@ class ConversionError(Exception):
         code: A word for programs (`--json`); it stays when the message changes.
         where: The file, folder or setting the error is about, or None.
         hint: What to do next, or None.
+        given_hint: The same, where it was given with this very error.
+        next_step: The hint of all errors of a kind that bring none of their own.
     """
 
     code: ClassVar[str] = "conversion"
+    next_step: ClassVar[str | None] = None
 
     def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
         super().__init__(shortened(what))
         self.where = None if where is None else str(where)
-        self.hint = None if hint is None else shortened(hint, 2 * MAX_MESSAGE)
+        self.given_hint = None if hint is None else shortened(hint, 2 * MAX_MESSAGE)
+        self.hint = self.given_hint or self.next_step
 
     def __str__(self) -> str:
         """The message as one printable line, with the place it is about."""
@@ -99,36 +103,42 @@ class CheckpointError(ConversionError):
     """The checkpoint is missing, damaged, hostile or not a FastVLM."""
 
     code = "checkpoint"
+    next_step = "see that the folder holds a whole FastVLM checkpoint; download or copy it again"
 
 
 class TokenizerError(ConversionError):
     """The tokenizer files are missing or damaged, or cannot express a text."""
 
     code = "tokenizer"
+    next_step = "copy the tokenizer's files again, from the model that the weights belong to"
 
 
 class ImageError(ConversionError):
     """An image cannot be read or is not acceptable."""
 
     code = "image"
+    next_step = "give another image, or save this one as PNG"
 
 
 class RecipeError(ConversionError):
     """A recipe is malformed or asks for something impossible."""
 
     code = "recipe"
+    next_step = "`fastvlm-convert recipes NAME > mine.yaml` gives a file to start from"
 
 
 class TargetError(ConversionError):
     """A target's runtime cannot execute what would be exported."""
 
     code = "target"
+    next_step = "`fastvlm-convert recipes` shows which recipe fits which target"
 
 
 class BundleError(ConversionError):
     """A bundle is missing, damaged or of another version."""
 
     code = "bundle"
+    next_step = "copy it again, or export it again"
 
 
 class OutputError(ConversionError):

@@ -179,10 +179,6 @@ class Manifest:
     fp16_range: Status
     files: dict[str, FileEntry]
 
-    def __post_init__(self) -> None:
-        if not self.artifacts:
-            raise BundleError("it has no artifacts")
-
     def artifact(self, target: Target, component: Component) -> Artifact:
         """The artifact of one part; the first where it has several functions.
 
@@ -259,7 +255,9 @@ def load_manifest(bundle: Path) -> Manifest:
     try:
         manifest = from_plain(Manifest, value)
     except (BundleError, RecipeError) as error:
-        raise BundleError(f"malformed manifest: {error}", where=path, hint=error.hint or _AGAIN) from error
+        raise BundleError(
+            f"malformed manifest: {error}", where=path, hint=error.given_hint or _AGAIN
+        ) from error
     for problem in _problems(bundle, manifest):
         raise BundleError(problem, where=bundle, hint="copy the bundle again, or export it again")
     return manifest

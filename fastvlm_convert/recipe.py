@@ -25,9 +25,6 @@ MAX_RECIPE_BYTES: Final = 64 << 10  # the longest shipped one has 5 kB
 MAX_RESIDUAL_SHIFT: Final = 8  # beyond it, float16 no longer holds the norms' epsilon well
 
 
-_START: Final = "`fastvlm-convert recipes NAME > mine.yaml` gives a file to start from"
-
-
 @dataclass(frozen=True)
 class CommonSettings:
     """What every target shares."""
@@ -338,14 +335,14 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         recipe = from_plain(Recipe, read_yaml_file(path, MAX_RECIPE_BYTES))
         _check_image_size(recipe.common.image_size)
     except FileNotFoundError as error:
-        hint = f"the tool ships one: --recipe {path.stem}" if path.stem in shipped else _START
+        hint = f"the tool ships one: --recipe {path.stem}" if path.stem in shipped else None
         raise RecipeError("there is no such recipe", where=path, hint=hint) from error
     except OSError as error:
-        raise RecipeError(f"cannot read: {error.strerror}", where=path, hint=_START) from error
+        raise RecipeError(f"cannot read: {error.strerror}", where=path) from error
     except RecipeError as error:
-        raise RecipeError(error.args[0], where=path, hint=error.hint or _START) from error
+        raise RecipeError(error.args[0], where=path, hint=error.given_hint) from error
     except ValueError as error:
-        raise RecipeError(str(error), where=path, hint=_START) from error
+        raise RecipeError(str(error), where=path) from error
     return recipe
 
 

@@ -32,6 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="long versions of fuzzes and kills")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Other examples every time, and many."""
+    if config.getoption("--soak"):
+        hypothesis.settings.register_profile("soak", max_examples=4000, database=None, deadline=None)
+        hypothesis.settings.load_profile("soak")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the user's cache holds must not change what tests see."""

@@ -103,7 +103,6 @@ MALFORMED = {
         lambda m: m["artifacts"][0]["inputs"][0].update(shape="any"),
         "artifacts[0].inputs[0].shape is 'any', expected a list",
     ),
-    "no_artifacts": (lambda m: m.update(artifacts=[]), "it has no artifacts"),
     "no_end_tokens": (lambda m: m["contract"].update(eos_token_ids=[]), "expected ids of tokens"),
     "a_negative_token": (lambda m: m["contract"].update(image_token_id=-1), "expected ids of tokens"),
     "a_gate_that_is_none": (

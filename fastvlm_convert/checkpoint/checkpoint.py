@@ -29,7 +29,7 @@ from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME as QUANTIZ
 from fastvlm_convert.checkpoint.quantized_checkpoint import QuantizedContent, quantized_content, read_record
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
-from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.errors import CheckpointError, shown
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.regular_file import is_there, open_file
@@ -268,7 +268,7 @@ def _layout(raw: Mapping[str, Any], path: Path) -> Layout:
         if model_type == layout:
             return layout
     raise CheckpointError(
-        f"model_type is {model_type!r}; supported: {', '.join(repr(name) for name in LAYOUTS)}",
+        f"model_type is {shown(model_type)}; supported: {', '.join(repr(name) for name in LAYOUTS)}",
         where=path / "config.json",
         hint="give a FastVLM checkpoint in Apple's or transformers' layout",
     )
@@ -332,7 +332,7 @@ def _eos_token_ids(
     ids = stated if isinstance(stated, list) else [stated]
     if not ids or not all(type(i) is int and 0 <= i < config.decoder.vocab_size for i in ids):
         raise CheckpointError(
-            f"eos_token_id is {stated!r}, expected ids below {config.decoder.vocab_size}", where=path
+            f"eos_token_id is {shown(stated)}, expected ids below {config.decoder.vocab_size}", where=path
         )
     return tuple(ids)
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm_convert.checkpoint.layouts import Layout
-from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.errors import CheckpointError, shown
 from fastvlm_convert.io_names import VISION_HEAD_DIM
 from fastvlm_convert.weights.file_tensors import FLOAT_DTYPES
 from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
 from fastvlm_convert.weights.parts import EMBEDDING, HEAD
 from fastvlm_convert.weights.source import WeightSource, same_content
 
+_SET_IT = "set it in config.json as the model was trained"
 _FEW = 8  # names listed in a message before the rest is counted
 _NUM_STAGES = 5  # the stem halves the image twice, each stage after the first once: 64 pixels a token
 
@@ -115,6 +116,7 @@ def _decoder(
         raise CheckpointError(
             f"num_attention_heads {heads} does not fit projections of {query} and {key} rows",
             where=path / "config.json",
+            hint=_SET_IT,
         )
     hidden, rows = dim(embed, 1), dim(embed, 0)
     head = weights.get(f"{HEAD}.weight")
@@ -235,8 +237,10 @@ def check_supported(raw: Mapping[str, Any], layout: Layout, path: Path) -> None:
     for key, value, allowed in rules:
         if value not in allowed:
             raise CheckpointError(
-                f"{key} is {value!r}; supported: {', '.join(repr(a) for a in allowed if a is not None)}",
+                f"{key} is {shown(value)}; supported: "
+                f"{', '.join(shown(a) for a in allowed if a is not None)}",
                 where=path / "config.json",
+                hint="the tool implements FastVLM's own network; give a checkpoint of it",
             )
 
 
@@ -257,12 +261,14 @@ def _rope_theta(text: Mapping[str, Any], path: Path) -> float:
 def _positive(values: Mapping[str, Any], key: str, path: Path, default: int | None = None) -> int:
     value = values.get(key, default)
     if type(value) is not int or not 0 < value < 1 << 24:
-        raise CheckpointError(f"{key} is {value!r}, expected a positive integer", where=path / "config.json")
+        what = f"{key} is {shown(value)}, expected a positive integer"
+        raise CheckpointError(what, where=path / "config.json", hint=_SET_IT)
     return value
 
 
 def _number(values: Mapping[str, Any], key: str, default: float, path: Path) -> float:
     value = values.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-        raise CheckpointError(f"{key} is {value!r}, expected a positive number", where=path / "config.json")
+        what = f"{key} is {shown(value)}, expected a positive number"
+        raise CheckpointError(what, where=path / "config.json", hint=_SET_IT)
     return float(value)

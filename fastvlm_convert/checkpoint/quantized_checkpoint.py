@@ -15,7 +15,7 @@ from fastvlm_convert.checkpoint.files import read_json
 from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.checkpoint.picture_settings import MAX_IMAGE_SIZE
 from fastvlm_convert.dataclass_io import from_plain, has_schema
-from fastvlm_convert.errors import CheckpointError, ConversionError, RecipeError
+from fastvlm_convert.errors import CheckpointError, ConversionError, RecipeError, shown
 from fastvlm_convert.manifest import Source
 from fastvlm_convert.quantized.codec import matrix_entries, stored_weight
 from fastvlm_convert.quantized.layer_plan import LayerPlan, check_groups
@@ -33,6 +33,7 @@ from fastvlm_convert.weights.source import Weight, reshaped
 FILE_NAME: Final = "quantized.json"
 SCHEMA: Final = "fastvlm-convert/quantized"
 SCHEMA_VERSION: Final = 2
+_AGAIN: Final = "copy the quantized checkpoint again, or quantize again"
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ def read_record(folder: Path) -> Quantization:
     path = folder / FILE_NAME
     value = read_json(path)
     if value.pop("schema", None) != SCHEMA:
-        raise CheckpointError(f"not a {FILE_NAME} of fastvlm-convert", where=path)
+        raise CheckpointError(f"not a {FILE_NAME} of fastvlm-convert", where=path, hint=_AGAIN)
     version = value.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{FILE_NAME} is of version {version!r}; this tool reads {SCHEMA_VERSION}",
+            f"{FILE_NAME} is of version {shown(version)}; this tool reads {SCHEMA_VERSION}",
             where=path,
             hint="quantize again, or use the version of the tool that wrote it",
         )
@@ -102,7 +103,9 @@ def read_record(folder: Path) -> Quantization:
         check_groups(record.plans)
         _check_consistent(record)
     except ConversionError as error:
-        raise CheckpointError(f"malformed: {error.args[0]}", where=path, hint=error.hint) from error
+        raise CheckpointError(
+            f"malformed: {error.args[0]}", where=path, hint=error.given_hint or _AGAIN
+        ) from error
     return record
 
 
@@ -113,7 +116,7 @@ def _check_consistent(record: Quantization) -> None:
     if len({report.layer for report in record.layers}) < len(record.layers):
         raise CheckpointError("it lists a layer twice")
     try:
-        json.dumps(dataclasses.asdict(record), ensure_ascii=False).encode()
+        json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair; no file that we write can
         raise CheckpointError("it holds text that is no Unicode") from error
 
@@ -149,7 +152,8 @@ def quantized_content(
     for name, tensor in tensors.items():
         if name not in parts:
             if name in found:
-                raise CheckpointError(f"tensor '{name}' is stored both in float and quantized", where=path)
+                what = f"tensor '{name}' is stored both in float and quantized"
+                raise CheckpointError(what, where=path, hint=_AGAIN)
             found[name] = tensor.weight()
     floats = {
         name: weight if isinstance(found[name], Weight) else replace(weight, dtype="float32")
@@ -173,7 +177,7 @@ def quantized_content(
     try:
         repaired = repaired_config(config, record.recipe.repairs)
     except RecipeError as error:
-        raise CheckpointError(f"malformed: {error.args[0]}", where=path / FILE_NAME) from error
+        raise CheckpointError(f"malformed: {error.args[0]}", where=path / FILE_NAME, hint=_AGAIN) from error
     return repaired, QuantizedContent(record, weights), unused
 
 

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from fastvlm_convert.checkpoint.files import read_json
-from fastvlm_convert.errors import TokenizerError
+from fastvlm_convert.errors import TokenizerError, shown
 from fastvlm_convert.io_names import IMAGE_TOKEN
 from fastvlm_convert.prompt import Text
 from fastvlm_convert.regular_file import MAX_TEXT_BYTES, is_there, read_text
@@ -243,7 +243,9 @@ def _ids(values: dict[str, Any], path: Path) -> dict[str, int]:
     """
     for token, token_id in values.items():
         if type(token_id) is not int or not 0 <= token_id < _MAX_ID or not _is_text(token):
-            raise TokenizerError(f"it must map tokens to ids, but maps {token!r} to {token_id!r}", where=path)
+            raise TokenizerError(
+                f"it must map tokens to ids, but maps {shown(token)} to {shown(token_id)}", where=path
+            )
     return values
 
 
@@ -264,7 +266,7 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
             continue
         parts = line.split(" ")
         if len(parts) != 2 or any(p not in vocab for p in (*parts, "".join(parts))):
-            raise TokenizerError(f"line {number} is no merge of two known tokens: {line[:60]!r}", where=path)
+            raise TokenizerError(f"line {number} is no merge of two known tokens: {shown(line)}", where=path)
         merges.append((parts[0], parts[1]))
     return merges
 

@@ -181,7 +181,7 @@ def _ragged_together(layer: str, layers: Mapping[str, tuple[int, ...]], group_si
 def _unsolvable(layer: str, shape: tuple[int, ...]) -> str | None:
     """What solvers that need data miss in a layer, or None where they can solve it."""
     if len(shape) > 2 and shape[2:] != (1, 1):
-        return f"a matrix or a 1x1 convolution, not one of {shape[2]} x {shape[3]}"
+        return f"a matrix or a 1x1 convolution, not one of {_kernel(shape)}"
     if part_of(layer) in ("head", "embedding"):
         return "a layer of a block, not the table of the embedding or the head"
     return None
@@ -192,9 +192,13 @@ def indivisible(shape: tuple[int, ...], block: int | None) -> str | None:
     if block is None:
         return None
     if len(shape) > 2 and shape[2:] != (1, 1):
-        return f"blocks do not fit a convolution of {shape[2]} x {shape[3]}"
+        return f"blocks do not fit a convolution of {_kernel(shape)}"
     columns = num_elements(shape[1:])
     return f"its width {columns} is no multiple of block_size {block}" if columns % block else None
+
+
+def _kernel(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in shape[2:])
 
 
 def ragged(rows: int, group_size: int) -> str | None:

@@ -72,7 +72,7 @@ REFUSED = {
         config(model_type="llava_llama"),
         "model_type is 'llava_llama'; supported: 'llava_qwen2', 'fast_vlm'",
     ),
-    "no model type": (config(model_type=None), "model_type is None"),
+    "no model type": (config(model_type=None), "model_type is null"),
     "no weights": (
         delete("model.safetensors"),
         "no weights: neither model.safetensors, pytorch_model.bin nor",
@@ -150,8 +150,8 @@ REFUSED = {
         "num_attention_heads is -4, expected a positive integer",
     ),
     "heads as text": (config(num_attention_heads="4"), "num_attention_heads is '4'"),
-    "heads as a truth": (config(num_attention_heads=True), "num_attention_heads is True"),
-    "no heads": (config(num_attention_heads=None), "num_attention_heads is None"),
+    "heads as a truth": (config(num_attention_heads=True), "num_attention_heads is true"),
+    "no heads": (config(num_attention_heads=None), "num_attention_heads is null"),
     "absurd epsilon": (config(rms_norm_eps=-1), "rms_norm_eps is -1, expected a positive number"),
     "epsilon that is no number": (config(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
     "absurd rotary base": (config(rope_theta="big"), "rope_theta is 'big'"),
@@ -162,9 +162,9 @@ REFUSED = {
     ),
     "scaled rotary parameters": (config(rope_parameters={"rope_type": "yarn"}), "rope_scaling is 'yarn'"),
     "another activation": (config(hidden_act="relu"), "hidden_act is 'relu'; supported: 'silu'"),
-    "sliding window": (config(use_sliding_window=True), "use_sliding_window is True"),
+    "sliding window": (config(use_sliding_window=True), "use_sliding_window is true"),
     "another projector": (config(mm_projector_type="linear"), "mm_projector_type is 'linear'"),
-    "image start tokens": (config(mm_use_im_start_end=True), "mm_use_im_start_end is True"),
+    "image start tokens": (config(mm_use_im_start_end=True), "mm_use_im_start_end is true"),
     "tiled images": (config(image_aspect_ratio="anyres"), "image_aspect_ratio is 'anyres'"),
     "no image size": (config(mm_vision_tower="mobileclip_l"), "the image size is not stated"),
     "an image size in between": (
@@ -279,7 +279,7 @@ REFUSED_HF = {
         config(text_config={"num_attention_heads": 4, "rope_parameters": {"rope_type": "linear"}}),
         "rope_scaling is 'linear'",
     ),
-    "text settings without heads": (config(text_config={"hidden_size": 64}), "num_attention_heads is None"),
+    "text settings without heads": (config(text_config={"hidden_size": 64}), "num_attention_heads is null"),
     "an image token count that is no square": (
         lambda f: (
             edit_json(f / "config.json", {"image_seq_length": 15}),

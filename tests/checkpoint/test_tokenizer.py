@@ -198,7 +198,7 @@ REFUSED = {
     "merges are not UTF-8": (write("merges.txt", b"\xff\xfe\n"), "cannot read"),
     "merges are a directory": (
         lambda f: (delete("merges.txt")(f), (f / "merges.txt").mkdir()),
-        "'merges.txt' is missing",
+        "it is a folder, not a file",
     ),
     "added id not next": (
         lambda f: (edit_json(f / "added_tokens.json", {"<x>": 500}), delete("tokenizer_config.json")(f)),
