@@ -96,14 +96,12 @@ def test_what_needs_torch_says_so(fp32_bundle):
     """This also proves that the block above blocks."""
     done = run_without({"torch"}, "run", GOLDEN / LLAVA / "checkpoint", "Hi")
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: running a checkpoint needs torch, which is not installed\nhint: pip install torch\n"
-    )
+    hint = "hint: pip install '.[torch]' in a clone of fastvlm-convert, or '.[all]'"
+    assert done.stderr == f"error: running a checkpoint needs torch, which is not installed\n{hint}\n"
     done = run_without({"torch"}, "scan", GOLDEN / LLAVA / "checkpoint", "--images", GOLDEN / LLAVA)
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: running a checkpoint needs torch, which is not installed\nhint: pip install torch\n"
-    )
+    hint = "hint: pip install '.[torch]' in a clone of fastvlm-convert, or '.[all]'"
+    assert done.stderr == f"error: running a checkpoint needs torch, which is not installed\n{hint}\n"
     done = run_without({"onnxruntime", "torch"}, "run", fp32_bundle, "Hi")
     assert done.returncode == 2
     assert "error: running an ONNX bundle needs onnxruntime, which is not installed" in done.stderr
@@ -114,7 +112,8 @@ def test_export_without_onnx_says_so(tmp_path):
     done = run_without({"onnx"}, "export", GOLDEN / LLAVA / "checkpoint", *arguments)
     assert done.returncode == 2
     assert (
-        "error: the ONNX target needs onnx, which is not installed\nhint: pip install onnx\n" in done.stderr
+        "error: the ONNX target needs onnx, which is not installed\nhint: pip install '.[onnx]'"
+        in done.stderr
     )
 
 

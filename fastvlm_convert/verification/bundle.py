@@ -12,6 +12,8 @@ from fastvlm_convert.errors import (
     ImageError,
     MissingDependencyError,
     PromptError,
+    RecipeError,
+    TargetError,
     TokenizerError,
 )
 from fastvlm_convert.gates import Gates
@@ -90,7 +92,7 @@ def verify(
     asked = _asked(questions)
     if not asked:
         raise ImageError("there are no pictures to verify with", hint="give at least one with its question")
-    plan = plan_export(checkpoint, manifest.recipe, manifest.targets)
+    plan = _plan(checkpoint, manifest)
     checks = [_check_hashes(bundle, manifest, on_progress), *check_clients(bundle, manifest, plan)]
     measurements: list[Measurement] = []
     warnings: list[str] = []
@@ -122,6 +124,14 @@ def verify(
         warnings.append("the bundle was made from other files than this reference (their hashes differ)")
     on_progress("checkpoint", 1.0)
     return VerifyResult(tuple(checks), tuple(measurements), tuple(warnings), len(asked))
+
+
+def _plan(checkpoint: Checkpoint, manifest: Manifest) -> ExportPlan:
+    try:
+        return plan_export(checkpoint, manifest.recipe, manifest.targets)
+    except (RecipeError, TargetError) as error:
+        hint = "give the checkpoint that the bundle was made from"
+        raise type(error)(f"the reference is another model: {error.args[0]}", hint=hint) from error
 
 
 def _asked(questions: str | Path | Sequence[Question] | None) -> Sequence[Question]:

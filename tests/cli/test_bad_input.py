@@ -615,7 +615,7 @@ def reference_missing(place):
 
 
 @case(
-    "the reference is another model: it gives [16, 112] where the bundle gives [16, 64]",
+    "the reference is another model: the decoder's head size is 8",
     "the bundle was made from",
 )
 def reference_of_another_model(place):

@@ -106,7 +106,7 @@ class TestRefused:
             ("mute.jsonl", "entry 1: expected an object with 'image', 'question' and perhaps 'answer'"),
             ("list.jsonl", "entry 1: expected an object with 'image', 'question' and perhaps 'answer'"),
             ("missing.jsonl", "there is no such image"),
-            ("nul.jsonl", "the image cannot be decoded"),
+            ("nul.jsonl", "there is no such image"),
             ("latin.jsonl", "cannot read"),
         ],
     )

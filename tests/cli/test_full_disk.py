@@ -95,7 +95,7 @@ def test_scan_prints_and_writes_what_it_can(tmp_path):
     ((_, code, text, left),) = attempts(folder, [5000], *argv)
     assert code == 0
     assert "warning: the result cannot be kept for `export` (File too large" in text
-    assert "every operation has at least" in text
+    assert "operations have at least" in text
     assert "mine.yaml" in left
 
 

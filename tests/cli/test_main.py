@@ -46,7 +46,7 @@ def test_version(cli):
         (("convert",), "No such command 'convert'"),
         (("inspect",), "Missing argument 'CHECKPOINT'"),
         (("inspect", CHECKPOINT, "--fast"), "No such option: --fast"),
-        (("run", CHECKPOINT), "Missing argument '[IMAGE]... QUESTION'"),
+        (("run", CHECKPOINT), "missing argument 'QUESTION'"),
         (("run", CHECKPOINT, "Hi", "--max-new-tokens", "0"), "Invalid value for '--max-new-tokens'"),
         (("run", CHECKPOINT, "Hi", "--max-new-tokens", "many"), "Invalid value for '--max-new-tokens'"),
         (("run", CHECKPOINT, "Hi", "--temperature", "-1"), "Invalid value for '--temperature'"),

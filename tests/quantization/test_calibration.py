@@ -35,7 +35,9 @@ def test_the_generators_by_default():
 
 def test_the_first_of_a_file(listing):
     found = read_calibration(listing, SETTINGS)
-    assert [np.asarray(q.images[0])[0, 0, 0] for q in found.questions] == [10 * ord(name) % 256 for name in "abc"]
+    assert [np.asarray(q.images[0])[0, 0, 0] for q in found.questions] == [
+        10 * ord(name) % 256 for name in "abc"
+    ]
     (listing.parent / "e.png").write_bytes(b"no image")  # not reached
     assert read_calibration(listing, SETTINGS).sha256 == found.sha256
     with pytest.raises(ImageError):

@@ -188,7 +188,7 @@ def test_another_picture_size_is_a_failure_and_no_crash(bundle):
     assert "bundle fastvlm_manifest.json contract" in failed(result.checks)
     skipped = [c for c in result.checks if c.status == "not_run"]
     assert {"onnx", "coreml"} == {c.target for c in skipped}
-    assert "320 pixels wide, checkpoint and recipe say 256" in str(skipped[0].reason)
+    assert "256, 256], expected float32 [any, 3, 320, 320]" in str(skipped[0].reason)
 
 
 def clamp(table: np.ndarray) -> None:
