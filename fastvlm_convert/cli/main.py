@@ -97,6 +97,8 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as exit_:
         if isinstance(exit_.__context__, BrokenPipeError):  # Typer and Rich exit with 1, our "check failed"
             return EXIT_COULD_NOT_RUN
+        if exit_.code in {128 + number for number in _SIGNALS}:
+            _print_error_document(invocation, code="interrupted", message="interrupted")
         if exit_.code is None:
             return 0
         return exit_.code if isinstance(exit_.code, int) else EXIT_COULD_NOT_RUN

@@ -88,7 +88,7 @@ def wait(*_):
         print("cleaned up", flush=True)
 
 inspect.open_checkpoint = wait
-sys.exit(main(["inspect", "x"]))
+sys.exit(main(["inspect", "x", *sys.argv[1:]]))
 """
 
 
@@ -101,6 +101,17 @@ def test_a_signal_ends_it_in_order(number):
     os.kill(process.pid, number)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (128 + number, "cleaned up\n", "")
+
+
+def test_a_signal_is_an_error_in_json():
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    os.kill(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert json.loads(out.removeprefix("cleaned up\n"))["error"]["code"] == "interrupted"
 
 
 def test_nohup_is_followed():
