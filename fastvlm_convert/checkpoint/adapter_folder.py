@@ -6,6 +6,7 @@ from fastvlm_convert.checkpoint import mlx_adapter, peft_adapter
 from fastvlm_convert.checkpoint.adapter import Adapter
 from fastvlm_convert.checkpoint.files import optional_json
 from fastvlm_convert.errors import CheckpointError
+from fastvlm_convert.regular_file import is_there
 
 
 def open_adapter(path: Path) -> Adapter:
@@ -17,8 +18,8 @@ def open_adapter(path: Path) -> Adapter:
     if not path.is_dir():
         what = "an adapter is a folder, this is a file" if path.exists() else "there is no such adapter"
         raise CheckpointError(what, where=path, hint=f"give the folder that holds {peft_adapter.CONFIG}")
-    if (path / peft_adapter.CONFIG).is_file():
-        has_mlx = (path / mlx_adapter.WEIGHTS).is_file()
+    if is_there(path / peft_adapter.CONFIG):
+        has_mlx = is_there(path / mlx_adapter.WEIGHTS)
         return mlx_adapter.read_mlx(path) if has_mlx else peft_adapter.read_peft(path)
     if "model_type" in optional_json(path / "config.json"):
         raise CheckpointError(

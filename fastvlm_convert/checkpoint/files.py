@@ -5,6 +5,7 @@ from typing import Any
 
 from fastvlm_convert.errors import CheckpointError, ConversionError
 from fastvlm_convert.json_file import MAX_JSON_BYTES, read_json_file
+from fastvlm_convert.regular_file import is_there
 from fastvlm_convert.regular_file import read_text as read_text_file
 from fastvlm_convert.weights.file_tensors import AGAIN
 
@@ -59,4 +60,4 @@ def optional_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is damaged.
     """
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_there(path) else {}

@@ -17,6 +17,7 @@ from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.io_names import PATCH_SIZE
 from fastvlm_convert.preprocess import RESAMPLINGS, ImageMode, ImageSettings, Resampling
+from fastvlm_convert.regular_file import is_there
 from fastvlm_convert.weights.model_config import ModelConfig
 
 MAX_IMAGE_SIZE: Final = 4096
@@ -89,7 +90,7 @@ def with_pixel_scaling(config: ModelConfig, image: ImageSettings) -> ModelConfig
 def _read_processor(path: Path) -> _Processor:
     """The image processor; what `processor_config.json` holds goes before a file of its own."""
     for file in (_NESTED_FILE, _FLAT_FILE):
-        if not (path / file).is_file():
+        if not is_there(path / file):
             continue
         values = read_json(path / file)
         if file == _NESTED_FILE:

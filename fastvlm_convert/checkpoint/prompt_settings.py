@@ -9,6 +9,7 @@ from fastvlm_convert.checkpoint.files import read_json, read_text
 from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.prompt import QWEN_2, PromptFormat
+from fastvlm_convert.regular_file import is_there
 
 _JINJA, _JSON, _CONFIG = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
 _APPLE: Final = "built into Apple's code (qwen_2)"
@@ -52,14 +53,14 @@ def prompt_settings(layout: Layout, path: Path) -> PromptSettings:
 
 def _find_template(path: Path) -> tuple[ChatTemplate, str] | None:
     """The chat template and the file it stands in, in the order in which transformers looks."""
-    config = read_json(path / _CONFIG) if (path / _CONFIG).is_file() else {}
+    config = read_json(path / _CONFIG) if is_there(path / _CONFIG) else {}
     tokens = {key: _token(value) for key, value in config.items() if key.endswith("_token")}
     known = {key: token for key, token in tokens.items() if token is not None}
-    if (path / _JINJA).is_file():
+    if is_there(path / _JINJA):
         return ChatTemplate(read_text(path / _JINJA), known), _JINJA
     for file, values in ((_JSON, None), (_CONFIG, config)):
         if values is None:
-            values = read_json(path / file) if (path / file).is_file() else {}
+            values = read_json(path / file) if is_there(path / file) else {}
         source = values.get("chat_template")
         if isinstance(source, list):  # several by name
             named = {e.get("name"): e.get("template") for e in source if isinstance(e, dict)}

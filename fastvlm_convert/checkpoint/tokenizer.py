@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from fastvlm_convert.checkpoint.files import read_json
-from fastvlm_convert.errors import TokenizerError
+from fastvlm_convert.errors import TokenizerError, shown
 from fastvlm_convert.io_names import IMAGE_TOKEN
 from fastvlm_convert.prompt import Text
-from fastvlm_convert.regular_file import MAX_TEXT_BYTES, read_text
+from fastvlm_convert.regular_file import MAX_TEXT_BYTES, is_there, read_text
 from fastvlm_convert.weights.file_tensors import AGAIN
 
 # Qwen2's split of text before byte-pair encoding (transformers, models/qwen2/tokenization_qwen2.py).
@@ -147,7 +147,7 @@ class TextTokenizer:
 
 def has_tokenizer(path: Path) -> bool:
     """Whether a folder holds the files that `read_tokenizer` needs."""
-    return (path / _TOKENIZER).is_file() or all((path / name).is_file() for name in _APPLE_FILES)
+    return is_there(path / _TOKENIZER) or all(is_there(path / name) for name in _APPLE_FILES)
 
 
 def read_tokenizer(path: Path) -> TextTokenizer:
@@ -159,13 +159,13 @@ def read_tokenizer(path: Path) -> TextTokenizer:
     Raises:
         TokenizerError: Files are missing or damaged, or a token of the prompt format is absent.
     """
-    if (path / _TOKENIZER).is_file():
+    if is_there(path / _TOKENIZER):
         names = [_TOKENIZER]
         backend = _from_tokenizer_json(path / _TOKENIZER)
     else:
         names = list(_APPLE_FILES)
         backend = _from_vocab_and_merges(path)
-    names += [name for name in _OPTIONAL_FILES if (path / name).is_file()]
+    names += [name for name in _OPTIONAL_FILES if is_there(path / name)]
     if backend.token_to_id(IMAGE_TOKEN) is None:  # Apple's checkpoints have no such token
         backend.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
     backend.encode_special_tokens = True  # `encode_texts` finds those of the format itself
@@ -191,6 +191,7 @@ def _from_tokenizer_json(path: Path) -> Tokenizer:
     # A prefix of subwords is WordPiece's; the library may panic on one.
     if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("continuing_subword_prefix"):
         raise TokenizerError("not a tokenizer.json of byte-pair encoding", where=path)
+    _check_apart(_stated_ids(raw), path)
     try:
         backend = Tokenizer.from_str(json.dumps(raw))
     except Exception as error:  # the library raises bare Exception for a malformed file
@@ -200,9 +201,21 @@ def _from_tokenizer_json(path: Path) -> Tokenizer:
     return backend
 
 
+def _stated_ids(raw: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Tokens and ids of a tokenizer.json; what is malformed is left to the library."""
+    vocab = raw["model"].get("vocab")
+    if isinstance(vocab, dict):
+        yield from ((token, n) for token, n in vocab.items() if type(n) is int)
+    added = raw.get("added_tokens")
+    for entry in added if isinstance(added, list) else ():
+        match entry:
+            case {"content": str(token), "id": int(token_id)}:
+                yield token, token_id
+
+
 def _from_vocab_and_merges(path: Path) -> Tokenizer:
     for name in _APPLE_FILES:
-        if not (path / name).is_file():
+        if not is_there(path / name):
             raise TokenizerError(
                 f"'{name}' is missing",
                 where=path,
@@ -239,7 +252,24 @@ def _ids(values: dict[str, Any], path: Path) -> dict[str, int]:
     for token, token_id in values.items():
         if type(token_id) is not int or not 0 <= token_id < _MAX_ID or not _is_text(token):
             raise TokenizerError(f"it must map tokens to ids, but maps {token!r} to {token_id!r}", where=path)
+    _check_apart(values.items(), path)
     return values
+
+
+def _check_apart(tokens: Iterable[tuple[str, int]], path: Path) -> None:
+    """See that no two tokens have one id: one of them could never be said.
+
+    Raises:
+        TokenizerError: Two have.
+    """
+    seen: dict[int, str] = {}
+    for token, token_id in tokens:
+        if seen.setdefault(token_id, token) != token:
+            raise TokenizerError(
+                f"the tokens {shown(seen[token_id])} and {shown(token)} both have id {token_id}",
+                where=path,
+                hint="download the tokenizer again, or save it with the tokenizers library",
+            )
 
 
 def _is_text(token: str) -> bool:
@@ -254,7 +284,7 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
     except ValueError as error:
         raise TokenizerError(f"cannot read: {error}", where=path, hint=AGAIN) from error
     merges = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate((line.rstrip("\r") for line in lines), 1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
         parts = line.split(" ")
@@ -267,14 +297,15 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
 def _added_tokens(path: Path) -> dict[int, AddedToken]:
     """Tokens beyond the vocabulary: `added_tokens_decoder` says more than `added_tokens.json`, so it wins."""
     tokens: dict[int, AddedToken] = {}
-    if (path / "added_tokens.json").is_file():
+    if is_there(path / "added_tokens.json"):
         added = read_json(path / "added_tokens.json", TokenizerError)
         for content, token_id in _ids(added, path / "added_tokens.json").items():
             tokens[token_id] = AddedToken(content, special=True, normalized=False)
     config_path = path / "tokenizer_config.json"
-    if config_path.is_file():
+    if is_there(config_path):
         decoder = read_json(config_path, TokenizerError).get("added_tokens_decoder", {})
         try:
+            _check_apart(((entry["content"], int(n)) for n, entry in decoder.items()), config_path)
             for token_id, entry in decoder.items():
                 flags = {k: entry[k] for k in ("lstrip", "rstrip", "single_word", "normalized") if k in entry}
                 tokens[int(token_id)] = AddedToken(
