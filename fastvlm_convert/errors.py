@@ -160,7 +160,10 @@ class WorkerError(ConversionError):
 
 
 # Packages that a plain installation leaves out, and the extras that bring them.
-EXTRAS = {"torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml"}
+EXTRAS = {
+    "torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml",
+    "huggingface_hub": "hub",
+}  # fmt: skip
 
 
 class MissingDependencyError(ConversionError):

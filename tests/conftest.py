@@ -14,6 +14,7 @@ from tests.checkpoints import GOLDEN, HF, LLAVA, SHARDED, copy_checkpoint
 # The models are tiny: a second thread saves nothing, and on a busy machine waiting for it costs seconds.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a network; those of the hub have a server of their own
 
 # The same examples every time and no clock: a run must not fail because the machine is busy.
 hypothesis.settings.register_profile(

@@ -1,51 +1,32 @@
 """Open a checkpoint: find its files, read what it is, offer its weights under canonical names."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from fastvlm_convert.checkpoint.adapter import EMBED, HEAD, Adapter, merge_adapter
 from fastvlm_convert.checkpoint.adapter_folder import open_adapter
-from fastvlm_convert.checkpoint.dimensions import (
-    Disagreement,
-    check_shapes,
-    check_supported,
-    find_disagreements,
-    infer_config,
-    text_config,
-)
+from fastvlm_convert.checkpoint.content import Parts, read_float, read_quantized
+from fastvlm_convert.checkpoint.dimensions import Disagreement, find_disagreements
 from fastvlm_convert.checkpoint.files import optional_json, read_json
-from fastvlm_convert.checkpoint.layouts import LAYOUTS, Layout, canonical_names
-from fastvlm_convert.checkpoint.picture_settings import (
-    PictureSettings,
-    picture_settings,
-    with_pixel_scaling,
-)
+from fastvlm_convert.checkpoint.foreign import refuse_other_folders, refuse_quantized_config
+from fastvlm_convert.checkpoint.hub import fetch_model, is_model_id
+from fastvlm_convert.checkpoint.layouts import Layout
+from fastvlm_convert.checkpoint.picture_settings import PictureSettings, with_pixel_scaling
 from fastvlm_convert.checkpoint.prompt_settings import PromptSettings, prompt_settings
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME as QUANTIZED_FILE
-from fastvlm_convert.checkpoint.quantized_checkpoint import QuantizedContent, quantized_content, read_record
+from fastvlm_convert.checkpoint.quantized_checkpoint import QuantizedContent
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
-from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
 from fastvlm_convert.errors import CheckpointError, shown
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.regular_file import is_there, open_file
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.model_config import ModelConfig
-from fastvlm_convert.weights.reparameterize import reparameterize
-from fastvlm_convert.weights.safetensors_file import read_header, read_safetensors
-from fastvlm_convert.weights.shapes import convolutions, weight_shapes
-from fastvlm_convert.weights.source import Weight, reshaped, same_content
-from fastvlm_convert.weights.storage import checked
+from fastvlm_convert.weights.source import Weight
 
-_T = TypeVar("_T")
-_READERS: dict[str, Callable[[Path], dict[str, Weight]]] = {
-    "model.safetensors": read_safetensors,
-    "pytorch_model.bin": read_torch_zip,
-}
 _SETTINGS = (
     "preprocessor_config.json", "processor_config.json", "generation_config.json",
     "chat_template.jinja", "chat_template.json",
@@ -120,34 +101,41 @@ class Checkpoint:
         return fold(self.weights) if self.quantized is None else self.quantized.weights
 
 
-def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    projector: str | Path | None = None,
+    vision_tower: str | Path | None = None,
+) -> Checkpoint:
     """Open a FastVLM checkpoint in Apple's or transformers' layout, or a quantized one; headers only.
 
     Args:
-        path: Folder with config.json, weights and tokenizer.
+        path: Folder with config.json, weights and tokenizer; or a model's id on Hugging Face, with or without
+            a revision: `apple/FastVLM-0.5B@main`.
         adapter: Folder of an adapter that is merged into the weights, or None.
+        projector: File with a projector that takes the place of the checkpoint's, or None.
+        vision_tower: File with an encoder that takes the place of the checkpoint's, or None.
 
     Raises:
         CheckpointError: It is missing, damaged, hostile, incomplete or no FastVLM.
         TokenizerError: Its tokenizer is missing or damaged.
     """
-    path, adapter = Path(path), None if adapter is None else Path(adapter)
-    if not path.is_dir():
-        what = "a checkpoint is a folder, this is a file" if path.exists() else "there is no such checkpoint"
-        raise CheckpointError(what, where=path, hint="give the folder that holds config.json")
+    path, origin = _found(path)
     raw = read_json(path / "config.json")
-    layout = _layout(raw, path)
-    check_supported(raw, layout, path)
-    pictures = picture_settings(raw, layout, path)
-    image_size = pictures.image.size
     if is_there(path / QUANTIZED_FILE):
-        content = _read_quantized(path, raw, layout, image_size, adapter is not None)
-        opened = None
+        content = read_quantized(path, raw, any(p is not None for p in (adapter, projector, vision_tower)))
     else:
-        opened = None if adapter is None else open_adapter(adapter)
-        content = _read_float(path, raw, layout, image_size, opened)
+        refuse_quantized_config(raw, path)
+        parts = Parts(
+            adapter=None if adapter is None else open_adapter(Path(adapter)),
+            projector=None if projector is None else Path(projector),
+            vision_tower=None if vision_tower is None else Path(vision_tower),
+        )
+        content = read_float(path, raw, parts)
+    layout, pictures = content.layout, content.pictures
     config = with_pixel_scaling(content.config, pictures.image)
-    tokenizer = read_tokenizer((opened and opened.tokenizer) or path)
+    tokenizer = read_tokenizer(content.tokenizer)
     _check_embeds(tokenizer, config, path)
     generation = optional_json(path / "generation_config.json")
     license = next((path / n for n in _LICENSE_NAMES if is_there(path / n)), None)
@@ -167,7 +155,7 @@ def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Chec
         prompt=prompt_settings(layout, path),
         unused=content.unused,
         disagreements=find_disagreements(config, raw, layout),
-        oddities=() if opened is None else opened.notes,
+        oddities=(*origin, *content.notes),
         license=license,
         settings=tuple(settings),
         files=tuple(dict.fromkeys((*settings, *content.files))),
@@ -179,54 +167,27 @@ def opened(checkpoint: str | Path | Checkpoint) -> Checkpoint:
     return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
 
 
-@dataclass(frozen=True)
-class _Content:
-    """What the files that hold weights give; attributes as in `Checkpoint`."""
+def _found(path: str | Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder of a checkpoint, downloaded where it is a model's id; and where it comes from.
 
-    config: ModelConfig
-    weights: Mapping[str, Weight]
-    quantized: QuantizedContent | None
-    stored: Mapping[str, Weight]
-    unused: tuple[str, ...]
-    files: list[Path]
-
-
-def _read_float(
-    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, adapter: Adapter | None
-) -> _Content:
-    stored, files = _read_tensors(path, _READERS)
-    names = canonical_names(stored, layout)
-    weights = {ours: stored[name] for name, ours in names.items()}
-    if adapter is not None:
-        # Apple's names tell the stage only beside each other, so the checkpoint's stand with the adapter's.
-        targets = canonical_names([*stored, *adapter.names], adapter.layout or layout)
-        tied = EMBED in weights and _is_tied(text_config(raw, layout), raw, weights)
-        weights = merge_adapter(weights, adapter, targets, stored, tied)
-        files += adapter.files
-    config = infer_config(weights, raw, layout, image_size, path)
-    merged = reparameterize(weights, list(convolutions(config.vision)))
-    weights = checked(merged, weights, "merging train-time branches")
-    expected = weight_shapes(config)
-    check_shapes(weights, expected, path)
-    weights = {name: reshaped(weights[name], shape) for name, shape in expected.items()}
-    unused = tuple(_unused(stored, names, weights, config))
-    return _Content(config, weights, None, stored, unused, files)
-
-
-def _read_quantized(
-    path: Path, raw: Mapping[str, Any], layout: Layout, image_size: int, has_adapter: bool
-) -> _Content:
-    if has_adapter:
+    Raises:
+        ConversionError: There is no such folder or model, or it holds something else.
+    """
+    if str(path) in ("", ".") and not Path("config.json").exists():
         raise CheckpointError(
-            "an adapter cannot be merged into quantized weights",
-            where=path,
-            hint="merge it before: fastvlm-convert quantize CHECKPOINT --adapter FOLDER",
+            "the checkpoint's path is empty or '.', and the current folder holds no config.json",
+            hint="give the folder that holds config.json",
         )
-    record = read_record(path)
-    tensors, files = _read_tensors(path, {"model.safetensors": read_header})
-    config, content, unused = quantized_content(record, tensors, raw, layout, image_size, path)
-    stored = {name: tensor.weight() for name, tensor in tensors.items()}
-    return _Content(config, {}, content, stored, unused, [path / QUANTIZED_FILE, *files])
+    if is_model_id(str(path)):
+        model = fetch_model(str(path))
+        return model.folder, (model.note,)
+    path = Path(path)
+    if not path.is_dir():
+        what = "a checkpoint is a folder, this is a file" if path.exists() else "there is no such checkpoint"
+        raise CheckpointError(what, where=path, hint="give the folder that holds config.json")
+    if not is_there(path / "config.json"):
+        refuse_other_folders(path)
+    return path, ()
 
 
 def content_hash(files: Iterable[Path]) -> str:
@@ -252,59 +213,6 @@ def source_hash(checkpoint: Checkpoint) -> str:
     if checkpoint.quantized is not None:
         return checkpoint.quantized.record.source.sha256
     return checkpoint.sha256
-
-
-def _is_tied(text: Mapping[str, Any], raw: Mapping[str, Any], weights: Mapping[str, Weight]) -> bool:
-    """Whether embedding and head are one table, which then may be stored once or twice."""
-    if HEAD not in weights:
-        return True
-    said = raw.get("tie_word_embeddings", text.get("tie_word_embeddings"))
-    return said is True and same_content(weights[HEAD], weights[EMBED])
-
-
-def _layout(raw: Mapping[str, Any], path: Path) -> Layout:
-    model_type = raw.get("model_type")
-    for layout in LAYOUTS:
-        if model_type == layout:
-            return layout
-    raise CheckpointError(
-        f"model_type is {shown(model_type)}; supported: {', '.join(repr(name) for name in LAYOUTS)}",
-        where=path / "config.json",
-        hint="give a FastVLM checkpoint in Apple's or transformers' layout",
-    )
-
-
-def _read_tensors(
-    path: Path, readers: Mapping[str, Callable[[Path], dict[str, _T]]]
-) -> tuple[dict[str, _T], list[Path]]:
-    for name, reader in readers.items():
-        if is_there(path / name):
-            return reader(path / name), [path / name]
-        index = path / f"{name}.index.json"
-        if is_there(index):
-            return _read_shards(path, index, reader)
-    raise CheckpointError(
-        "no weights: neither " + ", ".join(readers) + " nor an index of shards is here", where=path
-    )
-
-
-def _read_shards(
-    path: Path, index: Path, reader: Callable[[Path], dict[str, _T]]
-) -> tuple[dict[str, _T], list[Path]]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError("it has no weight_map of tensor names to file names", where=index)
-    shards: dict[str, dict[str, _T]] = {}
-    for file in sorted(set(weight_map.values())):
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise CheckpointError(f"shard '{file}' lies outside the checkpoint's folder", where=index)
-        shards[file] = reader(path / file)
-    for name, file in weight_map.items():
-        if name not in shards[file]:
-            raise CheckpointError(f"tensor '{name}' is not in '{file}', where the index has it", where=index)
-    tensors = {name: weight for shard in shards.values() for name, weight in shard.items()}
-    tensors |= {name: shards[file][name] for name, file in weight_map.items()}  # it decides between two
-    return tensors, [index, *(path / file for file in shards)]
 
 
 def _check_embeds(tokenizer: TextTokenizer, config: ModelConfig, path: Path) -> None:
@@ -335,18 +243,3 @@ def _eos_token_ids(
             f"eos_token_id is {shown(stated)}, expected ids below {config.decoder.vocab_size}", where=path
         )
     return tuple(ids)
-
-
-def _unused(
-    stored: Mapping[str, Weight],
-    names: Mapping[str, str],
-    weights: Mapping[str, Weight],
-    config: ModelConfig,
-) -> list[str]:
-    """Stored tensors that neither are a weight nor went into one as a train-time branch."""
-    blocks = tuple(f"{block}." for block in convolutions(config.vision))
-    return sorted(
-        name
-        for name in stored
-        if names.get(name) not in weights and not names.get(name, "").startswith(blocks)
-    )

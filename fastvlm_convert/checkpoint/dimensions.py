@@ -54,7 +54,7 @@ def infer_config(
 
     def dim(name: str, axis: int) -> int:
         if name not in shapes:
-            raise CheckpointError(f"tensor '{name}' is missing", where=path)
+            raise CheckpointError(f"tensor '{name}' is missing", where=path, hint=_missing_hint(name))
         if len(shapes[name]) <= axis or shapes[name][axis] < 1:
             raise CheckpointError(f"tensor '{name}' has shape {list(shapes[name])}", where=path)
         return shapes[name][axis]
@@ -77,10 +77,23 @@ def infer_config(
     return ModelConfig(vision, dim("projector.fc1.weight", 0), _decoder(weights, dim, text, path))
 
 
+def _missing_hint(name: str) -> str:
+    """What to do about a tensor that is not there."""
+    if name.startswith("vision."):
+        return "LLaVA saves no encoder that was not trained: give it with --vision-tower FILE"
+    if name.startswith("projector."):
+        return "give it with --projector FILE, if it was saved as mm_projector.bin"
+    return "is a shard missing, or is it another model?"
+
+
 def _stages(shapes: Mapping[str, Any], dim: Callable[[str, int], int], path: Path) -> list[StageConfig]:
     count = count_indexed(shapes, "vision.stages", path)
     if not count:
-        raise CheckpointError("it has no vision encoder: no tensor of FastViTHD was found", where=path)
+        raise CheckpointError(
+            "it has no vision encoder: no tensor of FastViTHD was found",
+            where=path,
+            hint=_missing_hint("vision."),
+        )
     if count != _NUM_STAGES:
         raise CheckpointError(f"its encoder has {count} stages, FastViTHD has {_NUM_STAGES}", where=path)
     stages = []
@@ -226,7 +239,6 @@ def check_supported(raw: Mapping[str, Any], layout: Layout, path: Path) -> None:
     rope = _object(text.get("rope_scaling")) or _object(text.get("rope_parameters"))
     rules: list[tuple[str, Any, tuple[Any, ...]]] = [
         ("hidden_act", text.get("hidden_act", "silu"), ("silu",)),
-        ("use_sliding_window", text.get("use_sliding_window", False), (False, None)),
         ("rope_scaling", rope.get("rope_type", rope.get("type", "default")), ("default",)),
         ("mm_projector_type", raw.get("mm_projector_type", "mlp2x_gelu"), ("mlp2x_gelu",)),
         ("mm_patch_merge_type", raw.get("mm_patch_merge_type", "flat"), ("flat",)),
@@ -242,6 +254,31 @@ def check_supported(raw: Mapping[str, Any], layout: Layout, path: Path) -> None:
                 where=path / "config.json",
                 hint="the tool implements FastVLM's own network; give a checkpoint of it",
             )
+    _check_window(text, path)
+
+
+def _check_window(text: Mapping[str, Any], path: Path) -> None:
+    """Take a sliding window where transformers' Qwen2 would mask nothing by it.
+
+    Raises:
+        CheckpointError: Some layer looks back less far than the context.
+    """
+    window, context = text.get("sliding_window"), text.get("max_position_embeddings", 32768)
+    if text.get("use_sliding_window") in (False, None) or window is None:
+        return
+    types, first = text.get("layer_types"), text.get("max_window_layers", 28)
+    if isinstance(types, list):
+        slides = "sliding_attention" in types
+    else:
+        layers = text.get("num_hidden_layers")
+        slides = not (type(first) is int and type(layers) is int and first >= layers)
+    if slides and not (type(window) is int and type(context) is int and window >= context):
+        raise CheckpointError(
+            f"use_sliding_window is true, and its window of {shown(window)} tokens is shorter than the "
+            f"context of {shown(context)}; supported: windows as long as the context",
+            where=path / "config.json",
+            hint="if no prompt is longer than the window, set max_position_embeddings to it in a copy",
+        )
 
 
 def text_config(raw: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:

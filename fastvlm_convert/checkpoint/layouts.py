@@ -12,8 +12,8 @@ from typing import Final, Literal
 Layout = Literal["llava_qwen2", "fast_vlm"]
 LAYOUTS: Final[tuple[Layout, ...]] = ("llava_qwen2", "fast_vlm")
 
-_APPLE_VISION = "model.vision_tower.vision_tower.model."
-_TIMM_VISION = "model.vision_tower.timm_model."
+APPLE_VISION: Final = "model.vision_tower.vision_tower.model."
+TIMM_VISION: Final = "model.vision_tower.timm_model."
 
 # The same module has two names in the two code bases; the right-hand side is ours.
 _MODULES: Final = [
@@ -39,6 +39,16 @@ _MODULES: Final = [
         (r"\.se\.fc2\.", ".se.expand."),
     ]
 ]
+
+
+def layout_of(names: Iterable[str]) -> Layout | None:
+    """Whose names they are, by the encoder's; None where neither code base has such names."""
+    for name in names:
+        if name.startswith(APPLE_VISION):
+            return "llava_qwen2"
+        if name.startswith(TIMM_VISION):
+            return "fast_vlm"
+    return None
 
 
 def canonical_names(names: Iterable[str], layout: Layout) -> dict[str, str]:
@@ -83,7 +93,7 @@ def _rename_modules(name: str) -> str | None:
 
 
 def _timm_place(name: str) -> str | None:
-    rest = name.removeprefix(_TIMM_VISION)
+    rest = name.removeprefix(TIMM_VISION)
     if rest == name:
         return None
     for pattern, ours in (
@@ -101,11 +111,11 @@ def _timm_place(name: str) -> str | None:
 
 def _apple_place(names: list[str]) -> Callable[[str], str | None]:
     """Apple numbers blocks, downsamplings and position encodings in one list, `network`."""
-    entry = re.compile(rf"^{re.escape(_APPLE_VISION)}network\.(\d{{1,6}})\.(?:(proj)\.|\d+\.)?")
+    entry = re.compile(rf"^{re.escape(APPLE_VISION)}network\.(\d{{1,6}})\.(?:(proj)\.|\d+\.)?")
     downsamplings = sorted({int(m[1]) for n in names if (m := entry.match(n)) and m[2]})
 
     def place(name: str) -> str | None:
-        rest = name.removeprefix(_APPLE_VISION)
+        rest = name.removeprefix(APPLE_VISION)
         if rest == name:
             return None
         for pattern, ours in (

@@ -8,13 +8,14 @@ says what becomes of each of PEFT's options.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from fastvlm_convert.checkpoint.adapter import Adapter, Rows
 from fastvlm_convert.checkpoint.files import optional_json, read_json
 from fastvlm_convert.checkpoint.module_patterns import matching_key
 from fastvlm_convert.checkpoint.tokenizer import has_tokenizer
 from fastvlm_convert.checkpoint.torch_zip import read_torch_zip
+from fastvlm_convert.checkpoint.weight_files import refuse_empty
 from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.regular_file import is_there
 from fastvlm_convert.weights.lora import LowRank
@@ -139,20 +140,6 @@ def _read_tensors(path: Path) -> tuple[dict[str, Weight], list[Path]]:
         if weight.shape == (0,):
             refuse_empty(name, weight.shape, path)
     return tensors, files
-
-
-def refuse_empty(name: str, shape: tuple[int, ...], path: Path) -> NoReturn:
-    """The error for a tensor that holds nothing.
-
-    Raises:
-        CheckpointError: Always.
-    """
-    raise CheckpointError(
-        f"tensor '{name}' has shape {list(shape)}: DeepSpeed ZeRO-3 saved it without gathering its parts",
-        where=path,
-        hint="run `python zero_to_fp32.py . OUTPUT` in the training folder, or save with "
-        "stage3_gather_16bit_weights_on_model_save",
-    )
 
 
 def _unwrapped(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -152,7 +152,7 @@ class TextTokenizer:
 
 def has_tokenizer(path: Path) -> bool:
     """Whether a folder holds the files that `read_tokenizer` needs."""
-    return (path / _TOKENIZER).is_file() or all((path / name).is_file() for name in _APPLE_FILES)
+    return is_there(path / _TOKENIZER) or all(is_there(path / name) for name in _APPLE_FILES)
 
 
 def read_tokenizer(path: Path) -> TextTokenizer:
@@ -196,6 +196,7 @@ def _from_tokenizer_json(path: Path) -> Tokenizer:
     # A prefix of subwords is WordPiece's; the library may panic on one.
     if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("continuing_subword_prefix"):
         raise TokenizerError("not a tokenizer.json of byte-pair encoding", where=path)
+    _check_apart(_stated_ids(raw), path)
     try:
         backend = Tokenizer.from_str(json.dumps(raw))
     except Exception as error:  # the library raises bare Exception for a malformed file
@@ -203,6 +204,18 @@ def _from_tokenizer_json(path: Path) -> Tokenizer:
     backend.no_truncation()  # settings of somebody's training batches, not of the model
     backend.no_padding()
     return backend
+
+
+def _stated_ids(raw: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Tokens and ids of a tokenizer.json; what is malformed is left to the library."""
+    vocab = raw["model"].get("vocab")
+    if isinstance(vocab, dict):
+        yield from ((token, n) for token, n in vocab.items() if type(n) is int)
+    added = raw.get("added_tokens")
+    for entry in added if isinstance(added, list) else ():
+        match entry:
+            case {"content": str(token), "id": int(token_id)}:
+                yield token, token_id
 
 
 def _from_vocab_and_merges(path: Path) -> Tokenizer:
@@ -246,7 +259,24 @@ def _ids(values: dict[str, Any], path: Path) -> dict[str, int]:
             raise TokenizerError(
                 f"it must map tokens to ids, but maps {shown(token)} to {shown(token_id)}", where=path
             )
+    _check_apart(values.items(), path)
     return values
+
+
+def _check_apart(tokens: Iterable[tuple[str, int]], path: Path) -> None:
+    """See that no two tokens have one id: one of them could never be said.
+
+    Raises:
+        TokenizerError: Two have.
+    """
+    seen: dict[int, str] = {}
+    for token, token_id in tokens:
+        if seen.setdefault(token_id, token) != token:
+            raise TokenizerError(
+                f"the tokens {shown(seen[token_id])} and {shown(token)} both have id {token_id}",
+                where=path,
+                hint="download the tokenizer again, or save it with the tokenizers library",
+            )
 
 
 def _is_text(token: str) -> bool:
@@ -261,7 +291,7 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
     except ValueError as error:
         raise TokenizerError(f"cannot read: {error}", where=path, hint=AGAIN) from error
     merges = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate((line.rstrip("\r") for line in lines), 1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
         parts = line.split(" ")
@@ -282,6 +312,7 @@ def _added_tokens(path: Path) -> dict[int, AddedToken]:
     if is_there(config_path):
         decoder = read_json(config_path, TokenizerError).get("added_tokens_decoder", {})
         try:
+            _check_apart(((entry["content"], int(n)) for n, entry in decoder.items()), config_path)
             for token_id, entry in decoder.items():
                 flags = {k: entry[k] for k in ("lstrip", "rstrip", "single_word", "normalized") if k in entry}
                 tokens[int(token_id)] = AddedToken(

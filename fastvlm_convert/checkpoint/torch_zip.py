@@ -18,6 +18,7 @@ import numpy as np
 
 from fastvlm_convert.errors import CheckpointError, shortened, shown
 from fastvlm_convert.regular_file import open_file
+from fastvlm_convert.weights.file_kind import HEAD_BYTES, refuse_file
 from fastvlm_convert.weights.file_tensors import (
     AGAIN,
     FileTensor,
@@ -147,8 +148,8 @@ def read_torch_zip(path: Path) -> dict[str, Weight]:
             pickle refers to anything but tensors.
     """
     file_size(path)
-    head = read_bytes(path, 0, 2)
-    if head != b"PK":
+    head = read_bytes(path, 0, HEAD_BYTES)
+    if head[:2] != b"PK":
         _refuse_other_format(head, path)
     try:
         with open_file(path) as file:
@@ -156,10 +157,17 @@ def read_torch_zip(path: Path) -> dict[str, Weight]:
             with zipfile.ZipFile(file) as archive:
                 members = {info.filename: info for info in archive.infolist()}
                 root, pickled = _read_pickle(archive, members, path)
+                order = _byte_order(archive, members.get(f"{root}byteorder"))
     except OSError as error:
         raise CheckpointError(f"cannot read: {error.strerror}", where=path, hint=AGAIN) from error
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OverflowError, struct.error) as error:
         raise CheckpointError(f"damaged archive: {error}", where=path, hint=AGAIN) from error
+    if order != b"little":
+        raise CheckpointError(
+            "it was saved by a machine that stores the high byte of a number first",
+            where=path,
+            hint="load it with torch and save it as safetensors, which are the same everywhere",
+        )
     tensors = _unpickle(pickled, path)
     return {name: _to_weight(name, tensor, members, root, path) for name, tensor in tensors.items()}
 
@@ -171,8 +179,7 @@ def _refuse_other_format(head: bytes, path: Path) -> NoReturn:
             where=path,
             hint="in a trusted environment: torch.save(torch.load(FILE, weights_only=True), FILE)",
         )
-    what = "not a torch checkpoint: neither a zip archive nor a pickle"
-    raise CheckpointError(what, where=path, hint=AGAIN)
+    refuse_file(head, "a torch checkpoint, neither a zip archive nor a pickle", path)
 
 
 def _check_directory(file: BinaryIO, path: Path) -> None:
@@ -198,6 +205,14 @@ def _read_pickle(
     return names[0].removesuffix("data.pkl"), archive.read(names[0])
 
 
+def _byte_order(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None) -> bytes:
+    if info is None:  # torch before 2.1
+        return b"little"
+    if info.file_size > 16 or info.compress_type != zipfile.ZIP_STORED:
+        raise zipfile.BadZipFile("its byteorder is no word")
+    return archive.read(info)
+
+
 def _unpickle(pickled: bytes, path: Path) -> dict[str, _Tensor]:
     try:
         for opcode, _, _ in pickletools.genops(pickled):
@@ -217,6 +232,8 @@ def _unpickle(pickled: bytes, path: Path) -> dict[str, _Tensor]:
         raise CheckpointError("damaged pickle", where=path, hint=AGAIN) from error
     if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
         value = value["state_dict"]
+    if isinstance(value, dict) and isinstance(value.get("module"), dict):  # DeepSpeed's, with other things
+        value = {f"module.{name}": tensor for name, tensor in value["module"].items()}
     if not isinstance(value, dict):
         raise CheckpointError("its pickle holds no dictionary of tensors", where=path, hint=_HOW_TO_SAVE)
     return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, _Tensor)}

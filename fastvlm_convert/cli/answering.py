@@ -62,12 +62,18 @@ SystemOption = Annotated[
 
 
 def load_model(
-    path: Path, target: str | None, adapter: Path | None, on_progress: OnShare
+    path: Path,
+    target: str | None,
+    on_progress: OnShare,
+    *,
+    adapter: Path | None = None,
+    projector: Path | None = None,
+    vision_tower: Path | None = None,
 ) -> tuple[LoadedModel, tuple[str, ...]]:
     """A checkpoint's reference, or one target of a bundle; and what the user should know of it.
 
     Raises:
-        BundleError: `target` is not in the bundle, or an adapter is given for a bundle.
+        BundleError: `target` is not in the bundle, or an adapter or a part is given for a bundle.
         UsageError: A target is given for a checkpoint.
     """
     if not (path / FILE_NAME).is_file():
@@ -75,11 +81,17 @@ def load_model(
             raise UsageError(
                 "--target chooses among a bundle's targets, and this is not a bundle", hint="leave it out"
             )
-        checkpoint = open_checkpoint(path, adapter)
+        checkpoint = open_checkpoint(path, adapter, projector=projector, vision_tower=vision_tower)
         return load_reference(checkpoint, on_progress=on_progress), checkpoint.notes
     if adapter is not None:
         raise BundleError(
             "an adapter can only be merged into a checkpoint", where=path, hint="export with --adapter"
+        )
+    if projector is not None or vision_tower is not None:
+        raise BundleError(
+            "a projector or an encoder can only be put into a checkpoint",
+            where=path,
+            hint="export with --projector or --vision-tower",
         )
     return load_bundle(path, target), ()
 

@@ -26,7 +26,11 @@ from fastvlm_convert.cli.answering import (
 )
 from fastvlm_convert.cli.console import err, print_error, print_warnings, progress, report
 from fastvlm_convert.cli.flags import flags_of
-from fastvlm_convert.cli.options import AdapterOption
+from fastvlm_convert.cli.options import (
+    AdapterOption,
+    ProjectorOption,
+    VisionTowerOption,
+)
 from fastvlm_convert.errors import ConversionError, UsageError
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.preprocess import pixel_values
@@ -56,6 +60,8 @@ def command(
     seed: SeedOption = 0,
     target: BundleTargetOption = None,
     adapter: AdapterOption = None,
+    projector: ProjectorOption = None,
+    vision_tower: VisionTowerOption = None,
 ) -> None:
     """Talk with a checkpoint or a bundle about images.
 
@@ -65,7 +71,14 @@ def command(
     flags = flags_of(context)
     pending = [load_image(path) for path in images or ()]
     with progress(flags.is_silent) as on_stage:
-        loaded, notes = load_model(model, target, adapter, lambda share: on_stage("loading", share))
+        loaded, notes = load_model(
+            model,
+            target,
+            lambda share: on_stage("loading", share),
+            adapter=adapter,
+            projector=projector,
+            vision_tower=vision_tower,
+        )
     is_watched = sys.stdin.isatty()
     if not flags.is_silent:
         print_warnings(notes)

@@ -17,8 +17,10 @@ from fastvlm_convert.cli.options import (
     AdapterOption,
     CalibrationOption,
     CheckpointArgument,
+    ProjectorOption,
     StoredRecipeOption,
     TargetOption,
+    VisionTowerOption,
     chosen_recipe,
     chosen_targets,
     data_source,
@@ -41,6 +43,8 @@ def command(
     ],
     recipe: StoredRecipeOption = None,
     adapter: AdapterOption = None,
+    projector: ProjectorOption = None,
+    vision_tower: VisionTowerOption = None,
     calibration: CalibrationOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
 ) -> None:
@@ -53,7 +57,7 @@ def command(
     settings = None if recipe is None else chosen_recipe(recipe, calibration)
     with progress(flags_of(context).is_silent) as on_stage:
         result = export(
-            open_checkpoint(checkpoint, adapter),
+            open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower),
             output,
             recipe=settings,
             targets=targets,
@@ -80,7 +84,8 @@ def command(
         out.print(layers_table(result.layers))
         out.print(f"\n{score_text(result.score)}", soft_wrap=True)
         out.print(f"peak memory: {size_text(peak)}")
-        _print_next_steps(checkpoint, result, adapter)
+        parts = {"adapter": adapter, "projector": projector, "vision-tower": vision_tower}
+        _print_next_steps(checkpoint, result, parts)
 
     report(context, "passed", document, show, brief=str(result.bundle))
 
@@ -93,10 +98,10 @@ def _print_files(files: Mapping[str, int]) -> None:
     out.print(table)
 
 
-def _print_next_steps(checkpoint: Path, result: ExportResult, adapter: Path | None) -> None:
+def _print_next_steps(checkpoint: Path, result: ExportResult, parts: Mapping[str, Path | None]) -> None:
     # The quantizer's share shows against the float checkpoint only.
     reference = "CHECKPOINT" if is_quantized(checkpoint) else shlex.quote(str(checkpoint))
     paths = f"{shlex.quote(str(result.bundle))} --reference {reference}"
-    merged = "" if adapter is None else f" --adapter {shlex.quote(str(adapter))}"
-    err.print(escape(f"\nverify: fastvlm-convert verify {paths}{merged}"), soft_wrap=True)
+    given = (f" --{name} {shlex.quote(str(path))}" for name, path in parts.items() if path is not None)
+    err.print(escape(f"\nverify: fastvlm-convert verify {paths}{''.join(given)}"), soft_wrap=True)
     err.print(escape(f"bench:  fastvlm-convert bench {paths}"), soft_wrap=True)

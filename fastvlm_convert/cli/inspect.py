@@ -13,7 +13,12 @@ from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import Quantization
 from fastvlm_convert.cli.console import out, plain_table, report, size_text
 from fastvlm_convert.cli.layers import layers_document, layers_table
-from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument
+from fastvlm_convert.cli.options import (
+    AdapterOption,
+    CheckpointArgument,
+    ProjectorOption,
+    VisionTowerOption,
+)
 from fastvlm_convert.errors import printable
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.prompt import PromptFormat
@@ -37,13 +42,15 @@ def command(
     context: typer.Context,
     checkpoint: CheckpointArgument,
     adapter: AdapterOption = None,
+    projector: ProjectorOption = None,
+    vision_tower: VisionTowerOption = None,
 ) -> None:
     """Show what a checkpoint contains.
 
     Its dimensions, sizes and tokenizer, the tensors that the model does not use, and where config.json
     contradicts the tensors. Reads headers only, no weights.
     """
-    opened = open_checkpoint(checkpoint, adapter)
+    opened = open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower)
     facts = describe(opened)
     report(context, "passed", facts, lambda: _print(opened, facts))
 

@@ -23,7 +23,12 @@ def complete_target(incomplete: str) -> list[str]:
 
 
 CheckpointArgument = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a FastVLM checkpoint.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="Folder of a FastVLM checkpoint, or its id on Hugging Face: apple/FastVLM-0.5B[@REVISION].",
+        show_default=False,
+    ),
 ]
 AdapterOption = Annotated[
     Path | None,
@@ -31,6 +36,24 @@ AdapterOption = Annotated[
         "--adapter",
         metavar="FOLDER",
         help="LoRA adapter (of PEFT, LLaVA or MLX) to merge in.",
+        show_default=False,
+    ),
+]
+ProjectorOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--projector",
+        metavar="FILE",
+        help="Projector in a file of its own: LLaVA's mm_projector.bin.",
+        show_default=False,
+    ),
+]
+VisionTowerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--vision-tower",
+        metavar="FILE",
+        help="Encoder in a file of its own, in Apple's or timm's names.",
         show_default=False,
     ),
 ]

@@ -14,8 +14,10 @@ from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import (
     AdapterOption,
     CheckpointArgument,
+    ProjectorOption,
     StoredRecipeOption,
     TargetOption,
+    VisionTowerOption,
     chosen_targets,
 )
 from fastvlm_convert.pipeline import PlanResult, plan
@@ -37,6 +39,8 @@ def command(
     target: TargetOption,
     recipe: StoredRecipeOption = None,
     adapter: AdapterOption = None,
+    projector: ProjectorOption = None,
+    vision_tower: VisionTowerOption = None,
 ) -> None:
     """Predict an export: layers, file sizes and memory.
 
@@ -44,7 +48,13 @@ def command(
     """
     targets = chosen_targets(target)
     settings = None if recipe is None else load_recipe(recipe)
-    facts = describe(plan(open_checkpoint(checkpoint, adapter), recipe=settings, targets=targets))
+    facts = describe(
+        plan(
+            open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower),
+            recipe=settings,
+            targets=targets,
+        )
+    )
     report(context, "passed", facts, lambda: _print(facts, flags_of(context).quiet))
 
 

@@ -16,7 +16,9 @@ from fastvlm_convert.cli.options import (
     AdapterOption,
     CalibrationOption,
     CheckpointArgument,
+    ProjectorOption,
     RecipeOption,
+    VisionTowerOption,
     chosen_recipe,
     data_source,
 )
@@ -38,6 +40,8 @@ def command(
         Path, typer.Option("--output", "-o", metavar="QUANTIZED", help="Folder to make.", show_default=False)
     ],
     adapter: AdapterOption = None,
+    projector: ProjectorOption = None,
+    vision_tower: VisionTowerOption = None,
     calibration: CalibrationOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing quantized checkpoint.")
@@ -52,7 +56,7 @@ def command(
     try:
         with progress(flags_of(context).is_silent) as on_stage:
             result = quantize(
-                open_checkpoint(checkpoint, adapter),
+                open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower),
                 output,
                 recipe=settings,
                 calibration=data_source(calibration),

@@ -20,7 +20,11 @@ from fastvlm_convert.cli.answering import (
 )
 from fastvlm_convert.cli.console import print_warnings, progress, report
 from fastvlm_convert.cli.flags import flags_of
-from fastvlm_convert.cli.options import AdapterOption
+from fastvlm_convert.cli.options import (
+    AdapterOption,
+    ProjectorOption,
+    VisionTowerOption,
+)
 from fastvlm_convert.errors import PromptError, UsageError
 from fastvlm_convert.messages import read_messages
 from fastvlm_convert.pictures import load_image
@@ -60,6 +64,8 @@ def command(
     seed: SeedOption = 0,
     target: BundleTargetOption = None,
     adapter: AdapterOption = None,
+    projector: ProjectorOption = None,
+    vision_tower: VisionTowerOption = None,
 ) -> None:
     """Ask a checkpoint or a bundle about images.
 
@@ -69,7 +75,14 @@ def command(
     flags = flags_of(context)
     conversation = with_system(_conversation(inputs, messages), system)
     with progress(flags.is_silent) as on_stage:
-        loaded, notes = load_model(model, target, adapter, lambda share: on_stage("loading", share))
+        loaded, notes = load_model(
+            model,
+            target,
+            lambda share: on_stage("loading", share),
+            adapter=adapter,
+            projector=projector,
+            vision_tower=vision_tower,
+        )
     stream = loaded.reply(
         conversation, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )

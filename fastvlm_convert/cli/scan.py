@@ -11,7 +11,14 @@ from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, images_text, out, plain_table, print_warnings, progress, report
 from fastvlm_convert.cli.flags import flags_of
-from fastvlm_convert.cli.options import AdapterOption, CheckpointArgument, ImagesOption, complete_recipe
+from fastvlm_convert.cli.options import (
+    AdapterOption,
+    CheckpointArgument,
+    ImagesOption,
+    ProjectorOption,
+    VisionTowerOption,
+    complete_recipe,
+)
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.float16.repairs import Repair, at_risk, needed_repairs, recipe_text, repaired_recipe
 from fastvlm_convert.float16.report import MIN_HEADROOM, RangeReport, save_report
@@ -55,13 +62,15 @@ def command(
     output: RepairedRecipeOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer in tokens.")] = 64,
     adapter: AdapterOption = None,
+    projector: ProjectorOption = None,
+    vision_tower: VisionTowerOption = None,
 ) -> None:
     """Check whether a model's activations fit float16.
 
     Runs the PyTorch reference and records the range of every operation. `export` reads the record and warns
     about operations at risk.
     """
-    opened = open_checkpoint(checkpoint, adapter)
+    opened = open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower)
     settings = load_recipe(recipe)
     if output is not None:
         _check_output(output)

@@ -19,7 +19,7 @@ from fastvlm_convert.cli.console import (
     status_text,
 )
 from fastvlm_convert.cli.flags import flags_of
-from fastvlm_convert.cli.options import AdapterOption, ImagesOption
+from fastvlm_convert.cli.options import AdapterOption, ImagesOption, ProjectorOption, VisionTowerOption
 from fastvlm_convert.questions import every_second_badly_taken, read_questions, standard_questions
 from fastvlm_convert.verification.bundle import VerifyResult, to_dict, verify
 from fastvlm_convert.verification.check import Check
@@ -43,13 +43,15 @@ def command(
         bool, typer.Option("--interpret", help="On a Mac, run Core ML packages in the interpreter too.")
     ] = False,
     adapter: AdapterOption = None,
+    projector: ProjectorOption = None,
+    vision_tower: VisionTowerOption = None,
 ) -> None:
     """Check a bundle against the PyTorch reference.
 
     Compares every stage, from pixels to the text of the answer. The exit code is 1 if a check fails, and 2 if
     one could not be run.
     """
-    checkpoint = open_checkpoint(reference, adapter)
+    checkpoint = open_checkpoint(reference, adapter, projector=projector, vision_tower=vision_tower)
     questions = every_second_badly_taken(standard_questions()) if images is None else read_questions(images)
     with progress(flags_of(context).is_silent) as on_stage:
         result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)

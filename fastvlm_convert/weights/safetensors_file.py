@@ -16,6 +16,7 @@ import numpy as np
 from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.errors import CheckpointError, shortened, shown
 from fastvlm_convert.json_file import parse_json
+from fastvlm_convert.weights.file_kind import HEAD_BYTES, refuse_file
 from fastvlm_convert.weights.file_tensors import (
     AGAIN,
     FileTensor,
@@ -51,12 +52,10 @@ def read_header(path: Path) -> dict[str, FileTensor]:
         CheckpointError: The file is no safetensors file, is truncated, or its header is inconsistent.
     """
     size = file_size(path)
-    prefix = read_bytes(path, 0, 8)
-    length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
-        raise CheckpointError(
-            "not a safetensors file", where=path, hint="download it again (after a git clone: git lfs pull)"
-        )
+    head = read_bytes(path, 0, HEAD_BYTES)
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
+        refuse_file(head, "a safetensors file", path)
     raw = read_bytes(path, 8, length)
     if len(raw) < length:
         raise CheckpointError("the safetensors header is truncated", where=path, hint=AGAIN)
@@ -117,7 +116,7 @@ def _parse_entry(name: str, entry: object, path: Path) -> tuple[str, tuple[int, 
                     f"tensor '{shortened(name, 100)}' has dtype {shortened(code, 20)}; "
                     f"supported are {', '.join(_DTYPES)}",
                     where=path,
-                    hint="give the unquantized checkpoint",
+                    hint="such weights are quantized: give the unquantized checkpoint",
                 )
             return _DTYPES[code], check_shape(shape, name, path), begin, end
     what = f"malformed header entry of tensor '{shortened(name, 100)}'"

@@ -68,11 +68,13 @@ REFUSED = {
         write("config.json", b'{"model_type": ' + b"1" * 5000 + b"}"),
         "not valid JSON",
     ),
-    "unknown model type": (
-        config(model_type="llava_llama"),
+    "unknown model type and tensors": (
+        lambda f: (
+            config(model_type="llava_llama")(f),
+            edit_tensors(f, remove=[n for n in read_tensors(f) if n.startswith(APPLE_VISION)]),
+        ),
         "model_type is 'llava_llama'; supported: 'llava_qwen2', 'fast_vlm'",
     ),
-    "no model type": (config(model_type=None), "model_type is null"),
     "no weights": (
         delete("model.safetensors"),
         "no weights: neither model.safetensors, pytorch_model.bin nor",
@@ -162,7 +164,10 @@ REFUSED = {
     ),
     "scaled rotary parameters": (config(rope_parameters={"rope_type": "yarn"}), "rope_scaling is 'yarn'"),
     "another activation": (config(hidden_act="relu"), "hidden_act is 'relu'; supported: 'silu'"),
-    "sliding window": (config(use_sliding_window=True), "use_sliding_window is true"),
+    "sliding window": (
+        config(use_sliding_window=True, sliding_window=64, max_window_layers=1),
+        "use_sliding_window is true, and its window of 64 tokens is shorter than the context of 2048",
+    ),
     "another projector": (config(mm_projector_type="linear"), "mm_projector_type is 'linear'"),
     "image start tokens": (config(mm_use_im_start_end=True), "mm_use_im_start_end is true"),
     "tiled images": (config(image_aspect_ratio="anyres"), "image_aspect_ratio is 'anyres'"),

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from tokenizers import Tokenizer
@@ -198,7 +199,22 @@ REFUSED = {
     "merges are not UTF-8": (write("merges.txt", b"\xff\xfe\n"), "cannot read"),
     "merges are a directory": (
         lambda f: (delete("merges.txt")(f), (f / "merges.txt").mkdir()),
-        "it is a folder, not a file",
+        "cannot read: it is a folder, not a file",
+    ),
+    "merges are a link to nothing": (
+        lambda f: (delete("merges.txt")(f), (f / "merges.txt").symlink_to("gone.txt")),
+        "cannot read: it is a link to gone.txt, which is missing",
+    ),
+    "two tokens with one id": (
+        lambda f: edit_json(f / "vocab.json", {"zz": 7}),
+        "the tokens .* and 'zz' both have id 7",
+    ),
+    "two added tokens with one id": (
+        lambda f: edit_json(
+            f / "tokenizer_config.json",
+            {"added_tokens_decoder": {"429": {"content": "<a>"}, "0429": {"content": "<b>"}}},
+        ),
+        "the tokens '<a>' and '<b>' both have id 429",
     ),
     "added id not next": (
         lambda f: (edit_json(f / "added_tokens.json", {"<x>": 500}), delete("tokenizer_config.json")(f)),
@@ -245,3 +261,31 @@ def test_damaged_files_are_refused(case, llava):
     with pytest.raises(TokenizerError, match=message) as caught:
         read_tokenizer(llava)
     assert str(llava) in str(caught.value)
+
+
+def test_a_tokenizer_json_with_two_tokens_on_one_id_is_refused(hf):
+    raw = json.loads((hf / "tokenizer.json").read_text())
+    token = next(token for token, number in raw["model"]["vocab"].items() if number == 7)
+    for change in (
+        lambda value: value["model"]["vocab"].update(zz=7),
+        lambda value: value["added_tokens"].append(value["added_tokens"][0] | {"id": 7, "content": "zz"}),
+    ):
+        changed = json.loads(json.dumps(raw))
+        change(changed)
+        (hf / "tokenizer.json").write_text(json.dumps(changed))
+        with pytest.raises(TokenizerError, match=f"the tokens '{re.escape(token)}' and 'zz' both have id 7"):
+            read_tokenizer(hf)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_files_as_windows_editors_write_them_are_read(encoding, llava):
+    """With a byte-order mark, in UTF-16, with CRLF."""
+    before = read_tokenizer(llava)
+    for name in ("merges.txt", "vocab.json", "tokenizer_config.json", "added_tokens.json"):
+        text = (llava / name).read_text(encoding="utf-8").replace("\n", "\r\n")
+        mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+        (llava / name).write_bytes(mark + text.encode(encoding))
+    after = read_tokenizer(llava)
+    text = "<|im_start|>user\nHow many circles are there?<|im_end|>"
+    assert after.encode(text) == before.encode(text)
+    assert after.num_tokens == before.num_tokens

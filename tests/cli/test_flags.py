@@ -6,28 +6,29 @@ import typer
 from fastvlm_convert.cli.main import app
 
 COMMON = {"--json", "--quiet", "-q", "--verbose", "-v", "--no-color"}
+PARTS = {"--adapter", "--projector", "--vision-tower"}
 FLAGS = {
-    "inspect": {"CHECKPOINT", "--adapter", *COMMON},
+    "inspect": {"CHECKPOINT", *PARTS, *COMMON},
     "run": {
         "MODEL", "[IMAGE]... QUESTION", "--messages", "--system", "--max-new-tokens", "--temperature",
-        "--top-p", "--seed", "--target", "--adapter", *COMMON,
+        "--top-p", "--seed", "--target", *PARTS, *COMMON,
     },
     "chat": {
         "MODEL", "[IMAGE]...", "--system", "--max-new-tokens", "--temperature", "--top-p", "--seed",
-        "--target", "--adapter", *COMMON,
+        "--target", *PARTS, *COMMON,
     },
-    "plan": {"CHECKPOINT", "--target", "--recipe", "--adapter", *COMMON},
+    "plan": {"CHECKPOINT", "--target", "--recipe", *PARTS, *COMMON},
     "quantize": {
-        "CHECKPOINT", "--recipe", "--output", "-o", "--adapter", "--calibration", "--overwrite", *COMMON,
+        "CHECKPOINT", "--recipe", "--output", "-o", *PARTS, "--calibration", "--overwrite", *COMMON,
     },
     "export": {
-        "CHECKPOINT", "--target", "--recipe", "--output", "-o", "--adapter", "--calibration", "--overwrite",
+        "CHECKPOINT", "--target", "--recipe", "--output", "-o", *PARTS, "--calibration", "--overwrite",
         *COMMON,
     },
-    "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--adapter", *COMMON},
+    "verify": {"BUNDLE", "--reference", "--images", "--interpret", *PARTS, *COMMON},
     "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
     "scan": {
-        "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", "--adapter", *COMMON,
+        "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", *PARTS, *COMMON,
     },
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
     "recipes": {"[NAME]", "--schema", *COMMON},

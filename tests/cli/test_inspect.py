@@ -2,8 +2,19 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from tests.checkpoints import GOLDEN, HF, LLAVA, SHARDED, edit_json, edit_tensors, read_tensors, tree_state
+from tests.checkpoints import (
+    APPLE_VISION,
+    GOLDEN,
+    HF,
+    LLAVA,
+    SHARDED,
+    edit_json,
+    edit_tensors,
+    read_tensors,
+    tree_state,
+)
 from tests.cli.conftest import CHECKPOINT
 
 
@@ -101,3 +112,16 @@ def test_brackets_in_a_path_are_shown_as_they_are(cli, llava, tmp_path):
     moved = llava.rename(tmp_path / "my [bold]model[")
     assert "my [bold]model[" in cli("inspect", moved).out
     assert json.loads(cli("inspect", moved, "--json").out)["checkpoint"] == str(moved)
+
+
+def test_a_projector_and_an_encoder_of_their_own(cli, llava, tmp_path):
+    tensors = read_tensors(llava)
+    projector = {n: t for n, t in tensors.items() if "mm_projector" in n}
+    tower = {n.removeprefix(APPLE_VISION): t for n, t in tensors.items() if n.startswith(APPLE_VISION)}
+    torch.save(projector, tmp_path / "mm_projector.bin")
+    save_file(tower, tmp_path / "tower.safetensors")
+    edit_tensors(llava, remove=[n for n in tensors if "mm_projector" in n or "vision_tower" in n])
+    assert cli("inspect", llava).code == 2
+    parts = ("--projector", tmp_path / "mm_projector.bin", "--vision-tower", tmp_path / "tower.safetensors")
+    document = cli("inspect", llava, *parts, "--json").document
+    assert document["parameters"] == cli("inspect", CHECKPOINT, "--json").document["parameters"]
