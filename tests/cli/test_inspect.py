@@ -101,3 +101,17 @@ def test_brackets_in_a_path_are_shown_as_they_are(cli, llava, tmp_path):
     moved = llava.rename(tmp_path / "my [bold]model[")
     assert "my [bold]model[" in cli("inspect", moved).out
     assert json.loads(cli("inspect", moved, "--json").out)["checkpoint"] == str(moved)
+
+
+def test_a_config_of_no_numbers_is_still_valid_json(cli, llava):
+    """Python's json module reads and writes NaN, which JSON does not have."""
+    text = (llava / "config.json").read_text().replace("{", '{"head_dim": NaN, ', 1)
+    (llava / "config.json").write_text(text.replace('"mm_hidden_size": 256', '"mm_hidden_size": 1e999'))
+    result = cli("inspect", llava, "--json")
+    assert result.code == 0
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    document = json.loads(result.out, parse_constant=refuse)
+    assert {"key": "head_dim", "config": None, "tensors": 16} in document["disagreements"]
