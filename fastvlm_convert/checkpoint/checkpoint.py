@@ -22,7 +22,8 @@ from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.errors import CheckpointError, shown
 from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.quantized.weight import MixedSource
-from fastvlm_convert.regular_file import is_there, open_file
+from fastvlm_convert.regular_file import MAX_TEXT_BYTES, is_there, open_file
+from fastvlm_convert.weights.file_tensors import AGAIN
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.source import Weight
@@ -142,6 +143,8 @@ def open_checkpoint(
     settings = [path / "config.json", *tokenizer.files]
     settings += [path / n for n in _SETTINGS if is_there(path / n)]
     settings += [] if license is None else [license]
+    for setting in settings:
+        _check_readable(setting)
     return Checkpoint(
         path=path,
         layout=layout,
@@ -160,6 +163,14 @@ def open_checkpoint(
         settings=tuple(settings),
         files=tuple(dict.fromkeys((*settings, *content.files))),
     )
+
+
+def _check_readable(path: Path) -> None:
+    """Some settings are only hashed and copied; a pipe or a file without end must be told from a text."""
+    try:
+        open_file(path, MAX_TEXT_BYTES).close()
+    except OSError as error:
+        raise CheckpointError(f"cannot read: {error.strerror}", where=path, hint=AGAIN) from error
 
 
 def opened(checkpoint: str | Path | Checkpoint) -> Checkpoint:

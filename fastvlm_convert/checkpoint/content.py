@@ -21,6 +21,7 @@ from fastvlm_convert.checkpoint.weight_files import (
 )
 from fastvlm_convert.errors import CheckpointError, shown
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import part_of
 from fastvlm_convert.weights.reparameterize import reparameterize
 from fastvlm_convert.weights.safetensors_file import read_header
 from fastvlm_convert.weights.shapes import convolutions, weight_shapes
@@ -82,12 +83,12 @@ def read_float(path: Path, raw: Mapping[str, Any], parts: Parts) -> Content:
     pictures = picture_settings(raw, layout, path)
     names = canonical_names(stored, layout)
     weights = {ours: stored[name] for name, ours in names.items()}
-    for prefix, file, read in (
-        ("projector.", parts.projector, read_projector),
-        ("vision.", parts.vision_tower, read_tower),
+    for part, file, read in (
+        ("projector", parts.projector, read_projector),
+        ("vision", parts.vision_tower, read_tower),
     ):
         if file is not None:
-            weights = {name: w for name, w in weights.items() if not name.startswith(prefix)} | read(file)
+            weights = {name: w for name, w in weights.items() if part_of(name) != part} | read(file)
             names = {name: ours for name, ours in names.items() if not ours.startswith(prefix)}
             files = [*files, file]
     adapter = parts.adapter

@@ -12,7 +12,7 @@ from fastvlm_convert.errors import CheckpointError, shown
 from fastvlm_convert.io_names import VISION_HEAD_DIM
 from fastvlm_convert.weights.file_tensors import FLOAT_DTYPES
 from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig, StageConfig, VisionConfig
-from fastvlm_convert.weights.parts import EMBEDDING, HEAD
+from fastvlm_convert.weights.parts import EMBEDDING, HEAD, part_of
 from fastvlm_convert.weights.source import WeightSource, same_content
 
 _SET_IT = "set it in config.json as the model was trained"
@@ -79,9 +79,9 @@ def infer_config(
 
 def _missing_hint(name: str) -> str:
     """What to do about a tensor that is not there."""
-    if name.startswith("vision."):
+    if part_of(name) == "vision":
         return "LLaVA saves no encoder that was not trained: give it with --vision-tower FILE"
-    if name.startswith("projector."):
+    if part_of(name) == "projector":
         return "give it with --projector FILE, if it was saved as mm_projector.bin"
     return "is a shard missing, or is it another model?"
 
@@ -92,7 +92,7 @@ def _stages(shapes: Mapping[str, Any], dim: Callable[[str, int], int], path: Pat
         raise CheckpointError(
             "it has no vision encoder: no tensor of FastViTHD was found",
             where=path,
-            hint=_missing_hint("vision."),
+            hint=_missing_hint("vision.stages"),
         )
     if count != _NUM_STAGES:
         raise CheckpointError(f"its encoder has {count} stages, FastViTHD has {_NUM_STAGES}", where=path)

@@ -18,6 +18,8 @@ _PIL_MODES: Final = {"RGB": "RGB", "BGR": "RGB", "grayscale": "L", "grayscale fl
 class InputError(ConversionError):
     """What was handed to a function is not what it takes."""
 
+    next_step = "`fastvlm-convert mil PACKAGE` lists what every function takes and gives"
+
 
 def prepare_inputs(function: FunctionSpec, given: Mapping[str, Any], rounded: bool) -> list[torch.Tensor]:
     """The inputs of a function in its own order.

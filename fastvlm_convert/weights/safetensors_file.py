@@ -85,6 +85,10 @@ def read_header(path: Path) -> dict[str, FileTensor]:
             )
         tensors[name] = FileTensor(path, start + begin, shape, dtype, name)
     _check_apart(tensors, path)
+    end = max((t.offset + t.num_bytes for t in tensors.values()), default=start)
+    if end < size:
+        what = f"the file goes on for {size - end} bytes behind its last tensor; it is damaged"
+        raise CheckpointError(what, where=path, hint=AGAIN)
     return tensors
 
 

@@ -120,6 +120,8 @@ LAYERS = {
     "a vector as a layer": (GATE, {"layer": "decoder.norm"}, r"'decoder.norm.weight.q' is missing"),
     "a negative dimension": (GATE, {"shape": [-1, 64]}, "impossible shape"),
     "an absurd dimension": (GATE, {"shape": [1 << 40, 1 << 40]}, "absurd shape"),
+    "three dimensions": (GATE, {"shape": [176, 8, 8]}, "blocks do not fit a convolution of 8 "),
+    "q without k": (QUERY, {"layer": QUERY.replace("q_proj", "qq_proj")}, "missing|disagree"),
     "one dimension": (GATE, {"shape": [64]}, "impossible shape"),
     "another scheme": (GATE, {"scheme": "int8", "stored_bits": 11264 * 8 + 704 * 24}, r"weight.q' is uint8"),
     "another shape": (DOWN, {"shape": [176, 64]}, "disagree about"),

@@ -619,6 +619,7 @@ def reference_missing(place):
     "the bundle was made from",
 )
 def reference_of_another_model(place):
+    edit_json(place.checkpoint(SHARDED) / "config.json", {"num_attention_heads": 7})
     return ("verify", place.fp32_bundle, "--reference", place.checkpoint(SHARDED), "--images", IMAGE.parent)
 
 
@@ -791,7 +792,8 @@ def recipe_case(name: str, message: str, text: str) -> None:
         good = shipped_recipes()["fp32"].read_text()
         return with_recipe(place, place.file("mine.yaml", text.replace("%s", good)))
 
-    CASES[name] = (prepare, message, "recipes NAME > mine.yaml")
+    hint = "allowed in the recipe" if "unknown" in message else "recipes NAME > mine.yaml"
+    CASES[name] = (prepare, message, hint)
 
 
 recipe_case("recipe_key_twice", "the key 'name' stands twice, line", "name: a\n%s")
