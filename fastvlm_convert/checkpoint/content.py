@@ -89,7 +89,7 @@ def read_float(path: Path, raw: Mapping[str, Any], parts: Parts) -> Content:
     ):
         if file is not None:
             weights = {name: w for name, w in weights.items() if part_of(name) != part} | read(file)
-            names = {name: ours for name, ours in names.items() if not ours.startswith(prefix)}
+            names = {name: ours for name, ours in names.items() if part_of(ours) != part}
             files = [*files, file]
     adapter = parts.adapter
     if adapter is not None:
