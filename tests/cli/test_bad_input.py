@@ -292,16 +292,23 @@ damaged("config_no_json", "not valid JSON", write("config.json", "model_type: ll
 damaged("config_array", "expected a JSON object, found list", write("config.json", "[]"))
 damaged("config_not_utf8", "not valid JSON", write("config.json", b'{"model_type": "\xff\xfe"}'))
 damaged("config_deep", "not valid JSON", write("config.json", "[" * 100_000))
+
+
+def without_tower(folder: Path) -> None:
+    """The language model alone."""
+    edit_tensors(folder, remove=[name for name in read_tensors(folder) if "vision_tower" in name])
+
+
 damaged(
     "model_type_unknown",
     "model_type is 'llava'; supported: 'llava_qwen2', 'fast_vlm'",
-    config(model_type="llava"),
+    lambda c: (config(model_type="llava")(c), without_tower(c)),
     "give a FastVLM checkpoint",
 )
 damaged(
     "model_type_missing",
     "model_type is null; supported:",
-    lambda c: edit_json(c / "config.json", remove=["model_type"]),
+    lambda c: (edit_json(c / "config.json", remove=["model_type"]), without_tower(c)),
 )
 damaged("heads_zero", "num_attention_heads is 0, expected a positive integer", config(num_attention_heads=0))
 damaged(
@@ -321,7 +328,11 @@ damaged(
 damaged("rope_theta_zero", "rope_theta is 0, expected a positive number", config(rope_theta=0))
 damaged("norm_epsilon_text", "rms_norm_eps is 'small', expected", config(rms_norm_eps="small"))
 damaged("activation_unknown", "hidden_act is 'relu'; supported: 'silu'", config(hidden_act="relu"))
-damaged("sliding_window", "use_sliding_window is true; supported: false", config(use_sliding_window=True))
+damaged(
+    "sliding_window",
+    "use_sliding_window is true, and its window of 9 tokens is shorter",
+    config(use_sliding_window=True, sliding_window=9, max_window_layers=0),
+)
 damaged("projector_unknown", "mm_projector_type is 'linear'", config(mm_projector_type="linear"))
 damaged(
     "image_size_not_stated", "the image size is not stated", config(mm_vision_tower="mobileclip_l"),
@@ -398,7 +409,7 @@ def checkpoint_is_a_file(place):
     return place.export(place.checkpoint() / "model.safetensors")
 
 
-@case("no weights: neither model.safetensors")
+@case("this is a bundle, not a checkpoint", "give the checkpoint it was exported from")
 def checkpoint_is_a_bundle(place):
     return place.export(place.bundle())
 
