@@ -88,13 +88,13 @@ class TestErrors:
 
     def test_a_long_one_is_not_wrapped(self, cli, raising):
         raising(CheckpointError("word " * 100, where="p" * 300))
-        assert cli("inspect", "x").err.count("\n") == 1
+        assert cli("inspect", "x").err.count("\n") == 2  # the error and its hint
 
     def test_verbose_adds_the_traceback(self, cli, raising):
         raising(CheckpointError("odd"))
         result = cli("inspect", "x", "-v")
         assert result.err.startswith("Traceback")
-        assert result.err.endswith("error: odd\n")
+        assert "\nerror: odd\nhint: " in result.err
 
     def test_json_gets_one_document(self, cli, raising):
         raising(CheckpointError("odd", where="here", hint="do"))
