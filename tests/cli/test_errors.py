@@ -92,7 +92,7 @@ def test_a_value_that_looks_like_a_flag_is_none(cli, tmp_path, monkeypatch):
 
 
 def raise_instead(monkeypatch, error):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(inspect, "open_checkpoint", fail)

@@ -73,7 +73,7 @@ class TestErrors:
     @pytest.fixture
     def raising(self, monkeypatch):
         def set_up(error: BaseException) -> None:
-            def fail(*_: object) -> None:
+            def fail(*_: object, **__: object) -> None:
                 raise error
 
             monkeypatch.setattr(inspect, "open_checkpoint", fail)

@@ -80,7 +80,7 @@ import sys, time
 from fastvlm_convert.cli import inspect
 from fastvlm_convert.cli.main import main
 
-def wait(*_):
+def wait(*_, **__):
     try:
         print("ready", flush=True)
         time.sleep(60)
