@@ -108,7 +108,8 @@ def raise_instead(monkeypatch, error):
 def test_the_code_is_the_class(cli, monkeypatch, kind: type[ConversionError]):
     raise_instead(monkeypatch, kind("odd"))
     document = cli("inspect", "x", "--json").document
-    assert document["error"] == {"code": kind.code, "message": "odd", "where": None, "hint": None}
+    hint = kind.next_step  # what to do about any error of the kind
+    assert document["error"] == {"code": kind.code, "message": "odd", "where": None, "hint": hint}
     assert kind.code in CODES
 
 
