@@ -140,11 +140,7 @@ def open_checkpoint(
     _check_embeds(tokenizer, config, path)
     generation = optional_json(path / "generation_config.json")
     license = next((path / n for n in _LICENSE_NAMES if is_there(path / n)), None)
-    settings = [path / "config.json", *tokenizer.files]
-    settings += [path / n for n in _SETTINGS if is_there(path / n)]
-    settings += [] if license is None else [license]
-    for setting in settings:
-        _check_readable(setting)
+    settings = _settings_files(path, tokenizer, license)
     return Checkpoint(
         path=path,
         layout=layout,
@@ -160,9 +156,19 @@ def open_checkpoint(
         disagreements=find_disagreements(config, raw, layout),
         oddities=(*origin, *content.notes),
         license=license,
-        settings=tuple(settings),
+        settings=settings,
         files=tuple(dict.fromkeys((*settings, *content.files))),
     )
+
+
+def _settings_files(path: Path, tokenizer: TextTokenizer, license: Path | None) -> tuple[Path, ...]:
+    """Files of a checkpoint that are no weights, each of them readable."""
+    files = [path / "config.json", *tokenizer.files]
+    files += [path / n for n in _SETTINGS if is_there(path / n)]
+    files += [] if license is None else [license]
+    for file in files:
+        _check_readable(file)
+    return tuple(files)
 
 
 def _check_readable(path: Path) -> None:

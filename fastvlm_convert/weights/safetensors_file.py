@@ -55,6 +55,9 @@ def read_header(path: Path) -> dict[str, FileTensor]:
     head = read_bytes(path, 0, HEAD_BYTES)
     length = int.from_bytes(head[:8], "little")
     if len(head) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
+        if head[8:9] == b"{":
+            what = f"its header claims {shown(length)} bytes; the safetensors file is damaged"
+            raise CheckpointError(what, where=path, hint=AGAIN)
         refuse_file(head, "a safetensors file", path)
     raw = read_bytes(path, 8, length)
     if len(raw) < length:

@@ -95,7 +95,7 @@ def test_safetensors_files(tmp_path):
         read_all(read_safetensors(path))
 
     good, bad = tally(600, attempt)
-    assert good > 50
+    assert good > 30
     assert bad > 200
 
 
