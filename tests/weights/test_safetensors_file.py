@@ -95,7 +95,10 @@ MALFORMED = {
     "short": (b"\x10\0\0", "not a safetensors file"),
     "text": (b"These are not the weights you are looking for.\n", "not a safetensors file"),
     "pickle": (b"\x80\x02}q\x00.", "not a safetensors file"),
-    "header beyond the limit": (struct.pack("<Q", MAX_HEADER_BYTES + 1) + b"{}", "its header claims .* damaged"),
+    "header beyond the limit": (
+        struct.pack("<Q", MAX_HEADER_BYTES + 1) + b"{}",
+        "its header claims .* damaged",
+    ),
     "no length": (b"{}", "not a safetensors file"),
     "header cut off": (struct.pack("<Q", 100) + b'{"w": ', "header is truncated"),
 }
