@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := checkpoints/fastvlm-demo
 OUT := out/demo
+# A worker for each core, but no more than memory allows: one takes up to 2 GB.
+PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: setup demo test test-all soak lint format docs bench clean
 
@@ -41,10 +43,10 @@ demo: setup
 	$(BIN)/fastvlm-convert bench $(OUT)/int4 --reference $(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-all: setup
-	$(BIN)/python -m pytest -q -m ''
+	$(PYTEST) -m ''
 
 # Fuzzes, kills and full disks, tried far more often than in `make test`; some hours, and not part of CI.
 soak: setup

@@ -44,11 +44,14 @@ def to_disk(path: Path) -> None:
 def _remove_leftovers(path: Path) -> None:
     start, end = f".{path.stem}.", f".partial{path.suffix}"
     with suppress(OSError):  # whatever cannot be removed harms nobody
-        for other in path.parent.iterdir():
+        for other in list(path.parent.iterdir()):
             if not (other.name.startswith(start) and other.name.endswith(end)):
                 continue
-            if not other.name[len(start) : -len(end)].isdigit() or other.is_symlink():
-                continue
-            with other.open("rb") as file:
-                flock(file, LOCK_EX | LOCK_NB)
-                other.unlink()
+            if other.name[len(start) : -len(end)].isdigit() and not other.is_symlink():
+                _remove_unless_held(other)
+
+
+def _remove_unless_held(file: Path) -> None:
+    with suppress(OSError), file.open("rb") as lock:
+        flock(lock, LOCK_EX | LOCK_NB)
+        file.unlink()
