@@ -45,6 +45,8 @@ VALUE_CACHE_OUT: Final = "v_cache_out"
 DECODE: Final = "decode"  # functions of the decoder package
 PREFILL: Final = "prefill"
 EMBED: Final = "embed"
+MAIN: Final = "main"  # the function of a component that has but one
+MERGE: Final = "merge"  # the ONNX embedding that puts image features in the places of `<image>`
 
 # Symbolic dimensions. transformers.js builds its empty cache from them: `batch_size` becomes 1, every
 # other symbol 0.
@@ -62,22 +64,22 @@ IMAGE_TOKEN: Final = "<image>"
 SYSTEM_PROMPT: Final = "You are a helpful assistant."
 
 
-def past_key(layer: int) -> str:
+def past_key(layer: int | str) -> str:
     """Cache input, [batch_size, num_kv_heads, past_sequence_length, head_dim]."""
     return f"past_key_values.{layer}.key"
 
 
-def past_value(layer: int) -> str:
+def past_value(layer: int | str) -> str:
     """Cache input, [batch_size, num_kv_heads, past_sequence_length, head_dim]."""
     return f"past_key_values.{layer}.value"
 
 
-def present_key(layer: int) -> str:
+def present_key(layer: int | str) -> str:
     """Cache output, [batch_size, num_kv_heads, total_sequence_length, head_dim]."""
     return f"present.{layer}.key"
 
 
-def present_value(layer: int) -> str:
+def present_value(layer: int | str) -> str:
     """Cache output, [batch_size, num_kv_heads, total_sequence_length, head_dim]."""
     return f"present.{layer}.value"
 
@@ -92,8 +94,15 @@ ONNX_FILE_STEMS: Final[dict[Component, str]] = {
     "embed": "embed_tokens",
     "decoder": "decoder_model_merged",
 }
-# What transformers.js calls the precision of a graph.
-PrecisionName = Literal["fp32", "fp16", "int8", "q4", "q4f16"]
+# What transformers.js calls a precision (its `dtype`), and how a graph's file name ends for it.
+PrecisionName = Literal["fp32", "fp16", "q8", "q4", "q4f16"]
+ONNX_SUFFIXES: Final[dict[PrecisionName, str]] = {
+    "fp32": "",
+    "fp16": "_fp16",
+    "q8": "_quantized",
+    "q4": "_q4",
+    "q4f16": "_q4f16",
+}
 
 
 def precision_name(storage: FloatName, compute: FloatName, bits: int | None) -> PrecisionName:
@@ -107,14 +116,18 @@ def precision_name(storage: FloatName, compute: FloatName, bits: int | None) -> 
     if bits == 4:
         return "q4f16" if compute == "float16" else "q4"
     if bits is not None:
-        return "int8"
+        return "q8"
     return "fp32" if storage == "float32" else "fp16"
 
 
 def onnx_file_name(component: Component, precision: PrecisionName) -> str:
     """File name of one graph as transformers.js looks it up for a precision."""
-    suffix = "" if precision == "fp32" else f"_{precision}"
-    return f"{ONNX_FILE_STEMS[component]}{suffix}.onnx"
+    return f"{ONNX_FILE_STEMS[component]}{ONNX_SUFFIXES[precision]}.onnx"
+
+
+def onnx_merge_name(embed_file: str) -> str:
+    """File name of the graph that looks up as another one does and merges image features."""
+    return embed_file.replace(ONNX_FILE_STEMS["embed"], "embedding")
 
 
 def onnx_data_name(graph_file: str) -> str:

@@ -48,11 +48,12 @@ class Artifact:
         component: Part of the model.
         storage: Dtype of its weights in the file.
         compute: Dtype of its arithmetic.
-        precision: What transformers.js calls the precision of its weights.
+        precision: What transformers.js calls the precision; one name for all parts with integers.
         files: Files relative to the bundle; the first is the one a runtime opens.
         inputs: What the graph reads.
         outputs: What it gives.
-        function: Which of a Core ML package's functions it is.
+        function: Which of a component's functions it is: of those in a Core ML package, or of the two ONNX
+            embeddings, `main` that looks up and `merge` that also puts image features in their places.
     """
 
     target: Target
@@ -179,16 +180,18 @@ class Manifest:
     fp16_range: Status
     files: dict[str, FileEntry]
 
-    def artifact(self, target: Target, component: Component) -> Artifact:
-        """The artifact of one part; the first where it has several functions.
+    def artifact(self, target: Target, component: Component, function: str | None = None) -> Artifact:
+        """The artifact of one part; the first where it has several functions and none is named.
 
         Raises:
             BundleError: The bundle has none.
         """
         for artifact in self.artifacts:
-            if (artifact.target, artifact.component) == (target, component):
+            same = (artifact.target, artifact.component) == (target, component)
+            if same and function in (None, artifact.function):
                 return artifact
-        raise BundleError(f"the bundle has no {target} {component}")
+        what = component if function is None else f"{component} {function}"
+        raise BundleError(f"the bundle has no {target} {what}")
 
     @property
     def targets(self) -> tuple[Target, ...]:

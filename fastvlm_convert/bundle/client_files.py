@@ -15,7 +15,11 @@ _MAX_NEW_TOKENS = 256  # as Apple's predict.py; without it transformers.js stops
 
 
 def client_files(
-    tokenizer: TextTokenizer, config: ModelConfig, contract: Contract, added: Mapping[str, Any]
+    tokenizer: TextTokenizer,
+    config: ModelConfig,
+    contract: Contract,
+    added: Mapping[str, Any],
+    documents: Mapping[str, dict[str, Any]],
 ) -> dict[str, bytes]:
     """What transformers.js, transformers and onnxruntime-genai read at the root of a bundle, by name.
 
@@ -24,6 +28,7 @@ def client_files(
         config: Dimensions.
         contract: What the bundle promises.
         added: What the targets' own clients look up in config.json besides.
+        documents: What they read in files of their own, by name.
     """
     return {
         **_common_files(tokenizer, contract),
@@ -32,6 +37,7 @@ def client_files(
             _preprocessor_config(contract.images, contract.image_mode == "pad")
         ),
         "config.json": _json({**_config(config, contract, tokenizer), **added}),
+        **{name: _json(document) for name, document in documents.items()},
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastvlm_convert.errors import MissingDependencyError
 from fastvlm_convert.exporters.job import ExportJob
-from fastvlm_convert.manifest import Artifact
+from fastvlm_convert.manifest import Artifact, Contract
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
@@ -36,6 +36,14 @@ def no_client_config(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     return {}
 
 
+def no_client_documents(
+    config: ModelConfig, contract: Contract, pad_token_id: int, artifacts: Sequence[Artifact]
+) -> dict[str, dict[str, Any]]:
+    """Of a backend whose clients read no file that the others do not."""
+    del config, contract, pad_token_id, artifacts
+    return {}
+
+
 def no_app_folder(recipe: Recipe) -> None:
     """Of a backend without an app that reads a folder of its own."""
     del recipe
@@ -59,6 +67,8 @@ class Backend:
         working_bytes: Memory beside that while weights are written.
         has_float16_cache: Whether the KV cache is float16 whatever the decoder computes in.
         client_config: What its clients look up in the bundle's config.json.
+        client_documents: JSON files at the bundle's root that its clients alone read, by name; made of
+            dimensions, contract, the id that pads and its artifacts.
         app_folder: Folder of the bundle that an app loads by itself, tokenizer and config included; or None.
     """
 
@@ -72,6 +82,9 @@ class Backend:
     working_bytes: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], int]
     has_float16_cache: Callable[[Recipe], bool]
     client_config: Callable[[Sequence[Artifact]], dict[str, Any]] = no_client_config
+    client_documents: Callable[
+        [ModelConfig, Contract, int, Sequence[Artifact]], dict[str, dict[str, Any]]
+    ] = no_client_documents
     app_folder: Callable[[Recipe], str | None] = no_app_folder
 
     def exporter(self) -> Export:

@@ -86,15 +86,18 @@ def files_beside(plan: ExportPlan, artifacts: Sequence[Artifact]) -> dict[str, b
     """Everything that is neither an artifact nor the manifest, by its path relative to the bundle."""
     checkpoint, config, contract = plan.checkpoint, plan.config, plan.contract
     added: dict[str, Any] = {}
+    documents: dict[str, dict[str, Any]] = {}
     in_folders: dict[str, bytes] = {}
     for target in plan.targets:
         backend = backend_of(target)
-        added |= backend.client_config([a for a in artifacts if a.target == target])
+        own = [a for a in artifacts if a.target == target]
+        added |= backend.client_config(own)
+        documents |= backend.client_documents(config, contract, checkpoint.tokenizer.end_of_text_id, own)
         folder = backend.app_folder(plan.recipe)
         if folder is not None:
             files = app_files(checkpoint.tokenizer, config, contract)
             in_folders |= {f"{folder}/{name}": content for name, content in files.items()}
-    files = client_files(checkpoint.tokenizer, config, contract, added) | in_folders
+    files = client_files(checkpoint.tokenizer, config, contract, added, documents) | in_folders
     if checkpoint.license is not None:
         files |= license_files(checkpoint.license, plan.recipe, BUNDLE.name)
     return files

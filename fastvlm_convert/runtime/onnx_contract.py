@@ -10,6 +10,7 @@ from fastvlm_convert.io_names import (
     INPUT_IDS,
     INPUTS_EMBEDS,
     LOGITS,
+    MERGE,
     PIXEL_VALUES,
     TensorSpec,
     past_key,
@@ -30,7 +31,11 @@ def check_manifest(manifest: Manifest) -> None:
     Raises:
         BundleError: One is missing, or has other inputs or outputs.
     """
-    artifacts: Artifacts = {(a.component, ""): a for a in manifest.artifacts if a.target == _TARGET}
+    artifacts: Artifacts = {
+        (a.component, a.function if a.function == MERGE else ""): a
+        for a in manifest.artifacts
+        if a.target == _TARGET
+    }
     check_artifacts(manifest, _TARGET, artifacts, _rules(artifacts))
 
 
@@ -49,7 +54,14 @@ def _rules(artifacts: Artifacts) -> Rules:
         _check_order(decoder.inputs, past)
         _check_order(decoder.outputs, present)
     hidden: Shape = (None, None, "H")
+    merge: Rules = {
+        ("embed", MERGE): (
+            {INPUT_IDS: (("int64",), (None, None)), IMAGE_FEATURES: (("float32",), (None, "H"))},
+            {INPUTS_EMBEDS: (("float32",), hidden)},
+        )
+    }
     return {
+        **(merge if ("embed", MERGE) in artifacts else {}),  # the session does without
         ("vision", ""): (
             {PIXEL_VALUES: (("float32",), (None, 3, "S", "S"))},
             {IMAGE_FEATURES: (("float32",), (None, "H"))},

@@ -17,15 +17,18 @@ from fastvlm_convert.io_names import (
     INPUT_IDS,
     INPUTS_EMBEDS,
     LOGITS,
+    MAIN,
+    MERGE,
     PIXEL_VALUES,
     Component,
     Precision,
     TensorSpec,
 )
-from fastvlm_convert.manifest import Manifest
+from fastvlm_convert.manifest import Artifact, Manifest
 from fastvlm_convert.runtime.contract import check_graph
 from fastvlm_convert.runtime.onnx_contract import check_manifest
 
+EXECUTED_BY: Final = f"onnxruntime {onnxruntime.__version__}"
 _TARGET: Final = "onnx"
 
 # ONNX Runtime's errors have no common base, and a run with bound buffers raises Python's own.
@@ -53,8 +56,7 @@ class OnnxSession:
     trouble: str | None = None  # ONNX Runtime does not say where a value came from
 
     def __init__(self, bundle: Path, manifest: Manifest, exact: bool = False) -> None:
-        version = f"onnxruntime {onnxruntime.__version__}"
-        self.executed_by = f"{version} (float activations)" if exact else version
+        self.executed_by = f"{EXECUTED_BY} (float activations)" if exact else EXECUTED_BY
         self.context_length = manifest.contract.context_length
         self.num_image_tokens = manifest.contract.num_image_tokens
         self._vision = _load(bundle, manifest, "vision")
@@ -134,20 +136,50 @@ def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) 
     return OnnxSession(bundle, manifest, exact=precision == "exact")
 
 
-def _load(bundle: Path, manifest: Manifest, component: Component) -> onnxruntime.InferenceSession:
-    path = bundle / manifest.artifact(_TARGET, component).files[0]
+def embed_apart(
+    bundle: Path, manifest: Manifest, token_ids: np.ndarray, image_features: np.ndarray | None = None
+) -> np.ndarray:
+    """Embed a prompt with nothing loaded but the graph for it.
+
+    Args:
+        bundle: Its folder.
+        manifest: Its manifest.
+        token_ids: int64 [n], with the id of `<image>` where features go.
+        image_features: float32 [num_image_tokens, hidden], for the graph that merges; None looks ids up.
+
+    Returns:
+        float32 [n, hidden].
+
+    Raises:
+        BundleError: There is no such graph, the manifest lists another one, or ONNX Runtime refuses it.
+    """
+    check_manifest(manifest)
+    given = {INPUT_IDS: token_ids[None]}
+    if image_features is not None:
+        given[IMAGE_FEATURES] = image_features
+    session = _load(bundle, manifest, "embed", MAIN if image_features is None else MERGE)
+    with _refusals("embed"):
+        return np.asarray(session.run([INPUTS_EMBEDS], given)[0][0])
+
+
+def _load(
+    bundle: Path, manifest: Manifest, component: Component, function: str = MAIN
+) -> onnxruntime.InferenceSession:
+    artifact = manifest.artifact(_TARGET, component, function)
+    path = bundle / artifact.files[0]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SEVERITY
     with _refusals(path):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return _checked(session, manifest, component)
+    return _checked(session, artifact)
 
 
 def _load_exact(bundle: Path, manifest: Manifest, component: Component) -> onnxruntime.InferenceSession:
     """A copy of the graph, in memory, whose MatMulNBits do not round activations to int8."""
     import onnx
 
-    path = bundle / manifest.artifact(_TARGET, component).files[0]
+    artifact = manifest.artifact(_TARGET, component)
+    path = bundle / artifact.files[0]
     with _refusals(path):
         model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
@@ -161,14 +193,11 @@ def _load_exact(bundle: Path, manifest: Manifest, component: Component) -> onnxr
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    return _checked(session, manifest, component)
+    return _checked(session, artifact)
 
 
-def _checked(
-    session: onnxruntime.InferenceSession, manifest: Manifest, component: Component
-) -> onnxruntime.InferenceSession:
+def _checked(session: onnxruntime.InferenceSession, artifact: Artifact) -> onnxruntime.InferenceSession:
     """A session whose graph is the one that the manifest describes."""
-    artifact = manifest.artifact("onnx", component)
     for what, listed, found in (
         ("inputs", artifact.inputs, session.get_inputs()),
         ("outputs", artifact.outputs, session.get_outputs()),

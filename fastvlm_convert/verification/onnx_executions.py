@@ -1,11 +1,21 @@
 """ONNX Runtime runs ONNX."""
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
 
+import numpy as np
+
+from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.manifest import Manifest
+from fastvlm_convert.predict.export_plan import ExportPlan
+from fastvlm_convert.verification.check import Check, equal, not_run
 from fastvlm_convert.verification.compare import LOGIT_STAGES
 from fastvlm_convert.verification.execution import Execution, full_gates
 
+_MERGED: Final = ("merged_embeds", "token_rows")
+_MERGED_TEXT: Final = 1000  # ids of text on either side of the features
 _EXACT_TOKENS = 4  # 8-bit matrices without int8 activations run hundreds of times slower
 
 
@@ -16,10 +26,43 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     """
     del interpret
     recipe = manifest.recipe
-    full = full_gates(recipe)
+    full, inspect = full_gates(recipe), partial(_check_merge, manifest)
     if not recipe.quantize:
-        return [Execution("onnx", None, full)]
+        return [Execution("onnx", None, full, inspect=inspect)]
     front = {stage: least for stage, least in full.min_sqnr_db.items() if stage not in LOGIT_STAGES}
     shipped = replace(full, min_sqnr_db=front, identical_text=False)
     exact = replace(full, identical_text=False, max_new_tokens=_EXACT_TOKENS)
-    return [Execution("onnx", None, shipped), Execution("onnx exact", "exact", exact, max_questions=1)]
+    return [
+        Execution("onnx", None, shipped, inspect=inspect),
+        Execution("onnx exact", "exact", exact, max_questions=1),
+    ]
+
+
+def _check_merge(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:
+    """The embedding that onnxruntime-genai runs, which no session of ours does, against the one that ours do.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    try:
+        from fastvlm_convert.runtime.onnx_session import EXECUTED_BY, embed_apart
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "running an ONNX bundle") from error
+    image, tokens = plan.contract.image_token_id, plan.contract.num_image_tokens
+    ids = np.arange(min(_MERGED_TEXT, plan.config.decoder.vocab_size), dtype=np.int64)
+    ids = ids[ids != image]
+    ids = np.concatenate([ids, np.full(tokens, image), ids[::-1]])
+    try:
+        text = embed_apart(bundle, manifest, ids)
+        features = -1 - np.arange(tokens * text.shape[1], dtype=np.float32).reshape(tokens, -1)
+        expected = text.copy()
+        expected[ids == image] = features
+        pairs = (
+            (expected, embed_apart(bundle, manifest, ids, features)),
+            (text, embed_apart(bundle, manifest, ids, features[:0])),
+        )
+    except BundleError as error:
+        return [not_run("onnx", *_MERGED, str(error))]
+    differing = sum(int((want != found).any(-1).sum()) for want, found in pairs)
+    reason = f"{differing} rows are not those of embed_tokens with image features in their places"
+    return [equal("onnx", *_MERGED, differing, reason, EXECUTED_BY)]

@@ -1,1 +1,1 @@
-"""Lower to ONNX: three graphs with external data, as transformers.js and onnxruntime-genai read them."""
+"""Lower to ONNX: graphs with external data, as transformers.js and onnxruntime-genai read them."""

@@ -35,22 +35,32 @@ def store_table(graph: Graph, table: AnyWeight, rows: int) -> Table:
     return graph.data.append(stored, length)
 
 
-def build_embed(graph: Graph, table: Table, rows: int, width: int) -> None:
+def build_embed(graph: Graph, table: Table, shape: tuple[int, int]) -> None:
     """Add the look-up to a graph.
 
     Args:
         graph: An empty graph.
-        table: Where the table lies, [rows, width].
-        rows: Rows of the table.
-        width: The decoder's hidden size.
+        table: Where the table lies.
+        shape: Its rows and its width, the decoder's hidden size.
     """
     ids = graph.input(INPUT_IDS, "int64", [BATCH, SEQUENCE])
-    graph.output(INPUTS_EMBEDS, "float32", [BATCH, SEQUENCE, width])
+    graph.output(INPUTS_EMBEDS, "float32", [BATCH, SEQUENCE, shape[1]])
+    look_up(graph, INPUTS_EMBEDS, ids, table, shape)
+
+
+def look_up(graph: Graph, name: str, ids: str, table: Table, shape: tuple[int, int]) -> str:
+    """Rows of a table, float32.
+
+    Args:
+        graph: A graph whose storage is the table's.
+        name: Of the result, [batch_size, sequence_length, width].
+        ids: Which rows, int64 [batch_size, sequence_length].
+        table: Where the table lies.
+        shape: Its rows and its width.
+    """
     if isinstance(table, StoredAffine):
-        rows_of_stored(graph, INPUTS_EMBEDS, ids, table)
-        return
-    matrix = graph.external("embed_tokens_weight", graph.storage, (rows, width), table)
+        return rows_of_stored(graph, name, ids, table)
+    matrix = graph.external("embed_tokens_weight", graph.storage, shape, table)
     if graph.storage == "float32":
-        graph.op("Gather", INPUTS_EMBEDS, [matrix, ids], axis=0)
-    else:
-        graph.cast(graph.op("Gather", "embed_rows", [matrix, ids], axis=0), "float32", INPUTS_EMBEDS)
+        return graph.op("Gather", name, [matrix, ids], axis=0)
+    return graph.cast(graph.op("Gather", "embed_rows", [matrix, ids], axis=0), "float32", name)

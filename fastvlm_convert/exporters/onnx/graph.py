@@ -32,6 +32,7 @@ _TYPES = {  # TensorProto.DataType and the bits of an element
     "uint8": (2, 8),
     "int4": (22, 4),
     "uint4": (21, 4),
+    "bool": (9, 8),
 }
 
 

@@ -1,16 +1,25 @@
-"""The three graphs of a bundle: which they are, what they share, what they are called."""
+"""The graphs of a bundle: which they are, what they share, what they are called."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from fastvlm_convert.exporters.job import OnBytes, precision_of
+from fastvlm_convert.exporters.job import OnBytes, precisions_of
 from fastvlm_convert.exporters.onnx.data import DataFile
 from fastvlm_convert.exporters.onnx.decoder import build_decoder
 from fastvlm_convert.exporters.onnx.embed import Table, build_embed, store_table
 from fastvlm_convert.exporters.onnx.graph import Graph
+from fastvlm_convert.exporters.onnx.merge import build_merge
 from fastvlm_convert.exporters.onnx.vision import build_vision
-from fastvlm_convert.io_names import Component, onnx_data_name, onnx_file_name
+from fastvlm_convert.io_names import (
+    MERGE,
+    Component,
+    PrecisionName,
+    onnx_data_name,
+    onnx_file_name,
+    onnx_merge_name,
+)
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.quantized.weight import MixedSource, without_palettes
 from fastvlm_convert.recipe import FloatSettings, Recipe
@@ -52,21 +61,23 @@ def lower(
     Returns:
         One artifact a graph.
     """
-    embed_rows = max(image_token_id + 1, config.decoder.embed_rows)
-    lowering = _Lowering(config, without_palettes(weights), recipe, files, on_bytes, embed_rows)
+    weights = without_palettes(weights)
+    precisions = precisions_of(weights, recipe)
+    lowering = _Lowering(config, weights, recipe, files, on_bytes, image_token_id, precisions)
     return [lowering.vision(), *lowering.decoder_and_embed()]
 
 
 @dataclass(frozen=True)
 class _Lowering:
-    """Builds graphs; attributes as of `lower`."""
+    """Builds graphs; attributes as of `lower`, and what each component's precision is called."""
 
     config: ModelConfig
     weights: MixedSource
     recipe: Recipe
     files: Files
     on_bytes: OnBytes
-    embed_rows: int
+    image_token_id: int
+    precisions: Mapping[Component, PrecisionName]
 
     def vision(self) -> Artifact:
         settings, file = self.recipe.vision, self._file("vision")
@@ -87,24 +98,36 @@ class _Lowering:
             build_decoder(graph, decoder, self.weights, self.recipe, table)
             self.files.save(graph, file)
             artifact = self._artifact("decoder", settings, graph, file, onnx_data_name(file))
-            return [self._embed(data, table) if shared else self._embed_apart(), artifact]
+            return [*(self._embed(data, table) if shared else self._embed_apart()), artifact]
 
-    def _embed_apart(self) -> Artifact:
+    def _embed_apart(self) -> list[Artifact]:
         with self.files.data(onnx_data_name(self._file("embed"))) as data:
             return self._embed(data, None)
 
-    def _embed(self, data: DataFile, table: Table | None) -> Artifact:
-        """The embedding over a table that is there already, or over its own, written to `data`."""
-        storage, file = self.recipe.embed.storage, self._file("embed")
-        graph = Graph("fastvlm_embed", data, storage, "float32", self.on_bytes)
+    def _embed(self, data: DataFile, table: Table | None) -> list[Artifact]:
+        """The two embeddings over a table that is there already, or over their own, written to `data`."""
+        settings, file = FloatSettings(self.recipe.embed.storage, "float32"), self._file("embed")
+        graph = Graph("fastvlm_embed", data, settings.storage, settings.compute, self.on_bytes)
         if table is None:
             table = store_table(graph, self.weights["decoder.embed_tokens.weight"], self.embed_rows)
-        build_embed(graph, table, self.embed_rows, self.config.decoder.hidden_size)
+        shape = (self.embed_rows, self.config.decoder.hidden_size)
+        build_embed(graph, table, shape)
         self.files.save(graph, file)
-        return self._artifact("embed", FloatSettings(storage, "float32"), graph, file, table.location)
+        artifact = self._artifact("embed", settings, graph, file, table.location)
+        file = onnx_merge_name(file)
+        graph = Graph("fastvlm_merge", data, settings.storage, settings.compute, self.on_bytes)
+        build_merge(graph, table, shape, self.image_token_id)
+        self.files.save(graph, file)
+        merge = self._artifact("embed", settings, graph, file, table.location)
+        return [artifact, replace(merge, function=MERGE)]
+
+    @property
+    def embed_rows(self) -> int:
+        """Rows of the table: clients look up every id, `<image>` too."""
+        return max(self.image_token_id + 1, self.config.decoder.embed_rows)
 
     def _file(self, component: Component) -> str:
-        return onnx_file_name(component, precision_of(component, self.weights, self.recipe))
+        return onnx_file_name(component, self.precisions[component])
 
     def _artifact(self, component: Component, settings: FloatSettings, graph: Graph, *files: str) -> Artifact:
         return Artifact(
@@ -112,7 +135,7 @@ class _Lowering:
             component=component,
             storage=settings.storage,
             compute=settings.compute,
-            precision=precision_of(component, self.weights, self.recipe),
+            precision=self.precisions[component],
             files=tuple(f"{FOLDER}/{file}" for file in files),
             inputs=tuple(graph.inputs),
             outputs=tuple(graph.outputs),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastvlm_convert.io_names import ONNX_FILE_STEMS
+from fastvlm_convert.io_names import MERGE, ONNX_FILE_STEMS
 from fastvlm_convert.manifest import Artifact
 
 
@@ -14,7 +14,7 @@ def transformers_js_config(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     Args:
         artifacts: One a graph.
     """
-    onnx = {a.component: a for a in artifacts}
+    onnx = {a.component: a for a in artifacts if a.function != MERGE}
     graphs = {c: Path(a.files[0]).name for c, a in onnx.items()}
     decoder = onnx["decoder"]
     return {

@@ -1,4 +1,4 @@
-"""Write the three graphs of a bundle."""
+"""Write the graphs of a bundle."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from fastvlm_convert.manifest import Artifact
 
 
 def export_onnx(job: ExportJob) -> list[Artifact]:
-    """Write vision encoder, embedding and decoder under `onnx/`.
+    """Write vision encoder, both embeddings and decoder under `onnx/`.
 
     Returns:
         One artifact a graph.
