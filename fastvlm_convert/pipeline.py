@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastvlm_convert import __version__
 from fastvlm_convert.bundle.folder import BUNDLE, QUANTIZED_CHECKPOINT, new_folder
+from fastvlm_convert.bundle.license import license_text
 from fastvlm_convert.bundle.quantized_writer import write_settings, write_weights
 from fastvlm_convert.bundle.resumable import resumable_folder
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, opened
@@ -212,7 +213,7 @@ def export(
         made = prepare_weights(planned, data, on_progress)
         meter = ErrorMeter(made.floats)
         weights = made.weights if source.quantized else meter.view(made.weights)
-        artifacts = _write_artifacts(planned, weights, origin.license, folder, on_progress)
+        artifacts = _write_artifacts(planned, weights, folder, on_progress)
         on_progress("hashes", 0.0)
         verdict = judge(source, planned.recipe, planned.targets)
         manifest = _manifest(planned, origin, artifacts, verdict.status, folder)
@@ -266,10 +267,11 @@ def _notes_of(data: Calibration | None) -> tuple[str, ...]:
 
 
 def _write_artifacts(
-    planned: ExportPlan, weights: MixedSource, license: str, folder: Path, on_progress: OnStage
+    planned: ExportPlan, weights: MixedSource, folder: Path, on_progress: OnStage
 ) -> list[Artifact]:
     """Write what every target's runtime loads, as large as planned, and what clients read beside it."""
     artifacts: list[Artifact] = []
+    license = license_text(planned.checkpoint.license)
     for target in planned.targets:
         progress = partial(on_progress, target)
         job = ExportJob(planned.config, weights, planned.recipe, planned.contract, license, folder, progress)

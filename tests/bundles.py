@@ -74,9 +74,6 @@ def manifest_of(bundle: Path) -> Manifest:
     return load_manifest(bundle)
 
 
-METADATA = 300  # bytes of a program that a prediction does not know: license, prompt, end tokens
-
-
 def check_sizes(predicted: dict[str, int], bundle: Path) -> None:
     """See that a bundle's files have the sizes that were predicted of them, and that none was forgotten.
 
@@ -87,10 +84,7 @@ def check_sizes(predicted: dict[str, int], bundle: Path) -> None:
     written = {name: entry.size for name, entry in load_manifest(bundle).files.items()}
     assert set(predicted) >= {name for name in written if "/" in name}
     for name, size in predicted.items():
-        if name.endswith(".mlmodel"):
-            assert abs(size - written[name]) <= METADATA, name
-        else:
-            assert size == written[name], name
+        assert size == written[name], name
 
 
 # Integers of both widths, with and without zero points, and layers that stay in float for either reason.

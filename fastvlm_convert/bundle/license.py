@@ -22,14 +22,29 @@ def license_files(license: Path, recipe: Recipe, made: str) -> dict[str, bytes]:
     Raises:
         CheckpointError: The license cannot be read.
     """
+    content = _read(license)
+    notice = _notice(license.name, content.decode(errors="replace"), recipe, made)
+    return {license.name: content, NOTICE: notice.encode()}
+
+
+def license_text(license: Path | None) -> str:
+    """What a license file says, or that there is none.
+
+    Raises:
+        CheckpointError: The license cannot be read.
+    """
+    return (
+        "No license file came with the model." if license is None else _read(license).decode(errors="replace")
+    )
+
+
+def _read(license: Path) -> bytes:
     try:
-        content = read_file(license)
+        return read_file(license)
     except OSError as error:
         raise CheckpointError(
             f"cannot read: {error.strerror}", where=license, hint="see that you may read it"
         ) from error
-    notice = _notice(license.name, content.decode(errors="replace"), recipe, made)
-    return {license.name: content, NOTICE: notice.encode()}
 
 
 def _notice(license: str, text: str, recipe: Recipe, made: str) -> str:

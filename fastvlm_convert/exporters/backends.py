@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from fastvlm_convert.errors import MissingDependencyError
-from fastvlm_convert.exporters.job import ExportJob
+from fastvlm_convert.exporters.job import ExportJob, Statement
 from fastvlm_convert.manifest import Artifact, Contract
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
@@ -62,7 +62,8 @@ class Backend:
         export: Name of the function there that writes a job's files and returns its artifacts.
         check: Refuses dimensions, settings and schemes that it cannot take, with a TargetError that says what
             is allowed.
-        predict: What an export of weights without content will write; the number is the id of `<image>`.
+        predict: What an export of weights without content will write; without a statement, where no
+            checkpoint is at hand, about what.
         base_bytes: Memory of an export before a weight is read.
         working_bytes: Memory beside that while weights are written.
         has_float16_cache: Whether the KV cache is float16 whatever the decoder computes in.
@@ -77,7 +78,7 @@ class Backend:
     writer: str
     export: str
     check: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], None]
-    predict: Callable[[ModelConfig, MixedSource, Recipe, int], Prediction]
+    predict: Callable[[ModelConfig, MixedSource, Recipe, Statement | None], Prediction]
     base_bytes: int
     working_bytes: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], int]
     has_float16_cache: Callable[[Recipe], bool]

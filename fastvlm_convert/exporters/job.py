@@ -27,6 +27,19 @@ _NAMED_BY: dict[Component, tuple[Part, ...]] = {
 
 
 @dataclass(frozen=True)
+class Statement:
+    """What a bundle's files say of the model.
+
+    Attributes:
+        contract: What the bundle promises its users.
+        license: Text of the model's license, or that there is none.
+    """
+
+    contract: Contract
+    license: str
+
+
+@dataclass(frozen=True)
 class ExportJob:
     """A model to lower, and how.
 
@@ -35,7 +48,7 @@ class ExportJob:
         weights: Canonical names, folded, quantized where the recipe says so.
         recipe: Precisions and settings.
         contract: What the bundle promises its users.
-        license: File name of the model's license, or `not_found`.
+        license: Text of the model's license, or that there is none.
         folder: The bundle under construction.
         on_progress: Called with the share of the weights written, 0..1.
     """

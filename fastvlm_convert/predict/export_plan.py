@@ -6,10 +6,11 @@ from typing import Any
 
 from fastvlm_convert.bundle.client_files import app_files, client_files
 from fastvlm_convert.bundle.folder import BUNDLE
-from fastvlm_convert.bundle.license import license_files
+from fastvlm_convert.bundle.license import license_files, license_text
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.exporters.backends import Prediction, backend_of
+from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.io_names import IMAGE_TOKEN
 from fastvlm_convert.manifest import Artifact, Contract
 from fastvlm_convert.predict.sizes import predict_artifacts
@@ -68,15 +69,20 @@ def plan_export(checkpoint: Checkpoint, recipe: Recipe | None, targets: Sequence
 
 def predicted_artifacts(plan: ExportPlan) -> Prediction:
     """Every graph, program and weight file of an export (see `predict.sizes`)."""
-    token_id = plan.contract.image_token_id
-    return predict_artifacts(plan.config, plan.layers, plan.recipe, plan.targets, image_token_id=token_id)
+    return predict_artifacts(plan.config, plan.layers, plan.recipe, plan.targets, statement_of(plan))
+
+
+def statement_of(plan: ExportPlan) -> Statement:
+    """What the bundle's files say of the model.
+
+    Raises:
+        CheckpointError: The license cannot be read.
+    """
+    return Statement(plan.contract, license_text(plan.checkpoint.license))
 
 
 def predicted_files(plan: ExportPlan) -> dict[str, int]:
-    """Bytes of every file but the manifest that an export writes, by its path relative to the bundle.
-
-    Exact but for the metadata in the programs of Core ML packages (see `predict.sizes`).
-    """
+    """Bytes of every file but the manifest that an export writes, by its path relative to the bundle."""
     predicted = predicted_artifacts(plan)
     beside = files_beside(plan, predicted.artifacts)
     return {**predicted.sizes, **{name: len(content) for name, content in beside.items()}}

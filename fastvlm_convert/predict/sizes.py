@@ -1,12 +1,13 @@
 """What an export will write, from dimensions and settings: no weight is read, no library loaded.
 
-The exporters themselves run, on weights without content and into files that only count. Every size is exact
-but for the metadata inside Core ML's programs, some hundred bytes that depend on more than dimensions.
+The exporters themselves run, on weights without content and into files that only count. With a checkpoint at
+hand every size is exact; without one, what Core ML's programs say of the model is estimated.
 """
 
 from collections.abc import Sequence
 
 from fastvlm_convert.exporters.backends import Prediction, backend_of
+from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.recipe import Recipe
@@ -19,23 +20,22 @@ def predict_artifacts(
     layers: Sequence[LayerPlan],
     recipe: Recipe,
     targets: Sequence[Target],
-    *,
-    image_token_id: int = 0,
+    statement: Statement | None = None,
 ) -> Prediction:
     """Every graph, program and weight file that an export writes.
 
-    Sizes are exact but for the programs of Core ML packages, which are estimated. The files beside them, for
-    clients, do not depend on the layers.
+    The files beside them, for clients, do not depend on the layers.
 
     Args:
         config: Dimensions, with the image size to export.
         layers: What happens to the layers.
         recipe: Its other settings.
         targets: Formats, whose checks have passed.
-        image_token_id: An embedding may have a row for it, even where the checkpoint's table ends before.
+        statement: What files say of the model; None where no checkpoint is at hand. An embedding may have a
+            row for the contract's image token, even where the checkpoint's table ends before.
     """
     weights = placeholder_weights(config, layers)
-    found = [backend_of(target).predict(config, weights, recipe, image_token_id) for target in targets]
+    found = [backend_of(target).predict(config, weights, recipe, statement) for target in targets]
     return Prediction(
         sizes={name: size for part in found for name, size in part.sizes.items()},
         artifacts=[artifact for part in found for artifact in part.artifacts],

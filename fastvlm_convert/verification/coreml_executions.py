@@ -4,12 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastvlm_convert.bundle.license import NO_LICENSE
 from fastvlm_convert.exporters.coreml.metadata import metadata_of
 from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, VISION_PACKAGE
 from fastvlm_convert.io_names import IMAGE
 from fastvlm_convert.manifest import Manifest
-from fastvlm_convert.predict.export_plan import ExportPlan
+from fastvlm_convert.predict.export_plan import ExportPlan, statement_of
 from fastvlm_convert.runtime.core_ml import has_core_ml
 from fastvlm_convert.verification.check import Check
 from fastvlm_convert.verification.client_files import check_interface
@@ -49,8 +48,7 @@ def _check_packages(bundle: Path, plan: ExportPlan) -> list[Check]:
 def _check_package(bundle: Path, name: str, plan: ExportPlan) -> Check:
     from fastvlm_convert.runtime.coreml_interface import described
 
-    license = NO_LICENSE if plan.checkpoint.license is None else plan.checkpoint.license.name
-    said = metadata_of(name, license, plan.contract, plan.recipe)
+    said = metadata_of(name, statement_of(plan), plan.recipe)
     expected: dict[str, Any] = {"description": said.description, "license": said.license, **said.details}
     if name == VISION_PACKAGE and plan.recipe.coreml.image_input == "image":
         size = plan.contract.image_size

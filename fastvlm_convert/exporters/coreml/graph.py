@@ -242,8 +242,12 @@ class Graph:
         """
         if storage == dtype:
             return self.weight(name, storage, shape, load)
-        stored = self.weight(f"{name}_{storage}", storage, shape, load)
-        return self.once(name, lambda: self.plain_op("cast", name, x=stored, dtype=_MIL_NAMES[dtype]))
+        stored, mil = self.weight(f"{name}_{storage}", storage, shape, load), _MIL_NAMES[dtype]
+        if self.system == "iOS16":  # wants weights to be constants, or to come out of a constexpr operation
+            return self.once(
+                name, lambda: self.plain_op("constexpr_cast", name, source_val=stored, output_dtype=mil)
+            )
+        return self.once(name, lambda: self.plain_op("cast", name, x=stored, dtype=mil))
 
     def numbers(self, name: str, values: np.ndarray) -> Value:
         """An array of integers that belongs to this graph alone."""

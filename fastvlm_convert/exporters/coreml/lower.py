@@ -11,7 +11,15 @@ from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAG
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE
 from fastvlm_convert.exporters.coreml.vision import build_apple_vision, build_vision
 from fastvlm_convert.exporters.job import OnBytes, precisions_of
-from fastvlm_convert.io_names import DECODE, EMBED, PREFILL, Component, PrecisionName, TensorSpec
+from fastvlm_convert.io_names import (
+    DECODE,
+    EMBED,
+    PREFILL,
+    Component,
+    PrecisionName,
+    TensorSpec,
+    precision_name,
+)
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.quantized.weight import MixedSource, dense_view
 from fastvlm_convert.recipe import FloatSettings, Recipe
@@ -82,8 +90,8 @@ class _Lowering:
         return self._artifacts(DECODER_PACKAGE, settings, {"decoder": steps, "embed": [embed]})
 
     def apple_vision(self) -> list[Artifact]:
-        """The encoder alone, in the form that Apple's app loads."""
-        settings = FloatSettings("float32", "float32")
+        """The encoder alone, in the form that Apple's app loads: float32 at its borders and inside."""
+        settings = FloatSettings(self.recipe.vision.storage, "float32")
         graph = Graph(_MAIN, {}, settings, lambda count: None, "iOS16")
         floats = dense_view(self.weights)  # integers in blocks need iOS 18
         build_apple_vision(graph, self.config, floats)
@@ -110,7 +118,9 @@ class _Lowering:
         ]
 
     def _precision(self, component: Component, package: str) -> PrecisionName:
-        return "fp32" if package == APPLE_PACKAGE else precisions_of(self.weights, self.recipe)[component]
+        if package == APPLE_PACKAGE:
+            return precision_name(self.recipe.vision.storage, "float32", None)
+        return precisions_of(self.weights, self.recipe)[component]
 
 
 def _input_specs(graph: Graph) -> tuple[TensorSpec, ...]:

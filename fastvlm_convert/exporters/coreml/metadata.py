@@ -1,36 +1,55 @@
-"""What stands inside a package for the people who use it."""
+"""What stands inside a package for the people who use it; Xcode shows it when a package is opened."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from fastvlm_convert import __version__
 from fastvlm_convert import io_names as names
 from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, VISION_PACKAGE
 from fastvlm_convert.exporters.coreml.vision import APPLE_INPUT
-from fastvlm_convert.manifest import Contract
+from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.recipe import Recipe
 
-AUTHOR: Final = "FastVLM by Apple, converted by fastvlm-convert"
+AUTHOR: Final = "fastvlm-convert, from a FastVLM checkpoint"
 
 DESCRIPTIONS: Final = {
     VISION_PACKAGE: "FastVLM image encoder and projector: a picture to image tokens.",
     DECODER_PACKAGE: "FastVLM language model: embeddings to the next token's logits, with a KV cache.",
     APPLE_PACKAGE: "FastVLM image encoder without projector, for Apple's FastVLM app.",
 }
-FEATURES: Final = {
+_VISION: Final = {
     names.IMAGE: "RGB picture, made square as image_mode says; scaled to 0..1 inside",
-    names.PIXEL_VALUES: "RGB in 0..1, channels first",
+    names.PIXEL_VALUES: "RGB in 0..1, channels first; the picture is made square as image_mode says",
     names.IMAGE_FEATURES: "projected image tokens; they take the place of <image> in the prompt's embeddings",
+}
+# Of a single function by "function/name"; else of all that have the name.
+_DECODER: Final = {
     names.INPUT_IDS: "token ids",
-    names.INPUTS_EMBEDS: "embeddings of the tokens, image features spliced in; pad a chunk at its end",
-    names.POSITION: "tokens already in the cache; a multiple of the chunk for prefill",
+    f"{names.EMBED}/{names.INPUTS_EMBEDS}": "one row for each token id",
+    f"{names.PREFILL}/{names.INPUTS_EMBEDS}": (
+        "a chunk of the prompt's embeddings, image features spliced in; the last chunk is padded at its end"
+    ),
+    names.INPUTS_EMBEDS: "embeddings of the tokens to append; of the prompt, with image features spliced in",
+    f"{names.PREFILL}/{names.POSITION}": (
+        "tokens already in the cache; position and chunk together must fit into the context"
+    ),
+    names.POSITION: "tokens already in the cache",
     names.LAST_INDEX: "row of the chunk whose logits are wanted: its last real token",
     names.KEY_CACHE: "keys of all layers; zeros for a new conversation",
     names.VALUE_CACHE: "values of all layers; zeros for a new conversation",
     names.KEY_CACHE_OUT: "k_cache for the next call",
     names.VALUE_CACHE_OUT: "v_cache for the next call",
-    names.LOGITS: "logits of the next token",
+    names.LOGITS: "a score for each token id to come next",
+}
+_APPLE: Final = {
     APPLE_INPUT: "RGB in 0..1, channels first",
+    names.IMAGE_FEATURES: "features of the encoder, not yet projected: the app does that itself",
+}
+FEATURES: Final[dict[str, dict[str, str]]] = {
+    VISION_PACKAGE: _VISION,
+    DECODER_PACKAGE: _DECODER,
+    APPLE_PACKAGE: _APPLE,
 }
 
 
@@ -40,27 +59,39 @@ class Metadata:
 
     Attributes:
         description: One paragraph.
-        license: Name of the model's license file.
+        license: Text of the model's license.
         details: More facts by name.
-        features: Description of every input, output and state by name.
+        features: Description of every input, output and state by name, or by "function/name" where one
+            function needs another.
+        version: Of the converter.
     """
 
     description: str
     license: str
     details: Mapping[str, str]
     features: Mapping[str, str]
+    version: str = __version__
+
+    def feature(self, function: str, name: str) -> str:
+        """Description of an input, an output or a state of a function."""
+        return self.features.get(f"{function}/{name}") or self.features[name]
 
 
-def metadata_of(package: str, license: str, contract: Contract, recipe: Recipe) -> Metadata:
+def metadata_of(package: str, statement: Statement, recipe: Recipe) -> Metadata:
     """What is said of one of a bundle's packages."""
+    contract = statement.contract
     details = {
-        "prompt": contract.prompt,
-        "image_mode": contract.image_mode,
         "image_size": str(contract.image_size),
         "num_image_tokens": str(contract.num_image_tokens),
-        "context_length": str(contract.context_length),
-        "prefill_chunk": str(recipe.coreml.prefill_chunk),
-        "eos_token_ids": ", ".join(str(i) for i in contract.eos_token_ids),
         "recipe": recipe.name,
     }
-    return Metadata(DESCRIPTIONS[package], license, details, FEATURES)
+    if package == VISION_PACKAGE:
+        details["image_mode"] = contract.image_mode
+    if package == DECODER_PACKAGE:
+        details |= {
+            "prompt": contract.prompt,
+            "context_length": str(contract.context_length),
+            "prefill_chunk": str(recipe.coreml.prefill_chunk),
+            "eos_token_ids": ", ".join(str(i) for i in contract.eos_token_ids),
+        }
+    return Metadata(DESCRIPTIONS[package], statement.license, details, FEATURES[package])

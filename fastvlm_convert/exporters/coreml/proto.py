@@ -185,6 +185,8 @@ def _describe(model: Model_pb2.Model, metadata: Metadata) -> None:
     description.metadata.shortDescription = metadata.description
     for key, value in metadata.details.items():
         description.metadata.userDefined[key] = value
+    description.metadata.versionString = metadata.version
     for function in description.functions or [description]:
+        name = function.name if description.functions else ""
         for feature in (*function.input, *function.output, *function.state):
-            feature.shortDescription = metadata.features[feature.name]
+            feature.shortDescription = metadata.feature(name, feature.name)

@@ -78,7 +78,8 @@ def _operations(graph: Graph, weights: _Weights) -> Iterator[int]:
     constants: dict[str, Constant] = {
         node.name: node.inputs["val"] for node in graph.nodes if node.kind == "const"
     }
-    inside = {x.name for node in graph.nodes if _holds_arrays(node) for x in node.inputs.values()}
+    held = [x for node in graph.nodes if _holds_arrays(node) for x in node.inputs.values()]
+    inside = {x.name for x in held if isinstance(x, Value)}
     for node in graph.nodes:
         if node.kind == "const":
             if node.name not in inside:
@@ -132,7 +133,14 @@ def _const(name: str, value: int, shape: tuple[int, ...]) -> int:
 
 
 def _decompression(node: Node, constants: Mapping[str, Constant], graph: Graph, weights: _Weights) -> int:
-    """An operation that holds its arrays itself."""
+    """An operation that holds its arrays itself: among its inputs, or before iOS 17 among its attributes."""
+    if node.kind == "constexpr_cast":
+        source = _value(constants[node.inputs["source_val"].name], graph, weights)
+        dtype = _text_value(node.inputs["output_dtype"])
+        attributes = message(text("source_val") + message(source)) + message(
+            text("output_dtype") + message(dtype)
+        )
+        return _operation(node.kind, node.name, {}, node.outputs) + attributes
     inputs = {
         key: message(message(_value(constants[x.name], graph, weights), 2))
         if x.name in constants
@@ -190,19 +198,20 @@ def _type(shape: tuple[int, ...]) -> int:
 
 def _description(graphs: Sequence[Graph], metadata: Metadata) -> int:
     details = sum(message(text(key) + text(value), _USER_DEFINED) for key, value in metadata.details.items())
-    said = text(metadata.description) + text(AUTHOR) + text(metadata.license) + details
-    features = [_features(graph, metadata.features) for graph in graphs]
+    said = text(metadata.description) + text(metadata.version) + text(AUTHOR) + text(metadata.license)
+    features = [_features(graph, metadata) for graph in graphs]
     if len(graphs) > 1:
         functions = zip(graphs, features, strict=True)
         features = [message(text(graph.name) + size, _FUNCTIONS) for graph, size in functions]
         features.append(text(graphs[0].name, _DEFAULT_FUNCTION))
-    return sum(features) + message(said, _METADATA)
+    return sum(features) + message(said + details, _METADATA)
 
 
-def _features(graph: Graph, descriptions: Mapping[str, str]) -> int:
+def _features(graph: Graph, metadata: Metadata) -> int:
     kinds = {given.value.name: _feature_type(given) for given in graph.inputs}
     kinds |= {value.name: message(_array(value.shape)) for value in graph.outputs}
-    return sum(message(text(name) + text(descriptions[name]) + message(kind)) for name, kind in kinds.items())
+    said = {name: text(metadata.feature(graph.name, name)) for name in kinds}
+    return sum(message(text(name) + said[name] + message(kind)) for name, kind in kinds.items())
 
 
 def _feature_type(given: Input) -> int:

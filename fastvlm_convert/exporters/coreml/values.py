@@ -86,8 +86,11 @@ def _dtype_of(x: Any) -> str:  # noqa: ANN401
     return x.dtype if isinstance(x, Value) else literal(x).dtype.name
 
 
+_FLOATS: Final = {"fp16": "float16", "fp32": "float32"}
+
+
 def _cast(inputs: Mapping[str, Any]) -> tuple[str, Shape]:
-    return {"fp16": "float16", "fp32": "float32"}[inputs["dtype"]], inputs["x"].shape
+    return _FLOATS[inputs["dtype"]], inputs["x"].shape
 
 
 def _concat(inputs: Mapping[str, Any]) -> tuple[str, Shape]:
@@ -169,6 +172,7 @@ _RULES: Final[dict[str, Rule]] = {
     "cast": _cast,
     "concat": _concat,
     "const": _const,
+    "constexpr_cast": lambda inputs: (_FLOATS[inputs["output_dtype"]], inputs["source_val"].shape),
     "constexpr_blockwise_shift_scale": lambda inputs: (inputs["scale"].dtype, inputs["data"].shape),
     "constexpr_lut_to_dense": lambda inputs: (inputs["lut"].dtype, inputs["indices"].shape),
     "conv": _conv,

@@ -4,7 +4,7 @@ from fastvlm_convert.exporters.coreml.graph import Graph
 from fastvlm_convert.exporters.coreml.lower import lower
 from fastvlm_convert.exporters.coreml.metadata import metadata_of
 from fastvlm_convert.exporters.coreml.proto import write_package
-from fastvlm_convert.exporters.job import ByteCounter, ExportJob
+from fastvlm_convert.exporters.job import ByteCounter, ExportJob, Statement
 from fastvlm_convert.manifest import Artifact
 
 
@@ -30,5 +30,5 @@ class _WrittenFiles:
 
     def save(self, graphs: list[Graph], name: str) -> None:
         job = self._job
-        metadata = metadata_of(name, job.license, job.contract, job.recipe)
+        metadata = metadata_of(name, Statement(job.contract, job.license), job.recipe)
         write_package(job.folder / name, graphs, metadata)

@@ -5,6 +5,7 @@ from typing import Final
 
 from fastvlm_convert.exporters.backends import Backend, Prediction
 from fastvlm_convert.exporters.onnx.genai import genai_files
+from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.exporters.onnx.sizes import onnx_dry_run
 from fastvlm_convert.exporters.onnx.support import check
 from fastvlm_convert.exporters.onnx.transformers_js import transformers_js_config
@@ -15,7 +16,10 @@ from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import is_language
 
 
-def _predict(config: ModelConfig, weights: MixedSource, recipe: Recipe, image_token_id: int) -> Prediction:
+def _predict(
+    config: ModelConfig, weights: MixedSource, recipe: Recipe, statement: Statement | None
+) -> Prediction:
+    image_token_id = statement.contract.image_token_id if statement else 0
     artifacts, sizes = onnx_dry_run(config, weights, recipe, image_token_id)
     return Prediction(sizes, artifacts)
 

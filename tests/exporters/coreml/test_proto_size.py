@@ -5,17 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from coremltools.converters.mil.frontend.milproto.load import load as load_program
 from coremltools.libmilstoragepython import _BlobStorageWriter
+from coremltools.models.utils import load_spec
 
 from fastvlm_convert.exporters.coreml.data import ALIGNMENT, CountedData
 from fastvlm_convert.exporters.coreml.graph import Graph, Lengths
 from fastvlm_convert.exporters.coreml.lower import lower
 from fastvlm_convert.exporters.coreml.metadata import FEATURES, Metadata
-from fastvlm_convert.exporters.coreml.paths import FILES
+from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, FILES, VISION_PACKAGE
 from fastvlm_convert.exporters.coreml.proto import write_package
 from fastvlm_convert.exporters.coreml.proto_size import package_bytes
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE, Value
-from fastvlm_convert.exporters.coreml.vision import build_apple_vision
 from fastvlm_convert.recipe import FloatSettings, QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.rescale import repaired_config
@@ -23,7 +24,10 @@ from tests.bundles import FP16, FP32, MIXED_RULES, recipe
 from tests.checkpoints import LLAVA, SHARDED, golden_checkpoint
 from tests.exporters.stored import engine
 
-METADATA = Metadata("\u00e4" * 100, "LICENSE", {"prompt": "x" * 200, "empty": ""}, FEATURES)
+SAID = {
+    name: text for package in (DECODER_PACKAGE, VISION_PACKAGE) for name, text in FEATURES[package].items()
+} | {"images": "RGB"}
+METADATA = Metadata("\u00e4" * 100, "LICENSE", {"prompt": "x" * 200, "empty": ""}, SAID)
 FLOATS = FloatSettings("float16", "float16")
 PALETTES = (
     QuantizeRule(("decoder.*",), "palette4", group_size=16, channel_scale=True),
@@ -79,11 +83,25 @@ def test_a_head_of_its_own(tmp_path):
     lower(checkpoint.config, fold(checkpoint.weights), recipe(FP16), Both(), lambda count: None)
 
 
-def test_the_package_for_apples_app(tmp_path):
-    checkpoint = golden_checkpoint(LLAVA)
-    graph = Graph("main", {}, FloatSettings("float32", "float32"), lambda count: None, "iOS16")
-    build_apple_vision(graph, checkpoint.config, fold(checkpoint.weights))
-    assert_exact([graph], tmp_path / "p")
+@pytest.mark.parametrize("name", [FP32, FP16, "int8"])
+def test_the_package_for_apples_app(name, tmp_path):
+    """It computes in float32, but stores floats as the encoder does: not twice the bytes of its twin."""
+
+    class Both:
+        def save(self, graphs, package):
+            assert_exact(graphs, tmp_path / package)
+
+    settings = recipe(name, coreml={"drop_in": True})
+    config = golden_checkpoint(LLAVA).config
+    artifacts = lower(config, engine(settings), settings, Both(), lambda count: None)
+    (ours,) = (a for a in artifacts if a.files[0].startswith(APPLE_PACKAGE))
+    assert (ours.storage, ours.compute) == (settings.vision.storage, "float32")
+    theirs, twin = ((tmp_path / p / FILES[2]).stat().st_size for p in (APPLE_PACKAGE, VISION_PACKAGE))
+    if name != "int8":
+        assert 0.9 * twin < theirs < 1.01 * twin
+    spec = load_spec(str(tmp_path / APPLE_PACKAGE / FILES[1]))
+    assert spec.specificationVersion == 7  # iOS 16
+    load_program(spec, 7, str((tmp_path / APPLE_PACKAGE / FILES[2]).parent)).validate()
 
 
 def graph_of(shape, lengths=None) -> tuple[Graph, Value]:

@@ -9,10 +9,15 @@ import coremltools
 import pytest
 from coremltools.converters.mil.frontend.milproto.load import load as load_program
 
+from fastvlm_convert import __version__
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
-from fastvlm_convert.exporters.coreml.paths import FILES
+from fastvlm_convert.exporters.coreml.metadata import metadata_of
+from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, FILES
+from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.pipeline import export
+from fastvlm_convert.pipeline import export, plan
+from fastvlm_convert.predict.export_plan import plan_export
 from tests.bundles import FP16, FP32, load_graph, recipe
 from tests.checkpoints import GOLDEN, LLAVA, SHARDED, edit_tensors, read_tensors
 
@@ -98,19 +103,61 @@ def test_coremltools_itself_loads_every_function(bundle):
 
 
 def test_metadata(bundle):
+    """What Xcode shows of a package, read as coremltools reads it."""
     for package in ("vision", "decoder"):
-        description = spec_of(bundle / f"coreml/{package}.mlpackage").description
-        metadata = description.metadata
-        assert metadata.author
-        assert metadata.license == "not_found"
+        metadata = spec_of(bundle / f"coreml/{package}.mlpackage").description.metadata
+        assert metadata.author == "fastvlm-convert, from a FastVLM checkpoint"
+        assert metadata.versionString == __version__
+        assert metadata.license == "No license file came with the model."
         assert metadata.shortDescription
-        facts = dict(metadata.userDefined)
-        assert facts["image_mode"] == "pad"
-        assert facts["context_length"] == "2048"
-        assert "<|im_start|>user\n<image>" in facts["prompt"]
-        for function in description.functions or [description]:
-            for feature in (*function.input, *function.output, *function.state):
-                assert feature.shortDescription
+    facts = dict(spec_of(bundle / "coreml/vision.mlpackage").description.metadata.userDefined)
+    recipe_name = load_manifest(bundle).recipe.name
+    assert facts == {
+        "image_size": "256", "num_image_tokens": "16", "image_mode": "pad", "recipe": recipe_name
+    }  # fmt: skip
+    facts = dict(spec_of(bundle / "coreml/decoder.mlpackage").description.metadata.userDefined)
+    assert facts["context_length"] == "2048"
+    assert "<|im_start|>user\n<image>" in facts["prompt"]
+
+
+def test_every_input_and_output_says_what_it_is(bundle):
+    vision = spec_of(bundle / "coreml/vision.mlpackage").description
+    assert "image_mode" in vision.input[0].shortDescription
+    assert "take the place of <image>" in vision.output[0].shortDescription
+    functions = {f.name: f for f in spec_of(bundle / "coreml/decoder.mlpackage").description.functions}
+    said = {
+        (function, feature.name): feature.shortDescription
+        for function, described in functions.items()
+        for feature in (*described.input, *described.output, *described.state)
+    }
+    assert all(said.values())
+    assert said["embed", "input_ids"] == "token ids"
+    assert said["embed", "inputs_embeds"] == "one row for each token id"
+    assert "the last chunk is padded at its end" in said["prefill", "inputs_embeds"]
+    assert "chunk" not in said["decode", "inputs_embeds"] + said["decode", "position"]
+
+
+def test_the_license_itself_stands_in_the_packages(llava, tmp_path):
+    text = "Apple Machine Learning Research Model\n\nLicense Agreement \u2014 in full\n" * 90
+    (llava / "LICENSE").write_text(text, encoding="utf-8")
+    planned = plan(llava, recipe=recipe(FP16), targets=["coreml"])
+    export(llava, tmp_path / "bundle", recipe=recipe(FP16), targets=["coreml"])
+    for package in ("vision", "decoder"):
+        path = tmp_path / f"bundle/coreml/{package}.mlpackage"
+        assert spec_of(path).description.metadata.license == text
+        name = f"coreml/{package}.mlpackage/{FILES[1]}"
+        assert planned.files[name] == (tmp_path / "bundle" / name).stat().st_size
+
+
+def test_the_package_for_apples_app_claims_nothing_that_it_is_not(llava, tmp_path):
+    """No projector, no padding, no prompt: the app brings these."""
+    settings = recipe(FP16, coreml={"drop_in": True})
+    statement = Statement(plan_export(open_checkpoint(llava), recipe(FP16), ["coreml"]).contract, "text")
+    said = metadata_of(APPLE_PACKAGE, statement, settings)
+    assert set(said.details) == {"image_size", "num_image_tokens", "recipe"}
+    assert "without projector" in said.description
+    assert "not yet projected" in said.feature("main", "image_features")
+    assert set(said.features) == {"images", "image_features"}
 
 
 def test_two_exports_are_byte_identical(bundle, tmp_path):
