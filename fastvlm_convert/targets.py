@@ -15,6 +15,10 @@ BACKENDS: Final[dict[Target, str]] = {
     "coreml": "fastvlm_convert.exporters.coreml.backend",
 }
 
+# What a call without targets exports. A format that is added later does not join them, because bundles that
+# people ship would grow by another copy of all weights.
+DEFAULT_TARGETS: Final[tuple[Target, ...]] = ("onnx", "coreml")
+
 
 def known_target(name: str) -> Target:
     """A target by its name.

@@ -72,12 +72,16 @@ def predicted_artifacts(plan: ExportPlan) -> Prediction:
     return predict_artifacts(plan.config, plan.layers, plan.recipe, plan.targets, image_token_id=token_id)
 
 
-def predicted_files(plan: ExportPlan) -> dict[str, int]:
+def predicted_files(plan: ExportPlan, predicted: Prediction | None = None) -> dict[str, int]:
     """Bytes of every file but the manifest that an export writes, by its path relative to the bundle.
 
     Exact but for the metadata in the programs of Core ML packages (see `predict.sizes`).
+
+    Args:
+        plan: What the export is about to do.
+        predicted: What `predicted_artifacts` says of it, where that is known.
     """
-    predicted = predicted_artifacts(plan)
+    predicted = predicted or predicted_artifacts(plan)
     beside = files_beside(plan, predicted.artifacts)
     return {**predicted.sizes, **{name: len(content) for name, content in beside.items()}}
 
@@ -86,15 +90,16 @@ def files_beside(plan: ExportPlan, artifacts: Sequence[Artifact]) -> dict[str, b
     """Everything that is neither an artifact nor the manifest, by its path relative to the bundle."""
     checkpoint, config, contract = plan.checkpoint, plan.config, plan.contract
     added: dict[str, Any] = {}
-    in_folders: dict[str, bytes] = {}
+    folders: dict[str, dict[str, Any]] = {}
     for target in plan.targets:
         backend = backend_of(target)
         added |= backend.client_config([a for a in artifacts if a.target == target])
-        folder = backend.app_folder(plan.recipe)
-        if folder is not None:
-            files = app_files(checkpoint.tokenizer, config, contract)
-            in_folders |= {f"{folder}/{name}": content for name, content in files.items()}
-    files = client_files(checkpoint.tokenizer, config, contract, added) | in_folders
+        for folder, said in backend.app_folders(config, plan.recipe, plan.layers).items():
+            folders[folder] = folders.get(folder, {}) | said
+    files = client_files(checkpoint.tokenizer, config, contract, added)
+    for folder, said in folders.items():
+        for name, content in app_files(checkpoint.tokenizer, config, contract, said).items():
+            files[f"{folder}/{name}"] = content
     if checkpoint.license is not None:
         files |= license_files(checkpoint.license, plan.recipe, BUNDLE.name)
     return files
