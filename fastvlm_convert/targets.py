@@ -13,6 +13,7 @@ Target = str
 BACKENDS: Final[dict[Target, str]] = {
     "onnx": "fastvlm_convert.exporters.onnx.backend",
     "coreml": "fastvlm_convert.exporters.coreml.backend",
+    "mlx": "fastvlm_convert.exporters.mlx.backend",
 }
 
 # What a call without targets exports. A format that is added later does not join them, because bundles that
