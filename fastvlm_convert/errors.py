@@ -162,6 +162,7 @@ class WorkerError(ConversionError):
 # Packages that a plain installation leaves out, and the extras that bring them.
 EXTRAS = {
     "torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml",
+    "mlx": "mlx",
     "huggingface_hub": "hub", "pillow_heif": "heic",
 }  # fmt: skip
 

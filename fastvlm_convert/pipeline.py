@@ -40,7 +40,7 @@ from fastvlm_convert.quantized.sqnr import ErrorMeter
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe, load_recipe, without_data
 from fastvlm_convert.resolved_recipe import ResolvedRecipe
-from fastvlm_convert.targets import BACKENDS, Target, known_target
+from fastvlm_convert.targets import DEFAULT_TARGETS, Target, known_target
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,13 @@ class PlanResult:
         plan: Checkpoint, resolved recipe, targets, and what happens to every layer (`plan.layers`).
         files: Bytes of every file but the manifest, by its path relative to the bundle.
         peak_memory_bytes: What the export needs, estimated.
+        notes: What a target does otherwise than `plan.layers` says.
     """
 
     plan: ExportPlan
     files: Mapping[str, int]
     peak_memory_bytes: int
+    notes: tuple[str, ...]
 
     @property
     def total_bytes(self) -> int:
@@ -117,7 +119,7 @@ def plan(
         checkpoint: A checkpoint's folder, or what `open_checkpoint` made of it.
         recipe: How to convert: a shipped recipe's name, a YAML file, or what `load_recipe` made of one. None
             takes the recipe of a quantized checkpoint.
-        targets: Formats to export, or one of them; every one by default.
+        targets: Formats to export, or one of them; ONNX and Core ML by default.
 
     Raises:
         ConversionError: The input, the recipe or a target does not allow it.
@@ -130,7 +132,8 @@ def plan(
         planned.targets,
         planned.checkpoint.tokenizer.num_tokens,
     )
-    return PlanResult(planned, predicted_files(planned), peak)
+    predicted = predicted_artifacts(planned)
+    return PlanResult(planned, predicted_files(planned, predicted), peak, tuple(predicted.notes))
 
 
 def quantize(
@@ -194,7 +197,7 @@ def export(
         output: Folder to make; it appears whole or not at all.
         recipe: How to convert: a shipped recipe's name, a YAML file, or what `load_recipe` made of one. None
             takes the recipe of a quantized checkpoint.
-        targets: Formats to export, or one of them; every one by default.
+        targets: Formats to export, or one of them; ONNX and Core ML by default.
         calibration: Pictures for solvers that need data, a folder or a .jsonl file; None generates some.
         overwrite: Whether an existing bundle may be replaced.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
@@ -206,6 +209,7 @@ def export(
     for target in planned.targets:
         backend_of(target).exporter()  # a missing library shows before the work begins
     source = planned.checkpoint
+    predicted = predicted_artifacts(planned)
     data = calibration_for(planned, _path(calibration))
     notes: list[str] = []
     with new_folder(output, overwrite, _inputs(source, calibration), notes.append) as folder:
@@ -214,6 +218,7 @@ def export(
         meter = ErrorMeter(made.floats)
         weights = made.weights if source.quantized else meter.view(made.weights)
         artifacts = _write_artifacts(planned, weights, folder, on_progress)
+        check_sizes(folder, artifacts, predicted.sizes)
         on_progress("hashes", 0.0)
         verdict = judge(source, planned.recipe, planned.targets)
         manifest = _manifest(planned, origin, artifacts, verdict.status, folder)
@@ -222,7 +227,7 @@ def export(
     stored = source.quantized
     layers = layer_reports(planned.layers, meter.sums) if stored is None else stored.record.layers
     odd = [*source_warnings(source, BUNDLE.name), *context_warnings(planned)]
-    warnings = (*notes, *planned.recipe.notes, *_notes_of(data), *odd, *verdict.warnings)
+    warnings = (*notes, *planned.recipe.notes, *predicted.notes, *_notes_of(data), *odd, *verdict.warnings)
     return ExportResult(output, manifest, layers, made.score, warnings)
 
 
@@ -244,7 +249,7 @@ def _quantizing(recipe: str | Path | Recipe, checkpoint: Checkpoint) -> Recipe:
 
 def _targets(targets: str | Iterable[str] | None) -> list[Target]:
     """Each once."""
-    named = BACKENDS if targets is None else [targets] if isinstance(targets, str) else targets
+    named = DEFAULT_TARGETS if targets is None else [targets] if isinstance(targets, str) else targets
     return [known_target(name) for name in dict.fromkeys(named)]
 
 
@@ -276,7 +281,6 @@ def _write_artifacts(
         progress = partial(on_progress, target)
         job = ExportJob(planned.config, weights, planned.recipe, planned.contract, license, folder, progress)
         artifacts += backend_of(target).exporter()(job)
-    check_sizes(folder, artifacts, predicted_artifacts(planned).sizes)
     for name, content in files_beside(planned, artifacts).items():
         (folder / name).write_bytes(content)
     return artifacts

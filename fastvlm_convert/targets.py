@@ -13,7 +13,12 @@ Target = str
 BACKENDS: Final[dict[Target, str]] = {
     "onnx": "fastvlm_convert.exporters.onnx.backend",
     "coreml": "fastvlm_convert.exporters.coreml.backend",
+    "mlx": "fastvlm_convert.exporters.mlx.backend",
 }
+
+# What a call without targets exports. A format that is added later does not join them, because bundles that
+# people ship would grow by another copy of all weights.
+DEFAULT_TARGETS: Final[tuple[Target, ...]] = ("onnx", "coreml")
 
 
 def known_target(name: str) -> Target:

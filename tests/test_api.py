@@ -85,7 +85,7 @@ def test_no_module_shadows_a_function(tmp_path, pictures):
     assert (verified.status, verified.num_questions) == ("passed", 1)
 
 
-def test_targets_are_all_by_default_and_none_is_left_out_silently():
+def test_targets_are_those_of_phones_by_default_and_none_is_left_out_silently():
     assert fastvlm_convert.plan(DEMO, recipe="fp16").plan.targets == ("onnx", "coreml")
     assert fastvlm_convert.plan(DEMO, recipe="fp16", targets=iter(["coreml"])).plan.targets == ("coreml",)
     twice = ["coreml", "onnx", "coreml"]
@@ -94,7 +94,7 @@ def test_targets_are_all_by_default_and_none_is_left_out_silently():
         fastvlm_convert.plan(DEMO, recipe="ios-ane")
     with pytest.raises(TargetError, match="unknown target 'tpu'") as caught:
         fastvlm_convert.plan(DEMO, recipe="fp16", targets="tpu")
-    assert caught.value.hint == "targets: onnx, coreml"
+    assert caught.value.hint == "targets: onnx, coreml, mlx"
 
 
 def test_recipes_by_name_file_or_object(tmp_path):

@@ -41,12 +41,21 @@ def client_files(
     }
 
 
-def app_files(tokenizer: TextTokenizer, config: ModelConfig, contract: Contract) -> dict[str, bytes]:
-    """What Apple's app reads beside its vision package, by name; whatever they say, the app crops."""
+def app_files(
+    tokenizer: TextTokenizer, config: ModelConfig, contract: Contract, added: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """What Apple's app and mlx-vlm read beside the model, by name; the app crops and mlx-vlm pads regardless.
+
+    Args:
+        tokenizer: The checkpoint's.
+        config: Dimensions.
+        contract: What the bundle promises.
+        added: What config.json says besides, or instead.
+    """
     return {
         **_common_files(tokenizer, contract),
         "preprocessor_config.json": _json(_preprocessor_config(contract.images, False)),
-        "config.json": _json(_config(config, contract, tokenizer)),
+        "config.json": _json({**_config(config, contract, tokenizer), **added}),
     }
 
 

@@ -82,6 +82,7 @@ def describe(result: PlanResult) -> dict[str, Any]:
         "context_length": context_length,
         "peak_memory_bytes": result.peak_memory_bytes,
         "needs_data": planned.is_calibrated,
+        "notes": list(result.notes),
     }
 
 
@@ -125,6 +126,8 @@ def _print(facts: dict[str, Any], quiet: bool) -> None:
         f"the conversion needs about {size_text(facts['peak_memory_bytes'])} of memory",
         soft_wrap=True,
     )
+    for note in () if quiet else facts["notes"]:
+        err.print(escape(note), soft_wrap=True)
     if facts["needs_data"] and not quiet:
         err.print("calibration runs the reference model, so the memory is a rough estimate", soft_wrap=True)
 

@@ -24,7 +24,7 @@ from fastvlm_convert.cli.options import (
 )
 from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.pipeline import QuantizeResult, quantize
-from fastvlm_convert.targets import BACKENDS
+from fastvlm_convert.targets import DEFAULT_TARGETS
 
 EXAMPLES = """
 fastvlm-convert quantize FastVLM-0.5B --recipe int4 -o quantized
@@ -93,5 +93,5 @@ def _print(result: QuantizeResult, size: int, peak: int) -> None:
     out.print(f"\n{score_text(result.score)}", soft_wrap=True)
     out.print(f"files: {size_text(size)}; peak memory: {size_text(peak)}", soft_wrap=True)
     path = shlex.quote(str(result.output))
-    targets = " ".join(f"--target {target}" for target in BACKENDS)
+    targets = " ".join(f"--target {target}" for target in DEFAULT_TARGETS)
     err.print(escape(f"\nexport: fastvlm-convert export {path} {targets} -o BUNDLE"), soft_wrap=True)

@@ -24,10 +24,12 @@ class Prediction:
     Attributes:
         sizes: Bytes of every graph, program and weight file, by its path relative to the bundle.
         artifacts: What the files hold, as the export itself will say.
+        notes: What the target does otherwise than the plan of layers says, and what users should know of it.
     """
 
     sizes: Mapping[str, int]
     artifacts: Sequence[Artifact]
+    notes: Sequence[str] = ()
 
 
 def no_client_config(artifacts: Sequence[Artifact]) -> dict[str, Any]:
@@ -44,9 +46,12 @@ def no_client_documents(
     return {}
 
 
-def no_app_folder(recipe: Recipe) -> None:
+def no_app_folders(
+    config: ModelConfig, recipe: Recipe, layers: Sequence[LayerPlan]
+) -> dict[str, dict[str, Any]]:
     """Of a backend without an app that reads a folder of its own."""
-    del recipe
+    del config, recipe, layers
+    return {}
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,9 @@ class Backend:
         client_config: What its clients look up in the bundle's config.json.
         client_documents: JSON files at the bundle's root that its clients alone read, by name; made of
             dimensions, contract, the id that pads and its artifacts.
-        app_folder: Folder of the bundle that an app loads by itself, tokenizer and config included; or None.
+        app_folders: Folders of the bundle that an app or a library loads by itself, tokenizer and config
+            included, and what the config.json of each says beside or instead of the model's dimensions.
+            Backends may share one.
     """
 
     title: str
@@ -86,7 +93,9 @@ class Backend:
     client_documents: Callable[
         [ModelConfig, Contract, int, Sequence[Artifact]], dict[str, dict[str, Any]]
     ] = no_client_documents
-    app_folder: Callable[[Recipe], str | None] = no_app_folder
+    app_folders: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], dict[str, dict[str, Any]]] = (
+        no_app_folders
+    )
 
     def exporter(self) -> Export:
         """The function that exports; loads the libraries, which takes seconds.

@@ -81,9 +81,14 @@ def statement_of(plan: ExportPlan) -> Statement:
     return Statement(plan.contract, license_text(plan.checkpoint.license))
 
 
-def predicted_files(plan: ExportPlan) -> dict[str, int]:
-    """Bytes of every file but the manifest that an export writes, by its path relative to the bundle."""
-    predicted = predicted_artifacts(plan)
+def predicted_files(plan: ExportPlan, predicted: Prediction | None = None) -> dict[str, int]:
+    """Bytes of every file but the manifest that an export writes, by its path relative to the bundle.
+
+    Args:
+        plan: What the export is about to do.
+        predicted: What `predicted_artifacts` says of it, where that is known.
+    """
+    predicted = predicted or predicted_artifacts(plan)
     beside = files_beside(plan, predicted.artifacts)
     return {**predicted.sizes, **{name: len(content) for name, content in beside.items()}}
 
@@ -93,17 +98,18 @@ def files_beside(plan: ExportPlan, artifacts: Sequence[Artifact]) -> dict[str, b
     checkpoint, config, contract = plan.checkpoint, plan.config, plan.contract
     added: dict[str, Any] = {}
     documents: dict[str, dict[str, Any]] = {}
-    in_folders: dict[str, bytes] = {}
+    folders: dict[str, dict[str, Any]] = {}
     for target in plan.targets:
         backend = backend_of(target)
         own = [a for a in artifacts if a.target == target]
         added |= backend.client_config(own)
         documents |= backend.client_documents(config, contract, checkpoint.tokenizer.end_of_text_id, own)
-        folder = backend.app_folder(plan.recipe)
-        if folder is not None:
-            files = app_files(checkpoint.tokenizer, config, contract)
-            in_folders |= {f"{folder}/{name}": content for name, content in files.items()}
-    files = client_files(checkpoint.tokenizer, config, contract, added, documents) | in_folders
+        for folder, said in backend.app_folders(config, plan.recipe, plan.layers).items():
+            folders[folder] = folders.get(folder, {}) | said
+    files = client_files(checkpoint.tokenizer, config, contract, added, documents)
+    for folder, said in folders.items():
+        for name, content in app_files(checkpoint.tokenizer, config, contract, said).items():
+            files[f"{folder}/{name}"] = content
     if checkpoint.license is not None:
         files |= license_files(checkpoint.license, plan.recipe, BUNDLE.name)
     return files

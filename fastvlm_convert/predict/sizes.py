@@ -39,6 +39,7 @@ def predict_artifacts(
     return Prediction(
         sizes={name: size for part in found for name, size in part.sizes.items()},
         artifacts=[artifact for part in found for artifact in part.artifacts],
+        notes=[note for part in found for note in part.notes],
     )
 
 

@@ -18,6 +18,7 @@ OpenSession = Callable[[Path, Manifest, Precision | None], Session]
 SESSIONS: Final[dict[Target, str]] = {
     "onnx": "fastvlm_convert.runtime.onnx_session",
     "coreml": "fastvlm_convert.runtime.coreml_session",
+    "mlx": "fastvlm_convert.runtime.mlx_session",
 }
 
 

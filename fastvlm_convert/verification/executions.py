@@ -7,11 +7,13 @@ from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.targets import Target
 from fastvlm_convert.verification.coreml_executions import coreml_executions
 from fastvlm_convert.verification.execution import Execution
+from fastvlm_convert.verification.mlx_executions import mlx_executions
 from fastvlm_convert.verification.onnx_executions import onnx_executions
 
 EXECUTIONS: Final[dict[Target, Callable[[Manifest, bool], list[Execution]]]] = {
     "onnx": onnx_executions,
     "coreml": coreml_executions,
+    "mlx": mlx_executions,
 }
 
 

@@ -14,6 +14,7 @@ from fastvlm_convert.weights.source import Weight
 # Stored dtypes of which weights are made. bfloat16 is read as raw bits: numpy has no such type.
 FLOAT_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "float64": "<f8"}
 OTHER_DTYPES = {"int64": "<i8", "int32": "<i4", "int16": "<i2", "int8": "<i1", "uint8": "<u1", "bool": "<u1"}
+WRITTEN_DTYPES = {"uint32": "<u4"}  # of files for other programs; no weight is read from one
 
 # Far above any FastVLM; a header that claims more is damaged or hostile.
 MAX_TENSOR_ELEMENTS = 1 << 34
@@ -23,7 +24,7 @@ AGAIN = "download or copy the file again"
 
 def numpy_dtype(dtype: str) -> str:
     """What numpy calls a stored dtype."""
-    return (FLOAT_DTYPES | OTHER_DTYPES)[dtype]
+    return (FLOAT_DTYPES | OTHER_DTYPES | WRITTEN_DTYPES)[dtype]
 
 
 def item_size(dtype: str) -> int:

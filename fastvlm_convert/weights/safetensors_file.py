@@ -34,6 +34,7 @@ _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
+_WRITTEN = {code: dtype for dtype, code in _DTYPES.items()} | {"uint32": "U32"}
 
 
 def read_safetensors(path: Path) -> dict[str, Weight]:
@@ -176,17 +177,23 @@ class Layout:
                     left = left[file.write(left) :]
 
 
-def lay_out(path: Path, entries: Entries) -> Layout:
-    """Decide where tensors lie: the widest dtypes first, so that all are aligned; else in the order given."""
+def lay_out(path: Path, entries: Entries, metadata: Mapping[str, str] | None = None) -> Layout:
+    """Decide where tensors lie: the widest dtypes first, so that all are aligned; else in the order given.
+
+    Args:
+        path: The file.
+        entries: Its tensors; of dtypes that are read as weights, or uint32.
+        metadata: What the header says of the file.
+    """
     order = sorted(entries, key=lambda name: -item_size(entries[name][0]))
-    codes = {dtype: code for code, dtype in _DTYPES.items()}
     ends = [0]
     for name in order:
         dtype, shape = entries[name]
         ends.append(ends[-1] + num_elements(shape) * item_size(dtype))
-    content = {
+    content: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    content |= {
         name: {
-            "dtype": codes[entries[name][0]],
+            "dtype": _WRITTEN[entries[name][0]],
             "shape": list(entries[name][1]),
             "data_offsets": list(offsets),
         }

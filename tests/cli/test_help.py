@@ -51,7 +51,7 @@ class TestACommand:
         result = cli(*name.split(), "--help")
         assert not re.search(r"<[a-z]|[{}]|\[\[", result.out.replace("<image>", ""))
         if "--target" in FLAGS[name]:
-            assert "--target onnx|coreml " in result.out
+            assert "--target onnx|coreml|mlx " in result.out
 
     def test_it_ends_with_two_examples_that_can_be_typed(self, cli, name):
         out = cli(*name.split(), "--help").out
@@ -87,7 +87,7 @@ def test_the_shell_completes_commands_recipes_and_targets():
     assert completed("fastvlm-convert export x --recipe ios-") == ["ios-ane", "ios-int4"]
     assert completed("fastvlm-convert recipes ") == list(shipped_recipes())
     assert completed("fastvlm-convert plan x --target c") == ["coreml"]
-    assert completed("fastvlm-convert run x --target ") == ["onnx", "coreml"]
+    assert completed("fastvlm-convert run x --target ") == ["onnx", "coreml", "mlx"]
     assert "--quiet" in completed("fastvlm-convert scan x --q")
 
 

@@ -199,7 +199,7 @@ def test_what_a_target_cannot_take_is_refused(cli):
 def test_unknown_target(cli):
     result = cli("plan", DEMO, "--recipe", "fp16", "--target", "tflite")
     assert (result.code, result.out) == (2, "")
-    assert result.err == "error: unknown target 'tflite'\nhint: targets: onnx, coreml\n"
+    assert result.err == "error: unknown target 'tflite'\nhint: targets: onnx, coreml, mlx\n"
 
 
 @pytest.fixture(scope="module")

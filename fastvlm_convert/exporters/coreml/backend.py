@@ -37,5 +37,5 @@ BACKEND: Final = Backend(
     base_bytes=340_000_000,  # coremltools loads torch where it is installed
     working_bytes=_working_bytes,
     has_float16_cache=lambda recipe: recipe.coreml.kv_cache == "state",
-    app_folder=lambda recipe: APPLE_FOLDER if recipe.coreml.drop_in else None,
+    app_folders=lambda config, recipe, layers: {APPLE_FOLDER: {}} if recipe.coreml.drop_in else {},
 )
