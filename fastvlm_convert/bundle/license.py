@@ -22,14 +22,28 @@ def license_files(license: Path, recipe: Recipe, made: str) -> dict[str, bytes]:
     Raises:
         CheckpointError: The license cannot be read.
     """
+    content = _content(license)
+    notice = _notice(license.name, content.decode(errors="replace"), recipe, made)
+    return {license.name: content, NOTICE: notice.encode()}
+
+
+def license_text(license: Path) -> str:
+    """What a license says; raises as `license_files` does."""
+    return _content(license).decode(errors="replace")
+
+
+def _content(license: Path) -> bytes:
     try:
-        content = read_file(license)
+        return read_file(license)
     except OSError as error:
         raise CheckpointError(
             f"cannot read: {error.strerror}", where=license, hint="see that you may read it"
         ) from error
-    notice = _notice(license.name, content.decode(errors="replace"), recipe, made)
-    return {license.name: content, NOTICE: notice.encode()}
+
+
+def is_apples(text: str) -> bool:
+    """Whether a license is the one of Apple's research models."""
+    return "Apple Machine Learning Research Model" in text
 
 
 def _notice(license: str, text: str, recipe: Recipe, made: str) -> str:
@@ -37,7 +51,7 @@ def _notice(license: str, text: str, recipe: Recipe, made: str) -> str:
     attribution = (
         "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model "
         "License Agreement.\n\n"
-        if "Apple Machine Learning Research Model" in text
+        if is_apples(text)
         else ""
     )
     integers = ", ".join(f"{rule} as {rule.scheme}" for rule in recipe.quantize if rule.scheme != "float")
