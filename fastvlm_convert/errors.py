@@ -141,6 +141,16 @@ class BundleError(ConversionError):
     next_step = "copy it again, or export it again"
 
 
+class MalformedManifestError(BundleError):
+    """A bundle's manifest is there, but damaged."""
+
+
+class SignatureError(ConversionError):
+    """A key cannot be used, or a bundle cannot be signed or has no signature."""
+
+    code = "signature"
+
+
 class OutputError(ConversionError):
     """The output cannot be written where it was asked for."""
 
@@ -162,7 +172,7 @@ class WorkerError(ConversionError):
 # Packages that a plain installation leaves out, and the extras that bring them.
 EXTRAS = {
     "torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml",
-    "mlx": "mlx",
+    "mlx": "mlx", "model_signing": "sign",
     "huggingface_hub": "hub", "pillow_heif": "heic",
 }  # fmt: skip
 

@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
 from fastvlm_convert.dataclass_io import from_plain, has_schema
-from fastvlm_convert.errors import BundleError, RecipeError, shown
+from fastvlm_convert.errors import BundleError, MalformedManifestError, RecipeError, shown
 from fastvlm_convert.io_names import (
     COMPONENTS,
     Component,
@@ -32,6 +33,9 @@ SCHEMA: Final = "fastvlm-convert/bundle"
 SCHEMA_VERSION: Final = 2
 PROGRESS_FILE: Final = "fastvlm-convert.progress"  # in a folder under construction
 OLD_FILE_NAME: Final = "manifest.json"  # of version 1
+VERIFICATION_FILE: Final = "verification.json"
+SIGNATURE_FILE: Final = "model.sig"
+BESIDE: Final = (VERIFICATION_FILE, SIGNATURE_FILE)  # what is said about a bundle, outside its hashed files
 
 _AGAIN: Final = "copy the bundle again, or export the bundle again"
 _MAKE_ONE: Final = "make one with: fastvlm-convert export"
@@ -168,7 +172,7 @@ class Manifest:
         artifacts: What was exported.
         contract: What an app must know.
         fp16_range: Whether activations were proven to stay within float16's range.
-        files: Every file but the manifest.
+        files: Every file but the manifest and what is said about the bundle afterwards (`BESIDE`).
     """
 
     tool: str
@@ -205,19 +209,24 @@ class Manifest:
 
 
 def file_entries(bundle: Path) -> dict[str, FileEntry]:
-    """Size and hash of every file below a folder, by its path relative to it, in sorted order."""
+    """Size and hash of every file that a manifest lists, by its path relative to the bundle, sorted."""
     paths = {p.relative_to(bundle).as_posix(): p for p in bundle.rglob("*") if p.is_file()}
-    return {name: _file_entry(paths[name]) for name in sorted(paths) if name != PROGRESS_FILE}
+    return {name: file_entry(paths[name]) for name in sorted(paths) if name not in (PROGRESS_FILE, *BESIDE)}
 
 
-def _file_entry(path: Path) -> FileEntry:
+def file_entry(path: Path) -> FileEntry:
+    """Size and hash of one file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     with open_file(path) as file:
         return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def manifest_sha256(bundle: Path) -> str:
     """Hash of a bundle's manifest, which stands for the whole bundle: it lists the hashes of the others."""
-    return _file_entry(bundle / FILE_NAME).sha256
+    return file_entry(bundle / FILE_NAME).sha256
 
 
 def is_bundle(folder: Path) -> bool:
@@ -230,6 +239,19 @@ def load_manifest(bundle: Path) -> Manifest:
 
     Raises:
         BundleError: It is missing, of another version, malformed, or the bundle is incomplete.
+    """
+    manifest = read_manifest(bundle)
+    for problem in chain(contradictions(manifest), _problems(bundle, manifest)):
+        raise BundleError(problem, where=bundle, hint="copy the bundle again, or export it again")
+    return manifest
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read a bundle's manifest, and nothing else.
+
+    Raises:
+        MalformedManifestError: It is damaged.
+        BundleError: It is missing, of another version, or no manifest of this tool.
     """
     path = bundle / FILE_NAME
     try:
@@ -250,7 +272,21 @@ def load_manifest(bundle: Path) -> Manifest:
     except OSError as error:
         raise BundleError(f"cannot read: {error.strerror}", where=path, hint=_AGAIN) from error
     except ValueError as error:
-        raise BundleError(f"not valid JSON: {error}", where=path, hint=_AGAIN) from error
+        raise MalformedManifestError(f"not valid JSON: {error}", where=path, hint=_AGAIN) from error
+    return manifest_of(value, path)
+
+
+def manifest_of(value: object, path: Path) -> Manifest:
+    """The manifest in a parsed fastvlm_manifest.json.
+
+    Args:
+        value: What is in the file.
+        path: The file, for messages.
+
+    Raises:
+        MalformedManifestError: It is damaged.
+        BundleError: It is of another version, or no manifest of this tool.
+    """
     if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
         raise BundleError("not a manifest of fastvlm-convert", where=path, hint=_MAKE_ONE)
     version = value.pop("schema_version", None)
@@ -261,17 +297,15 @@ def load_manifest(bundle: Path) -> Manifest:
             hint="export the bundle again, or use the version of the tool that wrote it",
         )
     try:
-        manifest = from_plain(Manifest, value)
+        return from_plain(Manifest, value)
     except (BundleError, RecipeError) as error:
-        raise BundleError(
+        raise MalformedManifestError(
             f"malformed manifest: {error}", where=path, hint=error.given_hint or _AGAIN
         ) from error
-    for problem in _problems(bundle, manifest):
-        raise BundleError(problem, where=bundle, hint="copy the bundle again, or export it again")
-    return manifest
 
 
-def _problems(bundle: Path, manifest: Manifest) -> Iterator[str]:
+def contradictions(manifest: Manifest) -> Iterator[str]:
+    """What a manifest says that cannot be, whatever the bundle's folder holds."""
     if not manifest.artifacts:
         yield "the manifest lists no artifact"
     for target in manifest.targets:
@@ -284,11 +318,15 @@ def _problems(bundle: Path, manifest: Manifest) -> Iterator[str]:
         for file in artifact.files:
             if file not in manifest.files:
                 yield f"artifact file '{file}' is not among the manifest's files"
-    for name, entry in manifest.files.items():
+    for name in manifest.files:
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts:
             yield f"file '{name}' lies outside the bundle"
-        elif not (bundle / name).is_file():
+
+
+def _problems(bundle: Path, manifest: Manifest) -> Iterator[str]:
+    for name, entry in manifest.files.items():
+        if not (bundle / name).is_file():
             yield f"'{name}' is missing"
         elif (bundle / name).stat().st_size != entry.size:
             yield f"'{name}' has {(bundle / name).stat().st_size} bytes, the manifest says {entry.size}"
@@ -309,4 +347,4 @@ def chosen_target(manifest: Manifest, target: Target | None, bundle: Path) -> Ta
 
 def changed_files(bundle: Path, manifest: Manifest) -> list[str]:
     """Files whose content is not what the manifest says."""
-    return [name for name, entry in manifest.files.items() if _file_entry(bundle / name) != entry]
+    return [name for name, entry in manifest.files.items() if file_entry(bundle / name) != entry]

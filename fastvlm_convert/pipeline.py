@@ -13,18 +13,29 @@ from fastvlm_convert.bundle.quantized_writer import write_settings, write_weight
 from fastvlm_convert.bundle.resumable import resumable_folder
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, opened
 from fastvlm_convert.checkpoint.quantized_checkpoint import Quantization
+from fastvlm_convert.delivery.stores import STORES, StoreFit, files_for, store_fit
 from fastvlm_convert.errors import CheckpointError, RecipeError
-from fastvlm_convert.exporters.backends import backend_of
+from fastvlm_convert.exporters.backends import Prediction, backend_of
 from fastvlm_convert.exporters.job import ExportJob
 from fastvlm_convert.float16.verdict import judge
-from fastvlm_convert.manifest import FILE_NAME, Artifact, Manifest, Source, Status, file_entries
+from fastvlm_convert.manifest import (
+    FILE_NAME,
+    Artifact,
+    FileEntry,
+    Manifest,
+    Source,
+    Status,
+    file_entries,
+    file_entry,
+)
 from fastvlm_convert.predict.export_plan import (
     ExportPlan,
     context_warnings,
+    description_of,
     files_beside,
     plan_export,
     predicted_artifacts,
-    predicted_files,
+    predicted_bundle,
 )
 from fastvlm_convert.predict.memory import predicted_peak
 from fastvlm_convert.predict.size_check import check_sizes
@@ -52,12 +63,14 @@ class PlanResult:
         files: Bytes of every file but the manifest, by its path relative to the bundle.
         peak_memory_bytes: What the export needs, estimated.
         notes: What a target does otherwise than `plan.layers` says.
+        stores: Whether the bundle fits what stores deliver beside an app.
     """
 
     plan: ExportPlan
     files: Mapping[str, int]
     peak_memory_bytes: int
     notes: tuple[str, ...]
+    stores: tuple[StoreFit, ...]
 
     @property
     def total_bytes(self) -> int:
@@ -132,8 +145,8 @@ def plan(
         planned.targets,
         planned.checkpoint.tokenizer.num_tokens,
     )
-    predicted = predicted_artifacts(planned)
-    return PlanResult(planned, predicted_files(planned, predicted), peak, tuple(predicted.notes))
+    predicted = predicted_bundle(planned)
+    return PlanResult(planned, predicted.sizes, peak, tuple(predicted.notes), _stores(planned, predicted))
 
 
 def quantize(
@@ -221,7 +234,8 @@ def export(
         check_sizes(folder, artifacts, predicted.sizes)
         on_progress("hashes", 0.0)
         verdict = judge(source, planned.recipe, planned.targets)
-        manifest = _manifest(planned, origin, artifacts, verdict.status, folder)
+        files = _described(planned, origin, artifacts, folder)
+        manifest = _manifest(planned, origin, artifacts, verdict.status, files)
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
         on_progress("hashes", 1.0)
     stored = source.quantized
@@ -229,6 +243,16 @@ def export(
     odd = [*source_warnings(source, BUNDLE.name), *context_warnings(planned)]
     warnings = (*notes, *planned.recipe.notes, *predicted.notes, *_notes_of(data), *odd, *verdict.warnings)
     return ExportResult(output, manifest, layers, made.score, warnings)
+
+
+def _stores(planned: ExportPlan, predicted: Prediction) -> tuple[StoreFit, ...]:
+    """Whether the bundle will fit the stores whose devices run its targets."""
+    fits = []
+    for store in STORES.values():
+        if set(store.targets) & set(planned.targets):
+            files = files_for(store, predicted.sizes, predicted.artifacts)
+            fits.append(store_fit(store, files, predicted.artifacts))
+    return tuple(fits)
 
 
 def _recipe(recipe: str | Path | Recipe | None) -> Recipe | None:
@@ -286,8 +310,23 @@ def _write_artifacts(
     return artifacts
 
 
+def _described(
+    planned: ExportPlan, source: Source, artifacts: Sequence[Artifact], folder: Path
+) -> dict[str, FileEntry]:
+    """Add the files that describe all others; the entries of every file."""
+    files = file_entries(folder)
+    for name, content in description_of(planned, source, artifacts, files).items():
+        (folder / name).write_bytes(content)
+        files[name] = file_entry(folder / name)
+    return dict(sorted(files.items()))
+
+
 def _manifest(
-    planned: ExportPlan, source: Source, artifacts: Sequence[Artifact], fp16_range: Status, folder: Path
+    planned: ExportPlan,
+    source: Source,
+    artifacts: Sequence[Artifact],
+    fp16_range: Status,
+    files: Mapping[str, FileEntry],
 ) -> Manifest:
     """The manifest of a folder that is complete but for it."""
     return Manifest(
@@ -298,5 +337,5 @@ def _manifest(
         artifacts=tuple(artifacts),
         contract=planned.contract,
         fp16_range=fp16_range,
-        files=file_entries(folder),
+        files=dict(files),
     )

@@ -54,6 +54,7 @@ LINES = [
     ["bundle"],
     ["provenance", "predict"],
     ["verification"],
+    ["delivery"],
     ["pipeline"],
     ["cli"],
     ["__main__"],

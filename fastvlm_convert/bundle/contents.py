@@ -3,20 +3,20 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from fastvlm_convert.bundle.license import NOTICE
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import ConversionError, OutputError
 from fastvlm_convert.json_file import read_json_file
-from fastvlm_convert.manifest import FILE_NAME, OLD_FILE_NAME, PROGRESS_FILE
+from fastvlm_convert.manifest import BESIDE, FILE_NAME, OLD_FILE_NAME, PROGRESS_FILE
 
 _NOBODYS: Final = (".DS_Store", PROGRESS_FILE)  # the first appears wherever a Mac's Finder has been
 
 
 def strays_in_bundle(folder: Path) -> list[str]:
-    """Files below a bundle's folder that its manifest does not list."""
-    listed: set[str] = set()
+    """Files below a bundle's folder that are neither listed in its manifest nor said about the bundle."""
+    listed: set[str] = set(BESIDE)
     for name in (FILE_NAME, OLD_FILE_NAME):
         try:
             value = read_json_file(folder / name)
@@ -24,7 +24,7 @@ def strays_in_bundle(folder: Path) -> list[str]:
             continue
         files = value.get("files") if isinstance(value, dict) else None
         listed |= {name, *(files if isinstance(files, dict) else ())}
-    return _others(folder, listed)
+    return unlisted(folder, listed)
 
 
 def strays_in_quantized(folder: Path) -> list[str]:
@@ -41,14 +41,22 @@ def strays_in_quantized(folder: Path) -> list[str]:
             where=folder,
             hint="delete it yourself, or choose another folder",
         ) from error
-    return _others(folder, {NOTICE, *(path.name for path in files)})
+    return unlisted(folder, {NOTICE, *(path.name for path in files)})
 
 
-def _others(folder: Path, known: Iterable[str]) -> list[str]:
-    """Everything below a folder that is no folder and not known, relative to it."""
+def unlisted(folder: Path, known: Iterable[str]) -> list[str]:
+    """Everything below a folder that is no folder and not known, relative to it.
+
+    Raises:
+        OSError: A folder cannot be looked into.
+    """
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_raise):
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         found += [(Path(parent) / name).relative_to(folder) for name in (*files, *links)]
     names = (path.as_posix() for path in found if path.name not in _NOBODYS)
     return sorted(set(names) - set(known))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error

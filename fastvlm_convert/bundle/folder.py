@@ -73,15 +73,20 @@ class Place:
 
 @contextmanager
 def new_folder(
-    output: Path, overwrite: bool, protected: Sequence[Path], say: Say = lambda note: None
+    output: Path,
+    overwrite: bool,
+    protected: Sequence[Path],
+    say: Say = lambda note: None,
+    kind: Kind = BUNDLE,
 ) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends without an error.
 
     Args:
-        output: The bundle to make.
-        overwrite: Whether an existing bundle may be replaced; it stays until the new one is complete.
+        output: The folder to make.
+        overwrite: Whether one of its kind may be replaced; it stays until the new one is complete.
         protected: Input folders; they are not written to, nor is a folder that holds one replaced.
         say: Called with what the user should know.
+        kind: What is made.
 
     Raises:
         OutputError: `output` exists and may not be replaced, another run is making it, or its parent cannot
@@ -89,7 +94,7 @@ def new_folder(
     """
     check_apart(output, protected)
     partial = partial_beside(output, f".{output.name}.partial")
-    place = Place(output, partial, overwrite, protected, BUNDLE, say)
+    place = Place(output, partial, overwrite, protected, kind, say)
     was_there = os.path.lexists(partial)
     with placed(place, discard=_remove_whole):
         if was_there:

@@ -47,12 +47,17 @@ def _read(license: Path) -> bytes:
         ) from error
 
 
+def is_apples(text: str) -> bool:
+    """Whether a license is the one of Apple's research models."""
+    return "Apple Machine Learning Research Model" in text
+
+
 def _notice(license: str, text: str, recipe: Recipe, made: str) -> str:
     """What a license asks of those who pass a derivative on: say what it is and what was changed."""
     attribution = (
         "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model "
         "License Agreement.\n\n"
-        if "Apple Machine Learning Research Model" in text
+        if is_apples(text)
         else ""
     )
     integers = ", ".join(f"{rule} as {rule.scheme}" for rule in recipe.quantize if rule.scheme != "float")

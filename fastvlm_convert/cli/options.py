@@ -30,6 +30,9 @@ CheckpointArgument = Annotated[
         show_default=False,
     ),
 ]
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.", show_default=False)
+]
 AdapterOption = Annotated[
     Path | None,
     typer.Option(

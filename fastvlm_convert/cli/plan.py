@@ -20,6 +20,7 @@ from fastvlm_convert.cli.options import (
     VisionTowerOption,
     chosen_targets,
 )
+from fastvlm_convert.cli.store_texts import fit_document, fit_text
 from fastvlm_convert.pipeline import PlanResult, plan
 from fastvlm_convert.quantized.layer_groups import LayerGroup, group_layers
 from fastvlm_convert.quantized.layer_report import scheme_text
@@ -48,14 +49,13 @@ def command(
     """
     targets = chosen_targets(target)
     settings = None if recipe is None else load_recipe(recipe)
-    facts = describe(
-        plan(
-            open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower),
-            recipe=settings,
-            targets=targets,
-        )
+    result = plan(
+        open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower),
+        recipe=settings,
+        targets=targets,
     )
-    report(context, "passed", facts, lambda: _print(facts, flags_of(context).quiet))
+    facts = describe(result)
+    report(context, "passed", facts, lambda: _print(facts, result, flags_of(context).quiet))
 
 
 def describe(result: PlanResult) -> dict[str, Any]:
@@ -83,6 +83,7 @@ def describe(result: PlanResult) -> dict[str, Any]:
         "peak_memory_bytes": result.peak_memory_bytes,
         "needs_data": planned.is_calibrated,
         "notes": list(result.notes),
+        "stores": [fit_document(fit) for fit in result.stores],
     }
 
 
@@ -117,7 +118,7 @@ def _stored_bytes(checkpoint: Checkpoint) -> dict[str, int]:
     return total
 
 
-def _print(facts: dict[str, Any], quiet: bool) -> None:
+def _print(facts: dict[str, Any], result: PlanResult, quiet: bool) -> None:
     for table in (_groups_table(facts), _files_table(facts), _cache_table(facts)):
         out.print(table)
         out.print()
@@ -126,6 +127,8 @@ def _print(facts: dict[str, Any], quiet: bool) -> None:
         f"the conversion needs about {size_text(facts['peak_memory_bytes'])} of memory",
         soft_wrap=True,
     )
+    for fit in result.stores:
+        out.print(fit_text(fit), soft_wrap=True)
     for note in () if quiet else facts["notes"]:
         err.print(escape(note), soft_wrap=True)
     if facts["needs_data"] and not quiet:

@@ -22,8 +22,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Parse, and keep the flags in the context: the command itself takes none of them."""
         invocation = ctx.ensure_object(Invocation)
-        # As it was typed: `verify`, or `bundle vectors` where the command stands in a group.
-        invocation.command = ctx.command_path.removeprefix(f"{ctx.find_root().info_name} ")
+        invocation.command = command_name(ctx)
         with _our_errors(ctx):
             rest = super().parse_args(ctx, args)
         invocation.flags = Flags(**{flag.name: bool(ctx.params.pop(flag.name)) for flag in FLAG_PARAMETERS})
@@ -62,8 +61,13 @@ class Command(TyperCommand):
                 formatter.write(f"  {line.strip()}\n")
 
 
+def command_name(context: typer.Context) -> str:
+    """A command's name without the program's: `plan`, `bundle check`."""
+    return context.command_path.partition(" ")[2]
+
+
 class Group(TyperGroup):
-    """The program itself."""
+    """The program itself, or a group of its commands."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Take note of the flags before anything can fail."""
@@ -105,7 +109,7 @@ def _our_errors(context: typer.Context) -> Iterator[None]:
 
 def _usage_hint(context: typer.Context, unknown: str) -> str:
     """What to do next; `unknown` is an option that there is not, or empty."""
-    if context.parent is None and any(unknown in flag.opts for flag in FLAG_PARAMETERS):
+    if isinstance(context.command, Group) and any(unknown in flag.opts for flag in FLAG_PARAMETERS):
         return f"{unknown} goes after the command"
     options = [name for parameter in context.command.params for name in parameter.opts]
     usage = " ".join([context.command_path, *context.command.collect_usage_pieces(context)])

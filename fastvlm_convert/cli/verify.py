@@ -23,6 +23,7 @@ from fastvlm_convert.cli.options import AdapterOption, ImagesOption, ProjectorOp
 from fastvlm_convert.questions import every_second_badly_taken, read_questions, standard_questions
 from fastvlm_convert.verification.bundle import VerifyResult, to_dict, verify
 from fastvlm_convert.verification.check import Check
+from fastvlm_convert.verification.record import write_record
 
 EXAMPLES = """
 fastvlm-convert verify app --reference FastVLM-0.5B
@@ -42,6 +43,9 @@ def command(
     interpret: Annotated[
         bool, typer.Option("--interpret", help="On a Mac, run Core ML packages in the interpreter too.")
     ] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write what was found into BUNDLE/verification.json.")
+    ] = False,
     adapter: AdapterOption = None,
     projector: ProjectorOption = None,
     vision_tower: VisionTowerOption = None,
@@ -55,9 +59,11 @@ def command(
     questions = every_second_badly_taken(standard_questions()) if images is None else read_questions(images)
     with progress(flags_of(context).is_silent) as on_stage:
         result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
+    recorded = write_record(bundle, result) if record else None
     warnings = (*questions.notes, *result.warnings)
     document = {
         "bundle": str(bundle),
+        "recorded": None if recorded is None else str(recorded),
         "reference": str(reference),
         "questions": result.num_questions,
         "checks": [to_dict(check) for check in result.checks],

@@ -1,22 +1,27 @@
 """What an export is about to do: decided once, from config and headers alone, and handed on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from fastvlm_convert import __version__
 from fastvlm_convert.bundle.client_files import app_files, client_files
+from fastvlm_convert.bundle.description import describing_files
 from fastvlm_convert.bundle.folder import BUNDLE
-from fastvlm_convert.bundle.license import license_files, license_text
+from fastvlm_convert.bundle.layers_file import LAYERS_FILE, layers_json
+from fastvlm_convert.bundle.license import NO_LICENSE, license_files, license_text
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.exporters.backends import Prediction, backend_of
 from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.io_names import IMAGE_TOKEN
-from fastvlm_convert.manifest import Artifact, Contract
+from fastvlm_convert.manifest import Artifact, Contract, FileEntry, Manifest, Source
 from fastvlm_convert.predict.sizes import predict_artifacts
 from fastvlm_convert.quantization.weight_plan import WeightPlan, plan_weights
 from fastvlm_convert.recipe import Recipe, shipped_recipes
 from fastvlm_convert.targets import Target
+
+_ANY_HASH: Final = "0" * 64  # as long as every other
 
 
 @dataclass(frozen=True)
@@ -81,16 +86,55 @@ def statement_of(plan: ExportPlan) -> Statement:
     return Statement(plan.contract, license_text(plan.checkpoint.license))
 
 
-def predicted_files(plan: ExportPlan, predicted: Prediction | None = None) -> dict[str, int]:
-    """Bytes of every file but the manifest that an export writes, by its path relative to the bundle.
+def predicted_files(plan: ExportPlan) -> dict[str, int]:
+    """Bytes of every file but the manifest that an export writes, by its path relative to the bundle."""
+    return dict(predicted_bundle(plan).sizes)
+
+
+def predicted_bundle(plan: ExportPlan) -> Prediction:
+    """Every file but the manifest that an export writes, and what the artifacts among them are."""
+    predicted = predicted_artifacts(plan)
+    beside = files_beside(plan, predicted.artifacts)
+    sizes = {**predicted.sizes, **{name: len(content) for name, content in beside.items()}}
+    entries = {name: FileEntry(size, _ANY_HASH) for name, size in sorted(sizes.items())}
+    described = description_of(plan, _any_source(plan), predicted.artifacts, entries)
+    sizes |= {name: len(content) for name, content in described.items()}
+    return Prediction(sizes, predicted.artifacts, predicted.notes)
+
+
+def description_of(
+    plan: ExportPlan, source: Source, artifacts: Sequence[Artifact], files: Mapping[str, FileEntry]
+) -> dict[str, bytes]:
+    """The model card and the bill of materials, by name.
 
     Args:
-        plan: What the export is about to do.
-        predicted: What `predicted_artifacts` says of it, where that is known.
+        plan: What was done.
+        source: Where it comes from.
+        artifacts: What was written.
+        files: Everything that was written, client files included.
     """
-    predicted = predicted or predicted_artifacts(plan)
-    beside = files_beside(plan, predicted.artifacts)
-    return {**predicted.sizes, **{name: len(content) for name, content in beside.items()}}
+    manifest = Manifest(
+        tool=__version__,
+        libraries={},
+        source=source,
+        recipe=plan.recipe,
+        artifacts=tuple(artifacts),
+        contract=plan.contract,
+        fp16_range="not_run",
+        files=dict(files),
+    )
+    license = plan.checkpoint.license
+    text = None if license is None else license_text(license)
+    return describing_files(manifest, plan.config, text)
+
+
+def _any_source(plan: ExportPlan) -> Source:
+    """Where the output will come from, before any file was hashed: what is written of it is as long."""
+    checkpoint = plan.checkpoint
+    stored = checkpoint.quantized
+    is_calibrated = plan.is_calibrated if stored is None else stored.record.source.calibration is not None
+    license = NO_LICENSE if checkpoint.license is None else checkpoint.license.name
+    return Source(checkpoint.layout, _ANY_HASH, license, _ANY_HASH if is_calibrated else None)
 
 
 def files_beside(plan: ExportPlan, artifacts: Sequence[Artifact]) -> dict[str, bytes]:
@@ -110,6 +154,7 @@ def files_beside(plan: ExportPlan, artifacts: Sequence[Artifact]) -> dict[str, b
     for folder, said in folders.items():
         for name, content in app_files(checkpoint.tokenizer, config, contract, said).items():
             files[f"{folder}/{name}"] = content
+    files[LAYERS_FILE] = layers_json(plan.layers)
     if checkpoint.license is not None:
         files |= license_files(checkpoint.license, plan.recipe, BUNDLE.name)
     return files

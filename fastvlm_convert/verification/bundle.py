@@ -29,7 +29,7 @@ from fastvlm_convert.questions import (
 )
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
 from fastvlm_convert.verification.activations import Activations, check_activations, uses_float16
-from fastvlm_convert.verification.check import Check, Measurement, equal, not_run
+from fastvlm_convert.verification.check import Check, Measurement, equal, not_run, status_of
 from fastvlm_convert.verification.client_files import check_clients
 from fastvlm_convert.verification.compare import END_TO_END, Comparison, StageGates, compare
 from fastvlm_convert.verification.context_end import CONTEXT_END, check_context_end, context_end
@@ -52,18 +52,19 @@ class VerifyResult:
         measurements: Figures that gate nothing.
         warnings: What the user should know.
         num_questions: How many questions were asked.
+        reference_sha256: Hash of the reference's files.
     """
 
     checks: tuple[Check, ...]
     measurements: tuple[Measurement, ...]
     warnings: tuple[str, ...]
     num_questions: int
+    reference_sha256: str
 
     @property
     def status(self) -> Status:
         """`failed` if any check failed, `not_run` if any was not run, else `passed`."""
-        found = {check.status for check in self.checks}
-        return "failed" if "failed" in found else "not_run" if "not_run" in found else "passed"
+        return status_of(self.checks)
 
 
 def verify(
@@ -120,10 +121,11 @@ def verify(
             if loaded.session.trouble:
                 warnings.append(f"{target}, {loaded.session.executed_by}: {loaded.session.trouble}")
     on_progress("checkpoint", 0.0)
-    if source_hash(checkpoint) != manifest.source.sha256:
+    reference_sha256 = source_hash(checkpoint)
+    if reference_sha256 != manifest.source.sha256:
         warnings.append("the bundle was made from other files than this reference (their hashes differ)")
     on_progress("checkpoint", 1.0)
-    return VerifyResult(tuple(checks), tuple(measurements), tuple(warnings), len(asked))
+    return VerifyResult(tuple(checks), tuple(measurements), tuple(warnings), len(asked), reference_sha256)
 
 
 def _plan(checkpoint: Checkpoint, manifest: Manifest) -> ExportPlan:

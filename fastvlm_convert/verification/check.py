@@ -1,6 +1,7 @@
 """Results of checks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastvlm_convert.manifest import Status
@@ -40,6 +41,12 @@ class Check(Measurement):
     threshold: float | None
     status: Status
     reason: str | None
+
+
+def status_of(checks: Sequence[Check]) -> Status:
+    """`failed` if any check failed, `not_run` if any was not run, else `passed`."""
+    found = {check.status for check in checks}
+    return "failed" if "failed" in found else "not_run" if "not_run" in found else "passed"
 
 
 def at_least(

@@ -1,22 +1,25 @@
-"""`fastvlm-convert bundle ...`: what there is to do with a bundle that is made."""
+"""`fastvlm-convert bundle`: what can be done with a finished bundle. One module a command."""
 
 from typing import Final
 
 import typer
 
-from fastvlm_convert.cli.bundle import constants, vectors
+from fastvlm_convert.cli.bundle import check, constants, diff, pack, sign, unpack, vectors
 from fastvlm_convert.cli.typer_extension import Command, Group
 
 _EXIT_COULD_NOT_RUN: Final = 2
 
 app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
-for _name, _module in (("constants", constants), ("vectors", vectors)):
+for _name, _module in (
+    ("check", check), ("diff", diff), ("pack", pack), ("unpack", unpack), ("sign", sign),
+    ("constants", constants), ("vectors", vectors),
+):  # fmt: skip
     app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
 
 
 @app.callback()
 def _group(context: typer.Context) -> None:
-    """Make what an app needs beside a bundle.
+    """Check, compare, pack and sign bundles; make what an app needs beside one.
 
     COMMAND -h shows a command's options and examples.
     """

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from fastvlm_convert.exporters.backends import Backend, Prediction
-from fastvlm_convert.exporters.onnx.genai import genai_files
 from fastvlm_convert.exporters.job import Statement
+from fastvlm_convert.exporters.onnx.genai import genai_files
 from fastvlm_convert.exporters.onnx.sizes import onnx_dry_run
 from fastvlm_convert.exporters.onnx.support import check
 from fastvlm_convert.exporters.onnx.transformers_js import transformers_js_config

@@ -1,0 +1,47 @@
+"""`fastvlm-convert bundle unpack`: a bundle's folder from a zip file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastvlm_convert.cli.console import out, print_warnings, progress, report, size_text
+from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.delivery.unpack import unpack
+
+EXAMPLES = """
+fastvlm-convert bundle unpack app.zip -o app
+fastvlm-convert bundle unpack app.zip -o app --overwrite --quiet
+"""
+
+
+def command(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Zip file of a bundle.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.", show_default=False)
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+) -> None:
+    """Unpack a bundle from a zip file, whoever made it.
+
+    Checks names, kinds, sizes and hashes against the manifest in it. The folder appears whole or not at all.
+    """
+    notes: list[str] = []
+    with progress(flags_of(context).is_silent) as on_stage:
+        manifest = unpack(file, output, overwrite, notes.append, on_stage)
+    total = sum(entry.size for entry in manifest.files.values())
+    document = {
+        "file": str(file),
+        "bundle": str(output),
+        "files": len(manifest.files),
+        "total_bytes": total,
+        "warnings": notes,
+    }
+
+    def show() -> None:
+        print_warnings(tuple(notes))
+        made = f"{output}: {len(manifest.files)} files, {size_text(total)}, all as the manifest says"
+        out.print(made, markup=False, soft_wrap=True)
+
+    report(context, "passed", document, show, brief=str(output))
