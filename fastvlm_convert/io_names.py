@@ -92,8 +92,15 @@ ONNX_FILE_STEMS: Final[dict[Component, str]] = {
     "embed": "embed_tokens",
     "decoder": "decoder_model_merged",
 }
-# What transformers.js calls the precision of a graph.
-PrecisionName = Literal["fp32", "fp16", "int8", "q4", "q4f16"]
+# What transformers.js calls a precision (its `dtype`), and how a graph's file name ends for it.
+PrecisionName = Literal["fp32", "fp16", "q8", "q4", "q4f16"]
+ONNX_SUFFIXES: Final[dict[PrecisionName, str]] = {
+    "fp32": "",
+    "fp16": "_fp16",
+    "q8": "_quantized",
+    "q4": "_q4",
+    "q4f16": "_q4f16",
+}
 
 
 def precision_name(storage: FloatName, compute: FloatName, bits: int | None) -> PrecisionName:
@@ -107,14 +114,13 @@ def precision_name(storage: FloatName, compute: FloatName, bits: int | None) -> 
     if bits == 4:
         return "q4f16" if compute == "float16" else "q4"
     if bits is not None:
-        return "int8"
+        return "q8"
     return "fp32" if storage == "float32" else "fp16"
 
 
 def onnx_file_name(component: Component, precision: PrecisionName) -> str:
     """File name of one graph as transformers.js looks it up for a precision."""
-    suffix = "" if precision == "fp32" else f"_{precision}"
-    return f"{ONNX_FILE_STEMS[component]}{suffix}.onnx"
+    return f"{ONNX_FILE_STEMS[component]}{ONNX_SUFFIXES[precision]}.onnx"
 
 
 def onnx_data_name(graph_file: str) -> str:

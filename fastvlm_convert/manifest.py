@@ -48,7 +48,7 @@ class Artifact:
         component: Part of the model.
         storage: Dtype of its weights in the file.
         compute: Dtype of its arithmetic.
-        precision: What transformers.js calls the precision of its weights.
+        precision: What transformers.js calls the precision; one name for all parts with integers.
         files: Files relative to the bundle; the first is the one a runtime opens.
         inputs: What the graph reads.
         outputs: What it gives.

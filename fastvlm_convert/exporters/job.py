@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_convert.arithmetic import num_elements
-from fastvlm_convert.io_names import Component, FloatName, PrecisionName, precision_name
+from fastvlm_convert.io_names import COMPONENTS, Component, FloatName, PrecisionName, precision_name
 from fastvlm_convert.manifest import Contract
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight
@@ -18,7 +18,7 @@ from fastvlm_convert.weights.storage import to_storage
 
 OnBytes = Callable[[int], None]  # the size of weights as they are written, counted as float32
 
-# The parts whose weights name a component's precision.
+# The parts whose integers name a component's precision.
 _NAMED_BY: dict[Component, tuple[Part, ...]] = {
     "vision": ("vision", "projector"),
     "embed": ("embedding",),
@@ -49,16 +49,32 @@ class ExportJob:
     on_progress: OnShare
 
 
-def precision_of(component: Component, weights: MixedSource, recipe: Recipe) -> PrecisionName:
-    """Name of a component's precision: that of its smallest weights."""
-    settings = recipe.vision if component == "vision" else recipe.decoder
-    bits = [
+def precisions_of(weights: MixedSource, recipe: Recipe) -> dict[Component, PrecisionName]:
+    """What transformers.js calls each component's precision.
+
+    One name that a user gives there opens all three files. So components with integers are called what the
+    decoder is called, whatever width their own integers have; floats beside them, or integers beside a
+    decoder in floats, keep names of their own.
+    """
+    bits = {component: _fewest_bits(component, weights) for component in COMPONENTS}
+    floats: dict[Component, tuple[FloatName, FloatName]] = {
+        "vision": (recipe.vision.storage, recipe.vision.compute),
+        "embed": (recipe.embed.storage, recipe.decoder.compute),
+        "decoder": (recipe.decoder.storage, recipe.decoder.compute),
+    }
+    own = {component: precision_name(*floats[component], bits[component]) for component in COMPONENTS}
+    if bits["decoder"] is None:
+        return own
+    return {component: own["decoder" if bits[component] else component] for component in COMPONENTS}
+
+
+def _fewest_bits(component: Component, weights: MixedSource) -> int | None:
+    found = [
         weight.scheme.bits
         for name, weight in weights.items()
         if isinstance(weight, StoredWeight) and part_of(name) in _NAMED_BY[component]
     ]
-    storage = recipe.embed.storage if component == "embed" else settings.storage
-    return precision_name(storage, settings.compute, min(bits, default=None))
+    return min(found, default=None)
 
 
 def stored_chunks(

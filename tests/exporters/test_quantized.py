@@ -14,11 +14,11 @@ from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.predict.export_plan import plan_export, predicted_artifacts
+from fastvlm_convert.predict.export_plan import files_beside, plan_export, predicted_artifacts
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.schemes import AffineMatrix
 from fastvlm_convert.quantized.weight import QuantizedWeight, stacked
-from fastvlm_convert.recipe import QuantizeRule, Recipe
+from fastvlm_convert.recipe import QuantizeRule, Recipe, load_recipe, shipped_recipes
 from fastvlm_convert.runtime.loaded import load_bundle, load_engine
 from fastvlm_convert.weights.fold import fold
 from tests.bundles import FP16, FP32, check_sizes, graph_path, recipe
@@ -205,17 +205,87 @@ def test_files_are_as_small_as_planned(made):
 def test_files_are_called_as_clients_look_them_up(made):
     bundle, chosen = made
     precisions = {a.component: a.precision for a in load_manifest(bundle).artifacts if a.target == "onnx"}
-    named = "q4" if chosen.quantize[0].scheme == "int4" else "int8"
+    named, suffix = ("q4", "_q4") if chosen.quantize[0].scheme == "int4" else ("q8", "_quantized")
     assert precisions == dict.fromkeys(("vision", "embed", "decoder"), named)
     names = {p.name for p in (bundle / "onnx").iterdir()}
     assert {
-        f"{stem}_{named}.onnx" for stem in ("vision_encoder", "embed_tokens", "decoder_model_merged")
+        f"{stem}{suffix}.onnx" for stem in ("vision_encoder", "embed_tokens", "decoder_model_merged")
     } < names
     configured = json.loads((bundle / "config.json").read_text())["transformers.js_config"]
     assert set(configured["dtype"].values()) == {named}
     assert set(configured["use_external_data_format"]) == {
         name.removesuffix("_data") for name in names if name.endswith("_data")
     }
+
+
+STEMS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
+SUFFIXES = {
+    "fp32": "",
+    "fp16": "_fp16",
+    "q8": "_quantized",
+    "q4": "_q4",
+    "q4f16": "_q4f16",
+}  # transformers.js
+NAMES = {  # recipe -> the dtype that opens its bundle
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "int8": "q8",
+    "int4": "q4f16",
+    "int4-fast": "q4f16",
+    "int4-mixed": "q4f16",
+    "int4-small": "q4f16",
+    "ios-int4": "q4f16",
+    "web-q4f16": "q4f16",
+    "android-int4": "q4",
+}
+
+
+def predicted_files(chosen: Recipe) -> tuple[dict[str, str], set[str]]:
+    """The dtype of each graph by its file's base name, as config.json has it, and the graphs' file names."""
+    plan = plan_export(open_checkpoint(CHECKPOINT), chosen, ["onnx"])
+    predicted = predicted_artifacts(plan)
+    config = json.loads(files_beside(plan, predicted.artifacts)["config.json"])["transformers.js_config"]
+    names = {Path(name).name for name in predicted.sizes if name.endswith(".onnx")}
+    cache = next(a.inputs[2].dtype for a in predicted.artifacts if a.component == "decoder")
+    assert config["kv_cache_dtype"] == {config["dtype"]["decoder_model_merged"]: cache}
+    return config["dtype"], names
+
+
+@pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - {"ios-ane"}))  # palettes are no ONNX
+def test_one_dtype_opens_the_whole_bundle_of_a_shipped_recipe(name):
+    dtypes, files = predicted_files(load_recipe(name))
+    assert dtypes == dict.fromkeys(STEMS, NAMES[name])
+    assert files == {f"{stem}{SUFFIXES[NAMES[name]]}.onnx" for stem in STEMS}
+
+
+INT4, INT8 = (QuantizeRule(("decoder.*",), scheme, 16) for scheme in ("int4", "int8"))
+FLOAT = QuantizeRule(("decoder.*",), "float")
+TABLE, VISION8 = QuantizeRule(("decoder.embed_tokens",), "float"), QuantizeRule(("*",), "int8")
+REST = QuantizeRule(("*",), "float")
+
+
+@pytest.mark.parametrize(
+    ("base", "given", "dtypes"),
+    [
+        ("fp16", (TABLE, INT4, REST), ("fp16", "fp16", "q4f16")),
+        ("fp32", (TABLE, INT4, REST), ("fp32", "fp32", "q4")),
+        ("fp16", (INT4, REST), ("fp16", "q4f16", "q4f16")),  # a tied table has the head's integers
+        ("fp16", (TABLE, INT8, REST), ("fp16", "fp16", "q8")),
+        ("fp16", (TABLE, INT4, VISION8), ("q4f16", "fp16", "q4f16")),
+        ("fp16", (FLOAT, VISION8), ("q8", "fp16", "fp16")),
+    ],
+)
+def test_floats_keep_their_own_name_beside_integers(base, given, dtypes):
+    found, files = predicted_files(replace(recipe(base), quantize=given))
+    assert found == dict(zip(STEMS, dtypes, strict=True))
+    assert files == {f"{stem}{SUFFIXES[dtype]}.onnx" for stem, dtype in zip(STEMS, dtypes, strict=True)}
+
+
+def test_the_mix_that_public_code_asks_for():
+    """`{embed_tokens: "fp16", vision_encoder: "fp16", decoder_model_merged: "q4"}`."""
+    chosen = replace(recipe("fp16", decoder={"compute": "float32"}), quantize=(TABLE, INT4, REST))
+    found, _ = predicted_files(chosen)
+    assert found == {"embed_tokens": "fp16", "vision_encoder": "fp16", "decoder_model_merged": "q4"}
 
 
 def test_a_changed_scale_is_found(tmp_path):

@@ -10,7 +10,7 @@ from fastvlm_convert.exporters.coreml.graph import Constant, Graph, check_patter
 from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, FILES, VISION_PACKAGE
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE
 from fastvlm_convert.exporters.coreml.vision import build_apple_vision, build_vision
-from fastvlm_convert.exporters.job import OnBytes, precision_of
+from fastvlm_convert.exporters.job import OnBytes, precisions_of
 from fastvlm_convert.io_names import DECODE, EMBED, PREFILL, Component, PrecisionName, TensorSpec
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.quantized.weight import MixedSource, dense_view
@@ -110,7 +110,7 @@ class _Lowering:
         ]
 
     def _precision(self, component: Component, package: str) -> PrecisionName:
-        return "fp32" if package == APPLE_PACKAGE else precision_of(component, self.weights, self.recipe)
+        return "fp32" if package == APPLE_PACKAGE else precisions_of(self.weights, self.recipe)[component]
 
 
 def _input_specs(graph: Graph) -> tuple[TensorSpec, ...]:

@@ -1,16 +1,17 @@
 """The three graphs of a bundle: which they are, what they share, what they are called."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from fastvlm_convert.exporters.job import OnBytes, precision_of
+from fastvlm_convert.exporters.job import OnBytes, precisions_of
 from fastvlm_convert.exporters.onnx.data import DataFile
 from fastvlm_convert.exporters.onnx.decoder import build_decoder
 from fastvlm_convert.exporters.onnx.embed import Table, build_embed, store_table
 from fastvlm_convert.exporters.onnx.graph import Graph
 from fastvlm_convert.exporters.onnx.vision import build_vision
-from fastvlm_convert.io_names import Component, onnx_data_name, onnx_file_name
+from fastvlm_convert.io_names import Component, PrecisionName, onnx_data_name, onnx_file_name
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.quantized.weight import MixedSource, without_palettes
 from fastvlm_convert.recipe import FloatSettings, Recipe
@@ -53,13 +54,15 @@ def lower(
         One artifact a graph.
     """
     embed_rows = max(image_token_id + 1, config.decoder.embed_rows)
-    lowering = _Lowering(config, without_palettes(weights), recipe, files, on_bytes, embed_rows)
+    weights = without_palettes(weights)
+    precisions = precisions_of(weights, recipe)
+    lowering = _Lowering(config, weights, recipe, files, on_bytes, embed_rows, precisions)
     return [lowering.vision(), *lowering.decoder_and_embed()]
 
 
 @dataclass(frozen=True)
 class _Lowering:
-    """Builds graphs; attributes as of `lower`."""
+    """Builds graphs; attributes as of `lower`, and what each component's precision is called."""
 
     config: ModelConfig
     weights: MixedSource
@@ -67,6 +70,7 @@ class _Lowering:
     files: Files
     on_bytes: OnBytes
     embed_rows: int
+    precisions: Mapping[Component, PrecisionName]
 
     def vision(self) -> Artifact:
         settings, file = self.recipe.vision, self._file("vision")
@@ -104,7 +108,7 @@ class _Lowering:
         return self._artifact("embed", FloatSettings(storage, "float32"), graph, file, table.location)
 
     def _file(self, component: Component) -> str:
-        return onnx_file_name(component, precision_of(component, self.weights, self.recipe))
+        return onnx_file_name(component, self.precisions[component])
 
     def _artifact(self, component: Component, settings: FloatSettings, graph: Graph, *files: str) -> Artifact:
         return Artifact(
@@ -112,7 +116,7 @@ class _Lowering:
             component=component,
             storage=settings.storage,
             compute=settings.compute,
-            precision=precision_of(component, self.weights, self.recipe),
+            precision=self.precisions[component],
             files=tuple(f"{FOLDER}/{file}" for file in files),
             inputs=tuple(graph.inputs),
             outputs=tuple(graph.outputs),
