@@ -14,6 +14,9 @@ const stopFlag = globalThis.crossOriginIsolated ? new Int32Array(new SharedArray
 
 /** What went wrong, in words for people. */
 function explain(during, details) {
+  if (/external data/i.test(details)) {
+    return 'This bundle is not made for browsers. Export one with a recipe whose name begins with "web".';
+  }
   if (/out of memory|bad_alloc|allocation failed|invalid array length/i.test(details)) {
     return 'The model needs more memory than this browser gives it. Close other tabs, or use a smaller bundle.';
   }
@@ -21,7 +24,7 @@ function explain(during, details) {
     return 'The model was not found on this server. Is the bundle in the folder that settings.json names?';
   }
   if (during === 'ask') return 'The model could not answer this question.';
-  if (/fetch|network|import|load/i.test(details)) {
+  if (/failed to fetch|network|dynamically imported|load failed/i.test(details)) {
     return 'The download did not succeed. Check the connection and try again.';
   }
   return 'The model could not be started.';
@@ -36,8 +39,7 @@ function show() {
   $('ask').disabled = !picture || !['opened', 'ready'].includes(state);
   $('stop').hidden = !isBusy;
   $('stop').textContent = state === 'loading' ? 'Cancel' : 'Stop';
-  $('device').disabled = isBusy;
-  $('delete').disabled = isBusy;
+  $('device').disabled = $('delete').disabled = isBusy;
   $('progress').hidden = state !== 'loading';
   $('answers').setAttribute('aria-busy', String(state === 'answering'));
   const texts = {
@@ -74,14 +76,14 @@ async function showStored() {
   $('stored').hidden = $('delete').hidden = bytes === 0;
 }
 
-/** A new worker, without a model. */
-function restart() {
+/** A new worker, without a model; it loads one when it is stored already, or to answer `question`. */
+function restart(question) {
   worker?.terminate();
-  asked = undefined;
+  asked = question;
   article?.classList.remove('waiting');
   worker = new Worker('worker.js', { type: 'module' });
   worker.onmessage = ({ data }) => heard[data.type](data);
-  worker.onerror = (event) => heard.error({ during: 'open', details: event.message ?? 'The worker failed to load' });
+  worker.onerror = ({ message }) => heard.error({ during: 'open', details: message ?? 'The worker failed to load.' });
   worker.postMessage({ type: 'open', settings, device: $('device').value, stopFlag });
   enter('opening');
 }
@@ -93,6 +95,7 @@ const heard = {
     startLoading();
   },
   progress({ loaded, total }) {
+    if (state !== 'loading') return; // the others of several downloads, after one failed
     $('progress').max = total;
     $('progress').value = loaded;
     const verb = missingBytes ? 'Downloading' : 'Loading';
@@ -212,13 +215,13 @@ $('question').addEventListener('keydown', (event) => {
 $('stop').addEventListener('click', () => {
   $('question').focus();
   if (state === 'answering' && stopFlag) Atomics.store(stopFlag, 0, 1);
-  else restart();
+  else restart(); // what is stored by now is not downloaded again
 });
 
 $('retry').addEventListener('click', () => {
   hideError();
   $('question').focus();
-  if (state === 'failed') restart();
+  if (state === 'failed') restart(asked);
   else $('form').requestSubmit();
 });
 
@@ -237,7 +240,9 @@ $('delete').addEventListener('click', async () => {
 /** Offer the GPU where it has what the graphs need. */
 async function offerGpu() {
   const adapter = await navigator.gpu?.requestAdapter();
-  if (adapter?.features.has('shader-f16')) $('device').append(new Option('Graphics (WebGPU, experimental)', 'webgpu'));
+  if (!adapter?.features.has('shader-f16')) return;
+  $('device').append(new Option('Graphics (WebGPU, experimental)', 'webgpu'));
+  $('runs-on').hidden = false;
 }
 
 async function start() {

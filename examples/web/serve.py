@@ -1,8 +1,8 @@
 """Serve this page and a bundle on this machine: `python examples/web/serve.py BUNDLE`.
 
-Any static server will do. This one also sends the headers that let WebAssembly use several threads, answers requests
-for parts of files, and gives every bundle an address of its own, so that a browser never mixes what it has stored of
-one bundle with another.
+Any static server will do. This one also sends the headers that let WebAssembly use several threads, says
+the sizes of files, and gives every bundle an address of its own, so that a browser never mixes what it has
+stored of one bundle with another.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import sys
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,7 +29,7 @@ def model_name(bundle: Path) -> str:
 class Handler(SimpleHTTPRequestHandler):
     """Files of the page, of the bundle, and of libraries that npm installed."""
 
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | {  # noqa: RUF012 (as the base class has it)
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
         ".mjs": "text/javascript",
         ".wasm": "application/wasm",
     }
@@ -54,7 +55,7 @@ class Handler(SimpleHTTPRequestHandler):
         return super().translate_path(path)
 
     def end_headers(self) -> None:
-        """Isolate the page, which threads need, and have the browser ask each time whether a file has changed."""
+        """Isolate the page, which threads need, and let the browser ask whether a file has changed."""
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         self.send_header("Cache-Control", "no-cache")
@@ -104,8 +105,8 @@ def make_server(bundle: Path, libraries: Path | None = None, port: int = 8000) -
 
     Args:
         bundle: A folder that `fastvlm-convert export` made.
-        libraries: A folder `node_modules` that has transformers.js and onnxruntime-web; the browser gets them from
-            the addresses in settings.json without it.
+        libraries: A folder `node_modules` that has transformers.js and onnxruntime-web; without it, the
+            browser gets them from the addresses in settings.json.
         port: 0 takes a free one.
 
     Raises:
@@ -125,13 +126,13 @@ def main() -> None:
     if not (given.bundle / MANIFEST).is_file():
         sys.exit(f"error: {given.bundle} is no bundle: it has no {MANIFEST}")
     if given.libraries and not (given.libraries / "@huggingface" / "transformers").is_dir():
-        sys.exit(f"error: {given.libraries} has no @huggingface/transformers\n  hint: `make clients` installs it")
+        sys.exit(
+            f"error: {given.libraries} has no @huggingface/transformers\n  hint: `make clients` installs it"
+        )
     with make_server(given.bundle, given.libraries, given.port) as server:
         print(f"http://localhost:{server.server_port}  (Ctrl-C ends)", flush=True)
-        try:
+        with suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            pass
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 // Answers questions with unmodified transformers.js; how it is asked: transformers_js.py.
 import fs from 'node:fs';
 
-import * as library from '@huggingface/transformers';
-
-const { AutoModelForImageTextToText, AutoProcessor, RawImage, Tensor, env } = library;
+import { AutoModelForImageTextToText, AutoProcessor, RawImage, Tensor, env } from '@huggingface/transformers';
 
 /** What a model says to one question, as token ids, with the picture as `task` says. */
 async function answer(model, processor, task, maxNewTokens) {
@@ -19,12 +17,8 @@ async function answer(model, processor, task, maxNewTokens) {
     const size = Math.sqrt(values.length / 3);
     inputs.pixel_values = new Tensor('float32', values, [1, 3, size, size]);
   }
-  const settings = { max_new_tokens: maxNewTokens };
-  if (task.never_ends) settings.eos_token_id = null;
-  const output = await model.generate({ ...inputs, ...settings });
-  const ids = output.tolist()[0].map(Number);
-  const length = inputs.input_ids.dims[1];
-  return { prompt, input_ids: ids.slice(0, length), token_ids: ids.slice(length) };
+  const output = await model.generate({ ...inputs, max_new_tokens: maxNewTokens });
+  return output.tolist()[0].slice(inputs.input_ids.dims[1]).map(Number);
 }
 
 const job = JSON.parse(fs.readFileSync(0, 'utf8'));
@@ -45,4 +39,4 @@ for (const { name, options } of job.loads) {
     results.push({ error: String(error) });
   }
 }
-fs.writeFileSync(job.output, JSON.stringify({ version: env.version, results }));
+fs.writeFileSync(job.output, JSON.stringify({ results }));
