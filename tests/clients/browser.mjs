@@ -1,0 +1,44 @@
+// Headless Chromium for tests: nothing but what the job's server sends.
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+
+import { chromium } from 'playwright-core';
+
+const FLAGS = [
+  '--headless',
+  '--no-sandbox',
+  '--hide-scrollbars', // as on phones
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
+const WITHOUT_GPU = ['--disable-gpu'];
+const SOFTWARE_GPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader'];
+
+/**
+ * Open a browser with a profile of its own, and close it after use.
+ * @param {{chromium: string, gpu?: boolean, viewport?: object}} job The program, and whether it gets a GPU.
+ * @param {(context: import('playwright-core').BrowserContext) => Promise<void>} use What to do with it.
+ */
+export async function withBrowser(job, use) {
+  const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'chromium-'));
+  const context = await chromium.launchPersistentContext(profile, {
+    executablePath: job.chromium,
+    headless: false, // the flag says so
+    args: [...FLAGS, ...(job.gpu ? SOFTWARE_GPU : WITHOUT_GPU)],
+    ignoreDefaultArgs: job.gpu ? ['--disable-gpu'] : [],
+    viewport: job.viewport ?? { width: 1440, height: 900 },
+  });
+  try {
+    await use(context);
+  } finally {
+    await context.close();
+    fs.rmSync(profile, { recursive: true, force: true });
+  }
+}
+
+export const readJob = () => JSON.parse(fs.readFileSync(0, 'utf8'));
+export const writeResult = (job, result) => fs.writeFileSync(job.output, JSON.stringify(result));

@@ -1,0 +1,116 @@
+"""The page of examples/web, used in headless Chromium as a person uses it."""
+
+import json
+import re
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.runtime.loaded import load_bundle
+from tests.clients.browser import BUILDS, find_chromium, served
+from tests.clients.cases import DEMO, make_bundle
+from tests.clients.node import PACKAGES, need_packages, run_node
+from tests.commands import ROOT
+
+PAGE = ROOT / "examples" / "web"
+PICTURE = DEMO / "check_images" / "00.png"  # a square of the model's size: clients do not resize it
+QUESTION = "Describe the image."  # stands on the page already
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory) -> dict[str, Any]:
+    """What the page showed, and `ours`, the answer of `run`."""
+    chromium = find_chromium()
+    folder = tmp_path_factory.mktemp("page")
+    bundle = make_bundle("demo", load_recipe("web-q4f16"), folder)
+    no_image = folder / "letter.png"
+    no_image.write_text("Dear reader")
+    with served(bundle) as url:
+        job = {
+            "chromium": chromium,
+            "url": url,
+            "image": str(PICTURE),
+            "no_image": str(no_image),
+            "parts": ["firstVisit", "secondVisit", "troubles"],
+            "output": str(folder / "seen.json"),
+        }
+        run_node("browser_page.mjs", json.dumps(job))
+    stream = load_bundle(bundle).ask(PICTURE, QUESTION)
+    ours = "".join(stream)
+    return {"ours": ours, "url": url, **json.loads((folder / "seen.json").read_text())}
+
+
+def test_nothing_failed_and_nothing_came_from_elsewhere(visit):
+    assert visit["errors"] == []
+    assert {
+        request for request in visit["requests"] if not request.startswith((visit["url"], "blob:", "data:"))
+    } == set()
+
+
+def test_it_says_what_to_do_and_what_it_will_download(visit):
+    assert visit["empty"]["status"] == "Choose a picture to begin."
+    assert visit["empty"]["disabled"]
+    assert re.fullmatch(r"Download \d+\.\d MB and ask", visit["offer"])
+
+
+def test_it_answers_as_run_does(visit):
+    assert visit["answer"] == visit["secondAnswer"] == visit["answerAfterRetry"] == visit["ours"]
+    assert re.search(r"First token after .* tokens\)$", visit["note"])
+
+
+def test_the_answer_is_shown_while_it_is_written(visit):
+    texts = visit["shown"]["texts"]
+    assert len(texts) > 20
+    assert all(after.startswith(before) for before, after in pairwise(texts))
+
+
+def test_progress_is_shown_in_megabytes(visit):
+    found = [re.match(r"Downloading: ([\d.]+) of ([\d.]+) MB", text) for text in visit["shown"]["statuses"]]
+    amounts = [(float(match[1]), float(match[2])) for match in found if match]
+    assert len(amounts) > 3
+    assert amounts == sorted(amounts)
+    assert visit["shown"]["progress"][-1][0] <= visit["shown"]["progress"][-1][1]
+
+
+def test_what_is_stored_is_shown_used_and_deleted(visit):
+    assert float(visit["stored"].split()[0]) > 4
+    assert visit["storedAfterDelete"] == 0
+    assert [
+        request for request in visit["secondRequests"] if "onnx" in request and "/libraries/" not in request
+    ] == []
+
+
+def test_stop_keeps_what_was_written(visit):
+    assert visit["stoppedNote"].startswith("Stopped.")
+    assert 0 < len(visit["stoppedAnswer"]) < len(visit["ours"])
+    assert visit["ours"].startswith(visit["stoppedAnswer"])
+
+
+def test_troubles_are_told_in_words(visit):
+    assert visit["noPicture"] == '"letter.png" is no picture that this browser reads. Try a JPEG or PNG file.'
+    assert visit["noNetwork"].startswith("The download did not succeed.")
+    assert visit["noModel"].startswith("The model was not found")
+
+
+def test_keyboards_and_screen_readers_get_everything(visit):
+    assert visit["tabs"][:3] == ["file", "camera", "question"]
+    assert visit["focusWhileAnswering"] == "stop"
+    for role in ("heading", "button", "textbox", "status", "log"):
+        assert f"- {role} " in visit["tree"] or f"- {role}:" in visit["tree"], role
+    assert not re.search(r"- (button|textbox)(:|$)", visit["tree"], re.MULTILINE)  # each has a name
+
+
+def test_the_sizes_of_the_runtime_are_right():
+    need_packages()
+    source = (PAGE / "worker.js").read_text(encoding="utf-8")
+    sizes = {file: int(size) for file, size in re.findall(r"file: '([\w.-]+)', bytes: (\d+)", source)}
+    runtime = PACKAGES / "onnxruntime-web" / "dist"
+    assert sizes == {file: (runtime / f"{file}.wasm").stat().st_size for file in BUILDS.values()}
+
+
+def test_everything_fits_and_can_be_read_in_both_color_schemes(visit):
+    assert visit["faults"] == []
