@@ -41,14 +41,14 @@ def copy_bundle(bundle: Path, folder: Path) -> Path:
     return Path(shutil.copytree(bundle, folder / "bundle"))
 
 
-def graph_path(bundle: Path, component: Component) -> Path:
-    """Where a component's graph lies."""
-    return bundle / load_manifest(bundle).artifact("onnx", component).files[0]
+def graph_path(bundle: Path, component: Component, function: str | None = None) -> Path:
+    """Where a component's graph lies; the first where it has several and none is named."""
+    return bundle / load_manifest(bundle).artifact("onnx", component, function).files[0]
 
 
-def load_graph(bundle: Path, component: Component) -> onnx.ModelProto:
+def load_graph(bundle: Path, component: Component, function: str | None = None) -> onnx.ModelProto:
     """A component's graph, its weights left in their file."""
-    return onnx.load(graph_path(bundle, component), load_external_data=False)
+    return onnx.load(graph_path(bundle, component, function), load_external_data=False)
 
 
 def external_regions(model: onnx.ModelProto) -> dict[str, tuple[str, int, int]]:

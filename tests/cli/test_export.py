@@ -75,7 +75,7 @@ def test_the_commands_it_prints_can_be_pasted(cli, tmp_path):
 def test_a_target_named_twice_is_exported_once(cli, tmp_path):
     result = cli("export", CHECKPOINT, "--target", "onnx", *ARGUMENTS, tmp_path / "b")
     assert result.code == 0
-    assert len(load_manifest(tmp_path / "b").artifacts) == 3
+    assert len(load_manifest(tmp_path / "b").artifacts) == 4
 
 
 def test_a_recipe_of_ones_own(cli, tmp_path):

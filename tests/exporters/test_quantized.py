@@ -246,6 +246,7 @@ def predicted_files(chosen: Recipe) -> tuple[dict[str, str], set[str]]:
     predicted = predicted_artifacts(plan)
     config = json.loads(files_beside(plan, predicted.artifacts)["config.json"])["transformers.js_config"]
     names = {Path(name).name for name in predicted.sizes if name.endswith(".onnx")}
+    names -= {name for name in names if name.startswith("embedding")}  # no client looks it up by its dtype
     cache = next(a.inputs[2].dtype for a in predicted.artifacts if a.component == "decoder")
     assert config["kv_cache_dtype"] == {config["dtype"]["decoder_model_merged"]: cache}
     return config["dtype"], names

@@ -66,7 +66,8 @@ def test_what_was_exported_is_right(both, target):
 PLACES = [
     (target, component, function, kind)
     for target, component, function in [
-        ("onnx", "vision", "main"), ("onnx", "embed", "main"), ("onnx", "decoder", "main"),
+        ("onnx", "vision", "main"), ("onnx", "embed", "main"), ("onnx", "embed", "merge"),
+        ("onnx", "decoder", "main"),
         ("coreml", "vision", "main"), ("coreml", "embed", "embed"),
         ("coreml", "decoder", "decode"), ("coreml", "decoder", "prefill"),
     ]

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
@@ -19,7 +21,7 @@ from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import QuantizeRule
 from fastvlm_convert.verification.bundle import VerifyResult, verify
 from fastvlm_convert.verification.client_files import check_clients
-from tests.bundles import FP16, copy_bundle, edit_manifest, recipe
+from tests.bundles import FP16, copy_bundle, edit_manifest, graph_path, recipe
 from tests.checkpoints import GOLDEN, LLAVA, golden_cases
 from tests.faults import adapt_hashes, edit_coreml_constant, edit_description, edit_file, edit_onnx_table
 from tests.planted import DEMO, copy_demo, demo_tensors, plant_residual, questions
@@ -96,6 +98,12 @@ def test_nothing_is_wrong_without_a_fault(both_targets):
         ("generation_config.json", change("eos_token_id", to=[0]), "eos_token_id[0] is 0, expected"),
         ("config.json", change("eos_token_id", to=[0]), "eos_token_id[0] is 0, expected"),
         ("config.json", change("image_aspect_ratio", to="square"), "is 'square', expected 'pad'"),
+        (
+            "genai_config.json",
+            change("model", "eos_token_id", to=[0]),
+            "eos_token_id[0] is 0, expected",
+        ),
+        ("genai_config.json", change("search", "do_sample", to=True), "search.do_sample is true, expected"),
         ("tokenizer_config.json", change("chat_template", to="{{ messages }}"), "chat_template is"),
         ("tokenizer.json", lambda v: v["model"]["merges"].pop(), "model.merges["),
         ("tokenizer.json", lambda v: v["model"]["merges"].pop(3), "model.merges[3]"),
@@ -158,6 +166,51 @@ def test_a_file_that_clients_would_prefer_is_found(bundle):
     (bundle / "chat_template.jinja").write_text("{{ messages }}")
     adapt_hashes(bundle)
     assert "chat_template.jinja" in client_faults(bundle)["bundle client files foreign"]
+
+
+def test_a_file_of_another_targets_clients_is_foreign(bundle):
+    """onnxruntime-genai would take a bundle without ONNX graphs for one of its own."""
+    manifest = load_manifest(bundle)
+    plan = plan_export(open_checkpoint(CHECKPOINT), manifest.recipe, ["coreml"])
+    assert "genai_config.json" in failed(check_clients(bundle, manifest, plan))["bundle client files foreign"]
+
+
+def merge_check(bundle: Path):
+    adapt_hashes(bundle)
+    (check,) = [c for c in run(bundle).checks if c.stage == "merged_embeds"]
+    return check
+
+
+def test_a_graph_that_merges_elsewhere_is_found(bundle):
+    path = graph_path(bundle, "embed", "merge")
+    model = onnx.load(path, load_external_data=False)
+    (token,) = [t for t in model.graph.initializer if t.name == "image_token_id"]
+    token.raw_data = np.int64(7).tobytes()
+    path.write_bytes(model.SerializeToString())
+    check = merge_check(bundle)
+    assert (check.status, check.executed_by) == ("not_run", None)
+    assert "ScatterND" in str(check.reason)
+
+
+def test_a_graph_that_reads_another_table_is_found(bundle):
+    path = graph_path(bundle, "embed", "merge")
+    model = onnx.load(path, load_external_data=False)
+    (table,) = [t for t in model.graph.initializer if t.name == "embed_tokens_weight"]
+    (offset,) = [entry for entry in table.external_data if entry.key == "offset"]
+    offset.value = str(int(offset.value) + 4096)
+    path.write_bytes(model.SerializeToString())
+    check = merge_check(bundle)
+    assert (check.status, check.executed_by) == ("failed", f"onnxruntime {onnxruntime.__version__}")
+    assert "rows are not those of embed_tokens" in str(check.reason)
+
+
+def test_without_the_graph_that_merges_all_else_is_checked(bundle):
+    path = graph_path(bundle, "embed", "merge")
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    check = merge_check(bundle)
+    assert (check.status, check.executed_by) == ("not_run", None)
+    assert "ONNX Runtime refuses the graph" in str(check.reason)
+    assert {c.stage for c in run(bundle).checks if c.status == "not_run"} == {"merged_embeds"}
 
 
 def test_a_file_of_clients_that_is_gone_is_found(bundle):

@@ -18,6 +18,7 @@ from tests.checkpoints import GOLDEN, SHARDED, edit_json, edit_tensors, read_ten
 from tests.exporters.onnx.conftest import Variant
 
 COMPONENTS = ("vision", "embed", "decoder")
+GRAPHS = (*((component, "main") for component in COMPONENTS), ("embed", "merge"))
 PAGE = 4096
 
 # What transformers.js and onnxruntime-genai read, by the names that they use.
@@ -46,11 +47,11 @@ def described(values) -> dict[str, tuple[str, list]]:
     }
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
-def test_the_checker_accepts_it(variant: Variant, component, tmp_path):
+@pytest.mark.parametrize(("component", "function"), GRAPHS)
+def test_the_checker_accepts_it(variant: Variant, component, function, tmp_path):
     """All but one op: onnx does not know SimplifiedLayerNormalization, which ONNX Runtime runs as its own."""
-    source_path = graph_path(variant.bundle, component)
-    model = load_graph(variant.bundle, component)
+    source_path = graph_path(variant.bundle, component, function)
+    model = load_graph(variant.bundle, component, function)
     unknown = [n for n in model.graph.node if n.domain == "" and not onnx.defs.has(n.op_type)]
     assert [n.op_type for n in unknown] == ["SimplifiedLayerNormalization"] * (component == "decoder")
     for node in unknown:
@@ -70,6 +71,10 @@ def test_inputs_and_outputs_are_what_clients_read(variant: Variant):
     tokens = ["batch_size", "sequence_length"]
     assert described(graphs["embed"].input) == {"input_ids": ("INT64", tokens)}
     assert described(graphs["embed"].output) == {"inputs_embeds": ("FLOAT", [*tokens, hidden])}
+    merge = load_graph(variant.bundle, "embed", "merge").graph
+    features = {"image_features": ("FLOAT", ["num_image_tokens", hidden])}
+    assert described(merge.input) == {"input_ids": ("INT64", tokens), **features}
+    assert described(merge.output) == {"inputs_embeds": ("FLOAT", [*tokens, hidden])}
     past = (cache, ["batch_size", kv_heads, "past_sequence_length", head_dim])
     present = (cache, ["batch_size", kv_heads, "total_sequence_length", head_dim])
     assert described(graphs["decoder"].input) == {
@@ -85,7 +90,7 @@ def test_inputs_and_outputs_are_what_clients_read(variant: Variant):
 
 def test_the_manifest_says_what_the_graphs_say(variant: Variant):
     for artifact in load_manifest(variant.bundle).artifacts:
-        graph = load_graph(variant.bundle, artifact.component).graph
+        graph = load_graph(variant.bundle, artifact.component, artifact.function).graph
         for specs, values in ((artifact.inputs, graph.input), (artifact.outputs, graph.output)):
             types = {"FLOAT": "float32", "FLOAT16": "float16", "INT64": "int64"}
             found = {name: (types[dtype], tuple(shape)) for name, (dtype, shape) in described(values).items()}
@@ -95,6 +100,7 @@ def test_the_manifest_says_what_the_graphs_say(variant: Variant):
 def test_files_are_named_as_clients_look_them_up(variant: Variant):
     stems = FILES.get(variant.name, {"vision_encoder", "embed_tokens", "decoder_model_merged"})
     expected = {f"{stem}.onnx" for stem in stems} | {f"{stem}.onnx_data" for stem in stems}
+    expected |= {f"{stem}.onnx".replace("embed_tokens", "embedding") for stem in stems}
     if variant.name not in ("own_table", "untied", "mixed"):  # there the table lies in the decoder's file
         expected = {name for name in expected if not (name.startswith("embed") and name.endswith("_data"))}
     assert {path.name for path in (variant.bundle / "onnx").iterdir()} == expected
@@ -103,8 +109,8 @@ def test_files_are_named_as_clients_look_them_up(variant: Variant):
 def regions_by_file(bundle: Path) -> dict[str, dict[int, int]]:
     """File -> offset -> length of the longest tensor there, over all graphs."""
     regions: dict[str, dict[int, int]] = {}
-    for component in COMPONENTS:
-        for file, offset, length in external_regions(load_graph(bundle, component)).values():
+    for graph in GRAPHS:
+        for file, offset, length in external_regions(load_graph(bundle, *graph)).values():
             at = regions.setdefault(file, {})
             at[offset] = max(length, at.get(offset, 0))
     return regions
@@ -193,8 +199,8 @@ def test_weights_have_the_dtype_that_the_recipe_says(variant: Variant):
 
 
 def test_op_names_are_unique_in_a_graph(variant: Variant):
-    for component in COMPONENTS:
-        names = [node.name for node in load_graph(variant.bundle, component).graph.node]
+    for graph in GRAPHS:
+        names = [node.name for node in load_graph(variant.bundle, *graph).graph.node]
         assert all(names)
         assert len(names) == len(set(names))
 
