@@ -212,6 +212,11 @@ def _file_entry(path: Path) -> FileEntry:
         return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
+def manifest_sha256(bundle: Path) -> str:
+    """Hash of a bundle's manifest, which stands for the whole bundle: it lists the hashes of the others."""
+    return _file_entry(bundle / FILE_NAME).sha256
+
+
 def is_bundle(folder: Path) -> bool:
     """Whether a folder holds a manifest of this tool, of whatever version and however damaged the rest."""
     return any(has_schema(folder / name, SCHEMA) for name in (FILE_NAME, OLD_FILE_NAME))
@@ -284,6 +289,19 @@ def _problems(bundle: Path, manifest: Manifest) -> Iterator[str]:
             yield f"'{name}' is missing"
         elif (bundle / name).stat().st_size != entry.size:
             yield f"'{name}' has {(bundle / name).stat().st_size} bytes, the manifest says {entry.size}"
+
+
+def chosen_target(manifest: Manifest, target: Target | None, bundle: Path) -> Target:
+    """One of a bundle's targets; its first if none is asked for.
+
+    Raises:
+        BundleError: The bundle does not have it.
+    """
+    if target is None or target in manifest.targets:
+        return target or manifest.targets[0]
+    raise BundleError(
+        f"the bundle has no target '{target}'", where=bundle, hint=f"it has {', '.join(manifest.targets)}"
+    )
 
 
 def changed_files(bundle: Path, manifest: Manifest) -> list[str]:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.cli.flags import Invocation, flags_of
 from fastvlm_convert.errors import ConversionError
 from fastvlm_convert.progress import OnStage
 
@@ -54,7 +54,7 @@ def report(
     """
     flags = flags_of(context)
     if flags.as_json:
-        print_json(context.info_name, status, **document)
+        print_json(context.ensure_object(Invocation).command, status, **document)
     elif flags.quiet and brief is not None:
         sys.stdout.write(f"{brief}\n")
     else:

@@ -12,10 +12,10 @@ from PIL import Image
 from fastvlm_convert.answer_stream import AnswerStream
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
-from fastvlm_convert.errors import BundleError, MissingDependencyError
+from fastvlm_convert.errors import MissingDependencyError
 from fastvlm_convert.generate import Session, answer_tokens, check_fits, greedy, sampler
 from fastvlm_convert.io_names import Precision
-from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.manifest import chosen_target, load_manifest
 from fastvlm_convert.pictures import as_seen, load_image
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
@@ -252,13 +252,8 @@ def load_bundle(
     """
     bundle = Path(bundle)
     manifest = load_manifest(bundle)
-    target = target or manifest.targets[0]
-    if target not in manifest.targets:
-        raise BundleError(
-            f"the bundle has no target '{target}'", where=bundle, hint=f"it has {', '.join(manifest.targets)}"
-        )
     return LoadedModel(
-        session=open_session(bundle, manifest, target, precision),
+        session=open_session(bundle, manifest, chosen_target(manifest, target, bundle), precision),
         tokenizer=read_tokenizer(bundle),
         eos_token_ids=manifest.contract.eos_token_ids,
         images=manifest.contract.images,

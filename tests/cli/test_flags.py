@@ -32,9 +32,16 @@ FLAGS = {
     },
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
     "recipes": {"[NAME]", "--schema", *COMMON},
+    "bundle constants": {"BUNDLE", "--language", "--output", "-o", "--target", "--overwrite", *COMMON},
+    "bundle vectors": {"BUNDLE", "--output", "-o", "--target", "--overwrite", *COMMON},
 }  # fmt: skip
 ROOT = {"--version", "--install-completion", "--show-completion"}
-COMMANDS = typer.main.get_command(app).commands
+TOP = typer.main.get_command(app).commands
+COMMANDS = {
+    f"{name} {inner}" if inner else name: command
+    for name, top in TOP.items()
+    for inner, command in getattr(top, "commands", {"": top}).items()
+}
 
 
 def test_commands():

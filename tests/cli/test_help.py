@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fastvlm_convert.recipe import load_recipe, shipped_recipes
-from tests.cli.test_flags import COMMANDS, FLAGS
+from tests.cli.test_flags import COMMANDS, FLAGS, TOP
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +25,13 @@ def section(text: str, title: str) -> list[str]:
     return lines[start:end]
 
 
-def test_every_command_has_a_summary_that_fits(cli):
-    shown = section(cli("--help").out, "Commands")
-    assert [line.split()[0] for line in shown] == list(FLAGS)
-    for name, line in zip(FLAGS, shown, strict=True):
-        assert line.split(maxsplit=1)[1] == COMMANDS[name].help.splitlines()[0]
+@pytest.mark.parametrize("group", ["", "bundle"])
+def test_every_command_has_a_summary_that_fits(cli, group):
+    commands = TOP[group].commands if group else TOP
+    shown = section(cli(*group.split(), "--help").out, "Commands")
+    assert [line.split()[0] for line in shown] == list(commands)
+    for command, line in zip(commands.values(), shown, strict=True):
+        assert line.split(maxsplit=1)[1] == command.help.splitlines()[0]
         assert line.endswith(".")
         assert not line.endswith("...")
 
@@ -42,24 +44,25 @@ def test_the_exit_codes_are_documented(cli):
 @pytest.mark.parametrize("name", FLAGS)
 class TestACommand:
     def test_it_fits(self, cli, name):
-        for line in cli(name, "--help").out.splitlines():
+        for line in cli(*name.split(), "--help").out.splitlines():
             assert len(line) <= 80 or "fastvlm-convert" in line
 
     def test_metavars_say_what_they_are(self, cli, name):
-        result = cli(name, "--help")
+        result = cli(*name.split(), "--help")
         assert not re.search(r"<[a-z]|[{}]|\[\[", result.out.replace("<image>", ""))
         if "--target" in FLAGS[name]:
             assert "--target onnx|coreml " in result.out
 
     def test_it_ends_with_two_examples_that_can_be_typed(self, cli, name):
-        out = cli(name, "--help").out
+        out = cli(*name.split(), "--help").out
         examples = section(out, "Examples")
         assert out.endswith("\n".join(examples) + "\n")
         assert len(examples) == 2
         for example in examples:
             assert len(example) <= 82
-            program, command, *arguments = shlex.split(example.partition(" > ")[0])
-            assert (program, command) == ("fastvlm-convert", name)
+            words = shlex.split(example.partition(" > ")[0])
+            arguments = words[1 + len(name.split()) :]
+            assert words == ["fastvlm-convert", *name.split(), *arguments]
             context = COMMANDS[name].make_context(name, arguments)  # an option of its own would be an error
             if context.params.get("recipe"):
                 load_recipe(context.params["recipe"])
