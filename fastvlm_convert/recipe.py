@@ -20,6 +20,7 @@ BLOCK_SIZES: Final = (16, 32, 64, 128)
 MIN_IMAGE_SIZE: Final = 256
 MAX_IMAGE_SIZE: Final = 1536
 MAX_CONTEXT_LENGTH: Final = 131072
+MIN_WIDTH: Final = 64  # of the parts of wide matrices
 MAX_GROUP_SIZE: Final = 1024
 MAX_RECIPE_BYTES: Final = 64 << 10  # the longest shipped one has 5 kB
 MAX_RESIDUAL_SHIFT: Final = 8  # beyond it, float16 no longer holds the norms' epsilon well
@@ -255,10 +256,25 @@ class CoreMLSettings:
     kv_cache: Literal["state", "tensors"] = setting(
         "state", "`state` has Core ML hold the cache; `tensors` passes it in and out, for tests."
     )
+    attention: Literal["fused", "decomposed"] = setting(
+        "fused",
+        "`fused` is one operation, which iOS 26 is reported to compute wrongly; `decomposed` is two products "
+        "and a softmax.",
+    )
+    split_wider_than: int | Literal["never"] = setting(
+        "never",
+        "Linear layers with more inputs or outputs, and tables and heads with more rows, are stored and "
+        "computed in equal parts of at most this size; `never` leaves them whole.",
+        minimum=MIN_WIDTH,
+    )
     drop_in: bool = setting(False, "Whether to add the vision package that Apple's own app loads.")
 
     def __post_init__(self) -> None:
         check_ranges(self, "prefill_chunk")
+        if self.split_wider_than != "never" and self.split_wider_than < MIN_WIDTH:
+            raise RecipeError(
+                f"split_wider_than is {self.split_wider_than}, expected at least {MIN_WIDTH}, or 'never'"
+            )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,17 @@ VARIANTS = {
         100,
     ),
     "fp32_tensor_input": (FP32, {**TENSORS, "image_input": "tensor"}, "exact", 100),
+    "fp32_decomposed": (FP32, {**TENSORS, "attention": "decomposed"}, "exact", 100),
+    # Heads, tables, MLPs and projector in parts, along inputs and outputs.
+    "fp32_split": (FP32, {**TENSORS, "split_wider_than": 70}, "exact", 100),
+    "fp32_split_range": (
+        FP32,
+        {**TENSORS, "split_wider_than": 64, "attention": "decomposed", "sequence_lengths": "range"},
+        "exact",
+        100,
+    ),
     "fp16": (FP16, {}, "exact", 50),
+    "fp16_decomposed_device": (FP16, {"attention": "decomposed", "split_wider_than": 100}, "device", 40),
     "fp16_chunks_of_16": (FP16, {"prefill_chunk": 16}, "exact", 50),
     "fp16_device": (FP16, {}, "device", 40),
 }

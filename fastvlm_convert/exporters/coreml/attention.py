@@ -5,13 +5,13 @@ Shapes: n tokens of the call, ctx the context, D head_dim, group the query heads
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from fastvlm_convert.exporters.coreml.cache import Cache
 from fastvlm_convert.exporters.coreml.graph import Graph, scalar
-from fastvlm_convert.exporters.coreml.ops import linear
+from fastvlm_convert.exporters.coreml.ops import HIDDEN, attention, linear
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE, Value
 from fastvlm_convert.exporters.rotary import rotary_tables
 from fastvlm_convert.io_names import FloatName, decoder_op
@@ -20,8 +20,6 @@ from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import DecoderConfig
 from fastvlm_convert.weights.source import Weight, computed
 from fastvlm_convert.weights.storage import to_storage
-
-_HIDDEN: Final = -1e30  # a score that no query sees; finite, so that no infinity is ever computed
 
 
 @dataclass(frozen=True)
@@ -123,14 +121,8 @@ def attend(
     if step.recipe.repairs.has_float32_scores(layer):
         mixed = _mixed_in_float32(graph, config, weights, layer, (query, keys, values), step)
     else:
-        mixed = graph.op(
-            "scaled_dot_product_attention",
-            name("attn"),
-            query=query,
-            key=keys,
-            value=values,
-            attn_mask=step.mask,
-        )
+        is_fused = step.recipe.coreml.attention == "fused"
+        mixed = attention(graph, name("attn"), (query, keys, values), step.mask, is_fused=is_fused)
     mixed = graph.plain_op("reshape", name("attn_heads"), x=mixed, shape=[1, heads, n, head_dim])
     mixed = graph.plain_op("transpose", name("attn_transposed"), x=mixed, perm=[0, 2, 1, 3])
     return graph.plain_op("reshape", name("attn_flat"), x=mixed, shape=[1, n, heads * head_dim])
@@ -186,7 +178,7 @@ def _mixed_in_float32(
     else:
         scores = op("matmul", "attn_scores", x=query, y=keys, transpose_y=True)
     scaled = op("mul", "attn_scaled", x=scores, y=scalar("float32", config.head_dim**-0.5))
-    masked = op("select", "attn_masked", cond=step.mask, a=scaled, b=scalar("float32", _HIDDEN))
+    masked = op("select", "attn_masked", cond=step.mask, a=scaled, b=scalar("float32", HIDDEN["float32"]))
     shares = op("softmax", "attn_weights", x=masked, axis=-1)
     return graph.op("matmul", decoder_op(layer, "attn"), x=shares, y=values)
 

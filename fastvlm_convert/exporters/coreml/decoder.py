@@ -10,7 +10,7 @@ from fastvlm_convert.exporters.coreml.embed import store_table
 from fastvlm_convert.exporters.coreml.graph import Graph, Lengths, scalar
 from fastvlm_convert.exporters.coreml.ops import linear, rms_norm, zeros
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE, Value
-from fastvlm_convert.exporters.coreml.weights import dense
+from fastvlm_convert.exporters.coreml.weights import dense_rows
 from fastvlm_convert.io_names import INPUTS_EMBEDS, LAST_INDEX, LOGITS, POSITION, decoder_op
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, float_weight
 from fastvlm_convert.recipe import CoreMLSettings, Recipe
@@ -56,11 +56,18 @@ def _lengths(settings: CoreMLSettings, tokens: int) -> Lengths | None:
 def _logits(graph: Graph, config: DecoderConfig, weights: MixedSource, normed: Value) -> Value:
     dtype = graph.dtype("lm_head")
     if config.tied:
-        table = store_table(graph, weights["decoder.embed_tokens.weight"])
+        parts = store_table(graph, weights["decoder.embed_tokens.weight"])
     else:
-        table = dense(graph, "lm_head_weight", [weights["decoder.lm_head.weight"]], dtype)
-    bias = zeros(graph, config.vocab_size, "lm_head")
-    return graph.op("linear", LOGITS, dtype, x=normed, weight=table, bias=bias)
+        parts = dense_rows(graph, "lm_head_weight", weights["decoder.lm_head.weight"], dtype)
+
+    def product(name: str, table: Value) -> Value:
+        bias = zeros(graph, table.shape[0], dtype)
+        return graph.op("linear", name, dtype, x=normed, weight=table, bias=bias)
+
+    if len(parts) == 1:
+        return product(LOGITS, parts[0])
+    scores = [product(f"{LOGITS}_{i}", part) for i, part in enumerate(parts)]
+    return graph.op("concat", LOGITS, dtype, values=scores, axis=-1)
 
 
 def _layer(graph: Graph, config: DecoderConfig, weights: MixedSource, i: int, x: Value, step: Step) -> Value:

@@ -4,6 +4,7 @@
 seconds to load. Both read the same graphs, so a prediction cannot forget what the exporter writes.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -128,6 +129,7 @@ class Graph:
         precision: Dtype of float weights in the file, and of each operation's arithmetic.
         on_bytes: Called with the number of bytes of each weight written.
         system: The oldest that can run it.
+        widest: Most inputs or outputs of one linear operation, and most rows of one table.
     """
 
     def __init__(
@@ -137,8 +139,10 @@ class Graph:
         precision: FloatSettings,
         on_bytes: OnBytes,
         system: System = "iOS18",
+        widest: float = math.inf,
     ) -> None:
         self.name = name
+        self.widest = widest
         self.precision = precision
         self.on_bytes = on_bytes
         self.system: System = system

@@ -1,5 +1,6 @@
 """The packages of a bundle: which they are, what their functions are called, what these share."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -68,7 +69,7 @@ class _Lowering:
 
     def vision(self) -> list[Artifact]:
         settings = self.recipe.vision
-        graph = Graph(_MAIN, {}, settings, self.on_bytes)
+        graph = Graph(_MAIN, {}, settings, self.on_bytes, widest=self.widest)
         build_vision(graph, self.config, self.weights, self.recipe)
         check_patterns("vision", [graph])
         self.files.save([graph], VISION_PACKAGE)
@@ -80,14 +81,23 @@ class _Lowering:
         lengths = {DECODE: FLEXIBLE}
         if coreml.sequence_lengths == "fixed":
             lengths = {DECODE: 1, PREFILL: coreml.prefill_chunk}
-        steps = [Graph(name, constants, settings, self.on_bytes) for name in lengths]
+        steps = [self._graph(name, constants) for name in lengths]
         for graph, tokens in zip(steps, lengths.values(), strict=True):
             build_decoder(graph, decoder, self.weights, self.recipe, tokens)
-        embed = Graph(EMBED, constants, settings, self.on_bytes)
+        embed = self._graph(EMBED, constants)
         build_embed(embed, self.weights["decoder.embed_tokens.weight"], coreml.prefill_chunk)
         check_patterns("decoder", [*steps, embed])
         self.files.save([*steps, embed], DECODER_PACKAGE)
         return self._artifacts(DECODER_PACKAGE, settings, {"decoder": steps, "embed": [embed]})
+
+    @property
+    def widest(self) -> float:
+        limit = self.recipe.coreml.split_wider_than
+        return math.inf if limit == "never" else limit
+
+    def _graph(self, name: str, constants: dict[str, Constant]) -> Graph:
+        """A function of the decoder."""
+        return Graph(name, constants, self.recipe.decoder, self.on_bytes, widest=self.widest)
 
     def apple_vision(self) -> list[Artifact]:
         """The encoder alone, in the form that Apple's app loads: float32 at its borders and inside."""

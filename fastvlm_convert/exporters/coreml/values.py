@@ -167,7 +167,7 @@ def _replaced(shape: Shape, axis: int, size: int) -> Shape:
 _RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(("abs", "gelu", "identity", "layer_norm", "relu", "rsqrt"), _like("x")),
     **dict.fromkeys(("sigmoid", "silu", "slice_update", "softmax", "square"), _like("x")),
-    **dict.fromkeys(("add", "maximum", "mul", "real_div"), _broadcast("x", "y")),
+    **dict.fromkeys(("add", "maximum", "minimum", "mul", "real_div"), _broadcast("x", "y")),
     **dict.fromkeys(("reduce_max", "reduce_mean"), _reduced),
     "cast": _cast,
     "concat": _concat,

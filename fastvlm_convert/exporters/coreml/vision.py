@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 
 from fastvlm_convert.exporters.coreml.graph import Graph, scalar
-from fastvlm_convert.exporters.coreml.ops import conv, gelu, linear
+from fastvlm_convert.exporters.coreml.ops import attention, conv, gelu, linear
 from fastvlm_convert.exporters.coreml.values import Value
 from fastvlm_convert.exporters.coreml.weights import dense
 from fastvlm_convert.io_names import (
@@ -41,7 +41,7 @@ def build_vision(graph: Graph, config: ModelConfig, weights: MixedSource, recipe
         x = _normalized(graph, image, config.vision, config.vision.rescale_factor)
     else:
         x = graph.input(PIXEL_VALUES, border, shape)
-    builder = _Builder(graph, weights)
+    builder = _Builder(graph, weights, is_fused=recipe.coreml.attention == "fused")
     projected = builder.project(builder.encode(x, config))
     if graph.dtype("projector_fc2") == border:
         graph.output(graph.plain_op("identity", IMAGE_FEATURES, x=projected))
@@ -56,7 +56,7 @@ def build_apple_vision(graph: Graph, config: ModelConfig, weights: MixedSource) 
     # The app hands over RGB in 0..1.
     if (factor := 255 * config.vision.rescale_factor) != 1 or _is_normalized(config.vision):
         x = _normalized(graph, x, config.vision, factor)
-    features = _Builder(graph, weights).encode(x, config)
+    features = _Builder(graph, weights, is_fused=False).encode(x, config)
     graph.output(graph.plain_op("identity", IMAGE_FEATURES, x=features))
 
 
@@ -78,7 +78,8 @@ def _normalized(graph: Graph, x: Value, vision: VisionConfig, factor: float) -> 
 class _Builder:
     """Adds the blocks of the encoder; every method takes and returns a value."""
 
-    def __init__(self, graph: Graph, weights: MixedSource) -> None:
+    def __init__(self, graph: Graph, weights: MixedSource, *, is_fused: bool) -> None:
+        self.is_fused = is_fused
         self.graph = graph
         self.weights = weights
 
@@ -141,8 +142,8 @@ class _Builder:
         packed = self.linear(op("qkv"), normed, f"{prefix}.attention.qkv")
         parts = graph.split_op("split", op("qkv_split"), x=packed, num_splits=3, axis=-1)
         shape = [1, tokens, stage.num_heads, VISION_HEAD_DIM]
-        heads = [self.heads(op(p), part, shape) for p, part in zip("qkv", parts, strict=True)]
-        mixed = self.attend(op("attn"), *heads)
+        query, key, value = (self.heads(op(p), part, shape) for p, part in zip("qkv", parts, strict=True))
+        mixed = attention(graph, op("attn"), (query, key, value), None, is_fused=self.is_fused)
         mixed = graph.plain_op("transpose", op("attn_transposed"), x=mixed, perm=[0, 2, 1, 3])
         mixed = graph.plain_op("reshape", op("attn_flat"), x=mixed, shape=[1, tokens, stage.width])
         mixed = self.linear(op("proj"), mixed, f"{prefix}.attention.proj")
@@ -153,16 +154,6 @@ class _Builder:
         """[1, tokens, width] -> [1, heads, tokens, head_dim], by way of `shape`."""
         split = self.graph.plain_op("reshape", f"{name}_heads", x=x, shape=shape)
         return self.graph.plain_op("transpose", f"{name}_transposed", x=split, perm=[0, 2, 1, 3])
-
-    def attend(self, name: str, query: Value, key: Value, value: Value) -> Value:
-        graph = self.graph
-        if graph.system != "iOS16":
-            return graph.op("scaled_dot_product_attention", name, query=query, key=key, value=value)
-        dtype = graph.dtype(name)
-        scaled = graph.op("mul", f"{name}_scaled", dtype, x=query, y=scalar(dtype, VISION_HEAD_DIM**-0.5))
-        scores = graph.op("matmul", f"{name}_scores", dtype, x=scaled, y=key, transpose_y=True)
-        shares = graph.op("softmax", f"{name}_softmax", dtype, x=scores, axis=-1)
-        return graph.op("matmul", name, dtype, x=shares, y=value)
 
     def squeeze_excite(self, x: Value) -> Value:
         graph = self.graph

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastvlm_convert.exporters.coreml.graph import Graph
+from fastvlm_convert.exporters.coreml.split import row_spans, rows_of
 from fastvlm_convert.exporters.coreml.values import Value
 from fastvlm_convert.exporters.job import OnBytes, stored_chunks
 from fastvlm_convert.io_names import FloatName
@@ -29,6 +30,14 @@ def dense(graph: Graph, name: str, weights: Sequence[AnyWeight], dtype: FloatNam
     if palettes := alike(PaletteWeight, weights):
         return graph.once(name, lambda: looked_up(graph, name, stacked(palettes), dtype))
     return graph.once(name, lambda: floats(graph, name, alike(Weight, weights), dtype))
+
+
+def dense_rows(graph: Graph, name: str, weight: AnyWeight, dtype: FloatName) -> list[Value]:
+    """A table as `dense` has it, in parts where it has more rows than the graph allows."""
+    spans = row_spans(weight, graph.widest)
+    if len(spans) == 1:
+        return [dense(graph, name, [weight], dtype)]
+    return [dense(graph, f"{name}_{i}", [rows_of(weight, span)], dtype) for i, span in enumerate(spans)]
 
 
 def floats(graph: Graph, name: str, weights: Sequence[Weight], dtype: FloatName) -> Value:

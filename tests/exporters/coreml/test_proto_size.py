@@ -48,6 +48,10 @@ RECIPES = {
         decoder={"float32_ops": ("l0_*", "lm_head")},
         vision={"compute": "float16", "float32_ops": ("stem_*",)},
     ),
+    "decomposed": recipe(FP16, coreml={"attention": "decomposed"}, decoder={"float32_ops": ("l0_attn",)}),
+    "split": recipe(FP16, coreml={"split_wider_than": 70}, vision={"compute": "float16"}),
+    "split_integers": replace(recipe(FP16, coreml={"split_wider_than": 64}), quantize=MIXED_RULES),
+    "split_palettes": replace(recipe(FP16, coreml={"split_wider_than": 64}), quantize=PALETTES),
     "integers": replace(recipe(FP32), quantize=MIXED_RULES),
     "palettes": replace(recipe(FP16), quantize=PALETTES),
 }  # fmt: skip
