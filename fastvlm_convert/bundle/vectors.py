@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -182,13 +183,13 @@ def golden_vectors(bundle: Path, target: Target, model: LoadedModel, on_share: O
     pictures = _pictures(model.images.size)
     for number, (name, image, question) in enumerate(pictures):
         on_share(number / len(pictures))
-        cases.append(_case(model, name, image, question))
+        cases.append(golden_case(model, name, image, question))
     on_share(1.0)
     return GoldenVectors(
         manifest_sha256=manifest_sha256(bundle),
         target=target,
         executed_by=model.session.executed_by,
-        texts=_texts(model),
+        texts=golden_texts(model, ODD_TEXTS),
         cases=tuple(cases),
     )
 
@@ -206,7 +207,19 @@ def _pictures(size: int) -> list[tuple[str, Image.Image, str]]:
     ]
 
 
-def _case(model: LoadedModel, name: str, image: Image.Image, question: str) -> Case:
+def golden_case(model: LoadedModel, name: str, image: Image.Image, question: str) -> Case:
+    """What a bundle computes of one picture and one question.
+
+    Args:
+        model: The bundle, loaded.
+        name: What is special about the picture.
+        image: RGB, any size.
+        question: The question.
+
+    Raises:
+        BundleError: It gives NaN or infinity, so there is nothing to compare with.
+        PromptError: Its context cannot hold the picture and the question.
+    """
     prompt = model.prompt(question, [image])
     length, context = prompt.length(model.session.num_image_tokens), model.session.context_length
     limit = max(1, min(MAX_NEW_TOKENS, context - length))
@@ -241,10 +254,11 @@ def _case(model: LoadedModel, name: str, image: Image.Image, question: str) -> C
     )
 
 
-def _texts(model: LoadedModel) -> tuple[TokenizedText, ...]:
+def golden_texts(model: LoadedModel, texts: Sequence[str]) -> tuple[TokenizedText, ...]:
+    """Token ids of texts; those that the vocabulary cannot express are left out."""
     dot = Image.new("RGB", (1, 1))
     found = []
-    for text in ODD_TEXTS:
+    for text in texts:
         try:
             ids = model.tokenizer.encode_texts([Text(text)])
         except TokenizerError:
