@@ -215,7 +215,7 @@ def _attention(weights: Weights, decoder: Decoder, i: int, x: mx.array, cache: C
     name, width = f"{_LANGUAGE}.layers.{i}.self_attn", decoder.hidden_size // decoder.num_attention_heads
 
     def heads(proj: str, count: int) -> mx.array:
-        return weights.linear(f"{name}.{proj}", x).reshape(1, -1, count, width).transpose(0, 2, 1, 3)
+        return weights.linear(f"{name}.{proj}", x).reshape(*x.shape[:2], count, width).transpose(0, 2, 1, 3)
 
     def rotated(x: mx.array) -> mx.array:
         return mx.fast.rope(

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from fastvlm_convert.dataclass_io import from_plain
-from fastvlm_convert.errors import BundleError, shown
+from fastvlm_convert.errors import BundleError, RecipeError, shown
 from fastvlm_convert.io_names import Precision
 from fastvlm_convert.json_file import read_json_file
 from fastvlm_convert.manifest import Manifest
@@ -115,7 +115,7 @@ def _config(path: Path) -> tuple[Decoder, Groups, dict[str, Groups]]:
     fields = {key: said[key] for key in Decoder.__dataclass_fields__ if key in said}
     try:
         decoder = from_plain(Decoder, fields)
-    except ValueError as error:
+    except (RecipeError, ValueError) as error:
         raise BundleError(str(error), where=path, hint=AGAIN) from error
     quantization = said.get("quantization", {"group_size": _GROUP_SIZES[0], "bits": _BITS[0]})
     if not isinstance(quantization, dict):

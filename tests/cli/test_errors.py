@@ -144,8 +144,8 @@ class TestForPeople:
         assert (result.code, result.out) == (2, "")
         assert result.err == (
             "error: Missing option '--output' / '-o'\n"
-            "hint: usage: fastvlm-convert export CHECKPOINT --target onnx|coreml|mlx --output BUNDLE [OPTIONS]; "
-            "fastvlm-convert export -h explains it\n"
+            "hint: usage: fastvlm-convert export CHECKPOINT --target onnx|coreml|mlx --output BUNDLE "
+            "[OPTIONS]; fastvlm-convert export -h explains it\n"
         )
 
     @pytest.mark.parametrize(

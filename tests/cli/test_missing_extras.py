@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastvlm_convert.errors import EXTRAS, MissingDependencyError
+from fastvlm_convert.pipeline import export
 from tests.cli.conftest import CHECKPOINT
 from tests.mil.seeds import write_seeds
 
@@ -48,6 +49,14 @@ def package(tmp_path_factory):
     return next(p for p in write_seeds(tmp_path_factory.mktemp("seeds")) if p.stem == "decoder")
 
 
+@pytest.fixture(scope="module")
+def mlx_bundle(tmp_path_factory):
+    """Made on any machine: no library of MLX is needed to write its files."""
+    bundle = tmp_path_factory.mktemp("mlx") / "bundle"
+    export(CHECKPOINT, bundle, recipe="fp16", targets="mlx")
+    return bundle
+
+
 @pytest.mark.parametrize(
     ("hidden", "argv", "what"),
     [
@@ -66,12 +75,13 @@ def package(tmp_path_factory):
             ("export", CHECKPOINT, *FP32, "--target", "coreml"),
             "the Core ML target needs coremltools",
         ),
+        ("mlx", ("run", "MLX_BUNDLE", "Hi"), "running an MLX bundle needs mlx"),
     ],
 )
 def test_a_command_names_the_extra_that_it_misses(
-    without, fp32_bundle, package, tmp_path, hidden, argv, what
+    without, fp32_bundle, mlx_bundle, package, tmp_path, hidden, argv, what
 ):
-    inputs = {"BUNDLE": fp32_bundle, "PACKAGE": package}
+    inputs = {"BUNDLE": fp32_bundle, "MLX_BUNDLE": mlx_bundle, "PACKAGE": package}
     output = ("-o", tmp_path / "new") if "export" in argv else ()
     done = without(hidden, *(inputs.get(argument, argument) for argument in argv), *output)
     assert (done.returncode, done.stdout) == (2, "")

@@ -1,4 +1,7 @@
-"""The exporters are twins: what is found under a name in one folder is found under it in the other."""
+"""The exporters are twins: what is found under a name in one folder is found under it in the other.
+
+MLX has no graph to build, so its folder has some of their files, with the same names in them.
+"""
 
 import ast
 from functools import cache
@@ -50,6 +53,22 @@ OWN_NAMES = {
         "vision": ({"build_apple_vision"}, "Apple's app loads a vision package"),
         "weights": ({"looked_up", "dense_rows"}, "palettes; long tables in parts"),
     },
+}
+
+# Files and public names of MLX's folder that the twins have not, and why.
+MLX_FILES = {
+    "groups": "integers lie in groups with a bias, whose sizes are few",
+    "folders": "each folder has a config.json of its own",
+}
+MLX_NAMES = {
+    "decoder": ({"language_name"}, "config.json names layers, too"),
+    "sizes": ({"entries_of"}, "files are tensors by name"),
+    "support": ({"notes"}, "it stores as floats what it cannot hold"),
+    "vision": ({"build_projector"}, "Apple's app has the projector without the encoder"),
+    "weights": (
+        {"NamedWeight", "Tensors", "tensors", "channels_last", "constant"},
+        "tensors of a file, in the layout of another network",
+    ),
 }
 
 Arguments = list[str]
@@ -119,6 +138,15 @@ def test_layers_take_graph_name_and_input_in_this_order(target):
     for name, arguments in layers.items():
         given = [a for a in arguments if a in ("graph", "name", "x")]
         assert given == [a for a in ("graph", "name", "x") if a in given], name
+
+
+def test_mlx_has_the_files_and_names_of_the_twins():
+    mlx = files("mlx")
+    assert set(mlx) - set(files("onnx")) == set(MLX_FILES)
+    assert {"backend", "decoder", "lower", "sizes", "support", "vision", "weights", "write"} <= set(mlx)
+    for file in set(mlx) & set(files("onnx")):
+        twins = public_names(files("onnx")[file], "onnx") | public_names(files("coreml")[file], "coreml")
+        assert public_names(mlx[file], "mlx") - twins == MLX_NAMES.get(file, (set(), ""))[0], file
 
 
 def test_reversed_arguments_are_noticed():

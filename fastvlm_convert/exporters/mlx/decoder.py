@@ -21,7 +21,8 @@ def build_decoder(weights: AffineSource, recipe: Recipe) -> Iterator[NamedWeight
     """
     for name in filter(is_language, weights):
         storage = float_storage(name, recipe)
-        yield NamedWeight(language_name(name), weights[name], storage, recipe.decoder.compute)
+        is_table = part_of(name) == "embedding"
+        yield NamedWeight(language_name(name), weights[name], storage, recipe.decoder.compute, is_table)
 
 
 def language_name(name: str) -> str:

@@ -98,9 +98,15 @@ def in_groups(weights: MixedSource, allowed: Iterable[int] = GROUP_SIZES) -> Aff
     return held
 
 
-def scale_dtype(scheme: AffineScheme, compute: FloatName) -> FloatName:
-    """Dtype of scales and biases: float16, unless that would round biases of a layer computed in float32."""
-    return "float16" if scheme.symmetric else compute
+def scale_dtype(scheme: AffineScheme, compute: FloatName, is_table: bool) -> FloatName:
+    """Dtype of scales and biases: float16, unless that would round what is computed in float32.
+
+    Args:
+        scheme: With zero points, biases are rounded.
+        compute: Dtype of the arithmetic.
+        is_table: Whether rows are looked up, which MLX turns into floats of this dtype.
+    """
+    return compute if is_table or not scheme.symmetric else "float16"
 
 
 def biases(matrix: AffineMatrix, dtype: FloatName) -> np.ndarray:

@@ -14,7 +14,7 @@ from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
-from fastvlm_convert.weights.parts import part_of
+from fastvlm_convert.weights.parts import is_language, part_of
 from fastvlm_convert.weights.published import DEPTHS, WIDTHS
 
 _SIZES: Final = "32, 64 or 128"
@@ -62,8 +62,8 @@ def notes(config: ModelConfig, recipe: Recipe, layers: Sequence[QuantizedLayer])
             f"mlx: MLX has groups of {_SIZES}, so {len(odd)} layers ({odd[0].layer} for example) are "
             "floats: the values of their integers"
         )
-    shifted = [layer for layer in others if group_size(layer) is not None and _has_zero_points(layer)]
-    if shifted and recipe.decoder.compute == "float16":
+    shifted = [layer for layer in others if group_size(layer) is not None and _is_rounded(layer, recipe)]
+    if shifted:
         yield (
             f"mlx: {len(shifted)} layers have zero points, which MLX stores as float16 products with the "
             "scales, rounded to 11 bits; integers and scales are those of other targets"
@@ -78,8 +78,11 @@ def notes(config: ModelConfig, recipe: Recipe, layers: Sequence[QuantizedLayer])
         yield "mlx: mlx-vlm pads pictures to squares, the recipe crops them"
 
 
-def _has_zero_points(layer: QuantizedLayer) -> bool:
-    return isinstance(layer.scheme, AffineScheme) and not layer.scheme.symmetric
+def _is_rounded(layer: QuantizedLayer, recipe: Recipe) -> bool:
+    """Whether float16 holds the products of a layer's scales and zero points."""
+    settings = recipe.decoder if is_language(layer.layer) else recipe.vision
+    scheme = layer.scheme
+    return isinstance(scheme, AffineScheme) and not scheme.symmetric and settings.compute == "float16"
 
 
 def _check_dimensions(config: ModelConfig) -> None:

@@ -28,12 +28,14 @@ class NamedWeight:
         weight: Its values, in MLX's layout.
         storage: Dtype of a matrix of floats.
         compute: Dtype of the arithmetic that it takes part in.
+        is_table: Whether rows of it are looked up.
     """
 
     name: str
     weight: Weight | QuantizedWeight
     storage: FloatName
     compute: FloatName
+    is_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def tensors(named: NamedWeight, on_bytes: OnBytes) -> Tensors:
         on_bytes: Called with the bytes of what is read, counted as float32.
     """
     if isinstance(named.weight, QuantizedWeight):
-        return _integers(named.name, named.weight, named.compute, on_bytes)
+        dtype = scale_dtype(named.weight.scheme, named.compute, named.is_table)
+        return _integers(named.name, named.weight, dtype, on_bytes)
     return _floats(named.name, named.weight, _float_dtype(named), on_bytes)
 
 
@@ -93,9 +96,8 @@ def _floats(name: str, weight: Weight, dtype: FloatName, on_bytes: OnBytes) -> T
     return Tensors({name: (dtype, weight.shape)}, rows)
 
 
-def _integers(name: str, weight: QuantizedWeight, compute: FloatName, on_bytes: OnBytes) -> Tensors:
+def _integers(name: str, weight: QuantizedWeight, dtype: FloatName, on_bytes: OnBytes) -> Tensors:
     module, scheme = name.removesuffix(".weight"), weight.scheme
-    dtype = scale_dtype(scheme, compute)
     words = packed_columns(weight.columns, scheme.bits) // _WORD
     blocks = (weight.rows, scheme.num_blocks(weight.columns))
 

@@ -1,0 +1,53 @@
+"""Runs in the environment of `make clients-mlx`: what mlx-vlm itself answers from a folder.
+
+    python mlx_vlm_client.py JOB.json    -> a JSON document on standard output
+
+The job has `folder`, `layers` and `widths` of the encoder (class constants in mlx-vlm, for the published
+encoder), and `questions`: `image`, `question`, `max_tokens`, and whether `text` is wanted, which mlx-vlm can
+give only of ids that the tokenizer has.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_vlm.models.fastvlm.config as fastvlm
+from mlx.utils import tree_flatten
+from mlx_vlm import apply_chat_template, generate, load
+from mlx_vlm.generate import generate_step
+from PIL import Image
+
+
+def answer(model, processor, asked: dict) -> dict:
+    prompt = apply_chat_template(processor, model.config, asked["question"], num_images=1)
+    picture = Image.open(asked["image"]).convert("RGB")
+    given = processor(images=picture, text=prompt, return_tensors="np")
+    pixels = mx.array(given["pixel_values"])
+    steps = generate_step(
+        mx.array(given["input_ids"]), model, pixels, None, max_tokens=asked["max_tokens"], temperature=0.0
+    )
+    tokens = []
+    for token, _ in steps:
+        tokens.append(int(token))
+        if len(tokens) == asked["max_tokens"]:
+            break
+    said = None
+    if asked["text"]:
+        said = generate(model, processor, prompt, image=[asked["image"]], max_tokens=asked["max_tokens"]).text
+    return {"prompt": prompt, "token_ids": tokens, "text": said}
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    fastvlm.VisionConfig.layers = job["layers"]
+    fastvlm.VisionConfig.embed_dims = job["widths"]
+    model, processor = load(job["folder"])
+    parameters = {name: str(value.dtype) for name, value in tree_flatten(model.parameters())}
+    answers = [answer(model, processor, asked) for asked in job["questions"]]
+    # A line of its own: mlx-vlm prints, too.
+    sys.stdout.write(f"\n{json.dumps({'parameters': parameters, 'answers': answers})}\n")
+
+
+if __name__ == "__main__":
+    main()
