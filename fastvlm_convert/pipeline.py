@@ -245,7 +245,7 @@ def _stores(planned: ExportPlan, predicted: Prediction) -> tuple[StoreFit, ...]:
     fits = []
     for store in STORES.values():
         if set(store.targets) & set(planned.targets):
-            files = files_for(store, predicted.sizes, predicted.artifacts, planned.recipe)
+            files = files_for(store, predicted.sizes, predicted.artifacts)
             fits.append(store_fit(store, files, predicted.artifacts))
     return tuple(fits)
 

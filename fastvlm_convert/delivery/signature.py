@@ -19,9 +19,11 @@ from fastvlm_convert.regular_file import read_file
 
 _MAX_KEY_BYTES: Final = 1 << 20
 _MAX_SIGNATURE_BYTES: Final = 4 << 20  # a few hundred bytes a file
+# No PEM, an encrypted key, and a key of another kind.
+_UNUSABLE: Final = (ValueError, TypeError, AttributeError)
 _MAKE_KEYS: Final = (
-    "keys are elliptic curve keys in PEM: openssl ecparam -name prime256v1 -genkey -noout -out key.pem; "
-    "openssl ec -in key.pem -pubout -out key.pub"
+    "keys are elliptic curve keys in PEM, not encrypted: "
+    "openssl ecparam -name prime256v1 -genkey -noout -out key.pem; openssl ec -in key.pem -pubout -out key.pub"
 )
 
 
@@ -41,8 +43,8 @@ def sign_bundle(bundle: Path, private_key: Path) -> Path:
     library, config = _library("signing")
     try:
         signer = library.Config().use_elliptic_key_signer(private_key=private_key)
-    except (ValueError, TypeError) as error:  # TypeError: it is encrypted
-        raise _bad_key(private_key, error) from error
+    except _UNUSABLE as error:
+        raise _bad_key(private_key) from error
     signer.set_hashing_config(config.set_ignored_paths(paths=BESIDE, ignore_git_paths=False))
     path = bundle / SIGNATURE_FILE
     try:
@@ -83,8 +85,8 @@ def signature_problem(bundle: Path, public_key: Path) -> str | None:
         return f"{SIGNATURE_FILE} cannot be read: {error.strerror}"
     try:
         verifier = library.Config().use_elliptic_key_verifier(public_key=public_key)
-    except (ValueError, TypeError, AttributeError) as error:  # AttributeError: a key of another kind
-        raise _bad_key(public_key, error) from error
+    except _UNUSABLE as error:
+        raise _bad_key(public_key) from error
     verifier.set_hashing_config(config.set_ignored_paths(paths=BESIDE, ignore_git_paths=False))
     try:
         with redirect_stdout(sys.stderr):  # where the library would print
@@ -121,6 +123,5 @@ def _see_key(path: Path) -> None:
         raise SignatureError(f"cannot read the key: {error.strerror}", where=path, hint=_MAKE_KEYS) from error
 
 
-def _bad_key(path: Path, error: Exception) -> SignatureError:
-    del error  # OpenSSL's own words help nobody
+def _bad_key(path: Path) -> SignatureError:
     return SignatureError("no key that can be used here", where=path, hint=_MAKE_KEYS)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastvlm_convert.errors import MissingDependencyError
 from fastvlm_convert.exporters.job import ExportJob
-from fastvlm_convert.manifest import Artifact
+from fastvlm_convert.manifest import Artifact, Manifest
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
@@ -41,6 +41,12 @@ def no_app_folder(recipe: Recipe) -> None:
     del recipe
 
 
+def no_card_section(manifest: Manifest, target: Target) -> str:
+    """Of a backend whose bundles nobody opens by a few lines of code."""
+    del manifest, target
+    return ""
+
+
 @dataclass(frozen=True)
 class Backend:
     """A format that a model can be exported to.
@@ -60,6 +66,10 @@ class Backend:
         has_float16_cache: Whether the KV cache is float16 whatever the decoder computes in.
         client_config: What its clients look up in the bundle's config.json.
         app_folder: Folder of the bundle that an app loads by itself, tokenizer and config included; or None.
+        folders: Folders of a bundle that hold files of this format alone.
+        store: What delivers such files to its devices, by its name in `delivery.stores`; or None.
+        card_library: What Hugging Face calls the library that opens such bundles; or None.
+        card_section: Code that opens one, in Markdown; made of its manifest and the target's name.
     """
 
     title: str
@@ -73,6 +83,10 @@ class Backend:
     has_float16_cache: Callable[[Recipe], bool]
     client_config: Callable[[Sequence[Artifact]], dict[str, Any]] = no_client_config
     app_folder: Callable[[Recipe], str | None] = no_app_folder
+    folders: tuple[str, ...] = ()
+    store: str | None = None
+    card_library: str | None = None
+    card_section: Callable[[Manifest, Target], str] = no_card_section
 
     def exporter(self) -> Export:
         """The function that exports; loads the libraries, which takes seconds.

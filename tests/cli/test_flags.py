@@ -25,16 +25,24 @@ FLAGS = {
         "CHECKPOINT", "--target", "--recipe", "--output", "-o", *PARTS, "--calibration", "--overwrite",
         *COMMON,
     },
-    "verify": {"BUNDLE", "--reference", "--images", "--interpret", *PARTS, *COMMON},
+    "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--record", *PARTS, *COMMON},
     "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
     "scan": {
         "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", *PARTS, *COMMON,
     },
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
     "recipes": {"[NAME]", "--schema", *COMMON},
+    "bundle check": {"BUNDLE", "--signature", "--public-key", *COMMON},
+    "bundle diff": {"A", "B", *COMMON},
+    "bundle pack": {"BUNDLE", "--for", "--output", "-o", "--overwrite", *COMMON},
+    "bundle unpack": {"FILE", "--output", "-o", "--overwrite", *COMMON},
+    "bundle sign": {"BUNDLE", "--key", *COMMON},
 }  # fmt: skip
 ROOT = {"--version", "--install-completion", "--show-completion"}
-COMMANDS = typer.main.get_command(app).commands
+TOP = typer.main.get_command(app).commands
+COMMANDS = {name: command for name, command in TOP.items() if not hasattr(command, "commands")}
+for group in TOP.keys() - COMMANDS.keys():
+    COMMANDS |= {f"{group} {name}": command for name, command in TOP[group].commands.items()}
 
 
 def test_commands():

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fastvlm_convert.recipe import load_recipe, shipped_recipes
-from tests.cli.test_flags import COMMANDS, FLAGS
+from tests.cli.test_flags import COMMANDS, FLAGS, TOP
 
 
 @pytest.fixture(autouse=True)
@@ -27,9 +27,13 @@ def section(text: str, title: str) -> list[str]:
 
 def test_every_command_has_a_summary_that_fits(cli):
     shown = section(cli("--help").out, "Commands")
-    assert [line.split()[0] for line in shown] == list(FLAGS)
-    for name, line in zip(FLAGS, shown, strict=True):
-        assert line.split(maxsplit=1)[1] == COMMANDS[name].help.splitlines()[0]
+    shown += section(cli("bundle", "--help").out, "Commands")
+    names = [name.rpartition(" ")[2] for name in FLAGS]
+    assert [line.split()[0] for line in shown if line.split()[0] != "bundle"] == names
+    for line in shown:
+        name = line.split()[0]
+        command = TOP.get(name) or COMMANDS[f"bundle {name}"]
+        assert line.split(maxsplit=1)[1] == command.help.splitlines()[0]
         assert line.endswith(".")
         assert not line.endswith("...")
 
@@ -42,24 +46,26 @@ def test_the_exit_codes_are_documented(cli):
 @pytest.mark.parametrize("name", FLAGS)
 class TestACommand:
     def test_it_fits(self, cli, name):
-        for line in cli(name, "--help").out.splitlines():
+        for line in cli(*name.split(), "--help").out.splitlines():
             assert len(line) <= 80 or "fastvlm-convert" in line
 
     def test_metavars_say_what_they_are(self, cli, name):
-        result = cli(name, "--help")
+        result = cli(*name.split(), "--help")
         assert not re.search(r"<[a-z]|[{}]|\[\[", result.out.replace("<image>", ""))
         if "--target" in FLAGS[name]:
             assert "--target onnx|coreml " in result.out
 
     def test_it_ends_with_two_examples_that_can_be_typed(self, cli, name):
-        out = cli(name, "--help").out
+        out = cli(*name.split(), "--help").out
         examples = section(out, "Examples")
         assert out.endswith("\n".join(examples) + "\n")
         assert len(examples) == 2
         for example in examples:
             assert len(example) <= 82
-            program, command, *arguments = shlex.split(example.partition(" > ")[0])
-            assert (program, command) == ("fastvlm-convert", name)
+            program, *words = shlex.split(example.partition(" > ")[0])
+            count = len(name.split())
+            assert (program, " ".join(words[:count])) == ("fastvlm-convert", name)
+            arguments = words[count:]
             context = COMMANDS[name].make_context(name, arguments)  # an option of its own would be an error
             if context.params.get("recipe"):
                 load_recipe(context.params["recipe"])

@@ -19,13 +19,13 @@ HEAVY = ("torch", "onnx", "onnxruntime", "coremltools", "transformers", "safeten
 def test_help_lists_every_command(cli):
     result = cli("--help")
     assert result.code == 0
-    assert all(f"\n  {name} " in result.out for name in FLAGS)
+    assert all(f"\n  {name.split()[0]} " in result.out for name in FLAGS)
     assert result.err == ""
 
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_help_of_a_command_lists_its_flags(cli, name):
-    result = cli(name, "-h")
+    result = cli(*name.split(), "-h")
     assert (result.code, result.err) == (0, "")
     assert all(flag in result.out for flag in FLAGS[name])
 
@@ -160,7 +160,7 @@ def imported(*argv: object) -> list[str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("argv", [("--help",), *((name, "--help") for name in FLAGS)], ids=" ".join)
+@pytest.mark.parametrize("argv", [("--help",), *((*name.split(), "--help") for name in FLAGS)], ids=" ".join)
 def test_help_loads_nothing_heavy(argv):
     assert imported(*argv) == []
 

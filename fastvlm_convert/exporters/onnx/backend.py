@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from fastvlm_convert.exporters.backends import Backend, Prediction
+from fastvlm_convert.exporters.onnx.card import card_section
 from fastvlm_convert.exporters.onnx.sizes import onnx_dry_run
 from fastvlm_convert.exporters.onnx.support import check
 from fastvlm_convert.exporters.onnx.transformers_js import transformers_js_config
@@ -37,4 +38,8 @@ BACKEND: Final = Backend(
     working_bytes=_working_bytes,
     has_float16_cache=lambda recipe: False,
     client_config=transformers_js_config,
+    folders=("onnx",),
+    store="play",
+    card_library="transformers.js",
+    card_section=card_section,
 )
