@@ -23,7 +23,8 @@ _MAX_SIGNATURE_BYTES: Final = 4 << 20  # a few hundred bytes a file
 _UNUSABLE: Final = (ValueError, TypeError, AttributeError)
 _MAKE_KEYS: Final = (
     "keys are elliptic curve keys in PEM, not encrypted: "
-    "openssl ecparam -name prime256v1 -genkey -noout -out key.pem; openssl ec -in key.pem -pubout -out key.pub"
+    "openssl ecparam -name prime256v1 -genkey -noout -out key.pem, and "
+    "openssl ec -in key.pem -pubout -out key.pub"
 )
 
 
@@ -39,8 +40,8 @@ def sign_bundle(bundle: Path, private_key: Path) -> Path:
         OutputError: The signature cannot be written.
         MissingDependencyError: The extra `sign` is not installed.
     """
-    _see_key(private_key)
     library, config = _library("signing")
+    _see_key(private_key)
     try:
         signer = library.Config().use_elliptic_key_signer(private_key=private_key)
     except _UNUSABLE as error:
@@ -71,8 +72,8 @@ def signature_problem(bundle: Path, public_key: Path) -> str | None:
         SignatureError: The bundle has no signature, or the key cannot be used.
         MissingDependencyError: The extra `sign` is not installed.
     """
-    _see_key(public_key)
     library, config = _library("verifying")
+    _see_key(public_key)
     from cryptography.exceptions import InvalidSignature
 
     path = bundle / SIGNATURE_FILE

@@ -1,7 +1,6 @@
 """`fastvlm-convert bundle ...`: exit codes, documents, and what people see."""
 
 import json
-import os
 
 import pytest
 
@@ -174,7 +173,7 @@ def test_an_export_replaces_a_bundle_about_which_something_was_said(cli, bundle)
         (bundle / name).write_text("{}")
     export = ("export", CHECKPOINT, "--target", "onnx", "--recipe", "fp32", "-o", bundle, "--overwrite")
     assert cli(*export, "-q").code == 0
-    assert not {"verification.json", "model.sig"} & set(os.listdir(bundle))
+    assert not {"verification.json", "model.sig"} & {path.name for path in bundle.iterdir()}
     (bundle / "mine.json").write_text("{}")
     assert cli(*export, "-q").code == 2
 
