@@ -64,6 +64,7 @@ format: setup
 
 docs: setup
 	$(BIN)/python -m tests.layers
+	$(BIN)/python -m tests.published_schema
 
 bench: setup
 	$(BIN)/python benchmarks/demo_accuracy.py

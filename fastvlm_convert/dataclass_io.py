@@ -160,7 +160,7 @@ def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
     raise RecipeError(f"{place} is {shown(given)}, expected {' or '.join(allowed)}")
 
 
-_SCHEMA_KINDS = {int: "integer", float: "number", bool: "boolean", str: "string"}
+_SCHEMA_KINDS = {int: "integer", float: "number", bool: "boolean", str: "string", types.NoneType: "null"}
 
 
 def schema_of(kind: type) -> dict[str, Any]:

@@ -42,7 +42,7 @@ LINES = [
     ],
     ["pictures", "preprocess", "prompt", "messages", "metrics"],
     ["generate", "answer_stream", "demo", "questions", "gates"],
-    ["recipe", "recipe_schema", "resolved_recipe", "manifest"],
+    ["recipe", "recipe_schema", "resolved_recipe", "manifest", "manifest_schema"],
     ["weights"],
     ["quantized"],
     ["checkpoint"],

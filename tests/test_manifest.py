@@ -215,7 +215,7 @@ class TestFiles:
         assert changed_files(bundle, manifest) == [DATA]
 
     def test_files_that_others_add_do_not_matter(self, bundle):
-        (bundle / "README.md").write_text("mine")
+        (bundle / "mine.md").write_text("mine")
         assert changed_files(bundle, load_manifest(bundle)) == []
 
 

@@ -59,8 +59,8 @@ class TestShipped:
         settings = load_recipe(path.stem)
         targets = [name for name, facts in describe(settings)["targets"].items() if not facts["refused"]]
         assert targets
-        quick = without_data(settings)  # sizes do not depend on the solver
-        predicted = predicted_files(plan_export(open_checkpoint(DEMO), settings, targets))
+        quick = without_data(settings)  # of weights, sizes do not depend on the solver
+        predicted = predicted_files(plan_export(open_checkpoint(DEMO), quick, targets))
         result = export(DEMO, tmp_path / "bundle", recipe=quick, targets=targets)
         assert set(settings.notes) <= set(result.warnings)
         manifest = load_manifest(tmp_path / "bundle")

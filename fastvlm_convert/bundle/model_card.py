@@ -5,17 +5,12 @@ from typing import Final
 
 from fastvlm_convert.bundle.license import NO_LICENSE, NOTICE, is_apples
 from fastvlm_convert.bundle.mlbom import MLBOM_FILE
-from fastvlm_convert.bundle.snippets import SECTIONS
+from fastvlm_convert.exporters.backends import backend_of
 from fastvlm_convert.manifest import FILE_NAME, VERIFICATION_FILE, Manifest
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.published import DECODERS, published_config
 
 CARD_FILE: Final = "README.md"
-_LIBRARIES: Final = {
-    "onnx": "transformers.js",
-    "coreml": "coreml",
-    "mlx": "mlx",
-}  # as Hugging Face calls them
 _OWNER: Final = "apple"
 
 
@@ -53,7 +48,7 @@ def model_card(manifest: Manifest, base: str | None, license_text: str | None) -
         f"# {title} ({manifest.recipe.name})\n",
         f"{_introduction(manifest, base)}\n",
         "## Use it\n",
-        *(f"{SECTIONS[target](manifest).rstrip()}\n" for target in manifest.targets if target in SECTIONS),
+        *(f"{section.rstrip()}\n" for section in _sections(manifest)),
         "## Files\n",
         _files(manifest),
         "## How it was made\n",
@@ -64,6 +59,11 @@ def model_card(manifest: Manifest, base: str | None, license_text: str | None) -
         _license(manifest, license_text),
     ]
     return "\n".join(parts).encode()
+
+
+def _sections(manifest: Manifest) -> list[str]:
+    found = [backend_of(target).card_section(manifest, target) for target in manifest.targets]
+    return [section for section in found if section]
 
 
 def _front_matter(manifest: Manifest, base: str | None, license_text: str | None) -> str:
@@ -83,9 +83,9 @@ def _front_matter(manifest: Manifest, base: str | None, license_text: str | None
         fields["base_model"] = [base]
         if manifest.recipe.quantize:
             fields["base_model_relation"] = "quantized"
-    libraries = [_LIBRARIES[target] for target in manifest.targets if target in _LIBRARIES]
-    if libraries:
-        fields["library_name"] = libraries[0]
+    libraries = (backend_of(target).card_library for target in manifest.targets)
+    if (library := next((name for name in libraries if name is not None), None)) is not None:
+        fields["library_name"] = library
     fields["pipeline_tag"] = "image-text-to-text"
     fields["tags"] = ["fastvlm", *manifest.targets]
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
@@ -151,8 +151,8 @@ def _making(manifest: Manifest) -> str:
 def _verification() -> str:
     return (
         f"[{VERIFICATION_FILE}]({VERIFICATION_FILE}) has every check and figure, if it is there: "
-        "`fastvlm-convert verify BUNDLE --reference CHECKPOINT --record` writes it. Without it, nothing about "
-        "this bundle's answers was recorded.\n\n"
+        "`fastvlm-convert verify BUNDLE --reference CHECKPOINT --record` writes it. Without it, nothing "
+        "about this bundle's answers was recorded.\n\n"
         "`fastvlm-convert bundle check BUNDLE` sees that every file is what the manifest says.\n"
     )
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from fastvlm_convert.delivery.zip_file import write_zip
 from fastvlm_convert.errors import BundleError, OutputError
 from fastvlm_convert.json_file import read_json_file
 from fastvlm_convert.manifest import BESIDE, FILE_NAME, Manifest, load_manifest
-from fastvlm_convert.progress import OnStage, ignore_stage
+from fastvlm_convert.progress import OnShare, OnStage, ignore_stage
 from fastvlm_convert.regular_file import open_file
 from fastvlm_convert.verification.record import manifest_hash
 
@@ -129,7 +129,7 @@ def _copy_all(
     folder: Path,
     made: dict[str, bytes],
     copied: dict[str, str],
-    on_share: Callable[[float], None],
+    on_share: OnShare,
 ) -> None:
     total = sum((bundle / source).stat().st_size for source in copied.values()) or 1
     done = 0

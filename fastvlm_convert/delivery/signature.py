@@ -19,8 +19,11 @@ from fastvlm_convert.regular_file import read_file
 
 _MAX_KEY_BYTES: Final = 1 << 20
 _MAX_SIGNATURE_BYTES: Final = 4 << 20  # a few hundred bytes a file
+# No PEM, an encrypted key, and a key of another kind.
+_UNUSABLE: Final = (ValueError, TypeError, AttributeError)
 _MAKE_KEYS: Final = (
-    "keys are elliptic curve keys in PEM: openssl ecparam -name prime256v1 -genkey -noout -out key.pem; "
+    "keys are elliptic curve keys in PEM, not encrypted: "
+    "openssl ecparam -name prime256v1 -genkey -noout -out key.pem, and "
     "openssl ec -in key.pem -pubout -out key.pub"
 )
 
@@ -37,12 +40,12 @@ def sign_bundle(bundle: Path, private_key: Path) -> Path:
         OutputError: The signature cannot be written.
         MissingDependencyError: The extra `sign` is not installed.
     """
-    _see_key(private_key)
     library, config = _library("signing")
+    _see_key(private_key)
     try:
         signer = library.Config().use_elliptic_key_signer(private_key=private_key)
-    except (ValueError, TypeError) as error:  # TypeError: it is encrypted
-        raise _bad_key(private_key, error) from error
+    except _UNUSABLE as error:
+        raise _bad_key(private_key) from error
     signer.set_hashing_config(config.set_ignored_paths(paths=BESIDE, ignore_git_paths=False))
     path = bundle / SIGNATURE_FILE
     try:
@@ -69,8 +72,8 @@ def signature_problem(bundle: Path, public_key: Path) -> str | None:
         SignatureError: The bundle has no signature, or the key cannot be used.
         MissingDependencyError: The extra `sign` is not installed.
     """
-    _see_key(public_key)
     library, config = _library("verifying")
+    _see_key(public_key)
     from cryptography.exceptions import InvalidSignature
 
     path = bundle / SIGNATURE_FILE
@@ -83,8 +86,8 @@ def signature_problem(bundle: Path, public_key: Path) -> str | None:
         return f"{SIGNATURE_FILE} cannot be read: {error.strerror}"
     try:
         verifier = library.Config().use_elliptic_key_verifier(public_key=public_key)
-    except (ValueError, TypeError, AttributeError) as error:  # AttributeError: a key of another kind
-        raise _bad_key(public_key, error) from error
+    except _UNUSABLE as error:
+        raise _bad_key(public_key) from error
     verifier.set_hashing_config(config.set_ignored_paths(paths=BESIDE, ignore_git_paths=False))
     try:
         with redirect_stdout(sys.stderr):  # where the library would print
@@ -121,6 +124,5 @@ def _see_key(path: Path) -> None:
         raise SignatureError(f"cannot read the key: {error.strerror}", where=path, hint=_MAKE_KEYS) from error
 
 
-def _bad_key(path: Path, error: Exception) -> SignatureError:
-    del error  # OpenSSL's own words help nobody
+def _bad_key(path: Path) -> SignatureError:
     return SignatureError("no key that can be used here", where=path, hint=_MAKE_KEYS)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from fastvlm_convert.errors import BundleError
+from fastvlm_convert.exporters.backends import backend_of
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.targets import BACKENDS, Target
 
@@ -19,25 +20,26 @@ class Store:
     Attributes:
         name: As users type it.
         title: As its makers call it.
-        targets: Formats that its devices run.
         max_pack_bytes: Download of one pack; None where no limit is published.
         max_app_bytes: Downloads of all packs of an app together.
     """
 
     name: StoreName
     title: str
-    targets: tuple[Target, ...]
     max_pack_bytes: int | None
     max_app_bytes: int
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Formats that its devices run."""
+        return tuple(target for target in BACKENDS if backend_of(target).store == self.name)
 
 
 STORES: Final[dict[StoreName, Store]] = {
     store.name: store
     for store in (
-        Store("play", "Play for On-device AI", ("onnx",), 1_500_000_000, 4_000_000_000),
-        Store(
-            "background-assets", "Apple-hosted Background Assets", ("coreml", "mlx"), None, 200_000_000_000
-        ),
+        Store("play", "Play for On-device AI", 1_500_000_000, 4_000_000_000),
+        Store("background-assets", "Apple-hosted Background Assets", None, 200_000_000_000),
     )
 }
 
@@ -94,16 +96,16 @@ def files_for(store: Store, sizes: Mapping[str, int], artifacts: Sequence[Artifa
     if not own:
         raise BundleError(
             f"the bundle has no artifact that {store.title} could deliver",
-            hint=f"export one with {' or '.join(f'--target {t}' for t in store.targets if t in BACKENDS)}",
+            hint=f"export one with {' or '.join(f'--target {target}' for target in store.targets)}",
         )
     others = {a.target for a in artifacts} - set(store.targets)
     foreign = {file for a in artifacts if a.target in others for file in a.files}
-    kept = {file for a in own for file in a.files}
-    folders = _top_folders(foreign) - _top_folders(kept)
+    folders = {folder for target in others for folder in backend_of(target).folders}
+    folders -= {folder for a in own for folder in backend_of(a.target).folders}
     return {
         name: size
         for name, size in sizes.items()
-        if name in kept or (name not in foreign and name.partition("/")[0] not in folders)
+        if name not in foreign and name.partition("/")[0] not in folders
     }
 
 

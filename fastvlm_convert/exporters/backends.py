@@ -7,7 +7,7 @@ from typing import Any
 
 from fastvlm_convert.errors import MissingDependencyError
 from fastvlm_convert.exporters.job import ExportJob, Statement
-from fastvlm_convert.manifest import Artifact, Contract
+from fastvlm_convert.manifest import Artifact, Contract, Manifest
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
@@ -54,6 +54,12 @@ def no_app_folders(
     return {}
 
 
+def no_card_section(manifest: Manifest, target: Target) -> str:
+    """Of a backend whose bundles nobody opens by a few lines of code."""
+    del manifest, target
+    return ""
+
+
 @dataclass(frozen=True)
 class Backend:
     """A format that a model can be exported to.
@@ -78,6 +84,10 @@ class Backend:
         app_folders: Folders of the bundle that an app or a library loads by itself, tokenizer and config
             included, and what the config.json of each says beside or instead of the model's dimensions.
             Backends may share one.
+        folders: Folders of a bundle that hold files of this format alone.
+        store: What delivers such files to its devices, by its name in `delivery.stores`; or None.
+        card_library: What Hugging Face calls the library that opens such bundles; or None.
+        card_section: Code that opens one, in Markdown; made of its manifest and the target's name.
     """
 
     title: str
@@ -96,6 +106,10 @@ class Backend:
     app_folders: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], dict[str, dict[str, Any]]] = (
         no_app_folders
     )
+    folders: tuple[str, ...] = ()
+    store: str | None = None
+    card_library: str | None = None
+    card_section: Callable[[Manifest, Target], str] = no_card_section
 
     def exporter(self) -> Export:
         """The function that exports; loads the libraries, which takes seconds.

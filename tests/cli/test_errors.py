@@ -12,6 +12,7 @@ from fastvlm_convert.errors import (
     OutputError,
     PromptError,
     RecipeError,
+    SignatureError,
     TargetError,
     TokenizerError,
     UsageError,
@@ -20,8 +21,8 @@ from tests.bundles import recipe, write_recipe
 from tests.cli.conftest import CHECKPOINT
 
 CODES = {
-    "bundle", "checkpoint", "image", "missing_dependency", "output", "prompt", "recipe", "target",
-    "tokenizer", "usage", "worker",
+    "bundle", "checkpoint", "image", "missing_dependency", "output", "prompt", "recipe", "signature",
+    "target", "tokenizer", "usage", "worker",
 }  # fmt: skip
 
 EXPORT = ("export", CHECKPOINT, "--target", "onnx", "--recipe", "fp32")
@@ -102,7 +103,7 @@ def raise_instead(monkeypatch, error):
     "kind",
     [
         BundleError, CheckpointError, ImageError, MissingDependencyError, OutputError, PromptError,
-        RecipeError, TargetError, TokenizerError, UsageError,
+        RecipeError, SignatureError, TargetError, TokenizerError, UsageError,
     ],
 )  # fmt: skip
 def test_the_code_is_the_class(cli, monkeypatch, kind: type[ConversionError]):

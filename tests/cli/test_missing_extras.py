@@ -71,6 +71,11 @@ def mlx_bundle(tmp_path_factory):
         ("onnxruntime", ("bench", "BUNDLE", "--trials", "1"), "running an ONNX bundle needs onnxruntime"),
         ("coremltools", ("mil", "PACKAGE"), "reading a Core ML package needs coremltools"),
         (
+            "model_signing",
+            ("bundle", "sign", "BUNDLE", "--key", "k"),
+            "a bundle's signature needs model_signing",
+        ),
+        (
             "coremltools",
             ("export", CHECKPOINT, *FP32, "--target", "coreml"),
             "the Core ML target needs coremltools",

@@ -51,6 +51,6 @@ def test_not_run_is_neither():
 
 def test_status_of_the_whole():
     passed, failed, absent = check(60.0), check(40.0), not_run("onnx", "s", "m", "r")
-    assert VerifyResult((passed,), (), (), 1).status == "passed"
-    assert VerifyResult((passed, absent), (), (), 1).status == "not_run"
-    assert VerifyResult((passed, absent, failed), (), (), 1).status == "failed"
+    assert VerifyResult((passed,), (), (), 1, "").status == "passed"
+    assert VerifyResult((passed, absent), (), (), 1, "").status == "not_run"
+    assert VerifyResult((passed, absent, failed), (), (), 1, "").status == "failed"

@@ -43,10 +43,10 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Check every hash, the manifest, and that nothing is missing or extra.
+    """Check every file of a bundle against its manifest.
 
-    Also the license and its notice, what was recorded by `verify --record`, and the signature. The exit code
-    is 1 if a check fails, and 2 if one could not be run.
+    Every hash, nothing missing or extra, the license and its notice, what `verify --record` wrote, and on
+    request the signature. The exit code is 1 if a check fails, and 2 if one could not be run.
     """
     if signature != (public_key is not None):
         given, missing = (

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from fastvlm_convert.exporters.backends import Backend, Prediction
+from fastvlm_convert.exporters.coreml.card import card_section
 from fastvlm_convert.exporters.coreml.sizes import coreml_dry_run
 from fastvlm_convert.exporters.coreml.support import check
 from fastvlm_convert.exporters.job import Statement
@@ -38,4 +39,8 @@ BACKEND: Final = Backend(
     working_bytes=_working_bytes,
     has_float16_cache=lambda recipe: recipe.coreml.kv_cache == "state",
     app_folders=lambda config, recipe, layers: {APPLE_FOLDER: {}} if recipe.coreml.drop_in else {},
+    folders=("coreml", APPLE_FOLDER),
+    store="background-assets",
+    card_library="coreml",
+    card_section=card_section,
 )

@@ -6,10 +6,13 @@ from typing import Final
 from fastvlm_convert.errors import TargetError
 from fastvlm_convert.exporters.backends import Backend, Prediction
 from fastvlm_convert.exporters.job import Statement
+from fastvlm_convert.exporters.mlx.card import card_section
 from fastvlm_convert.exporters.mlx.folders import app_folders
 from fastvlm_convert.exporters.mlx.groups import stored_layers
+from fastvlm_convert.exporters.mlx.lower import FOLDER
 from fastvlm_convert.exporters.mlx.sizes import mlx_dry_run
 from fastvlm_convert.exporters.mlx.support import check, notes
+from fastvlm_convert.io_names import APPLE_FOLDER
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
@@ -49,4 +52,8 @@ BACKEND: Final = Backend(
     working_bytes=_working_bytes,
     has_float16_cache=lambda recipe: False,
     app_folders=app_folders,
+    folders=(FOLDER, APPLE_FOLDER),
+    store="background-assets",
+    card_library="mlx",
+    card_section=card_section,
 )

@@ -5,6 +5,7 @@ from typing import Final
 
 from fastvlm_convert.exporters.backends import Backend, Prediction
 from fastvlm_convert.exporters.job import Statement
+from fastvlm_convert.exporters.onnx.card import card_section
 from fastvlm_convert.exporters.onnx.genai import genai_files
 from fastvlm_convert.exporters.onnx.sizes import onnx_dry_run
 from fastvlm_convert.exporters.onnx.support import check
@@ -43,4 +44,8 @@ BACKEND: Final = Backend(
     has_float16_cache=lambda recipe: False,
     client_config=transformers_js_config,
     client_documents=genai_files,
+    folders=("onnx",),
+    store="play",
+    card_library="transformers.js",
+    card_section=card_section,
 )

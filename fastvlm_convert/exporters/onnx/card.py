@@ -1,7 +1,5 @@
-"""Code for every platform, with the names of the very bundle filled in: what its README.md shows."""
+"""Code that opens an ONNX bundle, with its own names filled in: what its README.md shows."""
 
-from collections.abc import Callable, Mapping
-from pathlib import PurePosixPath
 from typing import Final
 
 from fastvlm_convert.io_names import COMPONENTS
@@ -10,19 +8,20 @@ from fastvlm_convert.manifest import Manifest
 _QUESTION: Final = "What is in this picture?"
 
 
-def _onnx(manifest: Manifest) -> str:
+def card_section(manifest: Manifest, target: str) -> str:
+    """For Python, JavaScript and Android, and for onnxruntime-genai where the bundle has its file."""
     parts = [_PYTHON, _JAVASCRIPT]
-    if _shares_a_file(manifest):
+    if _shares_a_file(manifest, target):
         parts.append("Node opens these graphs; a browser cannot, because two of them share a data file.\n")
-    parts.append(_kotlin(manifest))
+    parts.append(_kotlin(manifest, target))
     if "genai_config.json" in manifest.files:
         parts.append(_GENAI)
     return "\n".join(parts)
 
 
-def _shares_a_file(manifest: Manifest) -> bool:
+def _shares_a_file(manifest: Manifest, target: str) -> bool:
     """Whether two ONNX graphs that clients open read one file."""
-    main = (a for a in manifest.artifacts if a.target == "onnx" and a.function == "main")
+    main = (a for a in manifest.artifacts if a.target == target and a.function == "main")
     files = [file for artifact in main for file in artifact.files]
     return len(set(files)) < len(files)
 
@@ -62,8 +61,8 @@ console.log(processor.batch_decode(answer, {{ skip_special_tokens: true }})[0]);
 """
 
 
-def _kotlin(manifest: Manifest) -> str:
-    files = {part: manifest.artifact("onnx", part).files[0] for part in COMPONENTS}
+def _kotlin(manifest: Manifest, target: str) -> str:
+    files = {part: manifest.artifact(target, part).files[0] for part in COMPONENTS}
     contract = manifest.contract
     return f"""### Android, with ONNX Runtime
 
@@ -88,8 +87,8 @@ class FastVlm(bundle: File) : AutoCloseable {{
 }}
 ```
 
-Run `vision` on the pixels and `embed` on the token ids, put the image features in the place of `<image>`, and step
-`decoder`, feeding back the cache that it returns.
+Run `vision` on the pixels and `embed` on the token ids, put the image features in the place of `<image>`,
+and step `decoder`, feeding back the cache that it returns.
 """
 
 
@@ -113,54 +112,3 @@ while not generator.is_done():
 
 Pictures go in with `Generator.set_inputs`: `input_ids`, `pixel_values` and `num_image_tokens`.
 """
-
-
-def _coreml(manifest: Manifest) -> str:
-    artifacts = [a for a in manifest.artifacts if a.target == "coreml"]
-    names = {a.component: PurePosixPath(a.files[0]).parent for a in artifacts}
-    vision, decoder = names["vision"], names["decoder"]
-    loads = "\n".join(
-        f'let {a.function} = try model("{decoder.stem}", function: "{a.function}")'
-        for a in artifacts
-        if names[a.component] == decoder
-    )
-    contract = manifest.contract
-    return f"""### iOS and macOS, with Core ML
-
-Add `{vision}` and `{decoder}` to an Xcode target (iOS 18 or macOS 15).
-
-```swift
-import CoreML
-
-func model(_ name: String, function: String? = nil) throws -> MLModel {{
-    let configuration = MLModelConfiguration()
-    configuration.computeUnits = .cpuAndGPU
-    configuration.functionName = function
-    let url = Bundle.main.url(forResource: name, withExtension: "mlmodelc")!
-    return try MLModel(contentsOf: url, configuration: configuration)
-}}
-
-let vision = try model("{vision.stem}")
-{loads}
-let imageSize = {contract.image_size}, imageTokens = {contract.num_image_tokens}
-let eosTokenIds: Set<Int> = [{", ".join(map(str, contract.eos_token_ids))}]
-```
-
-Run `vision` on the picture and embed the token ids, put the image features in the place of `<image>`, prefill
-with a state of `makeState()`, and decode with the same state.
-"""
-
-
-def _mlx(manifest: Manifest) -> str:
-    folder = PurePosixPath(manifest.artifact("mlx", "decoder").files[0]).parent
-    return f"""### Macs, with mlx-vlm
-
-```sh
-pip install mlx-vlm
-python -m mlx_vlm.generate --model BUNDLE/{folder} --image photo.jpg --prompt "{_QUESTION}"
-```
-"""
-
-
-# By target; a target without one is listed with its files alone.
-SECTIONS: Final[Mapping[str, Callable[[Manifest], str]]] = {"onnx": _onnx, "coreml": _coreml, "mlx": _mlx}
