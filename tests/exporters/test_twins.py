@@ -17,6 +17,8 @@ TARGETS = ("onnx", "coreml")
 # Files that one format alone needs, and why.
 OWN_FILES = {
     "onnx": {
+        "genai": "onnxruntime-genai reads a config of its own",
+        "merge": "onnxruntime-genai embeds and merges image features in one graph",
         "transformers_js": "transformers.js reads a config of its own",
         "fused": "operators of ONNX Runtime that read integers; Core ML decompresses weights first",
     },
