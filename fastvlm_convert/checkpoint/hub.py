@@ -108,7 +108,7 @@ def _license(folder: Path) -> str:
     try:
         head = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[: 1 << 16].split("---")[1]
         card = yaml.safe_load(head)
-    except (OSError, IndexError, ValueError, yaml.YAMLError):
+    except (OSError, IndexError, ValueError, RecursionError, yaml.YAMLError):
         card = None
     card = card if isinstance(card, dict) else {}
     said = [card.get("license_name") or card.get("license"), card.get("license_link")]

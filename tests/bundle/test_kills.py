@@ -17,6 +17,7 @@ from tests.bundles import export_bundle, mixed_recipe, recipe
 from tests.checkpoints import GOLDEN, LLAVA, tree_state
 from tests.kills import changes, kill_before
 
+pytestmark = pytest.mark.slow
 CHECKPOINT = GOLDEN / LLAVA / "checkpoint"
 PROGRESS = "fastvlm-convert.progress"
 

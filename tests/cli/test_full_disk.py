@@ -9,6 +9,8 @@ import pytest
 from tests.bundles import mixed_recipe, write_recipe
 from tests.cli.conftest import CHECKPOINT, IMAGE
 
+pytestmark = pytest.mark.slow
+
 # Runs a command in a fork for each limit of a file's size, as if the disk had no room for more.
 LIMITED = """
 import os, resource, shutil, sys

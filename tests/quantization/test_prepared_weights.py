@@ -240,6 +240,7 @@ def logits(weights, data: Calibration, checkpoint=CHECKPOINT, recipe: Recipe = R
     return chain.logits(x[batch.answers]).numpy()
 
 
+@pytest.mark.slow
 def test_gptq_beats_the_search_on_the_demos_answers():
     checkpoint = open_checkpoint(DEMO)
     rule = replace(DECODER, block_size=32)
