@@ -19,7 +19,7 @@ from tests.clients.genai import Genai, og, open_genai
 from tests.commands import ROOT
 
 DEMO = ROOT / "checkpoints" / "fastvlm-demo"
-QUICK = ("int4", "web-q4f16")
+QUICK = "int4"
 ONNX = sorted(set(shipped_recipes()) - {"ios-ane"})  # palettes are no ONNX
 NEW_TOKENS = 60
 
@@ -32,7 +32,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Genai:
-    return demo_bundle("int4", tmp_path_factory.mktemp("demo"))
+    return demo_bundle(QUICK, tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +57,18 @@ def check_answers(genai: Genai, pictures) -> None:
         assert genai.answer(prompt, NEW_TOKENS) == genai.our_answer(prompt, NEW_TOKENS), question
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ONNX]
-)
-def test_every_recipe_answers_as_run_does(name, pictures, tmp_path):
-    """About one picture, square or not, about two, and about none."""
-    genai = demo_bundle(name, tmp_path)
-    check_answers(genai, pictures)
-    assert changed_files(genai.folder, load_manifest(genai.folder)) == []
-    assert {p.relative_to(genai.folder).as_posix() for p in genai.folder.rglob("*") if p.is_file()} == {
-        *load_manifest(genai.folder).files,
-        "fastvlm_manifest.json",
-    }
+def test_a_recipe_with_integers_and_a_float16_cache(demo, pictures):
+    """About one picture, square or not, about two, and about none; nothing is written beside the bundle."""
+    check_answers(demo, pictures)
+    assert changed_files(demo.folder, load_manifest(demo.folder)) == []
+    found = {p.relative_to(demo.folder).as_posix() for p in demo.folder.rglob("*") if p.is_file()}
+    assert found == {*load_manifest(demo.folder).files, "fastvlm_manifest.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(ONNX) - {QUICK}))
+def test_every_other_recipe(name, pictures, tmp_path):
+    check_answers(demo_bundle(name, tmp_path), pictures)
 
 
 @pytest.mark.parametrize("case", [case for case in golden_cases() if case.name == LLAVA], ids=str)
@@ -82,9 +82,14 @@ def test_the_original_codes_answers(golden, case):
     assert golden.rest(generator) == expected
 
 
-@pytest.mark.parametrize(("checkpoint", "name"), [(LLAVA, "fp16"), (HF, "fp32"), (HF, "fp16")])
-def test_the_goldens_in_other_precisions(checkpoint, name, tmp_path, pictures):
-    genai = open_genai(export_bundle(GOLDEN / checkpoint / "checkpoint", tmp_path / "bundle", recipe(name)))
+def test_float16_of_a_golden(fp16_bundle, pictures):
+    check_answers(open_genai(fp16_bundle), pictures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fp32", "fp16"])
+def test_a_golden_in_transformers_layout(name, tmp_path, pictures):
+    genai = open_genai(export_bundle(GOLDEN / HF / "checkpoint", tmp_path / "bundle", recipe(name)))
     check_answers(genai, pictures)
 
 
