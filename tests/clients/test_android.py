@@ -1,7 +1,7 @@
 """`examples/android`: its core, compiled by kotlinc, answers with the tokens that `run` gives.
 
-What it needs that Python's environment does not bring: Debian's `kotlin`, `junit4` and a JDK, and ONNX
-Runtime's Java API (see `onnxruntime_java`).
+What it needs that Python's environment does not bring: a JDK, `kotlinc` (1.3 or newer), Debian's `junit4` and
+ONNX Runtime's Java API (see `onnxruntime_java`).
 """
 
 import base64
@@ -37,8 +37,8 @@ from tests.clients.onnxruntime_java import OnnxRuntimeJava, onnxruntime_java
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "examples" / "android"
 JARS = Path("/usr/share/java")  # where Debian puts them
-COMPILED = ("kotlin-stdlib-jdk7.jar", "junit4.jar")
-RUN = ("kotlin-stdlib.jar", *COMPILED, "hamcrest-core.jar")
+JUNIT = (JARS / "junit4.jar", JARS / "hamcrest-core.jar")
+JDK7 = JARS / "kotlin-stdlib-jdk7.jar"  # of Kotlin before 1.8, which has `use` in a jar of its own
 RECIPES = ("android-int4", "int4", "fp16", "fp32")
 
 pytestmark = pytest.mark.slow
@@ -48,16 +48,22 @@ pytestmark = pytest.mark.slow
 def runtime(tmp_path_factory) -> OnnxRuntimeJava:
     """ONNX Runtime's Java API; skips where anything is not installed."""
     missing = [name for name in ("java", "kotlinc") if shutil.which(name) is None]
-    missing += [str(JARS / name) for name in RUN if not (JARS / name).is_file()]
+    missing += [str(jar) for jar in JUNIT if not jar.is_file()]
     if missing:
-        pytest.skip(f"not installed: {', '.join(missing)} (apt-get install kotlin junit4)")
+        pytest.skip(f"not installed: {', '.join(missing)} (apt-get install default-jdk kotlin junit4)")
     return onnxruntime_java(tmp_path_factory.mktemp("runtime"))
 
 
-def compile_kotlin(runtime: OnnxRuntimeJava, output: Path, *sources: Path, others: tuple[Path, ...] = ()):
-    """Compile sources to a jar, without a warning."""
-    classes = ":".join(map(str, (runtime.jar, *(JARS / name for name in COMPILED), *others)))
-    command = ["kotlinc", "-jvm-target", "1.8", "-Werror", "-cp", classes, *sources, "-d", output]
+def class_path(runtime: OnnxRuntimeJava, *jars: Path) -> str:
+    """Some jars, and those that every program here needs."""
+    old = (JDK7,) if JDK7.is_file() else ()
+    return ":".join(map(str, (*jars, runtime.jar, *JUNIT, *old)))
+
+
+def compile_kotlin(runtime: OnnxRuntimeJava, output: Path, *sources: Path):
+    """Compile sources to a jar, Kotlin's own classes included."""
+    command = ["kotlinc", "-jvm-target", "1.8", "-cp", class_path(runtime), *sources, "-include-runtime"]
+    command += ["-d", output]
     done = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
 
@@ -96,8 +102,7 @@ def core(runtime, bundles, tmp_path_factory) -> Path:
 
 def java(runtime: OnnxRuntimeJava, classes: tuple[Path, ...], *arguments: object) -> str:
     """What a Java program prints; it must succeed."""
-    path = ":".join(map(str, (*classes, runtime.jar, *(JARS / name for name in RUN))))
-    command = ["java", *runtime.options, "-cp", path, *arguments]
+    command = ["java", *runtime.options, "-cp", class_path(runtime, *classes), *arguments]
     done = subprocess.run(
         list(map(str, command)), capture_output=True, encoding="utf-8", env=runtime.environment
     )
