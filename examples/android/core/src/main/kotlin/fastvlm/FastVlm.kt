@@ -84,7 +84,8 @@ class FastVlm(bundle: File, threads: Int) : AutoCloseable {
         maxNewTokens: Int,
         onText: (String) -> Unit
     ): Answer {
-        require(messages.map { it.pictures }.sum() == pictures.size) { "the messages mention another number of pictures" }
+        val mentioned = messages.map { it.pictures }.sum()
+        require(mentioned == pictures.size) { "the messages mention $mentioned pictures, given are ${pictures.size}" }
         val segments = promptSegments(messages, tokenizer)
         val promptTokens = segments.map { it.size }.sum() + pictures.size * BundleConstants.NUM_IMAGE_TOKENS
         require(promptTokens + maxNewTokens <= BundleConstants.CONTEXT_LENGTH) {

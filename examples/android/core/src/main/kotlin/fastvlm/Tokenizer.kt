@@ -154,13 +154,7 @@ class Tokenizer private constructor(
             require(model["type"] == "BPE") { "tokenizer.json is not of byte-pair encoding" }
             require(members(root["normalizer"])["type"] == "NFC") { "tokenizer.json does not normalize to NFC" }
             val steps = items(members(root["pre_tokenizer"])["pretokenizers"]).map { members(it) }
-            require(steps.map { it["type"] } == listOf("Split", "ByteLevel")) { "tokenizer.json does not split as Qwen2's" }
-            require(members(steps[0]["pattern"])["Regex"] == QWEN2_SPLIT && steps[0]["behavior"] == "Isolated") {
-                "tokenizer.json does not split as Qwen2's"
-            }
-            require(steps[1]["use_regex"] == false && steps[1]["add_prefix_space"] == false) {
-                "tokenizer.json does not split as Qwen2's"
-            }
+            require(splitsAsQwen2(steps)) { "tokenizer.json does not split text as Qwen2's" }
             val vocabulary = HashMap<String, Int>()
             for ((token, id) in members(model["vocab"])) vocabulary[token] = (id as Double).toInt()
             val ranks = HashMap<Pair<String, String>, Int>()
@@ -171,6 +165,11 @@ class Tokenizer private constructor(
             val added = items(root["added_tokens"]).map { addedToken(members(it)) }
             return Tokenizer(vocabulary, ranks, added, model["ignore_merges"] == true)
         }
+
+        private fun splitsAsQwen2(steps: List<Map<String, Any?>>): Boolean =
+            steps.map { it["type"] } == listOf("Split", "ByteLevel") &&
+                members(steps[0]["pattern"])["Regex"] == QWEN2_SPLIT && steps[0]["behavior"] == "Isolated" &&
+                steps[1]["use_regex"] == false && steps[1]["add_prefix_space"] == false
 
         private fun addedToken(entry: Map<String, Any?>): AddedToken {
             val token = AddedToken(
@@ -199,7 +198,8 @@ class Tokenizer private constructor(
 
         private fun anyOf(texts: Collection<String>): Pattern? {
             val longestFirst = texts.sortedByDescending { it.length }
-            return if (longestFirst.isEmpty()) null else Pattern.compile(longestFirst.joinToString("|") { Pattern.quote(it) })
+            if (longestFirst.isEmpty()) return null
+            return Pattern.compile(longestFirst.joinToString("|") { Pattern.quote(it) })
         }
 
         /** A text cut before and behind every match; pieces are not empty. */

@@ -22,6 +22,10 @@ object Golden {
         return Picture(integer(picture["width"]), integer(picture["height"]), rgb)
     }
 
+    /** Token ids of a prompt with one picture. */
+    fun prompt(question: String): List<List<Int>> =
+        promptSegments(listOf(Message("user", question, pictures = 1)), tokenizer).map { it.toList() }
+
     /** See that sampled values of an array are within their tolerance. */
     fun check(what: String, sampled: Any?, found: FloatArray) {
         val golden = members(sampled)
