@@ -5,13 +5,14 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+MLX := .venv-mlx
 READY := $(VENV)/.ready
 DEMO := checkpoints/fastvlm-demo
 OUT := out/demo
 # A worker for each core, but no more than memory allows: one takes up to 2 GB.
 PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: setup demo test test-all soak lint format docs bench clean
+.PHONY: setup clients-mlx demo test test-all soak lint format docs bench clean
 
 setup: $(READY)
 
@@ -20,6 +21,15 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --upgrade pip
 	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+# mlx-vlm wants other versions of our own libraries, so tests start it as a program.
+clients-mlx: $(MLX)/.ready
+
+$(MLX)/.ready: tests/clients/mlx-vlm.txt
+	@$(PYTHON) -m venv $(MLX)
+	@$(MLX)/bin/python -m pip install -qq --upgrade pip
+	@$(MLX)/bin/python -m pip install -qq --requirement tests/clients/mlx-vlm.txt
 	@touch $@
 
 demo: setup
@@ -73,5 +83,5 @@ bench: setup
 	$(BIN)/python benchmarks/quantize_cost.py 0.5b
 
 clean:
-	rm -rf $(VENV) out build dist .hypothesis .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(MLX) out build dist .hypothesis .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -61,7 +61,7 @@ LINES = [
 ]
 PLACE = {part: place for place, line in enumerate(LINES) for part in line}
 TORCH_FREE = {"weights", "quantized", "checkpoint", "exporters"}
-HEAVY = {"torch", "onnx", "onnxruntime", "coremltools"}
+HEAVY = {"torch", "onnx", "onnxruntime", "coremltools", "mlx"}
 MAX_LINES = 400
 
 

@@ -9,33 +9,38 @@ give only of ids that the tokenizer has.
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 
 import mlx.core as mx
 import mlx_vlm.models.fastvlm.config as fastvlm
 from mlx.utils import tree_flatten
-from mlx_vlm import apply_chat_template, generate, load
+from mlx_vlm import apply_chat_template, load, stream_generate
 from mlx_vlm.generate import generate_step
 from PIL import Image
 
 
 def answer(model, processor, asked: dict) -> dict:
     prompt = apply_chat_template(processor, model.config, asked["question"], num_images=1)
+    if asked["text"]:
+        pieces = list(
+            stream_generate(
+                model,
+                processor,
+                prompt,
+                image=[asked["image"]],
+                max_tokens=asked["max_tokens"],
+                temperature=0.0,
+            )
+        )
+        said = "".join(piece.text for piece in pieces)
+        return {"token_ids": [piece.token for piece in pieces], "text": said}
     picture = Image.open(asked["image"]).convert("RGB")
     given = processor(images=picture, text=prompt, return_tensors="np")
-    pixels = mx.array(given["pixel_values"])
-    steps = generate_step(
-        mx.array(given["input_ids"]), model, pixels, None, max_tokens=asked["max_tokens"], temperature=0.0
-    )
-    tokens = []
-    for token, _ in steps:
-        tokens.append(int(token))
-        if len(tokens) == asked["max_tokens"]:
-            break
-    said = None
-    if asked["text"]:
-        said = generate(model, processor, prompt, image=[asked["image"]], max_tokens=asked["max_tokens"]).text
-    return {"prompt": prompt, "token_ids": tokens, "text": said}
+    ids, pixels = (mx.array(given[name]) for name in ("input_ids", "pixel_values"))
+    steps = generate_step(ids, model, pixels, None, max_tokens=asked["max_tokens"], temperature=0.0)
+    tokens = [int(token) for token, _ in islice(steps, asked["max_tokens"])]
+    return {"token_ids": tokens, "text": None}
 
 
 def main() -> None:

@@ -61,18 +61,20 @@ def test_it_says_what_the_original_code_says(golden, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["fp16", "int8", "int4"])
 def test_the_demos_answers_are_those_of_the_same_integers(name, tmp_path):
-    """As text, too, through `mlx_vlm.generate` as its page shows it."""
+    """As text, too, through the function that docs/mlx.md shows."""
     settings = without_data(load_recipe(name))
     export(DEMO, tmp_path / "bundle", recipe=settings, targets="mlx")
     model = load_engine(open_checkpoint(DEMO), settings, 2048)
-    pictures = sorted((DEMO / "check_images").glob("*.png"))
+    pictures = sorted((DEMO / "check_images").glob("*.png"))[:6]
     question = "Describe the image."
     expected = [answer(model, picture, question) for picture in pictures]
     asked = [{"image": str(p), "question": question, "max_tokens": 64, "text": True} for p in pictures]
     found = ask(tmp_path / "bundle", DEMO, asked, tmp_path)
     assert [given["text"].strip() for given in found["answers"]] == [text for _, text in expected]
     for given, (ids, _) in zip(found["answers"], expected, strict=True):
-        assert given["token_ids"][: len(ids)] == ids
+        length = min(len(ids), len(given["token_ids"]))
+        assert length >= len(ids) - 1  # mlx-vlm may leave the end token out
+        assert given["token_ids"][:length] == ids[:length]
     is_quantized = any("uint32" in dtype for dtype in found["parameters"].values())
     assert is_quantized is bool(settings.quantize)
 
