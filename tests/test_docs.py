@@ -23,8 +23,8 @@ def test_every_command_is_one_that_the_tool_takes(page, argv):
     context = GROUP.make_context("fastvlm-convert", list(argv))
     name, command, rest = GROUP.resolve_command(context, list(argv))
     if rest and hasattr(command, "commands"):
-        context = command.make_context(name, list(rest), parent=context)
-        name, command, rest = command.resolve_command(context, list(rest))
+        context = command.make_context(name, rest, parent=context)
+        name, command, rest = command.resolve_command(context, rest)
     if rest:
         assert command.make_context(name, rest, parent=context).params
 

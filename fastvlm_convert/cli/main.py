@@ -19,7 +19,7 @@ import typer
 
 from fastvlm_convert import __version__
 from fastvlm_convert.cli import bench, chat, export, inspect, mil, plan, quantize, recipes, run, scan, verify
-from fastvlm_convert.cli import bundle as bundle_commands
+from fastvlm_convert.cli.bundle import app as bundle_app
 from fastvlm_convert.cli.console import err, print_error, print_json
 from fastvlm_convert.cli.flags import Invocation
 from fastvlm_convert.cli.streams import guarded_streams
@@ -47,7 +47,7 @@ for _name, _module in (
     ("recipes", recipes),
 ):  # fmt: skip
     app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
-app.add_typer(bundle_commands.app, name="bundle")
+app.add_typer(bundle_app, name="bundle")
 
 
 def _print_version(asked: bool) -> None:

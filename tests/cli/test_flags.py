@@ -40,9 +40,11 @@ FLAGS = {
 }  # fmt: skip
 ROOT = {"--version", "--install-completion", "--show-completion"}
 TOP = typer.main.get_command(app).commands
-COMMANDS = {name: command for name, command in TOP.items() if not hasattr(command, "commands")}
-for group in TOP.keys() - COMMANDS.keys():
-    COMMANDS |= {f"{group} {name}": command for name, command in TOP[group].commands.items()}
+COMMANDS = {
+    f"{name} {inner}" if inner else name: command
+    for name, top in TOP.items()
+    for inner, command in getattr(top, "commands", {"": top}).items()
+}
 
 
 def test_commands():
