@@ -22,7 +22,8 @@ class Command(TyperCommand):
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Parse, and keep the flags in the context: the command itself takes none of them."""
         invocation = ctx.ensure_object(Invocation)
-        invocation.command = command_name(ctx)
+        # As it was typed: `verify`, or `bundle vectors` where the command stands in a group.
+        invocation.command = ctx.command_path.removeprefix(f"{ctx.find_root().info_name} ")
         with _our_errors(ctx):
             rest = super().parse_args(ctx, args)
         invocation.flags = Flags(**{flag.name: bool(ctx.params.pop(flag.name)) for flag in FLAG_PARAMETERS})
@@ -59,11 +60,6 @@ class Command(TyperCommand):
         with formatter.section("Examples"):
             for line in (self.epilog or "").strip().splitlines():
                 formatter.write(f"  {line.strip()}\n")
-
-
-def command_name(context: typer.Context) -> str:
-    """A command's name without the program's: `plan`, `bundle check`."""
-    return context.command_path.partition(" ")[2]
 
 
 class Group(TyperGroup):

@@ -23,7 +23,7 @@ from fastvlm_convert.cli.options import AdapterOption, ImagesOption, ProjectorOp
 from fastvlm_convert.questions import every_second_badly_taken, read_questions, standard_questions
 from fastvlm_convert.verification.bundle import VerifyResult, to_dict, verify
 from fastvlm_convert.verification.check import Check
-from fastvlm_convert.verification.record import write_record
+from fastvlm_convert.verification.record import require_recordable, write_record
 
 EXAMPLES = """
 fastvlm-convert verify app --reference FastVLM-0.5B
@@ -55,6 +55,8 @@ def command(
     Compares every stage, from pixels to the text of the answer. The exit code is 1 if a check fails, and 2 if
     one could not be run.
     """
+    if record:
+        require_recordable(bundle)
     checkpoint = open_checkpoint(reference, adapter, projector=projector, vision_tower=vision_tower)
     questions = every_second_badly_taken(standard_questions()) if images is None else read_questions(images)
     with progress(flags_of(context).is_silent) as on_stage:

@@ -6,6 +6,7 @@ It lies beside the files that the manifest hashes: a bundle does not change when
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from fastvlm_convert.verification.check import Check, Measurement, status_of
 
 SCHEMA: Final = "fastvlm-convert/verification"
 SCHEMA_VERSION: Final = 1
+_WRITABLE: Final = "see that you may write into the bundle"
 _AGAIN: Final = "verify the bundle again with --record"
 
 
@@ -64,6 +66,18 @@ def manifest_hash(bundle: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_recordable(bundle: Path) -> None:
+    """See that a record can be written into a bundle, before the minutes that verifying takes.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    path = bundle / VERIFICATION_FILE
+    is_bundle = (bundle / FILE_NAME).exists()  # else the error is another
+    if is_bundle and (path.is_dir() or not os.access(bundle, os.W_OK)):
+        raise OutputError("cannot record here", where=path, hint=_WRITABLE)
+
+
 def write_record(bundle: Path, result: VerifyResult) -> Path:
     """Record in a bundle what `verify` found; an earlier record is replaced.
 
@@ -86,8 +100,7 @@ def write_record(bundle: Path, result: VerifyResult) -> Path:
         with whole_file(path) as partial:
             partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
-        hint = "see that you may write into the bundle"
-        raise OutputError(f"cannot record: {error.strerror}", where=path, hint=hint) from error
+        raise OutputError(f"cannot record: {error.strerror}", where=path, hint=_WRITABLE) from error
     return path
 
 

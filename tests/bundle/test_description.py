@@ -3,6 +3,9 @@
 import ast
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -20,6 +23,7 @@ from tests.bundles import mixed_recipe
 from tests.checkpoints import GOLDEN, LLAVA, edit_json
 
 CHECKPOINT = GOLDEN / LLAVA / "checkpoint"
+NODE_MODULES = Path(__file__).parents[1] / "clients" / "node_modules"
 APPLE = "Apple Machine Learning Research Model License Agreement\n"
 
 
@@ -93,6 +97,20 @@ class TestCard:
         (tmp_path / "photo.jpg").write_bytes((GOLDEN / LLAVA / "image0.png").read_bytes())
         exec(compile(code, "README.md", "exec"), {})
         assert capsys.readouterr().out
+
+    @pytest.mark.slow
+    def test_its_javascript_runs(self, card, bundle, tmp_path):
+        if not (NODE_MODULES / "@huggingface" / "transformers").is_dir() or shutil.which("node") is None:
+            pytest.skip("needs node and @huggingface/transformers in tests/clients/node_modules")
+        code = re.search(r"^```js\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)[1]
+        (tmp_path / "snippet.mjs").write_text(code)
+        (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+        shutil.copytree(bundle, tmp_path / "BUNDLE")
+        (tmp_path / "photo.jpg").write_bytes((GOLDEN / LLAVA / "image0.png").read_bytes())
+        done = subprocess.run(
+            ["node", "snippet.mjs"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, bool(done.stdout)) == (0, True), done.stderr
 
     def test_a_bundle_of_one_target_shows_nothing_of_the_other(self, fp32_bundle):
         card = (fp32_bundle / CARD_FILE).read_text()

@@ -9,7 +9,7 @@ from fastvlm_convert.errors import BundleError, OutputError
 from fastvlm_convert.manifest import FILE_NAME, VERIFICATION_FILE, load_manifest
 from fastvlm_convert.verification.bundle import VerifyResult
 from fastvlm_convert.verification.check import Check, Measurement
-from fastvlm_convert.verification.record import manifest_hash, read_record, write_record
+from fastvlm_convert.verification.record import manifest_hash, read_record, require_recordable, write_record
 from tests.bundles import copy_bundle, edit_manifest
 
 CHECK = Check("onnx", "greedy_text", "token_ids", None, True, "onnxruntime 1", None, "passed", None)
@@ -74,7 +74,10 @@ def test_where_it_cannot_be_written_is_said(bundle):
     (bundle / VERIFICATION_FILE).mkdir()
     with pytest.raises(OutputError, match="cannot record"):
         write_record(bundle, RESULT)
+    with pytest.raises(OutputError, match="cannot record"):
+        require_recordable(bundle)
     (bundle / VERIFICATION_FILE).rmdir()
+    require_recordable(bundle)
     os.mkfifo(bundle / VERIFICATION_FILE)
     with pytest.raises(BundleError, match="it is a pipe"):
         read_record(bundle)

@@ -71,7 +71,7 @@ import ai.onnxruntime.OrtEnvironment
 import java.io.File
 
 /** The graphs of BUNDLE, which must be files: in filesDir, or delivered as an on-demand AI pack. */
-class FastVlm(bundle: File) : AutoCloseable {{
+class FastVlm(private val bundle: File) : AutoCloseable {{
     private val environment = OrtEnvironment.getEnvironment()
     private fun open(name: String) = environment.createSession(File(bundle, name).path)
 
