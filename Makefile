@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := checkpoints/fastvlm-demo
 OUT := out/demo
+CLIENTS := tests/clients/node_modules/.package-lock.json
 # A worker for each core, but no more than memory allows: one takes up to 2 GB.
 PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: setup demo test test-all soak lint format docs bench clean
+.PHONY: setup clients demo test test-all soak lint format docs bench clean
 
 setup: $(READY)
 
@@ -20,6 +21,13 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --upgrade pip
 	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+# The clients that tests drive, from npm; tests skip what is missing. Needs Node 20 or later.
+clients: $(CLIENTS)
+
+$(CLIENTS): tests/clients/package.json tests/clients/package-lock.json
+	@npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 demo: setup

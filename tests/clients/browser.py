@@ -32,16 +32,16 @@ def find_chromium() -> str:
 
 
 @contextmanager
-def served(bundle: Path) -> Iterator[str]:
+def served(bundle: Path, server: Path = SERVER, libraries: Path = PACKAGES) -> Iterator[str]:
     """The page with a bundle at an address, as docs/web.md has it served."""
-    command = [sys.executable, SERVER, bundle, "--libraries", PACKAGES, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    command = [sys.executable, server, bundle, "--libraries", libraries, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
-            assert server.stdout is not None
-            address, _, _ = server.stdout.readline().partition(" ")
+            assert process.stdout is not None
+            address, _, _ = process.stdout.readline().partition(" ")
             yield f"{address}/"
         finally:
-            server.terminate()
+            process.terminate()
 
 
 def load_in_browser(build: str, **options: Any) -> dict[str, Any]:
