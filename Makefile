@@ -9,10 +9,11 @@ MLX := .venv-mlx
 READY := $(VENV)/.ready
 DEMO := checkpoints/fastvlm-demo
 OUT := out/demo
+CLIENTS := tests/clients/node_modules/.package-lock.json
 # A worker for each core, but no more than memory allows: one takes up to 2 GB.
 PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: setup clients-mlx demo test test-all soak lint format docs bench clean
+.PHONY: setup clients clients-mlx demo test test-all soak lint format docs bench clean
 
 setup: $(READY)
 
@@ -21,6 +22,13 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --upgrade pip
 	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+# The clients that tests drive, from npm; tests skip what is missing. Needs Node 20 or later.
+clients: $(CLIENTS)
+
+$(CLIENTS): tests/clients/package.json tests/clients/package-lock.json
+	@npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 # mlx-vlm wants other versions of our own libraries, so tests start it as a program.

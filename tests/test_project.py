@@ -37,7 +37,7 @@ def test_ci_runs_what_there_is():
     steps = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
     makefile = (ROOT / "Makefile").read_text()
     targets = {found for step in steps for found in re.findall(r"^make ([\w-]+)", step)}
-    assert targets == {"lint", "demo", "test-all", "setup", "clients-mlx"}
+    assert targets == {"lint", "demo", "clients", "clients-mlx", "test-all", "setup"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     scripts = {found for step in steps for found in re.findall(r"scripts/[\w.]+", step)}
     assert scripts == {"scripts/check_on_mac.py"}

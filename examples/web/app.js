@@ -98,9 +98,8 @@ const heard = {
     if (state !== 'loading') return; // the others of several downloads, after one failed
     $('progress').max = total;
     $('progress').value = loaded;
-    const verb = missingBytes ? 'Downloading' : 'Loading';
     $('status').textContent =
-      loaded < total ? `${verb}: ${megabytes(loaded)} of ${megabytes(total)} MB` : 'Preparing the model...';
+      loaded < total ? `Downloading: ${megabytes(loaded)} of ${megabytes(total)} MB` : 'Preparing the model...';
   },
   ready() {
     missingBytes = 0;
@@ -131,7 +130,7 @@ const heard = {
 
 function startLoading() {
   $('progress').removeAttribute('value');
-  $('status').textContent = 'Loading the runtime...';
+  $('status').textContent = missingBytes ? 'Downloading...' : 'Preparing the model...';
   enter('loading');
   worker.postMessage({ type: 'load' });
 }

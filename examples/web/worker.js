@@ -11,6 +11,26 @@ const RUNTIMES = {
   webgpu: { file: 'ort-wasm-simd-threaded.asyncify', bytes: 26861777 },
 };
 
+/** `fetch` that tells how much has come, of files that are asked for as a whole. */
+function counting(total) {
+  let loaded = 0;
+  let shown = 0;
+  return async (...request) => {
+    const response = await fetch(...request);
+    if (response.status !== 200) return response;
+    const counter = new TransformStream({
+      transform(chunk, controller) {
+        controller.enqueue(chunk);
+        loaded += chunk.byteLength;
+        if (loaded - shown < 1e5 && loaded < total) return;
+        shown = loaded;
+        postMessage({ type: 'progress', loaded, total });
+      },
+    });
+    return new Response(response.body.pipeThrough(counter), response);
+  };
+}
+
 /** Import the library, and find out what has to be downloaded. */
 async function open(given) {
   ({ settings, device, stopFlag } = given);
@@ -21,29 +41,23 @@ async function open(given) {
   const runtime = RUNTIMES[device];
   const wasm = `${settings.runtime}${runtime.file}.wasm`;
   env.backends.onnx.wasm.wasmPaths = { mjs: `${settings.runtime}${runtime.file}.mjs`, wasm };
+
   const files = await ModelRegistry.get_files(settings.model, { device });
   const facts = await Promise.all(files.map((file) => ModelRegistry.get_file_metadata(settings.model, file)));
-  const missing = files.filter((_, index) => !facts[index].exists);
-  if (missing.length) throw new Error(`Could not locate ${missing.join(', ')}`);
-  const isStored = await caches.match(wasm);
-  const bytes = facts.filter((fact) => !fact.fromCache).reduce((sum, fact) => sum + fact.size, 0);
-  return { type: 'opened', bytes: bytes + (isStored ? 0 : runtime.bytes) };
+  const absent = files.filter((_, index) => !facts[index].exists);
+  if (absent.length) throw new Error(`Could not locate ${absent.join(', ')}`);
+  const sizes = facts.filter((fact) => !fact.fromCache).map((fact) => fact.size);
+  if (!(await caches.match(wasm))) sizes.push(runtime.bytes);
+  const bytes = sizes.reduce((sum, size) => sum + size, 0);
+  env.fetch = counting(bytes);
+  return { type: 'opened', bytes };
 }
 
 /** Download what is not stored yet, and start the sessions. */
 async function load() {
   const { AutoModelForImageTextToText, AutoProcessor } = library;
   processor = await AutoProcessor.from_pretrained(settings.model);
-  let shown = -1;
-  model = await AutoModelForImageTextToText.from_pretrained(settings.model, {
-    device,
-    progress_callback: ({ status, loaded, total }) => {
-      const tenths = Math.floor(loaded / 1e5);
-      if (status !== 'progress_total' || tenths === shown) return;
-      shown = tenths;
-      postMessage({ type: 'progress', loaded, total });
-    },
-  });
+  model = await AutoModelForImageTextToText.from_pretrained(settings.model, { device });
   return { type: 'ready' };
 }
 

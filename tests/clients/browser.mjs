@@ -20,7 +20,8 @@ const SOFTWARE_GPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshade
 
 /**
  * Open a browser with a profile of its own, and close it after use.
- * @param {{chromium: string, gpu?: boolean, viewport?: object}} job The program, and whether it gets a GPU.
+ * @param {{chromium: string, gpu?: boolean, touch?: boolean}} job The program, whether it gets a software GPU,
+ *   and whether it is a phone's.
  * @param {(context: import('playwright-core').BrowserContext) => Promise<void>} use What to do with it.
  */
 export async function withBrowser(job, use) {
@@ -30,7 +31,9 @@ export async function withBrowser(job, use) {
     headless: false, // the flag says so
     args: [...FLAGS, ...(job.gpu ? SOFTWARE_GPU : WITHOUT_GPU)],
     ignoreDefaultArgs: job.gpu ? ['--disable-gpu'] : [],
-    viewport: job.viewport ?? { width: 1440, height: 900 },
+    viewport: job.touch ? { width: 390, height: 844 } : { width: 1440, height: 900 },
+    hasTouch: job.touch,
+    isMobile: job.touch,
   });
   try {
     await use(context);

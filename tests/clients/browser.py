@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.clients.node import PACKAGES, need_packages, run_node
-from tests.clients.transformers_js import Task, plain_tasks, without_ends
+from tests.clients.transformers_js import NEW_TOKENS, Task, plain_tasks, without_ends
 from tests.commands import ROOT
 
 SERVER = ROOT / "examples" / "web" / "serve.py"
@@ -32,16 +32,17 @@ def find_chromium() -> str:
 
 
 @contextmanager
-def served(bundle: Path) -> Iterator[str]:
+def served(bundle: Path, server: Path = SERVER, libraries: Path | None = PACKAGES) -> Iterator[str]:
     """The page with a bundle at an address, as docs/web.md has it served."""
-    command = [sys.executable, SERVER, bundle, "--libraries", PACKAGES, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    command = [sys.executable, server, bundle, "--port", "0"]
+    command += ["--libraries", libraries] if libraries else []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
-            assert server.stdout is not None
-            address, _, _ = server.stdout.readline().partition(" ")
+            assert process.stdout is not None
+            address, _, _ = process.stdout.readline().partition(" ")
             yield f"{address}/"
         finally:
-            server.terminate()
+            process.terminate()
 
 
 def load_in_browser(build: str, **options: Any) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def ask_browser(
     folder: Path,
     *,
     gpu: bool = False,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = NEW_TOKENS,
 ) -> list[dict[str, Any]]:
     """For each load: its `error` or its `answers`, without the end token; and the `features` of the GPU.
 

@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import { readJob, withBrowser, writeResult } from './browser.mjs';
 
 const job = readJob();
-const seen = { errors: [], requests: [] };
+const seen = { errors: [], requests: [], faults: [], answers: [] };
 
 const text = (page, selector) => page.locator(selector).innerText();
 const ready = (page) => page.waitForFunction(() => !['Starting...'].includes(document.getElementById('status').textContent));
@@ -23,12 +23,11 @@ async function open(context) {
 
 async function screenshot(page, name) {
   if (!job.screenshots) return;
-  for (const [width, height] of [[390, 844], [1440, 900]]) {
-    for (const colorScheme of ['light', 'dark']) {
-      await page.setViewportSize({ width, height });
-      await page.emulateMedia({ colorScheme });
-      await page.screenshot({ path: `${job.screenshots}/${name}-${width}-${colorScheme}.png`, fullPage: true });
-    }
+  const { width, height } = page.viewportSize();
+  for (const colorScheme of ['light', 'dark']) {
+    await page.emulateMedia({ colorScheme });
+    await page.screenshot({ path: `${job.screenshots}/${name}-${width}-${colorScheme}.png`, fullPage: true });
+    await page.setViewportSize({ width, height });
   }
 }
 
@@ -62,16 +61,29 @@ function faults() {
   return found;
 }
 
-async function allFaults(page) {
-  const found = [];
-  for (const width of [390, 1440]) {
-    for (const colorScheme of ['light', 'dark']) {
-      await page.setViewportSize({ width, height: 900 });
-      await page.emulateMedia({ colorScheme });
-      found.push(...(await page.evaluate(faults)).map((fault) => `${width} ${colorScheme}: ${fault}`));
-    }
+/** Ask, and wait for the end of the answer; with screenshots on the way. */
+async function ask(page) {
+  const slowly = async (route) => {
+    await new Promise((done) => setTimeout(done, 6000));
+    await route.continue();
+  };
+  if (job.screenshots) await page.route('**/*.onnx_data', slowly);
+  await page.click('#ask');
+  if (job.screenshots) {
+    await page.waitForTimeout(4000);
+    await screenshot(page, 'loading');
+    await page.waitForFunction(() => document.querySelector('article p')?.textContent.length > 20);
+    await screenshot(page, 'answering');
   }
-  return found;
+  await answered(page);
+}
+
+async function noteFaults(page) {
+  for (const colorScheme of ['light', 'dark']) {
+    await page.emulateMedia({ colorScheme });
+    const found = await page.evaluate(faults);
+    seen.faults.push(...found.map((fault) => `${page.viewportSize().width} ${colorScheme}: ${fault}`));
+  }
 }
 
 const parts = {
@@ -81,7 +93,7 @@ const parts = {
     await ready(page);
     seen.empty = { status: await text(page, '#status'), ask: await text(page, '#ask'), disabled: await page.isDisabled('#ask') };
     seen.tree = await page.locator('body').ariaSnapshot();
-    seen.faults = await allFaults(page);
+    await noteFaults(page);
     await screenshot(page, 'empty');
     await page.setInputFiles('#file', job.image);
     await page.waitForSelector('#ask:enabled');
@@ -98,26 +110,12 @@ const parts = {
         if (value) shown.progress.push([value, max]);
       }).observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true });
     });
-    if (job.screenshots) {
-      await page.route('**/*.onnx_data', async (route) => {
-        await new Promise((done) => setTimeout(done, 6000));
-        await route.continue();
-      });
-      await page.click('#ask');
-      await page.waitForTimeout(2500);
-      await screenshot(page, 'loading');
-      await page.locator('article').waitFor();
-      await page.waitForFunction(() => document.querySelector('article p').textContent.length > 20);
-      await screenshot(page, 'answering');
-    } else {
-      await page.click('#ask');
-    }
-    await answered(page);
+    await ask(page);
     seen.shown = await page.evaluate(() => shown);
-    seen.answer = await text(page, 'article p');
+    seen.answers.push(await text(page, 'article p'));
     seen.note = await text(page, 'article small');
     seen.stored = await text(page, '#stored');
-    seen.faults.push(...(await allFaults(page)));
+    await noteFaults(page);
     await screenshot(page, 'answered');
     await page.close();
   },
@@ -143,7 +141,7 @@ const parts = {
     await page.focus('#question');
     await page.keyboard.press('Enter');
     await answered(page);
-    seen.secondAnswer = await text(page, 'article p');
+    seen.answers.push(await text(page, 'article p'));
     seen.secondRequests = [...seen.requests];
     await page.click('#ask');
     await page.waitForFunction(() => document.querySelector('article.waiting p')?.textContent.length > 10);
@@ -156,6 +154,22 @@ const parts = {
     await page.locator('#delete').waitFor({ state: 'hidden' });
     seen.storedAfterDelete = await page.evaluate(async () => (await caches.keys()).length);
     await page.close();
+  },
+
+  /** A phone: the camera is offered, dropping and pasting are not. */
+  async phone(context) {
+    const page = await open(context);
+    await ready(page);
+    seen.phoneTexts = (await page.locator('label').allInnerTexts()).map((label) => label.trim());
+    await noteFaults(page);
+    await screenshot(page, 'empty');
+    await page.setInputFiles('#camera', job.image);
+    await page.waitForSelector('#ask:enabled');
+    await screenshot(page, 'chosen');
+    await ask(page);
+    seen.answers.push(await text(page, 'article p'));
+    await noteFaults(page);
+    await screenshot(page, 'answered');
   },
 
   /** What can go wrong. */
@@ -172,12 +186,12 @@ const parts = {
     await page.click('#ask');
     await failed(page);
     seen.noNetwork = await text(page, '#error-text');
-    seen.faults.push(...(await allFaults(page)));
+    await noteFaults(page);
     await screenshot(page, 'no-network');
     await page.unroute('**/*.onnx_data');
     await page.click('#retry'); // it downloads, and asks what was asked
     await answered(page);
-    seen.answerAfterRetry = await text(page, 'article p');
+    seen.answers.push(await text(page, 'article p'));
     await page.close();
 
     const lost = await context.newPage();
@@ -194,4 +208,5 @@ const parts = {
 await withBrowser(job, async (context) => {
   for (const part of job.parts) await parts[part](context);
 });
+await withBrowser({ ...job, touch: true }, parts.phone);
 writeResult(job, seen);

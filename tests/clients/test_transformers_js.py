@@ -1,6 +1,8 @@
 """Unmodified transformers.js in Node opens every ONNX bundle and answers as `fastvlm-convert run` does."""
 
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import pytest
 
 from fastvlm_convert.cli.recipes import describe
 from fastvlm_convert.recipe import QuantizeRule, load_recipe, shipped_recipes
+from fastvlm_convert.runtime.loaded import load_bundle
 from tests.bundles import recipe
-from tests.clients.cases import CHECKPOINTS, make_bundle, tasks_of
-from tests.clients.node import need_packages
+from tests.clients.cases import CHECKPOINTS, DEMO, make_bundle, tasks_of
+from tests.clients.node import PACKAGES, need_packages
 from tests.clients.transformers_js import Task, ask_ours, ask_transformers_js
 from tests.commands import ROOT
 
@@ -80,3 +83,15 @@ def test_it_answers_questions_about_no_picture(tmp_path):
     bundle = make_bundle("demo", load_recipe("fp32"), tmp_path)
     tasks = [Task(None, "What is a circle?")]
     assert ask_transformers_js(tmp_path, [(bundle.name, {})], tasks, tmp_path) == [ask_ours(bundle, tasks)]
+
+
+def test_the_script_of_the_guide_answers_as_we_do(tmp_path):
+    """docs/web.md's own lines, in a folder as its reader has it."""
+    bundle = make_bundle("demo", replace(load_recipe("web-q4f16"), name="web-bundle"), tmp_path)
+    picture = DEMO / "check_images" / "00.png"
+    shutil.copy(picture, tmp_path / "photo.jpg")
+    (tmp_path / "node_modules").symlink_to(PACKAGES)
+    (script,) = re.findall(r"^```js\n(.*?)^```$", WEB.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "ask.mjs").write_text(script)
+    done = subprocess.run(["node", "ask.mjs"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "".join(load_bundle(bundle).ask(picture, "Describe the image."))

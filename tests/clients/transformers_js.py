@@ -15,6 +15,8 @@ from fastvlm_convert.preprocess import pixel_values
 from fastvlm_convert.runtime.loaded import load_bundle
 from tests.clients.node import run_node
 
+NEW_TOKENS = 24  # as many as the goldens have
+
 
 @dataclass(frozen=True)
 class Task:
@@ -36,7 +38,7 @@ def ask_transformers_js(
     loads: Sequence[tuple[str, Mapping[str, Any]]],
     tasks: Sequence[Task],
     folder: Path,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = NEW_TOKENS,
 ) -> list[list[list[int]] | str]:
     """Tokens of the answers by load and task, without the end token; or the error of a load.
 
@@ -61,7 +63,7 @@ def ask_transformers_js(
     return [result.get("error") or without_ends(result["answers"], first) for result in results]
 
 
-def ask_ours(bundle: Path, tasks: Sequence[Task], max_new_tokens: int = 64) -> list[list[int]]:
+def ask_ours(bundle: Path, tasks: Sequence[Task], max_new_tokens: int = NEW_TOKENS) -> list[list[int]]:
     """Tokens of the answers of `fastvlm-convert run`, without the end token."""
     model = load_bundle(bundle, "onnx")
     answers = []
