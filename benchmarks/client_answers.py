@@ -66,7 +66,8 @@ def main() -> None:
         for preprocessing in ("client", "in_graph"):
             recipe = replace(base, onnx=replace(base.onnx, preprocessing=preprocessing))
             print(
-                f"| {preprocessing} | {equal_answers(given.checkpoint, recipe, tasks, folder)} of {len(tasks)} |"
+                f"| {preprocessing} | "
+                f"{equal_answers(given.checkpoint, recipe, tasks, folder)} of {len(tasks)} |"
             )
 
 
