@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -182,6 +183,40 @@ def test_the_lowering_is_exact(made):
         assert sqnr_db(reference.prefill(embeds), session.prefill(embeds)) >= 100
         step = embeds[:1]
         assert sqnr_db(reference.decode(step), session.decode(step)) >= 100
+
+
+def test_embeddings_are_what_the_integers_stand_for(made):
+    """To the bit: numpy's product, and that of ONNX Runtime's own operator over the same tensors."""
+    bundle, chosen = made
+    matrix = expected(engine(chosen), ["decoder.embed_tokens"])
+    assert matrix is not None
+    rows, columns = matrix.q.shape
+    found = load_bundle(bundle, "onnx").session.embed(np.arange(rows))
+    assert np.array_equal(found, matrix.dequantized())
+
+    tensors, scheme = onnx_tensors(bundle, "embed"), matrix.scheme
+    names = ["embed_tokens_q", "embed_tokens_scale"]
+    inputs = ["embed_tokens_q", "ids", "scale"]
+    if not scheme.symmetric:
+        names.append("embed_tokens_zero_point")
+        inputs.append("embed_tokens_zero_point")
+    fused = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]> g (int64[n] ids) => (float[n, c] y)'
+        "{ scale = Cast <to = 1> (embed_tokens_scale)"
+        "y = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 1, "
+        f"bits = {scheme.bits}, block_size = {columns // matrix.scale.shape[1]}> ({', '.join(inputs)}) }}"
+    )
+    fused.graph.initializer.extend(numpy_helper.from_array(tensors[name], name) for name in names)
+    session = onnxruntime.InferenceSession(fused.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert np.array_equal(session.run(None, {"ids": np.arange(rows)})[0], found)
+
+
+def test_the_look_up_needs_no_operator_that_browsers_lack(made):
+    """ONNX Runtime's WebGPU build has neither GatherBlockQuantized nor anything that takes a float64."""
+    model = onnx.load(graph_path(made[0], "embed"), load_external_data=False)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not {t.data_type for t in model.graph.initializer} & {onnx.TensorProto.DOUBLE}
+    onnx.checker.check_model(str(graph_path(made[0], "embed")), full_check=True)
 
 
 def test_sizes_are_known_before_anything_is_written(made):

@@ -7,7 +7,7 @@ from fastvlm_convert.exporters.onnx.cache import close_cache, open_cache
 from fastvlm_convert.exporters.onnx.embed import Table
 from fastvlm_convert.exporters.onnx.fused import StoredAffine, product, product_with_stored
 from fastvlm_convert.exporters.onnx.graph import Graph
-from fastvlm_convert.exporters.onnx.ops import rms_norm, rms_norm_of_sum
+from fastvlm_convert.exporters.onnx.ops import rms_norm_of_sum
 from fastvlm_convert.io_names import BATCH, INPUTS_EMBEDS, LOGITS, SEQUENCE, decoder_op
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, float_weight
 from fastvlm_convert.recipe import Recipe
@@ -34,7 +34,9 @@ def build_decoder(
     if config.residual_shift:
         scale = graph.constant("residual_scale", np.array(config.residual_scale, graph.compute))
         x = graph.op("Mul", "inputs_scaled", [x, scale])
-    skip = ""  # the output of the last block, not yet added to the residual stream x
+    # The output of the last block, not yet added to the residual stream x. Before the first layer it is 0:
+    # onnx.checker knows no RMSNorm that adds nothing, neither ONNX's before opset 23 nor ONNX Runtime's.
+    skip = graph.op("Sub", "no_block", [x, x])
     for i in range(config.num_layers):
         x, skip = _layer(graph, config, weights, i, (x, skip), step)
     # Only the last position is needed, so the head runs on one row instead of the whole prompt.
@@ -74,10 +76,7 @@ def _layer(
 
     x, skip = stream
     scale = float_weight(weights, f"{layer}.input_layernorm.weight")
-    if skip:
-        normed, x = rms_norm_of_sum(graph, name("attn_norm"), x, skip, scale, config)
-    else:  # the first norm of all has nothing to add
-        normed = rms_norm(graph, name("attn_norm"), x, scale, config)
+    normed, x = rms_norm_of_sum(graph, name("attn_norm"), x, skip, scale, config)
     attended = attend(graph, config, weights, i, normed, step)
     attended = product(graph, name("o"), attended, weight("self_attn.o_proj"))
     scale = float_weight(weights, f"{layer}.post_attention_layernorm.weight")

@@ -126,25 +126,6 @@ def product_with_stored(graph: Graph, name: str, x: str, stored: StoredAffine, r
     )
 
 
-def rows_of_stored(graph: Graph, name: str, ids: str, stored: StoredAffine) -> str:
-    """Look rows up; float32."""
-    scheme, table = stored.scheme, "embed_tokens"
-    inputs = [
-        graph.external(f"{table}_q", "uint8", (stored.rows, stored.columns * scheme.bits // 8), stored.q),
-        ids,
-        _scale(graph, table, stored, (stored.rows, stored.blocks), "float32"),
-    ]
-    return graph.fused(
-        "GatherBlockQuantized",
-        name,
-        inputs + _zero_points(graph, table, stored, stored.rows),
-        gather_axis=0,
-        quantize_axis=1,
-        block_size=stored.block_size,
-        bits=scheme.bits,
-    )
-
-
 def _scale(graph: Graph, name: str, stored: StoredAffine, shape: tuple[int, ...], dtype: str) -> str:
     scale = graph.external(f"{name}_scale", "float16", shape, stored.scale)
     return scale if dtype == "float16" else graph.cast(scale, dtype, f"{name}_scale_{dtype}")

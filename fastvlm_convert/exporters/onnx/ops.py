@@ -42,14 +42,6 @@ def gelu(graph: Graph, x: str) -> str:
     return graph.op("Gelu", f"{x}_gelu", [x])
 
 
-def rms_norm(graph: Graph, name: str, x: str, weight: Weight, config: DecoderConfig) -> str:
-    """RMSNorm over the last axis."""
-    scale = floats(graph, f"{name}_weight", [weight])
-    return graph.op(
-        "SimplifiedLayerNormalization", name, [x, scale], axis=-1, epsilon=config.norm_eps, stash_type=1
-    )
-
-
 def rms_norm_of_sum(
     graph: Graph, name: str, x: str, skip: str, weight: Weight, config: DecoderConfig
 ) -> tuple[str, str]:
