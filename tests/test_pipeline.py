@@ -104,7 +104,7 @@ def test_what_needs_torch_says_so(fp32_bundle):
     assert done.stderr == f"error: running a checkpoint needs torch, which is not installed\n{hint}\n"
     done = run_without({"onnxruntime", "torch"}, "run", fp32_bundle, "Hi")
     assert done.returncode == 2
-    assert "error: running an ONNX bundle needs onnxruntime, which is not installed" in done.stderr
+    assert "error: running ONNX bundles needs onnxruntime, which is not installed" in done.stderr
 
 
 def test_export_without_onnx_says_so(tmp_path):

@@ -39,7 +39,6 @@ def open_session(bundle: Path, manifest: Manifest, target: Target, precision: Pr
     try:
         module = import_module(SESSIONS[target])
     except ModuleNotFoundError as error:
-        article = "an" if title[0] in "AEIOU" else "a"
-        raise MissingDependencyError.of(error, f"running {article} {title} bundle") from error
+        raise MissingDependencyError.of(error, f"running {title} bundles") from error
     open_one: OpenSession = module.open_session
     return open_one(bundle, manifest, precision)

@@ -67,8 +67,8 @@ def mlx_bundle(tmp_path_factory):
             ("export", CHECKPOINT, *FP32, "--target", "onnx"),
             "the ONNX target needs onnx",
         ),
-        ("onnxruntime", ("run", "BUNDLE", "Hi"), "running an ONNX bundle needs onnxruntime"),
-        ("onnxruntime", ("bench", "BUNDLE", "--trials", "1"), "running an ONNX bundle needs onnxruntime"),
+        ("onnxruntime", ("run", "BUNDLE", "Hi"), "running ONNX bundles needs onnxruntime"),
+        ("onnxruntime", ("bench", "BUNDLE", "--trials", "1"), "running ONNX bundles needs onnxruntime"),
         ("coremltools", ("mil", "PACKAGE"), "reading a Core ML package needs coremltools"),
         (
             "model_signing",
@@ -80,7 +80,7 @@ def mlx_bundle(tmp_path_factory):
             ("export", CHECKPOINT, *FP32, "--target", "coreml"),
             "the Core ML target needs coremltools",
         ),
-        ("mlx", ("run", "MLX_BUNDLE", "Hi"), "running an MLX bundle needs mlx"),
+        ("mlx", ("run", "MLX_BUNDLE", "Hi"), "running MLX bundles needs mlx"),
     ],
 )
 def test_a_command_names_the_extra_that_it_misses(

@@ -78,7 +78,7 @@ def test_not_run_is_exit_code_2(cli, fp32_bundle, pictures, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = verify(cli, fp32_bundle, pictures)
     assert result.code == 2
-    assert "not_run onnx greedy_text: running an ONNX bundle needs onnxruntime" in result.err
+    assert "not_run onnx greedy_text: running ONNX bundles needs onnxruntime" in result.err
     assert result.out.splitlines()[-1] == "not_run on 2 images"
     assert verify(cli, fp32_bundle, pictures, "--json").document["status"] == "not_run"
 

@@ -50,7 +50,7 @@ def test_a_target_that_is_not_there(fp32_bundle):
 def test_a_runtime_that_is_not_installed(fp32_bundle, monkeypatch):
     monkeypatch.delitem(sys.modules, "fastvlm_convert.runtime.onnx_session", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingDependencyError, match="running an ONNX bundle needs onnxruntime") as caught:
+    with pytest.raises(MissingDependencyError, match="running ONNX bundles needs onnxruntime") as caught:
         load_bundle(fp32_bundle, "onnx")
     assert "pip install '.[onnx]'" in caught.value.hint
 
