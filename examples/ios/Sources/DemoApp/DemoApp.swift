@@ -1,6 +1,8 @@
 #if canImport(SwiftUI) && canImport(PhotosUI)
     import FastVLM
     import FastVLMCore
+    import Foundation
+    import ImageIO
     import PhotosUI
     import SwiftUI
 
@@ -23,13 +25,13 @@
         var body: some View {
             VStack(spacing: 16) {
                 PhotosPicker("Choose a picture", selection: $item, matching: .images)
-                AsyncPicture(data: data)
+                ChosenPicture(data: data)
                 TextField("Question", text: $question)
                     .textFieldStyle(.roundedBorder)
                 HStack {
                     Button("Ask") { ask() }
                         .disabled(assistant == nil || data == nil)
-                    Button("Stop") { task?.cancel() }
+                    Button("Stop") { stop() }
                         .disabled(task == nil)
                 }
                 ScrollView {
@@ -44,20 +46,27 @@
         /// From the app's resources, or from the folder that the command line names.
         private func load() async {
             do {
+                let files: BundleFiles
                 if CommandLine.arguments.count > 1 {
-                    assistant = try await FastVLM.assistant(folder: URL(fileURLWithPath: CommandLine.arguments[1]))
+                    files = try await .compiled(folder: URL(fileURLWithPath: CommandLine.arguments[1]))
                 } else {
-                    assistant = try FastVLM.assistant(resources: .main)
+                    files = try BundleFiles(resources: .main)
                 }
+                assistant = try await Assistant.open(files)
                 answer = ""
             } catch {
                 answer = "The model does not load: \(error)"
             }
         }
 
+        private func stop() {
+            task?.cancel()
+            task = nil
+        }
+
         private func ask() {
             guard let assistant, let data else { return }
-            task?.cancel()
+            stop()
             answer = ""
             task = Task {
                 do {
@@ -69,13 +78,13 @@
                 } catch {
                     answer += "\n\(error)"
                 }
-                task = nil
+                if !Task.isCancelled { task = nil }
             }
         }
     }
 
     /// A picture as it was chosen.
-    struct AsyncPicture: View {
+    struct ChosenPicture: View {
         let data: Data?
 
         var body: some View {

@@ -43,9 +43,16 @@
             embedder = try load(decoder, function: BundleConstants.embed.function)
             let steps = try load(decoder, function: BundleConstants.decoder.function)
             self.decoder = steps
-            prefillGraph = BundleConstants.prefill ?? BundleConstants.decoder
-            prefiller = try BundleConstants.prefill.map { try load(decoder, function: $0.function) } ?? steps
-            state = prefiller.makeState()
+            let first: MLModel
+            if let prefill = BundleConstants.prefill {
+                first = try load(decoder, function: prefill.function)
+                prefillGraph = prefill
+            } else {
+                first = steps
+                prefillGraph = BundleConstants.decoder
+            }
+            prefiller = first
+            state = first.makeState()
         }
 
         public func encode(_ picture: RGBImage) throws -> [Float] {

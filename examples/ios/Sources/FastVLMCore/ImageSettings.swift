@@ -59,35 +59,40 @@ public struct ImageSettings: Equatable, Sendable {
         }
     }
 
-    /// Ground on two sides. Along the picture's longer edge it is shrunk before: a long, narrow picture would
-    /// make a huge square.
+    /// Ground on two sides, resized as far as rows go; the caller does the columns.
     private func padded(_ picture: RGBImage) -> RGBImage {
         let edge = max(picture.width, picture.height)
-        let wide = picture.width == edge
-        let narrow = wide ? picture.resized(width: size, height: picture.height, resampling) : picture
-        let width = wide ? size : edge
-        let (left, top) = (wide ? 0 : (edge - picture.width) / 2, (edge - picture.height) / 2)
+        return picture.width == edge ? paddedAbove(picture, edge) : paddedBeside(picture, edge)
+    }
+
+    private func paddedAbove(_ picture: RGBImage, _ edge: Int) -> RGBImage {
+        // Rows are shrunk before the ground comes: a long, narrow picture would make a huge square.
+        let narrow = picture.resized(width: size, height: picture.height, resampling)
+        let above = (edge - picture.height) / 2
+        let line = [[UInt8]](repeating: ground, count: size).flatMap { $0 }
         var bytes: [UInt8] = []
-        if wide {
-            bytes.reserveCapacity(3 * width * edge)
-            for y in 0..<edge {
-                if y >= top && y < top + picture.height {
-                    let start = 3 * (y - top) * width
-                    bytes += narrow.bytes[start..<(start + 3 * width)]
-                } else {
-                    for _ in 0..<width { bytes += ground }
-                }
-            }
-            return RGBImage(width: width, height: edge, bytes: bytes)
-        }
-        // Rows are resized one by one, so that only one is ever as wide as the square.
+        bytes.reserveCapacity(3 * size * edge)
+        for _ in 0..<above { bytes += line }
+        bytes += narrow.bytes
+        for _ in (above + picture.height)..<edge { bytes += line }
+        return RGBImage(width: size, height: edge, bytes: bytes)
+    }
+
+    private func paddedBeside(_ picture: RGBImage, _ edge: Int) -> RGBImage {
+        let rowBytes = 3 * picture.width
+        let left = 3 * ((edge - picture.width) / 2)
+        let taps = resampling.taps(from: edge, to: size)
+        // One row at a time is as wide as the square.
+        var row = [[UInt8]](repeating: ground, count: edge).flatMap { $0 }
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(3 * size * edge)
         for y in 0..<edge {
-            var row: [UInt8] = []
-            row.reserveCapacity(3 * edge)
-            for _ in 0..<left { row += ground }
-            row += picture.bytes[(3 * y * picture.width)..<(3 * (y + 1) * picture.width)]
-            for _ in (left + picture.width)..<edge { row += ground }
-            bytes += RGBImage(width: edge, height: 1, bytes: row).resized(width: size, height: 1, resampling).bytes
+            row.replaceSubrange(left..<(left + rowBytes), with: picture.bytes[(y * rowBytes)..<((y + 1) * rowBytes)])
+            if size == edge {
+                bytes += row
+            } else {
+                row.withUnsafeBufferPointer { RGBImage.append($0, from: 0, taps, to: &bytes) }
+            }
         }
         return RGBImage(width: size, height: edge, bytes: bytes)
     }

@@ -92,18 +92,21 @@ extension RGBImage {
     private func narrowed(to newWidth: Int, _ filter: Resampling) -> RGBImage {
         if newWidth == width { return self }
         let taps = filter.taps(from: width, to: newWidth)
-        var result = [UInt8](repeating: 0, count: 3 * newWidth * height)
+        var result: [UInt8] = []
+        result.reserveCapacity(3 * newWidth * height)
         bytes.withUnsafeBufferPointer { source in
-            for y in 0..<height {
-                for x in 0..<newWidth {
-                    for channel in 0..<3 {
-                        let offset = 3 * y * width + channel
-                        result[3 * (y * newWidth + x) + channel] = taps[x].sum(source, at: offset, stride: 3)
-                    }
-                }
-            }
+            for y in 0..<height { Self.append(source, from: 3 * y * width, taps, to: &result) }
         }
         return RGBImage(width: newWidth, height: height, bytes: result)
+    }
+
+    /// Appends one row, made of the row that begins at an offset.
+    static func append(
+        _ source: UnsafeBufferPointer<UInt8>, from start: Int, _ taps: [Taps], to result: inout [UInt8]
+    ) {
+        for pixel in taps {
+            for channel in 0..<3 { result.append(pixel.sum(source, at: start + channel, stride: 3)) }
+        }
     }
 
     private func lowered(to newHeight: Int, _ filter: Resampling) -> RGBImage {

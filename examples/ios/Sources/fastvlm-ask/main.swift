@@ -9,7 +9,8 @@ guard arguments.count == 4 else {
 }
 #if canImport(CoreML)
     let picture = try RGBImage(contentsOf: URL(fileURLWithPath: arguments[2]))
-    let assistant = try await FastVLM.assistant(folder: URL(fileURLWithPath: arguments[1]))
+    let files = try await BundleFiles.compiled(folder: URL(fileURLWithPath: arguments[1]))
+    let assistant = try await Assistant.open(files)
     for try await piece in assistant.stream([.question(arguments[3], about: [picture])]) {
         FileHandle.standardOutput.write(Data(piece.utf8))
     }

@@ -4,7 +4,7 @@ import XCTest
 @testable import FastVLMCore
 
 /// A model that says fixed tokens, and remembers what it was given.
-private final class ScriptedSession: Session {
+private final class ScriptedSession: Session, @unchecked Sendable {
     let contextLength: Int
     let hiddenSize = 2
     private let script: [Int]
@@ -42,13 +42,12 @@ final class AssistantTests: XCTestCase {
     private func byteTokenizer() throws -> Tokenizer {
         var vocabulary: [String: Int] = [:]
         for (scalar, byte) in ByteAlphabet.bytes { vocabulary[String(Character(scalar))] = Int(byte) }
-        let special = ["<|im_end|>", "<image>"].enumerated().map { number, content in
-            ["id": 256 + number, "content": content, "special": true, "lstrip": false, "rstrip": false]
-                as [String: Any]
+        func special(_ id: Int, _ content: String) -> [String: Any] {
+            ["id": id, "content": content, "special": true, "lstrip": false, "rstrip": false]
         }
         let split: [String: Any] = ["type": "Split", "pattern": ["Regex": TextSplitter.pattern]]
         let file: [String: Any] = [
-            "added_tokens": special,
+            "added_tokens": [special(256, "<|im_end|>"), special(257, "<image>")],
             "normalizer": ["type": "NFC"],
             "pre_tokenizer": ["type": "Sequence", "pretokenizers": [split, ["type": "ByteLevel"]]],
             "model": ["type": "BPE", "vocab": vocabulary, "merges": [String]()],
@@ -62,6 +61,11 @@ final class AssistantTests: XCTestCase {
         imagesFirst: false)
     private let dot = RGBImage(width: 1, height: 1, bytes: [0, 0, 0])
 
+    /// Texts as the byte tokenizer writes them.
+    private func bytes(_ text: String) -> [Int] {
+        text.utf8.map { Int($0) }
+    }
+
     private func assistant(_ script: [Int], contextLength: Int = 1000) throws -> Assistant {
         Assistant(
             session: ScriptedSession(script, vocabulary: 258, contextLength: contextLength),
@@ -69,7 +73,7 @@ final class AssistantTests: XCTestCase {
     }
 
     func testPiecesAreWholeCharactersAndMakeTheAnswer() async throws {
-        let script = Array("né 👩‍👩‍👧!".utf8).map(Int.init) + [256]
+        let script: [Int] = bytes("né 👩‍👩‍👧!") + [256]
         var pieces: [String] = []
         for try await piece in try assistant(script).stream([.question("What?", about: [dot])]) {
             XCTAssertFalse(piece.unicodeScalars.contains("\u{FFFD}"))
@@ -100,9 +104,8 @@ final class AssistantTests: XCTestCase {
 
     func testPositionsFollowThePrompt() async throws {
         let session = ScriptedSession([65, 66, 256], vocabulary: 258)
-        nonisolated(unsafe) let given = session
         let assistant = Assistant(
-            session: given, tokenizer: try byteTokenizer(), format: format, endTokens: [256])
+            session: session, tokenizer: try byteTokenizer(), format: format, endTokens: [256])
         _ = try await assistant.answer([.question("ab", about: [dot])])
         // 4 rows of the picture; "\n", "ab", the end of the turn and ":" behind it.
         XCTAssertEqual(session.positions, [9, 10])
@@ -134,20 +137,21 @@ final class AssistantTests: XCTestCase {
     func testSpecialTokensThatUsersTypeAreText() throws {
         let tokenizer = try byteTokenizer()
         XCTAssertEqual(try tokenizer.encode([TextPiece("<image>", isFormat: true)]), [257])
-        XCTAssertEqual(try tokenizer.encode([TextPiece("<image>")]), Array("<image>".utf8).map(Int.init))
+        XCTAssertEqual(try tokenizer.encode([TextPiece("<image>")]), bytes("<image>"))
         let prompt = try Prompt(
             [.question("<image><|im_end|>", about: [dot])], format: format, tokenizer: tokenizer)
         XCTAssertEqual(prompt.segments.count, 2)
-        XCTAssertEqual(prompt.segments[1], Array("\n<image><|im_end|>".utf8).map(Int.init) + [256, 58])
+        let typed: [Int] = bytes("\n<image><|im_end|>") + [256, 58]
+        XCTAssertEqual(prompt.segments[1], typed)
     }
 
     func testRolesOutOfOrderAreRefused() throws {
         let tokenizer = try byteTokenizer()
         let (user, model) = (Message(.user, [.text("a")]), Message(.assistant, [.text("b")]))
-        XCTAssertEqual(
-            try Prompt([user, model, user], format: format, tokenizer: tokenizer).segments,
-            [Array("a".utf8).map(Int.init) + [256] + [98] + [97, 256] + [58]])
-        for roles in [[], [model], [user, model], [user, user]] {
+        let conversation = try Prompt([user, model, user], format: format, tokenizer: tokenizer)
+        XCTAssertEqual(conversation.segments, [[97, 256, 98, 97, 256, 58]])
+        let wrong: [[Message]] = [[], [model], [user, model], [user, user]]
+        for roles in wrong {
             XCTAssertThrowsError(try Prompt(roles, format: format, tokenizer: tokenizer))
         }
         XCTAssertThrowsError(

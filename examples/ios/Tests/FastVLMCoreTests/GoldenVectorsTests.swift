@@ -49,7 +49,7 @@ final class GoldenVectorsTests: XCTestCase {
             let square = try settings.square(golden.picture.image)
             XCTAssertEqual(sha256(square.bytes), golden.square_sha256, golden.name)
             let values = try settings.pixelValues(golden.picture.image)
-            let bytes = values.flatMap { value in withUnsafeBytes(of: value.bitPattern.littleEndian) { [UInt8]($0) } }
+            let bytes: [UInt8] = values.map(\.bitPattern.littleEndian).withUnsafeBytes { Array($0) }
             XCTAssertEqual(sha256(bytes), golden.pixel_values_sha256, golden.name)
         }
     }

@@ -4,6 +4,7 @@ import Foundation
 /// What `fastvlm-convert bundle vectors` wrote; only what is compared.
 public struct GoldenVectors: Decodable, Sendable {
     public struct Sampled: Decodable, Sendable {
+        public let shape: [Int]
         public let indices: [Int]
         public let values: [Float]
         public let tolerance: Float
