@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastvlm_convert.generate import generate
+from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.preprocess import pixel_values
@@ -63,9 +64,14 @@ def ask_transformers_js(
     return [result.get("error") or without_ends(result["answers"], first) for result in results]
 
 
-def ask_ours(bundle: Path, tasks: Sequence[Task], max_new_tokens: int = NEW_TOKENS) -> list[list[int]]:
-    """Tokens of the answers of `fastvlm-convert run`, without the end token."""
-    model = load_bundle(bundle, "onnx")
+def ask_ours(
+    bundle: Path,
+    tasks: Sequence[Task],
+    max_new_tokens: int = NEW_TOKENS,
+    precision: Precision | None = None,
+) -> list[list[int]]:
+    """Tokens of the answers of `run`, without the end token; `precision` is as `load_bundle` has it."""
+    model = load_bundle(bundle, "onnx", precision)
     answers = []
     for task in tasks:
         prompt = model.prompt(task.question, [load_image(task.image)] if task.image else [])
