@@ -9,7 +9,8 @@ const megabytes = (bytes) => (bytes < 99.5e6 ? (bytes / 1e6).toFixed(1) : (bytes
 let settings, worker, picture, asked, article;
 let state = 'opening'; // then opened, loading, ready, answering; or failed
 let missingBytes = 0;
-// A worker that computes takes no messages; memory that both see reaches it, where the server's headers allow that.
+// A worker that computes takes no messages. Memory that both see reaches it, where the server's headers
+// allow that.
 const stopFlag = globalThis.crossOriginIsolated ? new Int32Array(new SharedArrayBuffer(4)) : undefined;
 
 /** What went wrong, in words for people. */
@@ -83,7 +84,8 @@ function restart(question) {
   article?.classList.remove('waiting');
   worker = new Worker('worker.js', { type: 'module' });
   worker.onmessage = ({ data }) => heard[data.type](data);
-  worker.onerror = ({ message }) => heard.error({ during: 'open', details: message ?? 'The worker failed to load.' });
+  worker.onerror = ({ message }) =>
+    heard.error({ during: 'open', details: message ?? 'The worker failed to load.' });
   worker.postMessage({ type: 'open', settings, device: $('device').value, stopFlag });
   enter('opening');
 }
@@ -99,7 +101,9 @@ const heard = {
     $('progress').max = total;
     $('progress').value = loaded;
     $('status').textContent =
-      loaded < total ? `Downloading: ${megabytes(loaded)} of ${megabytes(total)} MB` : 'Preparing the model...';
+      loaded < total
+        ? `Downloading: ${megabytes(loaded)} of ${megabytes(total)} MB`
+        : 'Preparing the model...';
   },
   ready() {
     missingBytes = 0;

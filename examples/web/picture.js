@@ -1,6 +1,6 @@
 // Files of people -> pixels for the model.
 
-// Larger pictures are shrunk first: the model sees a square of 1024 pixels at most, and phones have little memory.
+// Larger pictures are shrunk first: the model sees a square of 1024 pixels, and phones have little memory.
 const LONGEST_EDGE = 2048;
 
 /**

@@ -1,6 +1,6 @@
 // The model, in a thread of its own: WebAssembly would block the page while it computes.
 //
-// Takes {type: "open", settings, device, stopFlag}, then {type: "load"}, then {type: "ask", picture, question}.
+// Takes {type: "open", settings, device, stopFlag}, {type: "load"}, and {type: "ask", picture, question}.
 // Answers with {type: "opened" | "progress" | "ready" | "text" | "done" | "error", ...}.
 
 let library, settings, device, stopFlag, processor, model;

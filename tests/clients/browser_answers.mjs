@@ -21,7 +21,9 @@ async function answers({ load, tasks, maxNewTokens }) {
     const result = [];
     for (const task of tasks) {
       const content = [{ type: 'image' }, { type: 'text', text: task.question }];
-      const prompt = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
+      const prompt = processor.apply_chat_template([{ role: 'user', content }], {
+        add_generation_prompt: true,
+      });
       const image = await RawImage.fromBlob(new Blob([await bytes(task.image)]));
       const inputs = await processor(image, prompt, { add_special_tokens: false });
       if (task.pixels) {

@@ -7,9 +7,12 @@ const job = readJob();
 const seen = { errors: [], requests: [], faults: [], answers: [] };
 
 const text = (page, selector) => page.locator(selector).innerText();
-const ready = (page) => page.waitForFunction(() => !['Starting...'].includes(document.getElementById('status').textContent));
+const ready = (page) =>
+  page.waitForFunction(() => !['Starting...'].includes(document.getElementById('status').textContent));
 const answered = (page) =>
-  page.waitForFunction(() => document.querySelector('article small') || !document.getElementById('error').hidden);
+  page.waitForFunction(
+    () => document.querySelector('article small') || !document.getElementById('error').hidden,
+  );
 const failed = (page) => page.locator('#error').waitFor();
 
 async function open(context) {
@@ -35,7 +38,9 @@ async function screenshot(page, name) {
 function faults() {
   const channels = (color) => (color.match(/[\d.]+/g) ?? []).map(Number);
   const light = (color) => {
-    const [r, g, b] = channels(color).map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+    const [r, g, b] = channels(color).map((c) =>
+      c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4,
+    );
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const behind = (element) => {
@@ -46,17 +51,22 @@ function faults() {
     return 'rgb(255, 255, 255)';
   };
   const found = [];
-  if (document.documentElement.scrollWidth > innerWidth) found.push(`wider than the window: ${document.documentElement.scrollWidth}`);
+  if (document.documentElement.scrollWidth > innerWidth)
+    found.push(`wider than the window: ${document.documentElement.scrollWidth}`);
   for (const element of document.querySelectorAll('body *')) {
-    const ownText = [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
+    const ownText = [...element.childNodes].some(
+      (node) => node.nodeType === Node.TEXT_NODE && node.data.trim(),
+    );
     if (!ownText || !element.checkVisibility() || element.disabled || element.tagName === 'OPTION') continue;
     const [a, b] = [getComputedStyle(element).color, behind(element)].map(light);
     const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (contrast < 4.5) found.push(`contrast ${contrast.toFixed(1)}: ${element.textContent.trim().slice(0, 40)}`);
+    if (contrast < 4.5)
+      found.push(`contrast ${contrast.toFixed(1)}: ${element.textContent.trim().slice(0, 40)}`);
   }
   for (const control of document.querySelectorAll('button, select, textarea, input')) {
     const { width, height } = control.getBoundingClientRect();
-    if (control.checkVisibility() && !control.matches('.unseen') && Math.min(width, height) < 24) found.push(`small: ${control.id}`);
+    if (control.checkVisibility() && !control.matches('.unseen') && Math.min(width, height) < 24)
+      found.push(`small: ${control.id}`);
   }
   return found;
 }
@@ -91,7 +101,11 @@ const parts = {
   async firstVisit(context) {
     const page = await open(context);
     await ready(page);
-    seen.empty = { status: await text(page, '#status'), ask: await text(page, '#ask'), disabled: await page.isDisabled('#ask') };
+    seen.empty = {
+      status: await text(page, '#status'),
+      ask: await text(page, '#ask'),
+      disabled: await page.isDisabled('#ask'),
+    };
     seen.tree = await page.locator('body').ariaSnapshot();
     await noteFaults(page);
     await screenshot(page, 'empty');
@@ -125,12 +139,15 @@ const parts = {
     seen.requests.length = 0;
     const page = await open(context);
     await page.locator('#status', { hasText: 'Choose a picture' }).waitFor();
-    await page.evaluate(async (base64) => {
-      const transfer = new DataTransfer();
-      const bytes = await (await fetch(`data:;base64,${base64}`)).arrayBuffer();
-      transfer.items.add(new File([bytes], 'pasted.png', { type: 'image/png' }));
-      document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: transfer }));
-    }, fs.readFileSync(job.image, 'base64'));
+    await page.evaluate(
+      async (base64) => {
+        const transfer = new DataTransfer();
+        const bytes = await (await fetch(`data:;base64,${base64}`)).arrayBuffer();
+        transfer.items.add(new File([bytes], 'pasted.png', { type: 'image/png' }));
+        document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: transfer }));
+      },
+      fs.readFileSync(job.image, 'base64'),
+    );
     await page.waitForSelector('#ask:enabled');
     await page.keyboard.press('Tab');
     seen.tabs = [];

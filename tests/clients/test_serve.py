@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.clients.browser import SERVER, served
+from tests.clients.node import HERE
 
 WEIGHTS = b"weights"
 
@@ -80,3 +82,14 @@ def test_what_is_missing_is_said(bundle, tmp_path, wrong):
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path}")
     assert "Traceback" not in done.stderr
+
+
+def test_a_network_gives_the_versions_that_are_tested():
+    pinned = json.loads((HERE / "package.json").read_text())["dependencies"]
+    packages = json.loads((HERE / "package-lock.json").read_text())["packages"]
+    settings = (SERVER.parent / "settings.json").read_text()
+    used = dict(re.findall(r"npm/((?:@\w+/)?[\w-]+)@([\w.-]+)/", settings))
+    assert used == {name: pinned[name] for name in ("@huggingface/transformers", "onnxruntime-web")}
+    library = packages["node_modules/@huggingface/transformers"]["dependencies"]
+    assert library["onnxruntime-web"] == pinned["onnxruntime-web"]
+    assert not [name for name, package in packages.items() if "resolved" in package]  # of any one registry
