@@ -172,8 +172,7 @@ class WorkerError(ConversionError):
 # Packages that a plain installation leaves out, and the extras that bring them.
 EXTRAS = {
     "torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml",
-    "mlx": "mlx", "model_signing": "sign",
-    "huggingface_hub": "hub", "pillow_heif": "heic",
+    "mlx": "mlx", "huggingface_hub": "hub", "pillow_heif": "heic", "model_signing": "sign",
 }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def _check_merge(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Che
     try:
         from fastvlm_convert.runtime.onnx_session import EXECUTED_BY, embed_apart
     except ModuleNotFoundError as error:
-        raise MissingDependencyError.of(error, "running an ONNX bundle") from error
+        raise MissingDependencyError.of(error, "running ONNX bundles") from error
     image, tokens = plan.contract.image_token_id, plan.contract.num_image_tokens
     ids = np.arange(min(_MERGED_TEXT, plan.config.decoder.vocab_size), dtype=np.int64)
     ids = ids[ids != image]

@@ -895,7 +895,7 @@ bundle_case(
     lambda b: edit_manifest(b, lambda m: m["artifacts"][0]["inputs"][0].update(name="zzz")),
 )  # fmt: skip
 bundle_case(
-    "manifest_with_a_surrogate", "malformed manifest: the inputs of onnx decoder",
+    "manifest_with_a_surrogate", "malformed manifest: the inputs of onnx ",
     lambda b: edit_manifest(b, lambda m: m["artifacts"][2]["inputs"][1].update(dtype="\ud800")),
 )  # fmt: skip
 bundle_case("manifest_is_a_pipe", "it is a pipe", swapped("fastvlm_manifest.json", os.mkfifo), None, "verify")

@@ -129,4 +129,9 @@ def test_a_targets_name_is_typed_in_its_own_modules_and_the_tables_alone():
             tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             typed = [node for node in tree if isinstance(node, ast.Constant) and node.value in BACKENDS]
             found |= {name: len(typed)} if typed else {}
-    assert found == {"targets.py": 5, "runtime/sessions.py": 3, "verification/executions.py": 3}
+    assert found == {
+        "targets.py": 5,
+        "bundle/constants/contract.py": 2,
+        "runtime/sessions.py": 3,
+        "verification/executions.py": 3,
+    }

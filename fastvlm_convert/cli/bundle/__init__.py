@@ -19,7 +19,7 @@ for _name, _module in (
 
 @app.callback()
 def _group(context: typer.Context) -> None:
-    """Check, compare, pack and sign bundles; make what an app needs beside one.
+    """Check, compare, pack and sign bundles; feed an app's tests.
 
     COMMAND -h shows a command's options and examples.
     """
