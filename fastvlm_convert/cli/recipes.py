@@ -12,8 +12,10 @@ from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import complete_recipe
 from fastvlm_convert.errors import RecipeError, TargetError, UsageError, did_you_mean
 from fastvlm_convert.exporters.backends import backend_of
+from fastvlm_convert.exporters.job import ModelInputs
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
 from fastvlm_convert.predict.sizes import predict_artifacts
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.layer_groups import group_layers, scheme_name
 from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
@@ -99,7 +101,8 @@ def _target_facts(
         backend_of(target).check(config, recipe, plans)
     except TargetError as error:
         return {"bytes": None, "refused": str(error)}
-    sizes = predict_artifacts(config, plans, recipe, [target]).sizes
+    inputs = ModelInputs(0, ImageSettings(config.vision.image_size, "pad"))
+    sizes = predict_artifacts(config, plans, recipe, [target], inputs).sizes
     return {"bytes": sum(sizes.values()), "refused": None}
 
 

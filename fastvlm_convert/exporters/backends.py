@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import Any
 
 from fastvlm_convert.errors import MissingDependencyError
-from fastvlm_convert.exporters.job import ExportJob
+from fastvlm_convert.exporters.job import ExportJob, ModelInputs
 from fastvlm_convert.manifest import Artifact
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
@@ -36,6 +37,11 @@ def no_client_config(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     return {}
 
 
+def takes_all_pictures(recipe: Recipe, images: ImageSettings) -> None:
+    """Of a backend that leaves pictures to its clients, or can prepare them in every way."""
+    del recipe, images
+
+
 def no_app_folder(recipe: Recipe) -> None:
     """Of a backend without an app that reads a folder of its own."""
     del recipe
@@ -54,12 +60,13 @@ class Backend:
         export: Name of the function there that writes a job's files and returns its artifacts.
         check: Refuses dimensions, settings and schemes that it cannot take, with a TargetError that says what
             is allowed.
-        predict: What an export of weights without content will write; the number is the id of `<image>`.
+        predict: What an export of weights without content will write.
         base_bytes: Memory of an export before a weight is read.
         working_bytes: Memory beside that while weights are written.
         has_float16_cache: Whether the KV cache is float16 whatever the decoder computes in.
         client_config: What its clients look up in the bundle's config.json.
         app_folder: Folder of the bundle that an app loads by itself, tokenizer and config included; or None.
+        check_pictures: Refuses ways to prepare pictures that it cannot take, with a TargetError.
     """
 
     title: str
@@ -67,12 +74,13 @@ class Backend:
     writer: str
     export: str
     check: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], None]
-    predict: Callable[[ModelConfig, MixedSource, Recipe, int], Prediction]
+    predict: Callable[[ModelConfig, MixedSource, Recipe, ModelInputs], Prediction]
     base_bytes: int
     working_bytes: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], int]
     has_float16_cache: Callable[[Recipe], bool]
     client_config: Callable[[Sequence[Artifact]], dict[str, Any]] = no_client_config
     app_folder: Callable[[Recipe], str | None] = no_app_folder
+    check_pictures: Callable[[Recipe, ImageSettings], None] = takes_all_pictures
 
     def exporter(self) -> Export:
         """The function that exports; loads the libraries, which takes seconds.

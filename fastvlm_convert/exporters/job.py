@@ -9,6 +9,7 @@ import numpy as np
 from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.io_names import COMPONENTS, Component, FloatName, PrecisionName, precision_name
 from fastvlm_convert.manifest import Contract
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight
 from fastvlm_convert.recipe import Recipe
@@ -24,6 +25,19 @@ _NAMED_BY: dict[Component, tuple[Part, ...]] = {
     "embed": ("embedding",),
     "decoder": ("decoder",),
 }
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What a model is given, as far as graphs depend on it.
+
+    Attributes:
+        image_token_id: Clients look every id up, `<image>` too, which may lie beyond the checkpoint's table.
+        images: How pictures are prepared.
+    """
+
+    image_token_id: int
+    images: ImageSettings
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,11 @@ class ExportJob:
     license: str
     folder: Path
     on_progress: OnShare
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """What the model is given."""
+        return ModelInputs(self.contract.image_token_id, self.contract.images)
 
 
 def precisions_of(weights: MixedSource, recipe: Recipe) -> dict[Component, PrecisionName]:

@@ -10,8 +10,9 @@ from fastvlm_convert.bundle.license import license_files
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.exporters.backends import Prediction, backend_of
+from fastvlm_convert.exporters.job import ModelInputs
 from fastvlm_convert.io_names import IMAGE_TOKEN
-from fastvlm_convert.manifest import Artifact, Contract
+from fastvlm_convert.manifest import Artifact, Contract, takes_pictures
 from fastvlm_convert.predict.sizes import predict_artifacts
 from fastvlm_convert.quantization.weight_plan import WeightPlan, plan_weights
 from fastvlm_convert.recipe import Recipe, shipped_recipes
@@ -46,6 +47,7 @@ def plan_export(checkpoint: Checkpoint, recipe: Recipe | None, targets: Sequence
     plan = plan_weights(checkpoint, recipe or _stored_recipe(checkpoint))
     for target in targets:
         backend_of(target).check(plan.config, plan.recipe, plan.layers)
+        backend_of(target).check_pictures(plan.recipe, plan.images)
     images, prompt = plan.images, plan.prompt
     contract = Contract(
         image_size=images.size,
@@ -68,8 +70,8 @@ def plan_export(checkpoint: Checkpoint, recipe: Recipe | None, targets: Sequence
 
 def predicted_artifacts(plan: ExportPlan) -> Prediction:
     """Every graph, program and weight file of an export (see `predict.sizes`)."""
-    token_id = plan.contract.image_token_id
-    return predict_artifacts(plan.config, plan.layers, plan.recipe, plan.targets, image_token_id=token_id)
+    inputs = ModelInputs(plan.contract.image_token_id, plan.images)
+    return predict_artifacts(plan.config, plan.layers, plan.recipe, plan.targets, inputs)
 
 
 def predicted_files(plan: ExportPlan) -> dict[str, int]:
@@ -94,7 +96,8 @@ def files_beside(plan: ExportPlan, artifacts: Sequence[Artifact]) -> dict[str, b
         if folder is not None:
             files = app_files(checkpoint.tokenizer, config, contract)
             in_folders |= {f"{folder}/{name}": content for name, content in files.items()}
-    files = client_files(checkpoint.tokenizer, config, contract, added) | in_folders
+    in_graph = any(takes_pictures(artifact) for artifact in artifacts)
+    files = client_files(checkpoint.tokenizer, config, contract, added, in_graph) | in_folders
     if checkpoint.license is not None:
         files |= license_files(checkpoint.license, plan.recipe, BUNDLE.name)
     return files

@@ -7,6 +7,7 @@ but for the metadata inside Core ML's programs, some hundred bytes that depend o
 from collections.abc import Sequence
 
 from fastvlm_convert.exporters.backends import Prediction, backend_of
+from fastvlm_convert.exporters.job import ModelInputs
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.recipe import Recipe
@@ -19,8 +20,7 @@ def predict_artifacts(
     layers: Sequence[LayerPlan],
     recipe: Recipe,
     targets: Sequence[Target],
-    *,
-    image_token_id: int = 0,
+    inputs: ModelInputs,
 ) -> Prediction:
     """Every graph, program and weight file that an export writes.
 
@@ -32,10 +32,10 @@ def predict_artifacts(
         layers: What happens to the layers.
         recipe: Its other settings.
         targets: Formats, whose checks have passed.
-        image_token_id: An embedding may have a row for it, even where the checkpoint's table ends before.
+        inputs: What the model is given.
     """
     weights = placeholder_weights(config, layers)
-    found = [backend_of(target).predict(config, weights, recipe, image_token_id) for target in targets]
+    found = [backend_of(target).predict(config, weights, recipe, inputs) for target in targets]
     return Prediction(
         sizes={name: size for part in found for name, size in part.sizes.items()},
         artifacts=[artifact for part in found for artifact in part.artifacts],

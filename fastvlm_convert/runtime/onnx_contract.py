@@ -17,7 +17,7 @@ from fastvlm_convert.io_names import (
     present_key,
     present_value,
 )
-from fastvlm_convert.manifest import Manifest
+from fastvlm_convert.manifest import Manifest, takes_pictures
 from fastvlm_convert.runtime.contract import FLOATS, Artifacts, Rules, Shape, check_artifacts, malformed
 
 _TARGET: Final = "onnx"
@@ -48,10 +48,12 @@ def _rules(artifacts: Artifacts) -> Rules:
     if decoder is not None:
         _check_order(decoder.inputs, past)
         _check_order(decoder.outputs, present)
+    vision = artifacts.get(("vision", ""))
+    size: Shape = (None, None) if vision is not None and takes_pictures(vision) else ("S", "S")
     hidden: Shape = (None, None, "H")
     return {
         ("vision", ""): (
-            {PIXEL_VALUES: (("float32",), (None, 3, "S", "S"))},
+            {PIXEL_VALUES: (("float32",), (None, 3, *size))},
             {IMAGE_FEATURES: (("float32",), (None, "H"))},
         ),
         ("embed", ""): (

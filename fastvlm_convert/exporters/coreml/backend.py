@@ -6,6 +6,7 @@ from typing import Final
 from fastvlm_convert.exporters.backends import Backend, Prediction
 from fastvlm_convert.exporters.coreml.sizes import coreml_dry_run
 from fastvlm_convert.exporters.coreml.support import check
+from fastvlm_convert.exporters.job import ModelInputs
 from fastvlm_convert.io_names import APPLE_FOLDER
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
@@ -13,8 +14,8 @@ from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
 
 
-def _predict(config: ModelConfig, weights: MixedSource, recipe: Recipe, image_token_id: int) -> Prediction:
-    del image_token_id  # the table has the checkpoint's rows
+def _predict(config: ModelConfig, weights: MixedSource, recipe: Recipe, inputs: ModelInputs) -> Prediction:
+    del inputs  # pictures come square, and the table has the checkpoint's rows
     artifacts, sizes = coreml_dry_run(config, weights, recipe)
     return Prediction(sizes, artifacts)
 

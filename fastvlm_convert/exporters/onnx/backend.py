@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from fastvlm_convert.exporters.backends import Backend, Prediction
+from fastvlm_convert.exporters.job import ModelInputs
 from fastvlm_convert.exporters.onnx.sizes import onnx_dry_run
-from fastvlm_convert.exporters.onnx.support import check
+from fastvlm_convert.exporters.onnx.support import check, check_pictures
 from fastvlm_convert.exporters.onnx.transformers_js import transformers_js_config
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
@@ -14,8 +15,8 @@ from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import is_language
 
 
-def _predict(config: ModelConfig, weights: MixedSource, recipe: Recipe, image_token_id: int) -> Prediction:
-    artifacts, sizes = onnx_dry_run(config, weights, recipe, image_token_id)
+def _predict(config: ModelConfig, weights: MixedSource, recipe: Recipe, inputs: ModelInputs) -> Prediction:
+    artifacts, sizes = onnx_dry_run(config, weights, recipe, inputs)
     return Prediction(sizes, artifacts)
 
 
@@ -37,4 +38,5 @@ BACKEND: Final = Backend(
     working_bytes=_working_bytes,
     has_float16_cache=lambda recipe: False,
     client_config=transformers_js_config,
+    check_pictures=check_pictures,
 )

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from fastvlm_convert.exporters.job import OnBytes, precisions_of
+from fastvlm_convert.exporters.job import ModelInputs, OnBytes, precisions_of
 from fastvlm_convert.exporters.onnx.data import DataFile
 from fastvlm_convert.exporters.onnx.decoder import build_decoder
 from fastvlm_convert.exporters.onnx.embed import Table, build_embed, store_table
@@ -38,7 +38,7 @@ def lower(
     recipe: Recipe,
     files: Files,
     on_bytes: OnBytes,
-    image_token_id: int,
+    inputs: ModelInputs,
 ) -> list[Artifact]:
     """Build the graphs of a bundle, one after the other.
 
@@ -48,15 +48,14 @@ def lower(
         recipe: Precisions and settings.
         files: Where graphs and data go.
         on_bytes: Called with the number of bytes of each weight written, counted as float32.
-        image_token_id: Clients look every id up, `<image>` too, which may lie beyond the checkpoint's table.
+        inputs: What the model is given.
 
     Returns:
         One artifact a graph.
     """
-    embed_rows = max(image_token_id + 1, config.decoder.embed_rows)
     weights = without_palettes(weights)
     precisions = precisions_of(weights, recipe)
-    lowering = _Lowering(config, weights, recipe, files, on_bytes, embed_rows, precisions)
+    lowering = _Lowering(config, weights, recipe, files, on_bytes, inputs, precisions)
     return [lowering.vision(), *lowering.decoder_and_embed()]
 
 
@@ -69,14 +68,20 @@ class _Lowering:
     recipe: Recipe
     files: Files
     on_bytes: OnBytes
-    embed_rows: int
+    inputs: ModelInputs
     precisions: Mapping[Component, PrecisionName]
+
+    @property
+    def embed_rows(self) -> int:
+        """Rows of the table: clients look `<image>` up before they overwrite what they get."""
+        return max(self.inputs.image_token_id + 1, self.config.decoder.embed_rows)
 
     def vision(self) -> Artifact:
         settings, file = self.recipe.vision, self._file("vision")
         with self.files.data(onnx_data_name(file)) as data:
             graph = Graph("fastvlm_vision", data, settings.storage, settings.compute, self.on_bytes)
-            build_vision(graph, self.config, self.weights)
+            images = self.inputs.images if self.recipe.onnx.preprocessing == "in_graph" else None
+            build_vision(graph, self.config, self.weights, images)
             self.files.save(graph, file)
         return self._artifact("vision", settings, graph, file, onnx_data_name(file))
 

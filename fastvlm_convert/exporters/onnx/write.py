@@ -22,7 +22,7 @@ def export_onnx(job: ExportJob) -> list[Artifact]:
     """
     files = _WrittenFiles(job.folder / FOLDER)
     on_bytes = ByteCounter(job).add
-    return lower(job.config, job.weights, job.recipe, files, on_bytes, job.contract.image_token_id)
+    return lower(job.config, job.weights, job.recipe, files, on_bytes, job.inputs)
 
 
 class _WrittenFiles:
