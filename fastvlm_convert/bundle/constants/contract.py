@@ -88,7 +88,7 @@ class ClientContract:
     target: Annotated[str, "Format of the graphs."]
     image_in_graph: Annotated[
         bool,
-        "Whether the vision graph takes pictures of any size, values divided by 255, and does the rest itself.",
+        "Whether the vision graph takes pictures of any size, values divided by 255, and resizes them.",
     ]
     image_size: Annotated[int, "Edge of the square picture that the encoder takes, in pixels."]
     image_mode: Annotated[
