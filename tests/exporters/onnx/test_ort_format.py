@@ -1,4 +1,4 @@
-"""Graphs in ONNX Runtime's own format, which reduced builds of it open: the same answers where it has the types."""
+"""Graphs in ONNX Runtime's own format, which reduced builds of it open: the same answers if types allow."""
 
 from pathlib import Path
 
