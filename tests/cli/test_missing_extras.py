@@ -81,6 +81,7 @@ def mlx_bundle(tmp_path_factory):
             "the Core ML target needs coremltools",
         ),
         ("mlx", ("run", "MLX_BUNDLE", "Hi"), "running MLX bundles needs mlx"),
+        ("onnx", ("estimate", "BUNDLE"), "an estimate of the onnx target needs onnx"),
     ],
 )
 def test_a_command_names_the_extra_that_it_misses(
