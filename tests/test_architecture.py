@@ -51,7 +51,7 @@ LINES = [
     ["quantization"],
     ["exporters"],
     ["runtime"],
-    ["float16", "bench"],
+    ["float16", "bench", "evaluation"],
     ["bundle"],
     ["provenance", "predict"],
     ["verification"],

@@ -27,6 +27,10 @@ FLAGS = {
     },
     "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--record", *PARTS, *COMMON},
     "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
+    "evaluate": {
+        "MODEL...", "--dataset", "--images", "--limit", "--instruction", "--target", "--max-new-tokens",
+        "--min-accuracy", "--max-drop", "--output", "-o", "--overwrite", "--output-format", *COMMON,
+    },
     "scan": {
         "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", *PARTS, *COMMON,
     },
