@@ -32,8 +32,8 @@ from fastvlm_convert.evaluation.run import evaluate
 from fastvlm_convert.outcomes import Outcome
 
 EXAMPLES = """
-fastvlm-convert evaluate FastVLM-0.5B app --dataset textvqa/TextVQA_0.5.1_val.json --limit 500
-fastvlm-convert evaluate FastVLM-0.5B app --dataset mine.jsonl --max-drop 1 -o differences.md
+fastvlm-convert evaluate FastVLM-0.5B app --dataset val_v1.0.json --limit 500
+fastvlm-convert evaluate FastVLM-0.5B app --dataset mine.jsonl --max-drop 1
 """
 _EXIT_CODES: Final = {"passed": 0, "failed": 1, "not_run": 2}
 
@@ -74,7 +74,7 @@ def command(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Follows every question: 'Answer the question using a single word or phrase.'",
+            help="Added to every question: 'Answer the question using a single word or phrase.', say.",
             show_default=False,
         ),
     ] = None,
@@ -118,7 +118,7 @@ def command(
     overwrite: OverwriteFileOption = False,
     output_format: OutputFormatOption = None,
 ) -> None:
-    """Ask models questions whose answers are known, and compare their scores.
+    """Compare models on questions whose answers are known.
 
     An interrupted run goes on where it was. --min-accuracy and --max-drop judge the dataset's own score: VQA
     accuracy for VQAv2 and TextVQA, ANLS for DocVQA, exact match for all others.

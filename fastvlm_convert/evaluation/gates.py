@@ -38,16 +38,9 @@ def outcomes_of(evaluation: Evaluation, gates: Gates) -> tuple[Outcome, ...]:
         if gates.min_accuracy is not None:
             found.append(_least(model, score, gates.min_accuracy))
         else:
+            status: Status = "not_run" if score.value is None else "passed"
             message = f"{LABELS[metric]} {percent_text(score)}"
-            found.append(
-                Outcome(
-                    "accuracy",
-                    "info",
-                    "passed" if score.value is not None else "not_run",
-                    message,
-                    model.name,
-                )
-            )
+            found.append(Outcome("accuracy", "info", status, message, model.name))
         if gates.max_drop is not None and model.differences:
             found.append(_drop(evaluation, model, figure_of(model.differences, metric), gates.max_drop))
     return tuple(found)
