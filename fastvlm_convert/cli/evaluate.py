@@ -1,6 +1,6 @@
 """`fastvlm-convert evaluate`: how well models answer questions whose answers are known."""
 
-import dataclasses
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -27,7 +27,15 @@ from fastvlm_convert.evaluation.gates import (
 )
 from fastvlm_convert.evaluation.journal import remove_journal
 from fastvlm_convert.evaluation.models import columns_of
-from fastvlm_convert.evaluation.results import SCHEMA, SCHEMA_VERSION, Evaluation, Settings
+from fastvlm_convert.evaluation.results import (
+    SCHEMA,
+    SCHEMA_VERSION,
+    DatasetFacts,
+    Evaluation,
+    ItemResult,
+    ModelResult,
+    Settings,
+)
 from fastvlm_convert.evaluation.run import evaluate
 from fastvlm_convert.outcomes import Outcome
 
@@ -56,65 +64,99 @@ DatasetOption = Annotated[
 ]
 
 
+ImagesFolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        metavar="FOLDER",
+        help="Where the pictures are, unless beside the questions.",
+        show_default=False,
+    ),
+]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Ask the first N questions only.", show_default=False)
+]
+InstructionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Added to every question: 'Answer the question using a single word or phrase.', say.",
+        show_default=False,
+    ),
+]
+TargetsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar=TARGET_NAMES,
+        help="Target of bundles to run, repeatable; their first if omitted.",
+        autocompletion=complete_target,
+        show_default=False,
+    ),
+]
+MinAccuracyOption = Annotated[
+    float | None,
+    typer.Option(min=0, max=100, metavar="PERCENT", help="Exit 1 if a model is below.", show_default=False),
+]
+MaxDropOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=100,
+        metavar="POINTS",
+        help="Exit 1 if a model is more than this below the first.",
+        show_default=False,
+    ),
+]
+DifferencesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write the answers that differ side by side: .md or .jsonl.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class EvaluateDocument:
+    """How well models answered.
+
+    Attributes:
+        dataset: What was asked.
+        settings: How.
+        models: How each did.
+        items: Every question with every answer.
+        num_differing: Questions that the models do not all answer with the same text.
+        warnings: What the user should know.
+        outcomes: What became of every gate.
+        differences_file: Where the answers that differ were written, or None.
+    """
+
+    dataset: DatasetFacts
+    settings: Settings
+    models: tuple[ModelResult, ...]
+    items: tuple[ItemResult, ...]
+    num_differing: int
+    warnings: tuple[str, ...]
+    outcomes: tuple[Outcome, ...]
+    differences_file: str | None
+
+
 def command(
     context: typer.Context,
     models: ModelsArgument,
     dataset: DatasetOption,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Where the pictures are, unless beside the questions.", show_default=False
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Ask the first N questions only.", show_default=False),
-    ] = None,
-    instruction: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Added to every question: 'Answer the question using a single word or phrase.', say.",
-            show_default=False,
-        ),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target",
-            metavar=TARGET_NAMES,
-            help="Target of bundles to run, repeatable; their first if omitted.",
-            autocompletion=complete_target,
-            show_default=False,
-        ),
-    ] = None,
+    images: ImagesFolderOption = None,
+    limit: LimitOption = None,
+    instruction: InstructionOption = None,
+    target: TargetsOption = None,
     max_new_tokens: MaxNewTokensOption = None,
-    min_accuracy: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=100, metavar="PERCENT", help="Exit 1 if a model is below.", show_default=False
-        ),
-    ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=100,
-            metavar="POINTS",
-            help="Exit 1 if a model is more than this below the first.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Write the answers that differ side by side: .md or .jsonl.",
-            show_default=False,
-        ),
-    ] = None,
+    min_accuracy: MinAccuracyOption = None,
+    max_drop: MaxDropOption = None,
+    output: DifferencesOption = None,
     overwrite: OverwriteFileOption = False,
     output_format: OutputFormatOption = None,
 ) -> None:
@@ -123,50 +165,49 @@ def command(
     An interrupted run goes on where it was. --min-accuracy and --max-drop judge the dataset's own score: VQA
     accuracy for VQAv2 and TextVQA, ANLS for DocVQA, exact match for all others.
     """
-    flags = flags_of(context)
     columns = columns_of(models, chosen_targets(target or []))
     if max_drop is not None and len(columns) < 2:
-        raise UsageError(
-            "--max-drop compares models with the first, and there is one", hint="give two models"
-        )
+        raise UsageError("--max-drop compares with the first model, and there is one", hint="give two")
     if output is not None:
         check_suffix(output)
         for column in columns:
             check_output_file(output, column.path, overwrite)
     questions = open_dataset(dataset, images=images, limit=limit)
-    is_silent = flags.is_silent or output_format in (
-        OutputFormat.JSON,
-        OutputFormat.GITHUB,
-        OutputFormat.JUNIT,
-    )
+    is_silent = flags_of(context).is_silent or output_format not in (None, OutputFormat.TEXT)
     with progress(is_silent, remaining=True) as on_stage:
         found, journals = evaluate(columns, questions, Settings(max_new_tokens, instruction), on_stage)
     outcomes = outcomes_of(found, Gates(min_accuracy, max_drop))
     status = status_of(outcomes)
     if output is not None:
         write_output_file(output, differences_text(found, output.suffix))
-    document = {
-        "schema": SCHEMA,
-        "schema_version": SCHEMA_VERSION,
-        **dataclasses.asdict(found),
-        "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
-        "differences_file": None if output is None else str(output),
-    }
     report_outcomes(
         context,
         output_format,
         outcomes,
         status,
-        document,
+        {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(_document(found, outcomes, output))},
         lambda: _print(found, outcomes, output),
-        brief="; ".join(_verdict(found, outcomes)),
+        brief="; ".join(_verdict(outcomes)),
     )
     for journal in journals:
         remove_journal(journal)
     raise typer.Exit(_EXIT_CODES[status])
 
 
-def _verdict(found: Evaluation, outcomes: tuple[Outcome, ...]) -> list[str]:
+def _document(found: Evaluation, outcomes: tuple[Outcome, ...], output: Path | None) -> EvaluateDocument:
+    return EvaluateDocument(
+        dataset=found.dataset,
+        settings=found.settings,
+        models=found.models,
+        items=found.items,
+        num_differing=found.num_differing,
+        warnings=found.warnings,
+        outcomes=outcomes,
+        differences_file=None if output is None else str(output),
+    )
+
+
+def _verdict(outcomes: tuple[Outcome, ...]) -> list[str]:
     gates = [o for o in outcomes if o.severity == "error"]
     if gates:
         return [f"{outcome.status}: {outcome.where}: {outcome.message}" for outcome in gates]

@@ -11,7 +11,7 @@ from fastvlm_convert.evaluation.journal import Answered
 from fastvlm_convert.evaluation.scores import MIN_ANNOTATORS, SCORES, Metric, scores_of
 from fastvlm_convert.intervals import Interval, bootstrap, paired_bootstrap, too_few
 
-SCHEMA: Final = "fastvlm-convert/evaluation"
+SCHEMA: Final = "fastvlm-convert/evaluate"
 SCHEMA_VERSION: Final = 1
 
 

@@ -42,7 +42,7 @@ def test_document(cli, fp32_bundle, mine):
     result = cli("evaluate", CHECKPOINT, fp32_bundle, "--dataset", mine, *SHORT, "--json")
     assert (result.code, result.err) == (0, "")
     document = result.document
-    assert (document["schema"], document["schema_version"]) == ("fastvlm-convert/evaluation", 1)
+    assert (document["schema"], document["schema_version"]) == ("fastvlm-convert/evaluate", 1)
     assert (document["command"], document["status"]) == ("evaluate", "passed")
     facts = document["dataset"]
     assert (facts["layout"], facts["num_items"], facts["metric"]) == ("jsonl", 4, "exact_match")
@@ -186,7 +186,7 @@ class TestDifferences:
         ((), "Missing option '--dataset'"),
         (
             ("--dataset", "demo", "--max-drop", 1),
-            "--max-drop compares models with the first, and there is one",
+            "--max-drop compares with the first model, and there is one",
         ),
         (("--dataset", "demo", "--target", "coreml"), "the bundle has no target 'coreml'"),
         (("--dataset", "demo", "--images", "x"), "the demo draws its pictures itself"),
