@@ -224,9 +224,7 @@ def _print(found: Evaluation, outcomes: tuple[Outcome, ...], output: Path | None
                 soft_wrap=True,
             )
     err.print(_facts(found), soft_wrap=True)
-    for reason in dict.fromkeys(f.reason for m in found.models for f in m.scores if f.reason):
-        labels = [LABELS[f.metric] for f in found.models[0].scores if f.reason == reason and f.value is None]
-        err.print(escape(f"{', '.join(labels)} not run: {reason}" if labels else reason), soft_wrap=True)
+    _print_reasons(found)
     for model in found.models:
         if model.num_cut:
             cut = f"{model.name}: {model.num_cut} answers were cut at the limit (--max-new-tokens)"
@@ -240,6 +238,16 @@ def _print(found: Evaluation, outcomes: tuple[Outcome, ...], output: Path | None
         ),
         soft_wrap=True,
     )
+
+
+def _print_reasons(found: Evaluation) -> None:
+    """Why there are scores that were not computed, and figures without an interval."""
+    for reason in dict.fromkeys(f.reason for f in found.models[0].scores if f.value is None):
+        labels = [LABELS[f.metric] for f in found.models[0].scores if f.reason == reason]
+        err.print(escape(f"{', '.join(labels)} not run: {reason}"), soft_wrap=True)
+    figures = [figure for m in found.models for figure in (*m.scores, *m.differences)]
+    for reason in dict.fromkeys(f.reason for f in figures if f.value is not None and f.reason):
+        err.print(escape(reason), soft_wrap=True)
 
 
 def _print_scores(found: Evaluation) -> None:

@@ -125,7 +125,7 @@ def open_journal(binding: Binding) -> Iterator[Journal]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ConversionError(
                 "this model is being evaluated on these questions already",
                 where=path,

@@ -151,7 +151,11 @@ def _vqav2_answers(annotations: Mapping[str, Any], path: Path) -> dict[str, tupl
             if isinstance(given, list)
             else given
         )
-        answers[id_of(entry, "question_id", place)] = answers_of(texts, place)
+        name = id_of(entry, "question_id", place)
+        if name in answers:
+            what = f"the id {name} stands there twice"
+            raise DatasetError(what, where=place, hint="every question needs an id of its own")
+        answers[name] = answers_of(texts, place)
     return answers
 
 

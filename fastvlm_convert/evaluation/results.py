@@ -204,7 +204,7 @@ def _figure(items: Sequence[ItemResult], metric: Metric, column: int, against: i
 
 def _all_alike(values: np.ndarray) -> str | None:
     """Why a figure whose questions all give the same has no interval: drawing them again gives it again."""
-    return "no interval: every question gives the same" if np.ptp(values) == 0 else None
+    return "no interval where every question gives the same" if np.ptp(values) == 0 else None
 
 
 def _scores(items: Sequence[ItemResult], metric: Metric, column: int) -> np.ndarray:

@@ -161,6 +161,9 @@ class TestPublished:
         write_json(annotations, {**value, "data_subtype": "train2014"})
         with pytest.raises(DatasetError, match="of different splits: train2014 and val2014"):
             opened(questions)
+        write_json(annotations, {**value, "annotations": value["annotations"] * 2})
+        with pytest.raises(DatasetError, match="the id 73000 stands there twice"):
+            opened(questions)
         write_json(annotations, {**value, "annotations": value["annotations"][:2]})
         with pytest.raises(DatasetError, match="question 42000 has no annotation in v2_mscoco") as caught:
             opened(questions)

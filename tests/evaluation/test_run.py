@@ -183,4 +183,4 @@ class TestFigures:
     def test_what_never_varies_has_no_interval(self, items):
         same = figures(items[:30], 0)[0]
         assert (same.value, same.interval) == (1, None)
-        assert same.reason == "no interval: every question gives the same"
+        assert same.reason == "no interval where every question gives the same"
