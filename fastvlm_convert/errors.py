@@ -120,6 +120,13 @@ class ImageError(ConversionError):
     next_step = "give another image, or save this one as PNG"
 
 
+class DatasetError(ConversionError):
+    """A dataset to evaluate on is missing, malformed or of a layout that is not known."""
+
+    code = "dataset"
+    next_step = "docs/evaluate.md shows what is read"
+
+
 class RecipeError(ConversionError):
     """A recipe is malformed or asks for something impossible."""
 

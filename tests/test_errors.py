@@ -33,6 +33,7 @@ def test_codes_are_frozen():
         "MalformedManifestError": "bundle",
         "CheckpointError": "checkpoint",
         "ImageError": "image",
+        "DatasetError": "dataset",
         "MissingDependencyError": "missing_dependency",
         "OutputError": "output",
         "PhonesError": "phones",

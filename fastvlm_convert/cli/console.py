@@ -11,7 +11,15 @@ from typing import Any, Final
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from fastvlm_convert.cli.document import Document
@@ -123,18 +131,21 @@ def images_text(count: int) -> str:
 
 
 @contextmanager
-def progress(silent: bool) -> Iterator[OnStage]:
+def progress(silent: bool, remaining: bool = False) -> Iterator[OnStage]:
     """A bar for each stage on a terminal, nothing elsewhere; yields the callback that moves them.
 
     Args:
         silent: Show nothing in any case.
+        remaining: Also estimate the time that is left; for stages of even steps.
     """
-    columns = (
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description:<12}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
-    )
+    ]
+    if remaining:
+        columns += [TextColumn("left:"), TimeRemainingColumn()]
     bars = Progress(*columns, console=err, transient=True, disable=silent or not _can_animate())
     tasks: dict[str, TaskID] = {}
 

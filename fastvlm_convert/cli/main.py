@@ -22,6 +22,7 @@ from fastvlm_convert.cli import (
     bench,
     chat,
     estimate,
+    evaluate,
     export,
     inspect,
     mil,
@@ -57,9 +58,8 @@ app = typer.Typer(
 )
 for _name, _module in (
     ("inspect", inspect), ("run", run), ("chat", chat), ("plan", plan), ("quantize", quantize),
-    ("export", export), ("verify", verify), ("bench", bench), ("estimate", estimate),
-    ("scan", scan), ("mil", mil),
-    ("recipes", recipes),
+    ("export", export), ("verify", verify), ("evaluate", evaluate), ("bench", bench),
+    ("estimate", estimate), ("scan", scan), ("mil", mil), ("recipes", recipes),
 ):  # fmt: skip
     app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
 app.add_typer(bundle_app, name="bundle")

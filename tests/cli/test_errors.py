@@ -21,8 +21,8 @@ from tests.bundles import recipe, write_recipe
 from tests.cli.conftest import CHECKPOINT
 
 CODES = {
-    "bundle", "checkpoint", "image", "missing_dependency", "output", "prompt", "recipe", "signature",
-    "target", "tokenizer", "usage", "worker",
+    "bundle", "checkpoint", "dataset", "image", "missing_dependency", "output", "prompt", "recipe",
+    "signature", "target", "tokenizer", "usage", "worker",
 }  # fmt: skip
 
 EXPORT = ("export", CHECKPOINT, "--target", "onnx", "--recipe", "fp32")
@@ -125,6 +125,7 @@ def test_real_failures_have_their_codes(cli, tmp_path):
         "recipe": cli("plan", CHECKPOINT, "--target", "onnx", "--recipe", palette, "--json"),
         "target": cli("plan", CHECKPOINT, "--target", "tflite", "--recipe", "fp32", "--json"),
         "image": cli("run", CHECKPOINT, tmp_path / "notes.txt", "Hi", "--json"),
+        "dataset": cli("evaluate", CHECKPOINT, "--dataset", tmp_path / "notes.txt", "--json"),
         "output": cli(*EXPORT, "-o", tmp_path / "empty", "--json"),
     }
     assert {name: result.document["error"]["code"] for name, result in found.items()} == {

@@ -28,6 +28,10 @@ FLAGS = {
     "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--record", *PARTS, *COMMON},
     "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
     "estimate": {"BUNDLE", "--phones", *COMMON},
+    "evaluate": {
+        "MODEL...", "--dataset", "--images", "--limit", "--instruction", "--target", "--max-new-tokens",
+        "--min-accuracy", "--max-drop", "--output", "-o", "--overwrite", "--output-format", *COMMON,
+    },
     "scan": {
         "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", *PARTS, *COMMON,
     },

@@ -1,0 +1,1 @@
+"""How well models answer questions whose answers are known: datasets, scores, the comparison."""
