@@ -1,6 +1,6 @@
 """`fastvlm-convert estimate`: what phones can do with a bundle at best, by its files."""
 
-import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastvlm_convert.cli.console import err, out, plain_table, report, size_text
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import BundleArgument
 from fastvlm_convert.estimate.ceilings import Ceiling, Estimate, estimate
@@ -20,6 +21,11 @@ fastvlm-convert estimate app
 fastvlm-convert estimate app --phones mine.yaml --json
 """
 _UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class EstimateDocument(Estimate, Document, name="estimate"):
+    """What phones could do with a bundle at best."""
 
 
 def command(
@@ -44,7 +50,7 @@ def command(
     if phones is not None:
         table = with_own(table, load_phones(phones))
     result = estimate(bundle, table)
-    document = dataclasses.asdict(result)
+    document = EstimateDocument(**vars(result))
     report(context, "passed", document, lambda: _print(result, flags_of(context).quiet))
 
 
