@@ -1,5 +1,6 @@
 """An ONNX bundle as a session, executed by ONNX Runtime."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,8 +168,7 @@ def _load(
 ) -> onnxruntime.InferenceSession:
     artifact = manifest.artifact(_TARGET, component, function)
     path = bundle / artifact.files[0]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _SEVERITY
+    options = _options()
     with _refusals(path):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return _checked(session, artifact)
@@ -186,14 +186,23 @@ def _load_exact(bundle: Path, manifest: Manifest, component: Component) -> onnxr
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 0
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _SEVERITY
+    options = _options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     with _refusals(path):
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     return _checked(session, artifact)
+
+
+def _options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SEVERITY
+    # As torch and NumPy do it; ONNX Runtime itself would start a thread for every core.
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal():
+        options.intra_op_num_threads = int(threads)
+    return options
 
 
 def _checked(session: onnxruntime.InferenceSession, artifact: Artifact) -> onnxruntime.InferenceSession:

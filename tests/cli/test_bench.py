@@ -1,4 +1,4 @@
-from fastvlm_convert.bench.run import METRICS
+from fastvlm_convert.bench.result import METRICS
 from fastvlm_convert.manifest import load_manifest
 from tests.bundles import copy_bundle
 from tests.cli.conftest import CHECKPOINT

@@ -26,7 +26,10 @@ FLAGS = {
         *COMMON,
     },
     "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--record", *PARTS, *COMMON},
-    "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
+    "bench": {
+        "BUNDLE...", "--reference", "--new-tokens", "--trials", "--threads", "--import", "--measured-on",
+        "--save-baseline", "--against", "--max-regression", "--any-machine", "--output-format", *COMMON,
+    },
     "scan": {
         "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", *PARTS, *COMMON,
     },
