@@ -96,7 +96,7 @@ def parse_result(path: Path, value: dict[str, Any]) -> BenchResult:
     try:
         result = from_plain(BenchResult, {key: inner for key, inner in value.items() if key not in head})
     except RecipeError as error:
-        raise BenchmarkError(f"damaged: {error.args[0]}", where=path, hint=error.hint) from error
+        raise BenchmarkError(f"damaged: {error.args[0]}", where=path, hint=error.given_hint) from error
     _check(path, result)
     return result
 

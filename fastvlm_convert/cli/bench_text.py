@@ -120,7 +120,8 @@ def _contenders_table(contenders: Sequence[ContenderResult]) -> Table:
     numbers = ("load ms", "peak memory", "files")
     has_imported = any(c.imported_from is not None for c in contenders)
     places = ("measured on",) if has_imported else ()
-    table = plain_table("contender", *numbers, "executed by", *places, right=numbers, wrap=places)
+    texts = ("contender", "executed by", *places)
+    table = plain_table("contender", *numbers, "executed by", *places, right=numbers, wrap=texts)
     for c in contenders:
         table.add_row(
             escape(printable(c.name)),

@@ -37,7 +37,7 @@ class Source:
             model: What the file calls the graph.
             where: Device and runtime.
         """
-        return where if self.stage is not None else f"{model}, {where}"
+        return where if self.stage is not None else f"{model} on {where}"
 
 
 def imported(

@@ -107,7 +107,7 @@ def read_latency(source: Source, value: dict[str, Any]) -> ContenderResult:
     try:
         latency = from_plain(Latency, value)
     except RecipeError as error:
-        raise BenchmarkError(f"damaged: {error.args[0]}", where=source.path, hint=error.hint) from error
+        raise BenchmarkError(f"damaged: {error.args[0]}", where=source.path, hint=error.given_hint) from error
     for name in ("load_ms", "peak_memory_bytes"):
         figure = getattr(latency, name)
         if figure is not None and not (math.isfinite(figure) and figure > 0):

@@ -18,7 +18,13 @@ FORMAT: Final = "Xcode performance report"
 FOLDER_SUFFIX: Final = ".mlperf"
 FILE_NAME: Final = "report.json"
 MAX_BYTES: Final = 64 << 20  # it holds the model's structure, every operation of it
-_COMPUTE_UNITS: Final = ("CPU", "CPU and GPU", "all units", "CPU and Neural Engine")
+# By the number of MLComputeUnits: in full, and as a part of a name.
+_COMPUTE_UNITS: Final = {
+    "0": ("CPU", "CPU"),
+    "1": ("CPU and GPU", "CPU+GPU"),
+    "2": ("all units", "all units"),
+    "3": ("CPU and Neural Engine", "CPU+ANE"),
+}
 
 
 def is_xcode_report(value: dict[str, Any]) -> bool:
@@ -45,32 +51,32 @@ def read_xcode_report(source: Source, value: dict[str, Any]) -> ContenderResult:
             hint="run the report again in Xcode with prediction included",
         )
     load = _seconds(source, results, "load")
-    device = _device(source, value)
-    unit = value.get("computeUnit")
-    units = _COMPUTE_UNITS[unit] if type(unit) is int and 0 <= unit < len(_COMPUTE_UNITS) else None
+    device, system = _device(source, value)
+    units, short = _COMPUTE_UNITS.get(str(value.get("computeUnit")), ("unknown units", "coreml"))
     return imported(
         source,
-        name=source.name_of(_model_name(source, value), f"{device} coreml{f' ({units})' if units else ''}"),
-        executed_by=f"Core ML{f' ({units})' if units else ''}",
-        measured_on=device,
+        name=source.name_of(_model_name(source, value), f"{device} {short}"),
+        executed_by=f"Core ML ({units})",
+        measured_on=f"{device}, {system}" if system else device,
         imported_from=FORMAT,
         samples={source.metric: tuple(1e3 * seconds for seconds in predict)},
         load_ms=None if load is None else 1e3 * float(np.median(load)),
     )
 
 
-def _device(source: Source, value: dict[str, Any]) -> str:
+def _device(source: Source, value: dict[str, Any]) -> tuple[str, str]:
+    """The device's model and its system, which may be empty."""
     info = _object(source, value, "deviceInfo")
-    named = [info.get("modelName"), info.get("osNameAndVersionWithoutBuildNumber")]
-    said = ", ".join(text for text in named if isinstance(text, str) and text)
-    device = said or source.device
-    if device is None:
+    model, system = info.get("modelName"), info.get("osNameAndVersionWithoutBuildNumber")
+    if isinstance(model, str) and model:
+        return model, system if isinstance(system, str) else ""
+    if source.device is None:
         raise BenchmarkError(
             "the report does not say which device it was measured on",
             where=source.path,
             hint="give --measured-on, for example --measured-on 'iPhone 16, iOS 26.1'",
         )
-    return device
+    return source.device, ""
 
 
 def _model_name(source: Source, value: dict[str, Any]) -> str:
