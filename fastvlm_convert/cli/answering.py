@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -130,13 +131,50 @@ def stream_answer(stream: AnswerStream, flags: Flags) -> Callable[[], None]:
     return show_rest
 
 
-def answer_document(loaded: LoadedModel, stream: AnswerStream) -> dict[str, Any]:
-    """An answer that has come to its end, as plain data."""
+@dataclass(frozen=True)
+class TimingFacts:
+    """Where the time of an answer went; see `Timings`.
+
+    Attributes:
+        decode_tokens_per_s: Speed after the first token, or None when there was only one.
+    """
+
+    vision_s: float
+    prefill_s: float
+    decode_s: float
+    ttft_s: float
+    prompt_tokens: int
+    answer_tokens: int
+    decode_tokens_per_s: float | None
+
+
+@dataclass(frozen=True)
+class AnswerFacts:
+    """An answer, in documents.
+
+    Attributes:
+        text: The answer.
+        token_ids: Its tokens.
+        finished: Whether the model ended it.
+        executed_by: What executed the model.
+        timings: Where the time went.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finished: bool
+    executed_by: str
+    timings: TimingFacts
+
+
+def answer_facts(loaded: LoadedModel, stream: AnswerStream) -> AnswerFacts:
+    """An answer that has come to its end, for documents."""
     answer = stream.finish()
-    return {
-        "text": stream.text,
-        "token_ids": list(answer.token_ids),
-        "finished": answer.finished,
-        "executed_by": loaded.session.executed_by,
-        "timings": {**vars(answer.timings), "decode_tokens_per_s": answer.timings.decode_tokens_per_s},
-    }
+    timings = answer.timings
+    return AnswerFacts(
+        text=stream.text,
+        token_ids=tuple(answer.token_ids),
+        finished=answer.finished,
+        executed_by=loaded.session.executed_by,
+        timings=TimingFacts(**asdict(timings), decode_tokens_per_s=timings.decode_tokens_per_s),
+    )

@@ -1,19 +1,21 @@
 """`fastvlm-convert bench`: latency and memory, side by side."""
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastvlm_convert.bench.baseline import SCHEMA, check_writable, save_result
+from fastvlm_convert.bench.baseline import check_writable, save_result
 from fastvlm_convert.bench.imported.figures import Source
 from fastvlm_convert.bench.imported.files import parse_source
 from fastvlm_convert.bench.request import DEFAULT_REGRESSION, Request, run_bench
+from fastvlm_convert.bench.result import BenchResult
 from fastvlm_convert.cli.bench_text import outcomes_of, print_result, verdict
 from fastvlm_convert.cli.console import progress
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.output_format import OutputFormatOption, report_outcomes
 from fastvlm_convert.errors import UsageError
@@ -25,6 +27,11 @@ fastvlm-convert bench new --against old --max-regression 5
 fastvlm-convert bench --import vision=Vision.mlperf --import decode=Decoder.mlperf
 """
 _EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
+
+
+@dataclass(frozen=True)
+class BenchDocument(BenchResult, Document, name="bench", statuses=("passed", "failed", "not_run")):
+    """Latency and memory, and what came of a comparison; `--against` reads it too."""
 
 
 def command(
@@ -127,7 +134,7 @@ def command(
         output_format,
         outcomes_of(result),
         result.status,
-        {"schema": SCHEMA, **dataclasses.asdict(result)},
+        BenchDocument(**{field.name: getattr(result, field.name) for field in fields(result)}),
         lambda: print_result(result),
         brief=verdict(result),
     )

@@ -1,13 +1,14 @@
 """`--output-format`: what a command that checks prints, for people or for a CI system."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fastvlm_convert.cli.console import report
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.errors import UsageError
 from fastvlm_convert.outcomes import Outcome, github, junit
@@ -53,7 +54,7 @@ def report_outcomes(
     output_format: OutputFormat | None,
     outcomes: Sequence[Outcome],
     status: str,
-    document: Mapping[str, Any],
+    document: Document,
     show: Callable[[], None],
     brief: str | None = None,
 ) -> None:
@@ -66,7 +67,7 @@ def report_outcomes(
         output_format: What `--output-format` says; None prints what the command's flags ask for.
         outcomes: What GitHub's annotations and the JUnit report tell.
         status: `passed`, `failed` or `not_run`.
-        document: With `--json`: the fields beside schema_version, command and status.
+        document: What `--json` prints.
         show: Prints the result for people.
         brief: With `--quiet`: the one line to print.
     """

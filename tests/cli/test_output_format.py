@@ -6,12 +6,14 @@ import xml.etree.ElementTree as ET
 import pytest
 import typer
 
+from fastvlm_convert.cli.bundle.sign import SignDocument
 from fastvlm_convert.cli.flags import Invocation
 from fastvlm_convert.cli.output_format import OutputFormatOption, report_outcomes
 from fastvlm_convert.cli.typer_extension import Command, Group
 from fastvlm_convert.errors import UsageError
 from fastvlm_convert.outcomes import Outcome
 
+DOCUMENT = SignDocument(bundle="app", signature="app/model.sig")
 OUTCOMES = (Outcome("a", "error", "failed", "broken", "b.onnx"),)
 
 app = typer.Typer(cls=Group, rich_markup_mode=None)
@@ -26,7 +28,7 @@ def _root() -> None:
 def probe(context: typer.Context, output_format: OutputFormatOption = None) -> None:
     """Report."""
     report_outcomes(
-        context, output_format, OUTCOMES, "failed", {"found": 1}, lambda: typer.echo("shown"), "brief"
+        context, output_format, OUTCOMES, "failed", DOCUMENT, lambda: typer.echo("shown"), "brief"
     )
 
 
@@ -51,7 +53,7 @@ def test_each_format(run):
 
 def test_json_is_what_the_flag_prints(run):
     document = run("--json")
-    assert json.loads(document)["found"] == 1
+    assert json.loads(document)["bundle"] == "app"
     assert run("--output-format", "json") == run("--output-format=json", "--json") == document
 
 
