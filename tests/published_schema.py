@@ -1,4 +1,4 @@
-"""The schemas that are published in docs/schemas: of manifests, of latency files, and of every command's `--json` document.
+"""The schemas that are published in docs/schemas: manifests, latency files, commands' `--json` documents.
 
 Run `make docs` (`python -m tests.published_schema`) to write them again after the code has changed.
 """

@@ -11,38 +11,35 @@ from fastvlm_convert.errors import BenchmarkError, RecipeError, shown
 
 SCHEMA: Final = "fastvlm-convert/latency"
 SCHEMA_VERSION: Final = 1
-_SAMPLES: Final = "Figures, one an answer, each above 0."
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Times of answers; at least one list must be given. Lists may differ in length."""
+    """Times of answers, each above 0; at least one list must be given. Lists may differ in length."""
 
     prepare_ms: tuple[float, ...] = field(
-        default=(), metadata=about("Picture and question to the inputs of the model.", exclusive_minimum=0)
+        default=(), metadata=about("Picture and question to the inputs of the model.")
     )
     vision_ms: tuple[float, ...] = field(
-        default=(), metadata=about("The image encoder, all images of an answer.", exclusive_minimum=0)
+        default=(), metadata=about("The image encoder, all images of an answer.")
     )
     prefill_ms: tuple[float, ...] = field(
         default=(),
-        metadata=about("Embedding and prefill of the prompt, to the first token.", exclusive_minimum=0),
+        metadata=about("Embedding and prefill of the prompt, to the first token."),
     )
     ttft_ms: tuple[float, ...] = field(
         default=(),
-        metadata=about("Time to the first token: image encoder and prefill.", exclusive_minimum=0),
+        metadata=about("Time to the first token: image encoder and prefill."),
     )
     decode_ms: tuple[float, ...] = field(
         default=(),
-        metadata=about("Each token after the first: the answer's mean.", exclusive_minimum=0),
+        metadata=about("Each token after the first: the answer's mean."),
     )
     end_to_end_ms: tuple[float, ...] = field(
         default=(),
-        metadata=about("Picture and question to the text of the whole answer.", exclusive_minimum=0),
+        metadata=about("Picture and question to the text of the whole answer."),
     )
-    energy_j: tuple[float, ...] = field(
-        default=(), metadata=about("Energy of an answer, in joules.", exclusive_minimum=0)
-    )
+    energy_j: tuple[float, ...] = field(default=(), metadata=about("Energy of an answer, in joules."))
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,9 @@ class Latency:
     name: str = field(metadata=about("What was measured, as a report shall call it."))
     measured_on: str = field(metadata=about("Device and system: `Pixel 9, Android 15`."))
     executed_by: str = field(metadata=about("Runtime, provider and threads: `onnxruntime 1.22, 4 threads`."))
-    samples: Samples = field(metadata=about("Answers that count, without the first after loading."))
+    samples: Samples = field(
+        metadata=about("Answers that count, without the first after loading; each figure is above 0.")
+    )
     load_ms: float | None = field(
         default=None, metadata=about("Time to load the model, in milliseconds.", exclusive_minimum=0)
     )
