@@ -147,7 +147,9 @@ def _names(bundles: Sequence[Path]) -> Mapping[Path, str]:
     """What to call bundles: their folders' names, or their paths where two have the same."""
     short = [bundle.resolve().name for bundle in bundles]
     return {
-        bundle: name if short.count(name) == 1 and name not in (REFERENCE, BASELINE) else str(bundle)
+        bundle: name
+        if short.count(name) == 1 and name not in (REFERENCE, BASELINE)
+        else str(bundle.resolve())
         for bundle, name in zip(bundles, short, strict=True)
     }
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -13,6 +12,19 @@ from fastvlm_convert.bench.imported.figures import Source
 from fastvlm_convert.bench.imported.files import parse_source
 from fastvlm_convert.bench.request import DEFAULT_REGRESSION, Request, run_bench
 from fastvlm_convert.bench.result import BenchResult
+from fastvlm_convert.cli.bench_options import (
+    AgainstOption,
+    AnyMachineOption,
+    BundlesArgument,
+    ImportOption,
+    MaxRegressionOption,
+    MeasuredOnOption,
+    NewTokensOption,
+    ReferenceOption,
+    SaveBaselineOption,
+    ThreadsOption,
+    TrialsOption,
+)
 from fastvlm_convert.cli.bench_text import outcomes_of, print_result, verdict
 from fastvlm_convert.cli.console import progress
 from fastvlm_convert.cli.document import Document
@@ -36,71 +48,17 @@ class BenchDocument(BenchResult, Document, name="bench", statuses=("passed", "fa
 
 def command(
     context: typer.Context,
-    bundles: Annotated[
-        list[Path] | None, typer.Argument(metavar="BUNDLE...", help="Folders of bundles.", show_default=False)
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CHECKPOINT",
-            help="Also run this checkpoint as the PyTorch reference.",
-            show_default=False,
-        ),
-    ] = None,
-    new_tokens: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Length of every answer in tokens.")
-    ] = 32,
-    trials: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Rounds to measure, after one to warm up.")
-    ] = MINIMUM,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Threads of every runtime; one for each core by default.",
-            show_default=False,
-        ),
-    ] = None,
-    imports: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import",
-            metavar="[STAGE=]FILE",
-            help="Show figures that another tool measured; STAGE is vision, prefill or decode.",
-            show_default=False,
-        ),
-    ] = None,
-    measured_on: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="Device of imported files that do not say.", show_default=False),
-    ] = None,
-    save_baseline: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write the result for --against; replaces one.", show_default=False
-        ),
-    ] = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="BUNDLE|FILE",
-            help="Compare with a bundle, measured in the same rounds, or with a saved result.",
-            show_default=False,
-        ),
-    ] = None,
-    max_regression: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            metavar="PERCENT",
-            help=f"How much slower than --against is allowed; {DEFAULT_REGRESSION:g} by default.",
-            show_default=False,
-        ),
-    ] = None,
-    any_machine: Annotated[
-        bool, typer.Option("--any-machine", help="Compare with a result of another machine.")
-    ] = False,
+    bundles: BundlesArgument = None,
+    reference: ReferenceOption = None,
+    new_tokens: NewTokensOption = 32,
+    trials: TrialsOption = MINIMUM,
+    threads: ThreadsOption = None,
+    imports: ImportOption = None,
+    measured_on: MeasuredOnOption = None,
+    save_baseline: SaveBaselineOption = None,
+    against: AgainstOption = None,
+    max_regression: MaxRegressionOption = None,
+    any_machine: AnyMachineOption = False,
     output_format: OutputFormatOption = None,
 ) -> None:
     """Measure latency and memory, side by side, and compare with a baseline.
@@ -115,6 +73,8 @@ def command(
     if against is None and (max_regression is not None or any_machine):
         flag = "--any-machine" if any_machine else "--max-regression"
         raise UsageError(f"{flag} needs --against", hint="give --against BUNDLE or --against FILE")
+    if measured_on is not None and not sources:
+        raise UsageError("--measured-on needs --import", hint="give --import FILE")
     if save_baseline is not None:
         check_writable(save_baseline)
     request = Request(given, reference, new_tokens, trials, threads)

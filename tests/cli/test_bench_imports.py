@@ -233,6 +233,7 @@ def test_files_that_are_refused(cli, tmp_path, name):
         (("--import", "OURS", "--save-baseline", "EMPTY"), "the baseline is a folder"),
         (("--import", "OURS", "--save-baseline", "CSV"), "the file is no result of bench"),
         (("--import", "OURS", "--save-baseline", "NONE/NONE"), "there is no such folder"),
+        (("EMPTY", *PIXEL), "--measured-on needs --import"),
         ((), "Missing argument 'BUNDLE...'"),
     ],
 )
