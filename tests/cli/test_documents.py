@@ -104,6 +104,7 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
     "bundle constants": [lambda i: [i.bundle, "--language", "kotlin", "-o", i.out("a.kt")]],
     "bundle vectors": [lambda i: [i.bundle, "-o", i.out("a.json")]],
 }  # fmt: skip
+OTHERS = {"recipes": ["recipe"]}  # documents of a command beside the one that is named after it
 CASES = [(name, n) for name, runs in RUNS.items() for n in range(len(runs))]
 
 
@@ -115,7 +116,7 @@ def inputs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 def names_of(command: str) -> set[str]:
     """Documents of a command."""
-    return {command.replace(" ", "-")} | ({"recipe"} if command == "recipes" else set())
+    return {command.replace(" ", "-"), *OTHERS.get(command, ())}
 
 
 def test_every_command_is_run_here():

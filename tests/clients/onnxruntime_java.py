@@ -2,8 +2,8 @@
 
 `ONNXRUNTIME_JAVA` names the file: `onnxruntime-VERSION.jar` from Maven Central, which holds libraries for
 Linux, or the `.aar` that apps get (`onnxruntime-android-VERSION.aar` from Maven Central). Without it, it is
-the `.aar` of `make clients-android`, out of a package of npm's. The latter's x86-64 library is made for Android's C
-library, for which `bionic.c` stands in.
+the `.aar` of `make clients-android`, out of a package of npm's. An `.aar`'s x86-64 library is made for
+Android's C library, for which `bionic.c` stands in.
 """
 
 import os
@@ -59,9 +59,7 @@ def onnxruntime_java(folder: Path) -> OnnxRuntimeJava:
     """
     name = os.environ.get(VARIABLE) or str(DOWNLOADED)
     if not Path(name).is_file():
-        pytest.skip(
-            f"ONNX Runtime for Java is not there: make clients-android, or name its file in {VARIABLE}"
-        )
+        pytest.skip(f"ONNX Runtime for Java is not there: make clients-android, or set {VARIABLE}")
     if not name.endswith(".aar"):
         return OnnxRuntimeJava(Path(name), (), dict(os.environ))
     if sys.platform != "linux" or os.uname().machine != "x86_64" or shutil.which("cc") is None:
