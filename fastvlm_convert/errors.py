@@ -177,6 +177,13 @@ class PromptError(ConversionError):
     code = "prompt"
 
 
+class BenchmarkError(ConversionError):
+    """A file of measured figures is damaged, or its figures cannot be compared with these."""
+
+    code = "benchmark"
+    next_step = "docs/bench.md says which files are read, and what is in them"
+
+
 class WorkerError(ConversionError):
     """A process that was started to do a part of the work ended before it was done."""
 

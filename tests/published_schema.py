@@ -1,4 +1,4 @@
-"""The schemas that are published in docs/schemas: of manifests, and of every command's `--json` document.
+"""The schemas that are published in docs/schemas: manifests, latency files, commands' `--json` documents.
 
 Run `make docs` (`python -m tests.published_schema`) to write them again after the code has changed.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 
 import fastvlm_convert.cli.main  # noqa: F401  brings every command, and with it its documents
+from fastvlm_convert.bench.imported.latency import latency_schema
 from fastvlm_convert.cli.document import document_schema, documents
 from fastvlm_convert.manifest_schema import manifest_schema
 
@@ -21,7 +22,8 @@ def published() -> dict[Path, str]:
     """The content of every file, as the code has it."""
     schemas = {name: document_schema(kind) for name, kind in documents().items()}
     return {FOLDER / f"{name}.schema.json": _text(s) for name, s in schemas.items()} | {
-        PATH: _text(manifest_schema())
+        PATH: _text(manifest_schema()),
+        FOLDER / "latency.schema.json": _text(latency_schema()),
     }
 
 

@@ -1,154 +1,130 @@
 """`fastvlm-convert bench`: latency and memory, side by side."""
 
-import os
-import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from fastvlm_convert.bench.run import METRICS, Contender, ContenderResult, bench
-from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import err, out, plain_table, progress, report, size_text
+from fastvlm_convert.bench.baseline import check_writable, save_result
+from fastvlm_convert.bench.imported.figures import Source
+from fastvlm_convert.bench.imported.files import parse_source
+from fastvlm_convert.bench.request import DEFAULT_REGRESSION, Request, run_bench
+from fastvlm_convert.bench.result import BenchResult
+from fastvlm_convert.cli.bench_options import (
+    AgainstOption,
+    AnyMachineOption,
+    BundlesArgument,
+    ImportOption,
+    MaxRegressionOption,
+    MeasuredOnOption,
+    NewTokensOption,
+    ReferenceOption,
+    SaveBaselineOption,
+    ThreadsOption,
+    TrialsOption,
+)
+from fastvlm_convert.cli.bench_text import outcomes_of, print_result, verdict
+from fastvlm_convert.cli.console import progress
 from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
-from fastvlm_convert.manifest import Manifest, load_manifest
+from fastvlm_convert.cli.output_format import OutputFormatOption, report_outcomes
+from fastvlm_convert.errors import UsageError
+from fastvlm_convert.intervals import MINIMUM
 
 EXAMPLES = """
 fastvlm-convert bench app --reference FastVLM-0.5B
-fastvlm-convert bench fp16 int4 --new-tokens 64 --trials 20
+fastvlm-convert bench new --against old --max-regression 5
+fastvlm-convert bench --import vision=Vision.mlperf --import decode=Decoder.mlperf
 """
-_LABELS = {
-    "vision_ms": "vision ms",
-    "prefill_ms": "prefill ms",
-    "ttft_ms": "first token ms",
-    "prefill_tokens_per_s": "prefill tok/s",
-    "decode_tokens_per_s": "decode tok/s",
-}
-_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+_EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 
 
 @dataclass(frozen=True)
-class HostFacts:
-    """The machine that measured."""
-
-    machine: str
-    system: str
-    cpu_count: int | None
-
-
-@dataclass(frozen=True)
-class BenchDocument(Document, name="bench"):
-    """Latency and memory.
-
-    Attributes:
-        host: Where it was measured.
-        new_tokens: Length of every answer.
-        trials: Rounds.
-        contenders: What was measured of each.
-    """
-
-    host: HostFacts
-    new_tokens: int
-    trials: int
-    contenders: tuple[ContenderResult, ...]
+class BenchDocument(BenchResult, Document, name="bench", statuses=("passed", "failed", "not_run")):
+    """Latency and memory, and what came of a comparison; `--against` reads it too."""
 
 
 def command(
     context: typer.Context,
-    bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Folders of bundles.", show_default=False)
-    ],
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CHECKPOINT",
-            help="Also run this checkpoint as the PyTorch reference.",
-            show_default=False,
-        ),
-    ] = None,
-    new_tokens: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Length of every answer in tokens.")
-    ] = 32,
-    trials: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Rounds to measure, after one to warm up.")
-    ] = 10,
+    bundles: BundlesArgument = None,
+    reference: ReferenceOption = None,
+    new_tokens: NewTokensOption = 32,
+    trials: TrialsOption = MINIMUM,
+    threads: ThreadsOption = None,
+    imports: ImportOption = None,
+    measured_on: MeasuredOnOption = None,
+    save_baseline: SaveBaselineOption = None,
+    against: AgainstOption = None,
+    max_regression: MaxRegressionOption = None,
+    any_machine: AnyMachineOption = False,
+    output_format: OutputFormatOption = None,
 ) -> None:
-    """Measure latency and memory, side by side.
+    """Measure latency and memory, side by side, and compare with a baseline.
 
     Bundles and reference take turns, each in a process of its own, so that whatever else the machine does
-    affects all alike.
+    affects all alike. With --against the exit code is 1 if something got slower than allowed, and 2 if that
+    cannot be told.
     """
-    manifests = {bundle: load_manifest(bundle) for bundle in bundles}
-    contract = manifests[bundles[0]].contract
-    contenders = _contenders(reference, manifests)
+    given = tuple(bundles or ())
+    sources = [parse_source(text, measured_on) for text in imports or ()]
+    _check_usage(given, sources, reference=reference, against=against, save=save_baseline)
+    if against is None and (max_regression is not None or any_machine):
+        flag = "--any-machine" if any_machine else "--max-regression"
+        raise UsageError(f"{flag} needs --against", hint="give --against BUNDLE or --against FILE")
+    if measured_on is not None and not sources:
+        raise UsageError("--measured-on needs --import", hint="give --import FILE")
+    if save_baseline is not None:
+        check_writable(save_baseline)
+    request = Request(given, reference, new_tokens, trials, threads)
     with progress(flags_of(context).is_silent) as on_stage:
-        on_stage("bench", 0.0)
-        results = bench(
-            contenders,
-            image_size=contract.image_size,
-            context_length=contract.context_length,
-            new_tokens=new_tokens,
-            trials=trials,
-            on_progress=lambda share: on_stage("bench", share),
+        result = run_bench(
+            request,
+            sources,
+            against,
+            max_regression=DEFAULT_REGRESSION if max_regression is None else max_regression,
+            any_machine=any_machine,
+            on_progress=partial(on_stage, "bench"),
         )
-    machine = HostFacts(platform.machine(), platform.system(), os.cpu_count())
-    document = BenchDocument(machine, new_tokens, trials, tuple(results))
-
-    def show() -> None:
-        _print(results)
-        err.print(
-            f"\n{trials} trials of {new_tokens} tokens on this host, not a phone "
-            f"({machine.system} {machine.machine}, {machine.cpu_count} CPUs).\n"
-            "Cells: median (90th percentile; ratio to the reference's median).",
-            soft_wrap=True,
-        )
-
-    report(context, "passed", document, show, brief="; ".join(_verdict(r) for r in results))
-
-
-def _contenders(reference: Path | None, manifests: Mapping[Path, Manifest]) -> list[Contender]:
-    """The reference first, then every target of every bundle."""
-    contenders = []
-    if reference is not None:
-        weights = [p for p in open_checkpoint(reference).files if p.suffix in _WEIGHT_SUFFIXES]
-        contenders.append(Contender("reference", reference, None, sum(p.stat().st_size for p in weights)))
-    for bundle, manifest in manifests.items():
-        for target in manifest.targets:
-            files = {f for a in manifest.artifacts if a.target == target for f in a.files}
-            size = sum(manifest.files[f].size for f in files)
-            contenders.append(Contender(f"{bundle.resolve().name} {target}", bundle, target, size))
-    return contenders
+    if save_baseline is not None:
+        save_result(save_baseline, result)
+    report_outcomes(
+        context,
+        output_format,
+        outcomes_of(result),
+        result.status,
+        BenchDocument(**{field.name: getattr(result, field.name) for field in fields(result)}),
+        lambda: print_result(result),
+        brief=verdict(result),
+    )
+    raise typer.Exit(_EXIT_CODES[result.status])
 
 
-def _verdict(result: ContenderResult) -> str:
-    """`app onnx: first token 69.6 ms (0.75x), decode 136 tok/s (0.92x)`."""
-    shown = {}
-    for metric in ("ttft_ms", "decode_tokens_per_s"):
-        ratio = result.ratio_to_reference.get(metric)
-        shown[metric] = _figure(result.metrics[metric].p50), "" if ratio is None else f" ({ratio:.2f}x)"
-    (first, first_ratio), (decode, decode_ratio) = shown.values()
-    return f"{result.name}: first token {first} ms{first_ratio}, decode {decode} tok/s{decode_ratio}"
+def _check_usage(
+    bundles: Sequence[Path],
+    sources: Sequence[Source],
+    *,
+    reference: Path | None,
+    against: Path | None,
+    save: Path | None,
+) -> None:
+    """See that the arguments make sense together.
 
-
-def _figure(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def _print(results: list[ContenderResult]) -> None:
-    names = [result.name for result in results]
-    table = plain_table("", *names, right=names)
-    for metric in METRICS:
-        cells = []
-        for result in results:
-            spread, ratio = result.metrics[metric], result.ratio_to_reference.get(metric)
-            shown = f"{_figure(spread.p50)} ({_figure(spread.p90)}"
-            cells.append(f"{shown}; {ratio:.2f}x)" if ratio is not None else f"{shown})")
-        table.add_row(_LABELS[metric], *cells)
-    table.add_row("load ms", *(f"{r.load_ms:.0f}" for r in results))
-    table.add_row("peak memory", *(size_text(r.peak_memory_bytes) for r in results))
-    table.add_row("files", *(size_text(r.file_bytes) for r in results))
-    table.add_row("executed by", *(r.executed_by for r in results))
-    out.print(table)
+    Raises:
+        UsageError: They do not.
+    """
+    if not bundles and not sources:
+        raise UsageError("Missing argument 'BUNDLE...'", hint="give bundles to measure, or --import FILE")
+    for path in bundles:
+        if sources and path.is_file():
+            what = f"'{path}' is a file, and bundles are folders"
+            raise UsageError(what, hint=f"each file to import has its own flag: --import {path}")
+    if not bundles and reference is not None:
+        raise UsageError("--reference needs a bundle to measure beside it", hint="give BUNDLE")
+    if not bundles and against is not None and against.is_dir():
+        what = "--against a bundle measures it beside others, and there are none"
+        raise UsageError(what, hint="give BUNDLE, or the FILE of a saved result")
+    if save is not None and against is not None and save.resolve() == against.resolve():
+        what = "--save-baseline would replace the baseline that --against compares with"
+        raise UsageError(what, hint="save it under another name")

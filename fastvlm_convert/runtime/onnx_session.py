@@ -1,5 +1,6 @@
 """An ONNX bundle as a session, executed by ONNX Runtime."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,8 +181,7 @@ def _load(
 ) -> onnxruntime.InferenceSession:
     artifact = manifest.artifact(_TARGET, component, function)
     path = bundle / artifact.files[0]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _SEVERITY
+    options = _options()
     with _refusals(path):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return _checked(session, artifact)
@@ -199,14 +199,23 @@ def _load_exact(bundle: Path, manifest: Manifest, component: Component) -> onnxr
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 0
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _SEVERITY
+    options = _options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     with _refusals(path):
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     return _checked(session, artifact)
+
+
+def _options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SEVERITY
+    # As torch and NumPy do it; ONNX Runtime itself would start a thread for every core.
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal():
+        options.intra_op_num_threads = int(threads)
+    return options
 
 
 def _load_front(path: Path) -> onnxruntime.InferenceSession:
@@ -226,10 +235,8 @@ def _load_front(path: Path) -> onnxruntime.InferenceSession:
             [tensor for tensor in model.graph.initializer if tensor.name in read],
         )
         front = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _SEVERITY
         return onnxruntime.InferenceSession(
-            front.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            front.SerializeToString(), _options(), providers=["CPUExecutionProvider"]
         )
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -6,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from fastvlm_convert.bench.result import METRICS
 from fastvlm_convert.bench.worker import trial
 from fastvlm_convert.errors import PromptError
 from tests.bundles import open_bundle
@@ -34,10 +36,11 @@ def test_every_trial_does_the_same_work(fp32_bundle):
     found = trial(model, "Describe the image.", 5)
     assert session.calls["encode_image"] == session.calls["prefill"] == 1
     assert session.calls["decode"] == 4
-    assert set(found) == {
-        "vision_ms", "prefill_ms", "ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s",
-    }  # fmt: skip
+    assert set(found) == set(METRICS)
     assert found["ttft_ms"] == pytest.approx(found["vision_ms"] + found["prefill_ms"])
+    decode = 4 * found["decode_ms"]
+    assert found["decode_tokens_per_s"] == pytest.approx(1e3 / found["decode_ms"])
+    assert found["end_to_end_ms"] > found["prepare_ms"] + found["ttft_ms"] + decode  # and the text of it
     tokens = found["prefill_tokens_per_s"] * found["prefill_ms"] / 1e3
     assert tokens == pytest.approx(16 + 16 + 13)  # text, image and text
 
@@ -67,5 +70,41 @@ def test_the_protocol_on_standard_streams(fp32_bundle):
     assert loaded["executed_by"].startswith("onnxruntime")
     assert loaded["load_ms"] > 0
     assert measured["decode_tokens_per_s"] > 0
+    assert ("energy_j" in measured) == (loaded["energy_not_run"] is None)
     assert measured["peak_memory_bytes"] > 20e6
     assert "exceed the context" in too_long["error"]
+
+
+def test_the_calibration_loop_is_a_process_like_the_others():
+    requests = [{"do": "load", "kind": "calibration"}, {"do": "trial"}]
+    done = subprocess.run(
+        [sys.executable, "-m", "fastvlm_convert.bench.worker"],
+        input="".join(json.dumps(r) + "\n" for r in requests),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded, measured = map(json.loads, done.stdout.splitlines())
+    assert loaded["executed_by"].startswith("numpy ")
+    assert measured["calibration_ms"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc counts a process's threads")
+def test_onnx_runtime_has_the_threads_that_openmp_is_given(fp32_bundle):
+    """It knows nothing of OpenMP, and would take one for every core."""
+    code = (
+        "import os, sys\n"
+        "from fastvlm_convert.runtime.loaded import load_bundle\n"
+        "import onnxruntime\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        f"model = load_bundle({str(fp32_bundle)!r}, 'onnx')\n"
+        "sys.stdout.write(str(len(os.listdir('/proc/self/task')) - before))\n"
+    )
+    started = {}
+    for threads in (1, 3):
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
+        started[threads] = int(done.stdout)
+    assert started[3] - started[1] == 3 * 2  # of three graphs, each with two threads beside the caller

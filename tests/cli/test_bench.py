@@ -1,9 +1,11 @@
-from fastvlm_convert.bench.run import METRICS
+import shutil
+
+from fastvlm_convert.bench.result import METRICS
 from fastvlm_convert.manifest import load_manifest
 from tests.bundles import copy_bundle
 from tests.cli.conftest import CHECKPOINT
 
-FEW = ("--trials", 2, "--new-tokens", 3)
+FEW = ("--trials", 2, "--new-tokens", 3, "--threads", 1)
 
 
 def test_document(cli, fp32_bundle):
@@ -11,8 +13,11 @@ def test_document(cli, fp32_bundle):
     assert (result.code, result.err) == (0, "")
     document = result.document
     assert (document["schema_version"], document["command"], document["status"]) == (1, "bench", "passed")
-    assert (document["trials"], document["new_tokens"]) == (2, 3)
-    assert document["host"]["cpu_count"] > 0
+    assert document["schema"] == "fastvlm-convert/bench"
+    settings = document["settings"]
+    assert (settings["trials"], settings["new_tokens"], settings["pinning"]["threads"]) == (2, 3, 1)
+    assert document["machine"]["cores"] > 0
+    assert document["machine"]["libraries"].keys() >= {"python", "numpy", "torch", "onnxruntime"}
     reference, bundle = document["contenders"]
     assert (reference["name"], bundle["name"]) == ("reference", "fp32 onnx")
     assert reference["executed_by"].startswith("torch")
@@ -21,11 +26,15 @@ def test_document(cli, fp32_bundle):
     onnx = {p.name: p.stat().st_size for p in (fp32_bundle / "onnx").iterdir()}
     assert bundle["file_bytes"] == sum(onnx.values())
     for contender in (reference, bundle):
-        assert set(contender["metrics"]) == set(METRICS)
-        assert set(contender["metrics"]["ttft_ms"]) == {"p50", "p90", "min", "max"}
+        assert set(contender["metrics"]) - {"energy_j"} == set(METRICS)
+        assert set(contender["metrics"]["ttft_ms"]) == {"p50", "p90", "p99", "min", "max"}
+        assert contender["metrics"]["ttft_ms"]["p99"] is None
+        assert set(contender["warmup"]) == set(contender["metrics"])
+        assert contender["measured_on"].startswith(document["machine"]["cpu"])
+        assert ("energy_j" in contender["metrics"]) == (contender["energy_not_run"] is None)
         assert contender["peak_memory_bytes"] > 20e6
     assert set(reference["ratio_to_reference"].values()) == {1.0}
-    assert set(bundle["ratio_to_reference"]) == set(METRICS)
+    assert set(bundle["ratio_to_reference"]) >= set(METRICS)
 
 
 def test_table(cli, fp32_bundle, fp16_bundle):
@@ -37,11 +46,14 @@ def test_table(cli, fp32_bundle, fp16_bundle):
         "vision ms",
         "first token ms",
         "decode tok/s",
+        "end to end ms",
+        "first answer",
         "peak memory",
         "files",
     ):
         assert text in result.out
     assert "2 trials of 3 tokens on " in result.err
+    assert "1 thread each, " in result.err
 
 
 def test_a_bundle_that_breaks_while_it_is_measured(cli, fp32_bundle, tmp_path):
@@ -59,3 +71,9 @@ def test_answers_that_do_not_fit(cli, fp32_bundle):
     result = cli("bench", fp32_bundle, "--new-tokens", 4000, "--trials", 1)
     assert (result.code, result.out) == (2, "")
     assert "an answer of up to 4000 exceed the context of 2048 tokens" in result.err
+
+
+def test_bundles_of_one_name_are_told_apart_by_their_paths(cli, fp32_bundle, tmp_path):
+    copies = [shutil.copytree(fp32_bundle, tmp_path / place / "app") for place in ("a", "b")]
+    document = cli("bench", *copies, "--trials", 1, "--new-tokens", 2, "--threads", 1, "--json").document
+    assert [c["name"] for c in document["contenders"]] == [f"{copy} onnx" for copy in copies]

@@ -89,7 +89,11 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
         ],
     ],
     "verify": [lambda i: [i.bundle, "--reference", CHECKPOINT, "--images", i.pictures]],
+    "evaluate": [
+        lambda i: [CHECKPOINT, i.bundle, "--dataset", "demo", "--limit", 2, "--max-new-tokens", 2],
+    ],
     "bench": [lambda i: [i.bundle, "--trials", 1, "--new-tokens", 2]],
+    "estimate": [lambda i: [i.bundle]],
     "scan": [lambda i: [CHECKPOINT, "--images", i.pictures, "--max-new-tokens", 1]],
     "mil": [lambda i: [i.package], lambda i: [i.package, "--profile"]],
     "recipes": [lambda i: [], lambda i: ["int4"]],

@@ -26,12 +26,15 @@ FLAGS = {
         *COMMON,
     },
     "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--record", *PARTS, *COMMON},
-    "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
-    "estimate": {"BUNDLE", "--phones", *COMMON},
     "evaluate": {
         "MODEL...", "--dataset", "--images", "--limit", "--instruction", "--target", "--max-new-tokens",
         "--min-accuracy", "--max-drop", "--output", "-o", "--overwrite", "--output-format", *COMMON,
     },
+    "bench": {
+        "BUNDLE...", "--reference", "--new-tokens", "--trials", "--threads", "--import", "--measured-on",
+        "--save-baseline", "--against", "--max-regression", "--any-machine", "--output-format", *COMMON,
+    },
+    "estimate": {"BUNDLE", "--phones", *COMMON},
     "scan": {
         "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", *PARTS, *COMMON,
     },

@@ -1,0 +1,1 @@
+"""Figures that another tool measured, on a phone for instance, in the form of our own."""
