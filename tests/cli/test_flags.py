@@ -32,6 +32,11 @@ FLAGS = {
     },
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
     "recipes": {"[NAME]", "--schema", *COMMON},
+    "lint": {
+        "[BUNDLE]", "--ios", "--android", "--onnxruntime", "--execution-provider", "--compute-units",
+        "--strict", "--explain", "--output-format", *COMMON,
+    },
+    "doctor": {"[CHECKPOINT]", "--strict", *COMMON},
     "bundle check": {"BUNDLE", "--signature", "--public-key", *COMMON},
     "bundle diff": {"A", "B", *COMMON},
     "bundle pack": {"BUNDLE", "--for", "--output", "-o", "--overwrite", *COMMON},
