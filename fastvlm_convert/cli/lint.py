@@ -209,10 +209,8 @@ def _explain(context: typer.Context, rule: Rule, output_format: OutputFormat | N
     document = RuleDocument(**facts)
 
     def show() -> None:
-        table = plain_table()
         for name, value in facts.items():
             text = ", ".join(value) or "any" if name == "targets" else str(value)
-            table.add_row(f"[bold]{name}[/]", escape(text))
-        out.print(table)
+            out.print(f"[bold]{name:<10}[/]{escape(text)}", soft_wrap=True)
 
     report(context, "passed", dataclasses.asdict(document), show)

@@ -92,7 +92,8 @@ def test_every_rule_is_a_line_with_a_source(rule):
 
 
 def test_the_page_lists_every_rule_as_it_is():
-    assert PAGE.read_text(encoding="utf-8").count("\n| `") == len(RULES)
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.count("| [report](") == len(RULES)
     for rule in RULES.values():
         row = f"| `{rule.id}` | {rule.severity} | {rule.scope} | {rule.reason} | [report]({rule.source}) |"
-        assert row in PAGE.read_text(encoding="utf-8"), row
+        assert row in page
