@@ -7,7 +7,8 @@ import pytest
 
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.lint.platform import Platform
-from fastvlm_convert.lint.run import lint
+from fastvlm_convert.lint.providers import RUN_ON_CPU
+from fastvlm_convert.lint.run import lint, read_facts
 from fastvlm_convert.lint.table import RULES
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.recipe import load_recipe, shipped_recipes, without_data
@@ -37,6 +38,8 @@ def test_no_shipped_recipe_has_an_error_where_it_is_meant_for(name, tmp_path):
     assert [f for f in result.findings if f.severity == "error"] == []
     assert result.status() == "passed"
     assert all(outcome.status != "not_run" for outcome in result.outcomes)
+    graphs = read_facts(tmp_path / "bundle").graphs
+    assert {node.full_op for graph in graphs for node in graph.nodes} <= RUN_ON_CPU
 
 
 def test_every_rule_is_told_of_once(make):
