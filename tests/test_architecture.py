@@ -56,7 +56,9 @@ LINES = [
     ["provenance", "predict"],
     ["verification"],
     ["delivery"],
+    ["lint"],
     ["pipeline"],
+    ["doctor"],
     ["cli"],
     ["__main__"],
 ]

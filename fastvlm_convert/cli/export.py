@@ -1,10 +1,10 @@
 """`fastvlm-convert export`: make a bundle."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.markup import escape
@@ -27,6 +27,8 @@ from fastvlm_convert.cli.options import (
     chosen_targets,
     data_source,
 )
+from fastvlm_convert.manifest import Status
+from fastvlm_convert.outcomes import Outcome
 from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.pipeline import ExportResult, export
 from fastvlm_convert.quantized.layer_report import ComponentReport, LayerReport, component_reports
@@ -35,10 +37,11 @@ EXAMPLES = """
 fastvlm-convert export FastVLM-0.5B --target coreml --recipe ios-int4 -o app
 fastvlm-convert export quantized --target onnx --target coreml -o both
 """
+_EXIT_CHECK_FAILED: Final = 1
 
 
 @dataclass(frozen=True)
-class ExportDocument(Document, name="export"):
+class ExportDocument(Document, name="export", statuses=("passed", "failed")):
     """A bundle that was made.
 
     Attributes:
@@ -50,6 +53,7 @@ class ExportDocument(Document, name="export"):
         components: Layers by component, and the total.
         layers: Every layer.
         warnings: What the user should know.
+        findings: What `lint` says of it.
     """
 
     bundle: str
@@ -60,6 +64,7 @@ class ExportDocument(Document, name="export"):
     components: tuple[ComponentReport, ...]
     layers: tuple[LayerReport, ...]
     warnings: tuple[str, ...]
+    findings: tuple[Outcome, ...]
 
 
 def command(
@@ -79,7 +84,8 @@ def command(
     """Convert a checkpoint to a bundle that an app can ship.
 
     A bundle is a folder: artifacts for each target, tokenizer and config files, and a manifest that describes
-    them. It appears whole or not at all.
+    them. It appears whole or not at all. What `lint` finds about it is printed; the exit code is 1 if that is
+    an error.
     """
     targets = chosen_targets(target)
     settings = None if recipe is None else chosen_recipe(recipe, calibration)
@@ -104,10 +110,13 @@ def command(
         components=component_reports(result.layers),
         layers=result.layers,
         warnings=result.warnings,
+        findings=tuple(result.findings),
     )
+    status: Status = "failed" if any(f.severity == "error" for f in result.findings) else "passed"
 
     def show() -> None:
         print_warnings(result.warnings)
+        _print_findings(result.findings)
         _print_files(files)
         out.print()
         out.print(layers_table(result.layers))
@@ -116,7 +125,19 @@ def command(
         parts = {"adapter": adapter, "projector": projector, "vision-tower": vision_tower}
         _print_next_steps(checkpoint, result, parts)
 
-    report(context, "passed", document, show, brief=str(result.bundle))
+    report(context, status, document, show, brief=str(result.bundle))
+    if status == "failed":
+        raise typer.Exit(_EXIT_CHECK_FAILED)
+
+
+def _print_findings(findings: Sequence[Outcome]) -> None:
+    """What breaks a rule; notes are left to `lint`."""
+    for finding in findings:
+        if finding.severity != "info":
+            color = "bold red" if finding.severity == "error" else "yellow"
+            place = f" ({finding.where})" if finding.where else ""
+            text = f"{finding.message}{place}: fastvlm-convert lint --explain {finding.id}"
+            err.print(f"[{color}]{finding.severity}:[/] {escape(text)}", soft_wrap=True)
 
 
 def _print_files(files: Mapping[str, int]) -> None:

@@ -21,10 +21,12 @@ from fastvlm_convert import __version__
 from fastvlm_convert.cli import (
     bench,
     chat,
+    doctor,
     estimate,
     evaluate,
     export,
     inspect,
+    lint,
     mil,
     plan,
     quantize,
@@ -58,8 +60,8 @@ app = typer.Typer(
 )
 for _name, _module in (
     ("inspect", inspect), ("run", run), ("chat", chat), ("plan", plan), ("quantize", quantize),
-    ("export", export), ("verify", verify), ("evaluate", evaluate), ("bench", bench),
-    ("estimate", estimate), ("scan", scan), ("mil", mil), ("recipes", recipes),
+    ("export", export), ("verify", verify), ("evaluate", evaluate), ("bench", bench), ("lint", lint),
+    ("estimate", estimate), ("scan", scan), ("mil", mil), ("recipes", recipes), ("doctor", doctor),
 ):  # fmt: skip
     app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
 app.add_typer(bundle_app, name="bundle")

@@ -93,10 +93,12 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
         lambda i: [CHECKPOINT, i.bundle, "--dataset", "demo", "--limit", 2, "--max-new-tokens", 2],
     ],
     "bench": [lambda i: [i.bundle, "--trials", 1, "--new-tokens", 2]],
+    "lint": [lambda i: [i.bundle], lambda i: ["--explain", "context-beyond-positions"]],
     "estimate": [lambda i: [i.bundle]],
     "scan": [lambda i: [CHECKPOINT, "--images", i.pictures, "--max-new-tokens", 1]],
     "mil": [lambda i: [i.package], lambda i: [i.package, "--profile"]],
     "recipes": [lambda i: [], lambda i: ["int4"]],
+    "doctor": [lambda i: [], lambda i: [CHECKPOINT]],
     "bundle check": [lambda i: [i.bundle], lambda i: [i.damaged]],
     "bundle diff": [lambda i: [i.bundle, i.another], lambda i: [i.bundle, i.bundle]],
     "bundle pack": [
@@ -108,7 +110,10 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
     "bundle constants": [lambda i: [i.bundle, "--language", "kotlin", "-o", i.out("a.kt")]],
     "bundle vectors": [lambda i: [i.bundle, "-o", i.out("a.json")]],
 }  # fmt: skip
-OTHERS = {"recipes": ["recipe"]}  # documents of a command beside the one that is named after it
+OTHERS = {
+    "recipes": ["recipe"],
+    "lint": ["lint-rule"],
+}  # documents of a command beside the one that is named after it
 CASES = [(name, n) for name, runs in RUNS.items() for n in range(len(runs))]
 
 

@@ -34,12 +34,17 @@ FLAGS = {
         "BUNDLE...", "--reference", "--new-tokens", "--trials", "--threads", "--import", "--measured-on",
         "--save-baseline", "--against", "--max-regression", "--any-machine", "--output-format", *COMMON,
     },
+    "lint": {
+        "[BUNDLE]", "--ios", "--android", "--onnxruntime", "--execution-provider", "--compute-units",
+        "--strict", "--explain", "--output-format", *COMMON,
+    },
     "estimate": {"BUNDLE", "--phones", *COMMON},
     "scan": {
         "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", *PARTS, *COMMON,
     },
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
     "recipes": {"[NAME]", "--schema", *COMMON},
+    "doctor": {"[CHECKPOINT]", "--strict", *COMMON},
     "bundle check": {"BUNDLE", "--signature", "--public-key", *COMMON},
     "bundle diff": {"A", "B", *COMMON},
     "bundle pack": {"BUNDLE", "--for", "--output", "-o", "--overwrite", *COMMON},
