@@ -93,7 +93,7 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
         lambda i: [CHECKPOINT, i.bundle, "--dataset", "demo", "--limit", 2, "--max-new-tokens", 2],
     ],
     "bench": [lambda i: [i.bundle, "--trials", 1, "--new-tokens", 2]],
-    "lint": [lambda i: [i.bundle], lambda i: ["--explain", "context-beyond-positions"]],
+    "lint": [lambda i: [i.bundle], lambda i: ["--explain", "context-beyond-training"]],
     "estimate": [lambda i: [i.bundle]],
     "scan": [lambda i: [CHECKPOINT, "--images", i.pictures, "--max-new-tokens", 1]],
     "mil": [lambda i: [i.package], lambda i: [i.package, "--profile"]],
