@@ -163,20 +163,22 @@ def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
 _SCHEMA_KINDS = {int: "integer", float: "number", bool: "boolean", str: "string", types.NoneType: "null"}
 
 
-def schema_of(kind: type) -> dict[str, Any]:
+def schema_of(kind: type, *, complete: bool = False) -> dict[str, Any]:
     """JSON schema (draft 2020-12) of the plain data from which `from_plain` builds a dataclass.
 
     Args:
         kind: The dataclass. Descriptions and limits are those of its fields, see `about`; rules between
             fields have no place in a schema.
+        complete: Whether every field is there, as `dataclasses.asdict` writes them; else those with a
+            default may be missing.
     """
     hints = typing.get_type_hints(kind)
     properties, required = {}, []
     for field in dataclasses.fields(kind):
-        schema = _schema(hints[field.name], field.metadata.get(_LIMITS, {}))
+        schema = _schema(hints[field.name], field.metadata.get(_LIMITS, {}), complete)
         if _DESCRIPTION in field.metadata:
             schema["description"] = field.metadata[_DESCRIPTION]
-        if field.default is dataclasses.MISSING:
+        if complete or field.default is dataclasses.MISSING:
             required.append(field.name)
         elif not dataclasses.is_dataclass(field.default):
             schema["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
@@ -189,17 +191,19 @@ def schema_of(kind: type) -> dict[str, Any]:
     }
 
 
-def _schema(hint: Any, limits: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+def _schema(hint: Any, limits: Mapping[str, Any], complete: bool) -> dict[str, Any]:  # noqa: ANN401
     """The schema of a type; limits hold for its numbers, not for its literals."""
     if dataclasses.is_dataclass(hint):
-        return schema_of(hint)  # type: ignore[arg-type]
+        return schema_of(hint, complete=complete)  # type: ignore[arg-type]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
-        return {"type": "array", "items": _schema(arguments[0], {}), **limits}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": _schema(arguments[1], {}), **limits}
+        return {"type": "array", "items": _schema(arguments[0], {}, complete), **limits}
+    if origin in (dict, Mapping):
+        return {"type": "object", "additionalProperties": _schema(arguments[1], {}, complete), **limits}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [_schema(member, limits) for member in arguments]}
+        return {"anyOf": [_schema(member, limits, complete) for member in arguments]}
+    if hint is Any:
+        return {}
     return {"type": _SCHEMA_KINDS[hint], **limits}

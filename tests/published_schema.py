@@ -1,25 +1,49 @@
-"""The manifest's schema as it is published in docs/schemas.
+"""The schemas that are published in docs/schemas: of manifests, and of every command's `--json` document.
 
-Run `make docs` (`python -m tests.published_schema`) to write it again after the manifest has changed.
+Run `make docs` (`python -m tests.published_schema`) to write them again after the code has changed.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
+import jsonschema
+
+import fastvlm_convert.cli.main  # noqa: F401  brings every command, and with it its documents
+from fastvlm_convert.cli.document import document_schema, documents
 from fastvlm_convert.manifest_schema import manifest_schema
 
-PATH = Path(__file__).parent.parent / "docs" / "schemas" / "manifest.schema.json"
+FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
+PATH = FOLDER / "manifest.schema.json"
 
 
-def content() -> str:
-    """The schema as the code has it."""
-    return json.dumps(manifest_schema(), indent=2, ensure_ascii=False) + "\n"
+def published() -> dict[Path, str]:
+    """The content of every file, as the code has it."""
+    schemas = {name: document_schema(kind) for name, kind in documents().items()}
+    return {FOLDER / f"{name}.schema.json": _text(s) for name, s in schemas.items()} | {
+        PATH: _text(manifest_schema())
+    }
+
+
+def problems_of_document(document: dict[str, Any]) -> list[str]:
+    """What of a command's `--json` document contradicts the schema that it names, as that is published."""
+    path = FOLDER / f"{document['schema'].removeprefix('fastvlm-convert/')}.schema.json"
+    validator = jsonschema.Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
 
 
 def write() -> None:
-    """Publish it."""
-    PATH.parent.mkdir(exist_ok=True)
-    PATH.write_text(content(), encoding="utf-8")
+    """Publish them; the files of documents that there are no more are removed."""
+    FOLDER.mkdir(exist_ok=True)
+    files = published()
+    for old in set(FOLDER.glob("*.schema.json")) - set(files):
+        old.unlink()
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+
+
+def _text(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from fastvlm_convert.manifest import FILE_NAME, manifest_of
 from fastvlm_convert.manifest_schema import manifest_schema
 from fastvlm_convert.pipeline import export
 from tests.checkpoints import GOLDEN, HF, LLAVA
-from tests.published_schema import PATH, content
+from tests.published_schema import PATH
 from tests.schema import problems
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -19,10 +19,6 @@ VALIDATOR = jsonschema.Draft202012Validator(json.loads(PATH.read_text()))
 
 def errors(value: object) -> list[str]:
     return [error.message for error in VALIDATOR.iter_errors(value)]
-
-
-def test_the_published_file_is_what_the_code_says():
-    assert PATH.read_text() == content(), "docs/schemas is out of date: run `make docs`"
 
 
 def test_it_is_a_schema():

@@ -107,7 +107,7 @@ def test_the_sizes_of_its_recipes_are_right():
     )
     assert sorted(name for name, *_ in rows) == sorted(shipped_recipes())
     for name, *stated in rows:
-        facts = describe(load_recipe(name))["targets"]
+        facts = describe(load_recipe(name)).targets
         for target, size in zip(("onnx", "coreml"), stated, strict=True):
-            assert size == "-" or int(size) == round(facts[target]["bytes"] / 1e6), (name, target)
+            assert size == "-" or int(size) == round(facts[target].bytes / 1e6), (name, target)
         assert set(stated) != {"-"}

@@ -57,7 +57,7 @@ class TestShipped:
     def test_exports_in_the_sizes_that_were_predicted(self, path, tmp_path):
         """To every target that takes it; the demo, because blocks are as large there as in real models."""
         settings = load_recipe(path.stem)
-        targets = [name for name, facts in describe(settings)["targets"].items() if not facts["refused"]]
+        targets = [name for name, facts in describe(settings).targets.items() if not facts.refused]
         assert targets
         quick = without_data(settings)  # of weights, sizes do not depend on the solver
         predicted = predicted_files(plan_export(open_checkpoint(DEMO), quick, targets))

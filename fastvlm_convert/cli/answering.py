@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,6 +14,7 @@ from fastvlm_convert.cli.console import err, waiting
 from fastvlm_convert.cli.flags import Flags
 from fastvlm_convert.cli.options import TARGET_NAMES, complete_target
 from fastvlm_convert.errors import BundleError, PromptError, UsageError
+from fastvlm_convert.generate import Timings
 from fastvlm_convert.manifest import FILE_NAME
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.prompt import Message
@@ -130,13 +132,40 @@ def stream_answer(stream: AnswerStream, flags: Flags) -> Callable[[], None]:
     return show_rest
 
 
-def answer_document(loaded: LoadedModel, stream: AnswerStream) -> dict[str, Any]:
-    """An answer that has come to its end, as plain data."""
+@dataclass(frozen=True)
+class TimingFacts(Timings):
+    """Where the time of an answer went, with the speed that follows from it; None for one token."""
+
+    decode_tokens_per_s: float | None
+
+
+@dataclass(frozen=True)
+class AnswerFacts:
+    """An answer, in documents.
+
+    Attributes:
+        text: The answer.
+        token_ids: Its tokens.
+        finished: Whether the model ended it.
+        executed_by: What executed the model.
+        timings: Where the time went.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finished: bool
+    executed_by: str
+    timings: TimingFacts
+
+
+def answer_facts(loaded: LoadedModel, stream: AnswerStream) -> AnswerFacts:
+    """An answer that has come to its end, for documents."""
     answer = stream.finish()
-    return {
-        "text": stream.text,
-        "token_ids": list(answer.token_ids),
-        "finished": answer.finished,
-        "executed_by": loaded.session.executed_by,
-        "timings": {**vars(answer.timings), "decode_tokens_per_s": answer.timings.decode_tokens_per_s},
-    }
+    timings = answer.timings
+    return AnswerFacts(
+        text=stream.text,
+        token_ids=tuple(answer.token_ids),
+        finished=answer.finished,
+        executed_by=loaded.session.executed_by,
+        timings=TimingFacts(**asdict(timings), decode_tokens_per_s=timings.decode_tokens_per_s),
+    )

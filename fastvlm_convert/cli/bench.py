@@ -1,9 +1,9 @@
 """`fastvlm-convert bench`: latency and memory, side by side."""
 
-import dataclasses
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ import typer
 from fastvlm_convert.bench.run import METRICS, Contender, ContenderResult, bench
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, out, plain_table, progress, report, size_text
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.manifest import Manifest, load_manifest
 
@@ -27,6 +28,32 @@ _LABELS = {
     "decode_tokens_per_s": "decode tok/s",
 }
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """The machine that measured."""
+
+    machine: str
+    system: str
+    cpu_count: int | None
+
+
+@dataclass(frozen=True)
+class BenchDocument(Document, name="bench"):
+    """Latency and memory.
+
+    Attributes:
+        host: Where it was measured.
+        new_tokens: Length of every answer.
+        trials: Rounds.
+        contenders: What was measured of each.
+    """
+
+    host: HostFacts
+    new_tokens: int
+    trials: int
+    contenders: tuple[ContenderResult, ...]
 
 
 def command(
@@ -67,19 +94,14 @@ def command(
             trials=trials,
             on_progress=lambda share: on_stage("bench", share),
         )
-    machine = {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()}
-    document = {
-        "host": machine,
-        "new_tokens": new_tokens,
-        "trials": trials,
-        "contenders": [dataclasses.asdict(result) for result in results],
-    }
+    machine = HostFacts(platform.machine(), platform.system(), os.cpu_count())
+    document = BenchDocument(machine, new_tokens, trials, tuple(results))
 
     def show() -> None:
         _print(results)
         err.print(
             f"\n{trials} trials of {new_tokens} tokens on this host, not a phone "
-            f"({machine['system']} {machine['machine']}, {machine['cpu_count']} CPUs).\n"
+            f"({machine.system} {machine.machine}, {machine.cpu_count} CPUs).\n"
             "Cells: median (90th percentile; ratio to the reference's median).",
             soft_wrap=True,
         )

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import numpy as np
 import typer
@@ -12,6 +13,7 @@ from PIL import Image
 
 from fastvlm_convert.answer_stream import AnswerStream
 from fastvlm_convert.cli.answering import (
+    AnswerFacts,
     BundleTargetOption,
     MaxNewTokensOption,
     ModelArgument,
@@ -19,12 +21,13 @@ from fastvlm_convert.cli.answering import (
     SystemOption,
     TemperatureOption,
     TopPOption,
-    answer_document,
+    answer_facts,
     load_model,
     stream_answer,
     with_system,
 )
 from fastvlm_convert.cli.console import err, print_error, print_warnings, progress, report
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import (
     AdapterOption,
@@ -47,6 +50,20 @@ ImagesArgument = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[IMAGE]...", help="Images of the first message, if any.", show_default=False),
 ]
+
+
+@dataclass(frozen=True)
+class Turn(AnswerFacts):
+    """A message, and what the model said to it."""
+
+    question: str
+
+
+@dataclass(frozen=True)
+class ChatDocument(Document, name="chat"):
+    """A conversation, turn by turn."""
+
+    turns: tuple[Turn, ...]
 
 
 def command(
@@ -88,7 +105,7 @@ def command(
         loaded.reply, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
     talk = _Conversation(loaded, reply, system, pending)
-    turns: list[dict[str, Any]] = []
+    turns: list[Turn] = []
     for line in _lines(is_watched):
         if line == "/quit":
             break
@@ -97,7 +114,7 @@ def command(
             if stream is not None:
                 show_rest = stream_answer(stream, flags)
                 talk.keep(stream.text)
-                turns.append({"question": line, **answer_document(loaded, stream)})
+                turns.append(Turn(**vars(answer_facts(loaded, stream)), question=line))
                 if not flags.as_json:
                     show_rest()
         except ConversionError as error:
@@ -105,7 +122,7 @@ def command(
                 raise
             talk.forget_unanswered()
             print_error(error)
-    report(context, "passed", {"turns": turns}, lambda: None)
+    report(context, "passed", ChatDocument(tuple(turns)), lambda: None)
 
 
 class _Conversation:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -14,11 +14,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import Invocation, flags_of
 from fastvlm_convert.errors import ConversionError
 from fastvlm_convert.progress import OnStage
-
-JSON_SCHEMA_VERSION: Final = 1
 
 _IS_TERMINAL: Final = sys.stdout is not None and sys.stdout.isatty()  # None where it is closed
 _FILE_WIDTH: Final = 120  # a pipe or a log has no width; Rich would take 80
@@ -39,7 +38,7 @@ def use_color(allowed: bool) -> None:
 def report(
     context: typer.Context,
     status: str,
-    document: Mapping[str, Any],
+    document: Document,
     show: Callable[[], None],
     brief: str | None = None,
 ) -> None:
@@ -48,24 +47,23 @@ def report(
     Args:
         context: The command's.
         status: `passed`, `failed` or `not_run`.
-        document: With `--json`: the fields beside schema_version, command and status.
+        document: What `--json` prints.
         show: Prints it for people.
         brief: With `--quiet`: the one line to print; None where `show` prints the result and nothing else.
     """
     flags = flags_of(context)
     if flags.as_json:
-        print_json(context.ensure_object(Invocation).command, status, **document)
+        print_json(context.ensure_object(Invocation).command, status, document)
     elif flags.quiet and brief is not None:
         sys.stdout.write(f"{brief}\n")
     else:
         show()
 
 
-def print_json(command: str | None, status: str, **fields: Any) -> None:  # noqa: ANN401
+def print_json(command: str | None, status: str, document: Document) -> None:
     """Print the one JSON document of a command."""
-    document = {"schema_version": JSON_SCHEMA_VERSION, "command": command, "status": status, **fields}
     # Not through Rich, which wraps at the width of the terminal; in ASCII, which every terminal can show.
-    sys.stdout.write(json.dumps(_finite(document), indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(_finite(document.to_dict(command, status)), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401

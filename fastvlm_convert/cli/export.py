@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,9 @@ from rich.markup import escape
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import is_quantized
 from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, report, size_text
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
-from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
+from fastvlm_convert.cli.layers import ScoreFacts, ScoreNotRun, layers_table, score_facts, score_text
 from fastvlm_convert.cli.options import (
     AdapterOption,
     CalibrationOption,
@@ -27,11 +29,37 @@ from fastvlm_convert.cli.options import (
 )
 from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.pipeline import ExportResult, export
+from fastvlm_convert.quantized.layer_report import ComponentReport, LayerReport, component_reports
 
 EXAMPLES = """
 fastvlm-convert export FastVLM-0.5B --target coreml --recipe ios-int4 -o app
 fastvlm-convert export quantized --target onnx --target coreml -o both
 """
+
+
+@dataclass(frozen=True)
+class ExportDocument(Document, name="export"):
+    """A bundle that was made.
+
+    Attributes:
+        bundle: Its folder.
+        files: Bytes of every file that its manifest lists.
+        total_bytes: Of all of them.
+        peak_memory_bytes: The most memory that was used.
+        answers: What the integers do to the answers.
+        components: Layers by component, and the total.
+        layers: Every layer.
+        warnings: What the user should know.
+    """
+
+    bundle: str
+    files: dict[str, int]
+    total_bytes: int
+    peak_memory_bytes: int
+    answers: ScoreFacts | ScoreNotRun
+    components: tuple[ComponentReport, ...]
+    layers: tuple[LayerReport, ...]
+    warnings: tuple[str, ...]
 
 
 def command(
@@ -67,15 +95,16 @@ def command(
         )
     files = {name: entry.size for name, entry in result.manifest.files.items()}
     peak = peak_memory_bytes()
-    document = {
-        "bundle": str(result.bundle),
-        "files": files,
-        "total_bytes": sum(files.values()),
-        "peak_memory_bytes": peak,
-        "answers": score_document(result.score),
-        **layers_document(result.layers),
-        "warnings": list(result.warnings),
-    }
+    document = ExportDocument(
+        bundle=str(result.bundle),
+        files=files,
+        total_bytes=sum(files.values()),
+        peak_memory_bytes=peak,
+        answers=score_facts(result.score),
+        components=component_reports(result.layers),
+        layers=result.layers,
+        warnings=result.warnings,
+    )
 
     def show() -> None:
         print_warnings(result.warnings)

@@ -1,8 +1,8 @@
 """What quantization did, by component: the table and the document that several commands end with."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from rich.markup import escape
 from rich.table import Table
@@ -16,12 +16,22 @@ _NOT_RUN = "no solver ran the model; `verify` measures them"
 _FEW = 2  # layers named beside a reason before the rest is counted
 
 
-def layers_document(layers: Sequence[LayerReport]) -> dict[str, Any]:
-    """Components and layers as plain data."""
-    return {
-        "components": [dataclasses.asdict(report) for report in component_reports(layers)],
-        "layers": [dataclasses.asdict(report) for report in layers],
-    }
+@dataclass(frozen=True)
+class ScoreFacts:
+    """What the integers do to the answers, in documents; see `AnswerScore`."""
+
+    status: Literal["measured"]
+    kl_mean_nats: float
+    top1_agreement: float
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class ScoreNotRun:
+    """Why it is not known."""
+
+    status: Literal["not_run"]
+    reason: str
 
 
 def layers_table(layers: Sequence[LayerReport]) -> Table:
@@ -42,11 +52,11 @@ def layers_table(layers: Sequence[LayerReport]) -> Table:
     return table
 
 
-def score_document(score: AnswerScore | None) -> dict[str, Any]:
+def score_facts(score: AnswerScore | None) -> ScoreFacts | ScoreNotRun:
     """What the integers do to the answers, or why that is not known."""
     if score is None:
-        return {"status": "not_run", "reason": _NOT_RUN}
-    return {"status": "measured", **dataclasses.asdict(score)}
+        return ScoreNotRun("not_run", _NOT_RUN)
+    return ScoreFacts("measured", score.kl_mean_nats, score.top1_agreement, score.num_tokens)
 
 
 def score_text(score: AnswerScore | None) -> str:

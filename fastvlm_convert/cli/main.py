@@ -21,6 +21,7 @@ from fastvlm_convert import __version__
 from fastvlm_convert.cli import bench, chat, export, inspect, mil, plan, quantize, recipes, run, scan, verify
 from fastvlm_convert.cli.bundle import app as bundle_app
 from fastvlm_convert.cli.console import err, print_error, print_json
+from fastvlm_convert.cli.document import ErrorDocument, ErrorFacts
 from fastvlm_convert.cli.flags import Invocation
 from fastvlm_convert.cli.streams import guarded_streams
 from fastvlm_convert.cli.typer_extension import Command, Group
@@ -156,9 +157,9 @@ def _print_error_document(
     invocation: Invocation, *, code: str, message: str, where: str | None = None, hint: str | None = None
 ) -> None:
     if invocation.flags.as_json:
-        fields = {"code": code, "message": message, "where": where, "hint": hint}
+        document = ErrorDocument(ErrorFacts(code, message, where, hint))
         with suppress(OSError, OutputError):  # standard output itself may be what fails
-            print_json(invocation.command, "error", error=fields)
+            print_json(invocation.command, "error", document)
 
 
 def _hint(error: OSError) -> str:

@@ -1,6 +1,7 @@
 """`fastvlm-convert quantize`: make a quantized checkpoint."""
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,9 @@ from rich.markup import escape
 from fastvlm_convert.bundle.resumable import partial_folder
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, out, print_warnings, progress, report, size_text
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
-from fastvlm_convert.cli.layers import layers_document, layers_table, score_document, score_text
+from fastvlm_convert.cli.layers import ScoreFacts, ScoreNotRun, layers_table, score_facts, score_text
 from fastvlm_convert.cli.options import (
     AdapterOption,
     CalibrationOption,
@@ -24,12 +26,38 @@ from fastvlm_convert.cli.options import (
 )
 from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.pipeline import QuantizeResult, quantize
+from fastvlm_convert.quantized.layer_report import ComponentReport, LayerReport, component_reports
 from fastvlm_convert.targets import DEFAULT_TARGETS
 
 EXAMPLES = """
 fastvlm-convert quantize FastVLM-0.5B --recipe int4 -o quantized
 fastvlm-convert quantize FastVLM-0.5B --recipe int4 --calibration photos -o mine
 """
+
+
+@dataclass(frozen=True)
+class QuantizeDocument(Document, name="quantize"):
+    """A quantized checkpoint that was made.
+
+    Attributes:
+        output: Its folder.
+        total_bytes: Size of its files.
+        peak_memory_bytes: The most memory that was used.
+        resumed_weights: Weights that an interrupted run had written.
+        answers: What the integers do to the answers.
+        components: Layers by component, and the total.
+        layers: Every layer.
+        warnings: What the user should know.
+    """
+
+    output: str
+    total_bytes: int
+    peak_memory_bytes: int
+    resumed_weights: int
+    answers: ScoreFacts | ScoreNotRun
+    components: tuple[ComponentReport, ...]
+    layers: tuple[LayerReport, ...]
+    warnings: tuple[str, ...]
 
 
 def command(
@@ -73,15 +101,16 @@ def command(
         raise
     size = sum(path.stat().st_size for path in result.output.iterdir())
     peak = peak_memory_bytes()
-    document = {
-        "output": str(result.output),
-        "total_bytes": size,
-        "peak_memory_bytes": peak,
-        "resumed_weights": result.num_resumed,
-        "answers": score_document(result.score),
-        **layers_document(result.record.layers),
-        "warnings": list(result.warnings),
-    }
+    document = QuantizeDocument(
+        output=str(result.output),
+        total_bytes=size,
+        peak_memory_bytes=peak,
+        resumed_weights=result.num_resumed,
+        answers=score_facts(result.score),
+        components=component_reports(result.record.layers),
+        layers=result.record.layers,
+        warnings=result.warnings,
+    )
     report(context, "passed", document, lambda: _print(result, size, peak), brief=str(result.output))
 
 

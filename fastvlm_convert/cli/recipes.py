@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from dataclasses import dataclass
+from typing import Annotated, Final
 
 import typer
 from rich.markup import escape
 
 from fastvlm_convert.cli.console import err, out, plain_table, report, size_text
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import complete_recipe
 from fastvlm_convert.errors import RecipeError, TargetError, UsageError, did_you_mean
@@ -27,6 +29,56 @@ fastvlm-convert recipes
 fastvlm-convert recipes int4 > mine.yaml
 """
 _SIZE: Final = "0.5b"  # the model whose sizes are shown
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What a target makes of a recipe.
+
+    Attributes:
+        bytes: Size of its artifacts; None where it cannot take the recipe.
+        refused: Why not, else None.
+    """
+
+    bytes: int | None
+    refused: str | None
+
+
+@dataclass(frozen=True)
+class RecipeFacts:
+    """What a recipe makes of FastVLM-0.5B.
+
+    Attributes:
+        name: Its name.
+        description: What it is for.
+        stored_as: By component, the ways in which its layers are stored.
+        targets: By target.
+    """
+
+    name: str
+    description: str
+    stored_as: dict[str, tuple[str, ...]]
+    targets: dict[Target, TargetFacts]
+
+
+@dataclass(frozen=True)
+class RecipesDocument(Document, name="recipes"):
+    """The shipped recipes."""
+
+    recipes: tuple[RecipeFacts, ...]
+
+
+@dataclass(frozen=True)
+class RecipeDocument(Document, name="recipe"):
+    """One of them.
+
+    Attributes:
+        recipe: Its settings.
+        text: Its file.
+    """
+
+    recipe: Recipe
+    text: str
 
 
 def command(
@@ -57,7 +109,7 @@ def command(
         _print_file(context, name)
         return
     facts = [describe(load_recipe(known)) for known in shipped_recipes()]
-    report(context, "passed", {"recipes": facts}, lambda: _print(facts, flags_of(context).quiet))
+    report(context, "passed", RecipesDocument(tuple(facts)), lambda: _print(facts, flags_of(context).quiet))
 
 
 def _print_file(context: typer.Context, name: str) -> None:
@@ -68,12 +120,12 @@ def _print_file(context: typer.Context, name: str) -> None:
             hint=f"{did_you_mean(name, shipped)}shipped recipes: {', '.join(shipped)}",
         )
     text = shipped[name].read_text(encoding="utf-8")
-    document = {"recipe": load_recipe(name).to_dict(), "text": text}
+    document = RecipeDocument(load_recipe(name), text)
     report(context, "passed", document, lambda: typer.echo(text, nl=False))
 
 
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe makes of FastVLM-0.5B, as plain data."""
+def describe(recipe: Recipe) -> RecipeFacts:
+    """What a recipe makes of FastVLM-0.5B."""
     config = published_config(_SIZE)
     folded = placeholder_weights(config, ())
     plans = plan_layers({name: weight.shape for name, weight in folded.items()}, recipe)
@@ -83,35 +135,35 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         text = scheme_name(group.scheme) or f"float{group.stored_bits // group.num_weights}"
         if text not in names:
             names.append(text)
-    return {
-        "name": recipe.name,
-        "description": recipe.description,
-        "stored_as": stored,
-        "targets": {target: _target_facts(target, config, plans, recipe) for target in BACKENDS},
-    }
+    return RecipeFacts(
+        name=recipe.name,
+        description=recipe.description,
+        stored_as={component: tuple(names) for component, names in stored.items()},
+        targets={target: _target_facts(target, config, plans, recipe) for target in BACKENDS},
+    )
 
 
 def _target_facts(
     target: Target, config: ModelConfig, plans: Sequence[LayerPlan], recipe: Recipe
-) -> dict[str, Any]:
+) -> TargetFacts:
     """Bytes of the artifacts, or why the target cannot take the recipe."""
     try:
         backend_of(target).check(config, recipe, plans)
     except TargetError as error:
-        return {"bytes": None, "refused": str(error)}
+        return TargetFacts(None, str(error))
     sizes = predict_artifacts(config, plans, recipe, [target]).sizes
-    return {"bytes": sum(sizes.values()), "refused": None}
+    return TargetFacts(sum(sizes.values()), None)
 
 
-def _print(facts: list[dict[str, Any]], quiet: bool) -> None:
+def _print(facts: list[RecipeFacts], quiet: bool) -> None:
     described = plain_table("recipe", "what it is for", wrap=("what it is for",))
     sized = plain_table("recipe", "vision", "decoder", "embedding", *BACKENDS, right=tuple(BACKENDS))
     for recipe in facts:
-        described.add_row(recipe["name"], escape(recipe["description"]))
-        stored = recipe["stored_as"]
-        sizes = [recipe["targets"][target]["bytes"] for target in BACKENDS]
+        described.add_row(recipe.name, escape(recipe.description))
+        stored = recipe.stored_as
+        sizes = [recipe.targets[target].bytes for target in BACKENDS]
         sized.add_row(
-            recipe["name"],
+            recipe.name,
             *(", ".join(stored[part]) for part in ("vision", "decoder", "embedding")),
             *("-" if size is None else size_text(size) for size in sizes),
         )

@@ -1,11 +1,13 @@
 """`fastvlm-convert run`: ask a checkpoint or a bundle."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastvlm_convert.cli.answering import (
+    AnswerFacts,
     BundleTargetOption,
     MaxNewTokensOption,
     ModelArgument,
@@ -13,12 +15,13 @@ from fastvlm_convert.cli.answering import (
     SystemOption,
     TemperatureOption,
     TopPOption,
-    answer_document,
+    answer_facts,
     load_model,
     stream_answer,
     with_system,
 )
 from fastvlm_convert.cli.console import print_warnings, progress, report
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import (
     AdapterOption,
@@ -50,6 +53,11 @@ MessagesOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class RunDocument(AnswerFacts, Document, name="run"):
+    """What the model said."""
 
 
 def command(
@@ -89,7 +97,7 @@ def command(
     if not flags.is_silent:
         print_warnings(notes)
     show_rest = stream_answer(stream, flags)
-    report(context, "passed", answer_document(loaded, stream), show_rest)
+    report(context, "passed", RunDocument(**vars(answer_facts(loaded, stream))), show_rest)
 
 
 def _conversation(inputs: list[str] | None, messages: Path | None) -> list[Message]:

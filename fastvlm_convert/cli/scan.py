@@ -1,6 +1,6 @@
 """`fastvlm-convert scan`: do the activations fit into float16, and what repairs them if not?"""
 
-import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ from rich.markup import escape, render
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import err, images_text, out, plain_table, print_warnings, progress, report
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import (
     AdapterOption,
@@ -54,6 +55,27 @@ RepairedRecipeOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class ScanDocument(Document, name="scan"):
+    """Whether a model's activations fit float16.
+
+    Attributes:
+        report: The range of every operation.
+        repairs: What the recipe needs so that they do.
+        unrepaired: Operations that no repair helps.
+        saved_to: Where `export` finds the report; None where it could not be written.
+        warnings: What the user should know.
+        recipe: The repaired recipe's file, if one was asked for.
+    """
+
+    report: RangeReport
+    repairs: tuple[Repair, ...]
+    unrepaired: tuple[str, ...]
+    saved_to: str | None
+    warnings: tuple[str, ...]
+    recipe: str | None
+
+
 def command(
     context: typer.Context,
     checkpoint: CheckpointArgument,
@@ -90,14 +112,14 @@ def command(
     left = [o.op for o in at_risk(ranges, repaired)]
     if output is not None:
         _write(output, recipe_text(repaired, repairs))
-    document = {
-        "report": dataclasses.asdict(ranges),
-        "repairs": [dataclasses.asdict(repair) for repair in repairs],
-        "unrepaired": left,
-        "saved_to": None if path is None else str(path),
-        "warnings": list(warnings),
-        "recipe": None if output is None else str(output),
-    }
+    document = ScanDocument(
+        report=ranges,
+        repairs=repairs,
+        unrepaired=tuple(left),
+        saved_to=None if path is None else str(path),
+        warnings=warnings,
+        recipe=None if output is None else str(output),
+    )
 
     def show() -> None:
         print_warnings(warnings)

@@ -1,5 +1,6 @@
 """`fastvlm-convert verify`: prove that a bundle answers as its checkpoint does."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +19,12 @@ from fastvlm_convert.cli.console import (
     report,
     status_text,
 )
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import AdapterOption, ImagesOption, ProjectorOption, VisionTowerOption
 from fastvlm_convert.questions import every_second_badly_taken, read_questions, standard_questions
-from fastvlm_convert.verification.bundle import VerifyResult, to_dict, verify
-from fastvlm_convert.verification.check import Check
+from fastvlm_convert.verification.bundle import VerifyResult, verify
+from fastvlm_convert.verification.check import Check, Measurement
 from fastvlm_convert.verification.record import require_recordable, write_record
 
 EXAMPLES = """
@@ -30,6 +32,29 @@ fastvlm-convert verify app --reference FastVLM-0.5B
 fastvlm-convert verify app --reference FastVLM-0.5B --images photos --json
 """
 _EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
+
+
+@dataclass(frozen=True)
+class VerifyDocument(Document, name="verify", statuses=("passed", "failed", "not_run")):
+    """How closely a bundle follows its checkpoint.
+
+    Attributes:
+        bundle: The bundle's folder.
+        recorded: The record that was written, if one was asked for.
+        reference: The checkpoint's folder.
+        questions: How many were asked.
+        checks: Figures against their thresholds.
+        measurements: Figures that gate nothing.
+        warnings: What the user should know.
+    """
+
+    bundle: str
+    recorded: str | None
+    reference: str
+    questions: int
+    checks: tuple[Check, ...]
+    measurements: tuple[Measurement, ...]
+    warnings: tuple[str, ...]
 
 
 def command(
@@ -63,15 +88,15 @@ def command(
         result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
     recorded = write_record(bundle, result) if record else None
     warnings = (*questions.notes, *result.warnings)
-    document = {
-        "bundle": str(bundle),
-        "recorded": None if recorded is None else str(recorded),
-        "reference": str(reference),
-        "questions": result.num_questions,
-        "checks": [to_dict(check) for check in result.checks],
-        "measurements": [to_dict(measurement) for measurement in result.measurements],
-        "warnings": list(warnings),
-    }
+    document = VerifyDocument(
+        bundle=str(bundle),
+        recorded=None if recorded is None else str(recorded),
+        reference=str(reference),
+        questions=result.num_questions,
+        checks=result.checks,
+        measurements=result.measurements,
+        warnings=warnings,
+    )
     verdict = f"{result.status} on {images_text(result.num_questions)}"
     report(context, result.status, document, lambda: _print(result, warnings, verdict), brief=verdict)
     raise typer.Exit(_EXIT_CODES[result.status])

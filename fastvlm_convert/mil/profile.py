@@ -4,7 +4,7 @@ import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -94,12 +94,3 @@ def profile(interpreter: Interpreter, function: str) -> Profile:
     kinds = sorted(totals.items(), key=lambda item: -item[1][1])
     times = tuple(OpTime(kind, int(count), spent) for kind, (count, spent) in kinds)
     return Profile(function, seconds, times, interpreter.nonfinite)
-
-
-def to_plain(found: Profile) -> dict[str, Any]:
-    """As plain data, for JSON."""
-    return {
-        "seconds": found.seconds,
-        "operations": {t.type: {"count": t.count, "seconds": t.seconds} for t in found.operations},
-        "nonfinite": [str(n) for n in found.nonfinite],
-    }

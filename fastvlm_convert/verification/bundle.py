@@ -1,6 +1,5 @@
 """Verify a whole bundle: its files first, then every target in it."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -201,8 +200,3 @@ def _quantizer_gates(gates: Gates) -> StageGates:
 
 def _metric(stage: str) -> str:
     return "token_ids" if stage == "greedy_text" else "sqnr_db"
-
-
-def to_dict(result: Check | Measurement) -> dict[str, object]:
-    """A check or measurement as plain data."""
-    return dataclasses.asdict(result)

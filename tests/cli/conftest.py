@@ -13,6 +13,7 @@ import pytest
 
 from fastvlm_convert.cli.main import main
 from tests.checkpoints import GOLDEN, LLAVA, golden_cases
+from tests.published_schema import problems_of_document
 
 CHECKPOINT = GOLDEN / LLAVA / "checkpoint"
 IMAGE = GOLDEN / LLAVA / "image0.png"
@@ -31,6 +32,7 @@ class Result:
         """The one JSON document on standard output."""
         value = json.loads(self.out)  # fails for nothing, for two, and for anything around it
         assert self.out.isascii()
+        assert problems_of_document(value) == []
         return value
 
 

@@ -51,7 +51,7 @@ def test_every_usage_error_is_one_document(cli, name, place):
     result = cli(command, *rest, "--json") if flag_last else cli(command, "--json", *rest)
     document = result.document
     assert result.code == 2
-    assert set(document) == {"schema_version", "command", "status", "error"}
+    assert set(document) == {"schema", "schema_version", "command", "status", "error"}
     assert (document["schema_version"], document["command"], document["status"]) == (1, command, "error")
     assert document["error"]["code"] == "usage"
     assert set(document["error"]) == {"code", "message", "where", "hint"}

@@ -52,6 +52,7 @@ def test_document(cli, tmp_path):
         "vision", "projector", "decoder", "embedding", "total",
     ]  # fmt: skip
     assert document == {
+        "schema": "fastvlm-convert/export",
         "schema_version": 1,
         "command": "export",
         "status": "passed",

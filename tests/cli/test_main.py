@@ -101,6 +101,7 @@ class TestErrors:
         result = cli("inspect", "x", "--json")
         assert result.code == 2
         assert result.document == {
+            "schema": "fastvlm-convert/error",
             "schema_version": 1,
             "command": "inspect",
             "status": "error",

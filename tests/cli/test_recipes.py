@@ -38,12 +38,12 @@ def test_the_document_says_what_each_makes(cli):
 
 def test_a_target_that_cannot_take_a_recipe_says_why():
     palettes = replace(load_recipe("int4"), quantize=(QuantizeRule(("*",), "palette4"),))
-    targets = describe(palettes)["targets"]
-    assert targets["onnx"]["bytes"] is None
-    assert "vision.stem.0" in targets["onnx"]["refused"]
-    assert targets["coreml"]["refused"] is None
+    targets = describe(palettes).targets
+    assert targets["onnx"].bytes is None
+    assert "vision.stem.0" in targets["onnx"].refused
+    assert targets["coreml"].refused is None
     whole_rows = replace(palettes, quantize=(QuantizeRule(("*",), "int8"),))
-    assert "MatMulNBits needs blocks" in describe(whole_rows)["targets"]["onnx"]["refused"]
+    assert "MatMulNBits needs blocks" in describe(whole_rows).targets["onnx"].refused
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

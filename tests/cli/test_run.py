@@ -35,6 +35,7 @@ def test_document(cli, model):
     timings = document.pop("timings")
     executed_by = document.pop("executed_by")
     assert document == {
+        "schema": "fastvlm-convert/run",
         "schema_version": 1,
         "command": "run",
         "status": "passed",

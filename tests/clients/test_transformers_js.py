@@ -37,8 +37,8 @@ def check_answers(bundle: Path, checkpoint: str, options: list[dict], folder: Pa
 
 
 def test_the_table_has_every_recipe_for_onnx():
-    facts = {name: describe(load_recipe(name))["targets"]["onnx"] for name in shipped_recipes()}
-    assert set(DTYPES) == {name for name, fact in facts.items() if fact["refused"] is None}
+    facts = {name: describe(load_recipe(name)).targets["onnx"] for name in shipped_recipes()}
+    assert set(DTYPES) == {name for name, fact in facts.items() if fact.refused is None}
 
 
 @pytest.mark.parametrize("name", ["int4"])

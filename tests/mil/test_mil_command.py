@@ -14,6 +14,7 @@ from fastvlm_convert.cli.main import main
 from fastvlm_convert.mil.proto import model
 from tests.mil.mutations import MODEL
 from tests.mil.seeds import write_seeds
+from tests.published_schema import problems_of_document
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,9 @@ def packages(tmp_path_factory):
 
 def document(capsys, package, *flags):
     assert main(["mil", str(package), "--json", *flags]) == 0
-    return json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)
+    assert problems_of_document(found) == []
+    return found
 
 
 def test_json(packages, capsys):

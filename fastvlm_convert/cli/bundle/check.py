@@ -1,5 +1,6 @@
 """`fastvlm-convert bundle check`: see that a bundle is what its manifest says."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +17,12 @@ from fastvlm_convert.cli.console import (
     size_text,
     status_text,
 )
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import BundleArgument
 from fastvlm_convert.delivery.check import CheckResult, check_bundle
 from fastvlm_convert.errors import UsageError, printable
-from fastvlm_convert.verification.bundle import to_dict
+from fastvlm_convert.verification.check import Check
 
 EXAMPLES = """
 fastvlm-convert bundle check app
@@ -28,6 +30,27 @@ fastvlm-convert bundle check app --signature --public-key key.pub
 """
 _EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 _FEW = 20  # problems that are printed
+
+
+@dataclass(frozen=True)
+class CheckDocument(Document, name="bundle-check", statuses=("passed", "failed", "not_run")):
+    """What was found about a bundle.
+
+    Attributes:
+        bundle: The bundle's folder.
+        files: How many files its manifest lists.
+        total_bytes: Their size.
+        checks: One for each question.
+        problems: Everything that is wrong.
+        warnings: What the user should know.
+    """
+
+    bundle: str
+    files: int
+    total_bytes: int
+    checks: tuple[Check, ...]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def command(
@@ -57,14 +80,14 @@ def command(
         result = check_bundle(bundle, public_key, on_stage)
     files = f"{result.num_files} file{'' if result.num_files == 1 else 's'}"
     verdict = f"{result.status}: {files}, {size_text(result.total_bytes)}"
-    document = {
-        "bundle": str(bundle),
-        "files": result.num_files,
-        "total_bytes": result.total_bytes,
-        "checks": [to_dict(check) for check in result.checks],
-        "problems": list(result.problems),
-        "warnings": list(result.warnings),
-    }
+    document = CheckDocument(
+        bundle=str(bundle),
+        files=result.num_files,
+        total_bytes=result.total_bytes,
+        checks=result.checks,
+        problems=result.problems,
+        warnings=result.warnings,
+    )
     report(context, result.status, document, lambda: _print(result, verdict), brief=verdict)
     raise typer.Exit(_EXIT_CODES[result.status])
 

@@ -1,5 +1,6 @@
 """`fastvlm-convert bundle constants`: what an app must know of a bundle, as source code."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ from fastvlm_convert.bundle.constants.languages import LANGUAGES, known_language
 from fastvlm_convert.cli.answering import BundleTargetOption
 from fastvlm_convert.cli.bundle.arguments import BundleArgument
 from fastvlm_convert.cli.console import report
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.output_file import (
     OutputFileOption,
     OverwriteFileOption,
@@ -16,11 +18,27 @@ from fastvlm_convert.cli.output_file import (
     write_output_file,
 )
 from fastvlm_convert.manifest import chosen_target, load_manifest, manifest_sha256
+from fastvlm_convert.targets import Target
 
 EXAMPLES = """
 fastvlm-convert bundle constants app --language kotlin -o BundleConstants.kt
 fastvlm-convert bundle constants app --language javascript -o constants.mjs
 """
+
+
+@dataclass(frozen=True)
+class ConstantsDocument(Document, name="bundle-constants"):
+    """Source code that was written.
+
+    Attributes:
+        bundle: The bundle's folder.
+        target: Which of its targets it is for.
+        output: The file.
+    """
+
+    bundle: str
+    target: Target
+    output: str
 
 
 def command(
@@ -50,5 +68,5 @@ def command(
     contract = client_contract(manifest, manifest_sha256(bundle), chosen_target(manifest, target, bundle))
     check_output_file(output, bundle, overwrite)
     write_output_file(output, render_constants(contract, language))
-    document = {"bundle": str(bundle), "target": contract.target, "output": str(output)}
+    document = ConstantsDocument(str(bundle), contract.target, str(output))
     report(context, "passed", document, lambda: typer.echo(f"wrote {output}"), brief=str(output))

@@ -1,6 +1,6 @@
 """`fastvlm-convert bundle diff`: what differs between two bundles."""
 
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastvlm_convert.cli.console import err, out, plain_table, report, size_text, status_text
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.delivery.diff import BundleDiff, FileChange, LayerChange, Quality, diff_bundles
 from fastvlm_convert.errors import printable, shown
 
@@ -18,6 +19,63 @@ fastvlm-convert bundle diff app-fp16 app-int4 --json
 """
 _WORDS = {"only_a": "only in A", "only_b": "only in B", "changed": "changed", "same": "same"}
 _FEW = 12  # layers and settings that are printed one by one
+
+
+@dataclass(frozen=True)
+class BothSizes:
+    """Bytes of either bundle."""
+
+    a: int
+    b: int
+
+
+@dataclass(frozen=True)
+class BothValues:
+    """A setting in either bundle."""
+
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class BothSchemes:
+    """How many layers either bundle stores in each way."""
+
+    a: dict[str, int]
+    b: dict[str, int]
+
+
+@dataclass(frozen=True)
+class BothQualities:
+    """What was recorded of either bundle's answers."""
+
+    a: Quality
+    b: Quality
+
+
+@dataclass(frozen=True)
+class DiffDocument(Document, name="bundle-diff"):
+    """What differs between two bundles.
+
+    Attributes:
+        a: Folder of the first.
+        b: Folder of the second.
+        total_bytes: Size of each.
+        settings: Settings of recipe, contract and source that differ, by path.
+        files: Every file of either.
+        layers: Layers that differ; None where a bundle does not say how it stores its layers.
+        schemes: Of each: layers by part and scheme.
+        quality: Of each.
+    """
+
+    a: str
+    b: str
+    total_bytes: BothSizes
+    settings: dict[str, BothValues]
+    files: tuple[FileChange, ...]
+    layers: tuple[LayerChange, ...] | None
+    schemes: BothSchemes
+    quality: BothQualities
 
 
 def command(
@@ -30,21 +88,17 @@ def command(
     Reads manifests and records only. Quality is what `verify --record` wrote into a bundle, else not_run.
     """
     found = diff_bundles(a, b)
-    document = {"a": str(a), "b": str(b), **describe(found)}
+    document = DiffDocument(
+        a=str(a),
+        b=str(b),
+        total_bytes=BothSizes(*found.sizes),
+        settings={key: BothValues(*values) for key, values in found.settings.items()},
+        files=found.files,
+        layers=found.layers,
+        schemes=BothSchemes(*map(dict, found.schemes)),
+        quality=BothQualities(*found.quality),
+    )
     report(context, "passed", document, lambda: _print(found))
-
-
-def describe(found: BundleDiff) -> dict[str, Any]:
-    """Everything that differs, as plain data."""
-    layers = found.layers
-    return {
-        "total_bytes": dict(zip("ab", found.sizes, strict=True)),
-        "settings": {key: {"a": one, "b": two} for key, (one, two) in found.settings.items()},
-        "files": [asdict(change) for change in found.files],
-        "layers": None if layers is None else [asdict(change) for change in layers],
-        "schemes": dict(zip("ab", map(dict, found.schemes), strict=True)),
-        "quality": dict(zip("ab", map(asdict, found.quality), strict=True)),
-    }
 
 
 def _print(found: BundleDiff) -> None:

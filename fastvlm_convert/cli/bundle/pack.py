@@ -1,5 +1,6 @@
 """`fastvlm-convert bundle pack`: a bundle in the layout of a store, or as one file."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -7,9 +8,10 @@ import typer
 from rich.markup import escape
 
 from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, report, size_text
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import BundleArgument
-from fastvlm_convert.cli.store_texts import fit_document, fit_text
+from fastvlm_convert.cli.store_texts import FitFacts, fit_facts, fit_text
 from fastvlm_convert.delivery.pack import PackResult, pack
 from fastvlm_convert.delivery.stores import Destination
 from fastvlm_convert.errors import UsageError, did_you_mean
@@ -24,6 +26,29 @@ _NEXT = {
     "background-assets": "next, on a Mac, in that folder: xcrun ba-package Manifest.json -o model.aar",
     "zip": "unpack: fastvlm-convert bundle unpack FILE -o FOLDER",
 }
+
+
+@dataclass(frozen=True)
+class PackDocument(Document, name="bundle-pack"):
+    """A bundle that was packed.
+
+    Attributes:
+        bundle: The bundle's folder.
+        destination: What it was packed for.
+        output: The folder or file that was made.
+        files: Bytes of every file in it.
+        total_bytes: Of all of them.
+        store: What the store counts; None for a zip.
+        warnings: What the user should know.
+    """
+
+    bundle: str
+    destination: Destination
+    output: str
+    files: dict[str, int]
+    total_bytes: int
+    store: FitFacts | None
+    warnings: tuple[str, ...]
 
 
 def command(
@@ -56,15 +81,15 @@ def command(
     notes: list[str] = []
     with progress(flags_of(context).is_silent) as on_stage:
         result = pack(bundle, destination, output, overwrite, notes.append, on_stage)
-    document = {
-        "bundle": str(bundle),
-        "for": destination,
-        "output": str(output),
-        "files": result.files,
-        "total_bytes": sum(result.files.values()),
-        "store": None if result.fit is None else fit_document(result.fit),
-        "warnings": notes,
-    }
+    document = PackDocument(
+        bundle=str(bundle),
+        destination=destination,
+        output=str(output),
+        files=result.files,
+        total_bytes=sum(result.files.values()),
+        store=None if result.fit is None else fit_facts(result.fit),
+        warnings=tuple(notes),
+    )
     report(context, "passed", document, lambda: _print(result, tuple(notes), destination), brief=str(output))
 
 

@@ -1,11 +1,13 @@
 """`fastvlm-convert bundle sign`: sign a bundle with a key of one's own."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastvlm_convert.cli.console import out, progress, report
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import BundleArgument
 from fastvlm_convert.delivery.check import require_sound
@@ -15,6 +17,19 @@ EXAMPLES = """
 fastvlm-convert bundle sign app --key key.pem
 fastvlm-convert bundle sign app --key key.pem --json
 """
+
+
+@dataclass(frozen=True)
+class SignDocument(Document, name="bundle-sign"):
+    """A signature that was written.
+
+    Attributes:
+        bundle: The bundle's folder.
+        signature: The signature's file.
+    """
+
+    bundle: str
+    signature: str
 
 
 def command(
@@ -35,7 +50,7 @@ def command(
     with progress(flags_of(context).is_silent) as on_stage:
         require_sound(bundle, on_stage)
     path = sign_bundle(bundle, key)
-    document = {"bundle": str(bundle), "signature": str(path)}
+    document = SignDocument(str(bundle), str(path))
     report(
         context,
         "passed",

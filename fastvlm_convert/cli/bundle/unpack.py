@@ -1,11 +1,13 @@
 """`fastvlm-convert bundle unpack`: a bundle's folder from a zip file."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastvlm_convert.cli.console import out, print_warnings, progress, report, size_text
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.delivery.unpack import unpack
 
@@ -13,6 +15,25 @@ EXAMPLES = """
 fastvlm-convert bundle unpack app.zip -o app
 fastvlm-convert bundle unpack app.zip -o app --overwrite --quiet
 """
+
+
+@dataclass(frozen=True)
+class UnpackDocument(Document, name="bundle-unpack"):
+    """A bundle that was unpacked.
+
+    Attributes:
+        file: The zip file.
+        bundle: The folder that was made.
+        files: How many files are in it.
+        total_bytes: Their size.
+        warnings: What the user should know.
+    """
+
+    file: str
+    bundle: str
+    files: int
+    total_bytes: int
+    warnings: tuple[str, ...]
 
 
 def command(
@@ -31,13 +52,13 @@ def command(
     with progress(flags_of(context).is_silent) as on_stage:
         manifest = unpack(file, output, overwrite, notes.append, on_stage)
     total = sum(entry.size for entry in manifest.files.values())
-    document = {
-        "file": str(file),
-        "bundle": str(output),
-        "files": len(manifest.files),
-        "total_bytes": total,
-        "warnings": notes,
-    }
+    document = UnpackDocument(
+        file=str(file),
+        bundle=str(output),
+        files=len(manifest.files),
+        total_bytes=total,
+        warnings=tuple(notes),
+    )
 
     def show() -> None:
         print_warnings(tuple(notes))

@@ -1,11 +1,14 @@
 """`fastvlm-convert bundle vectors`: what a bundle computes, for the unit tests of apps."""
 
+from dataclasses import dataclass
+
 import typer
 
 from fastvlm_convert.bundle.vectors import golden_vectors
 from fastvlm_convert.cli.answering import BundleTargetOption
 from fastvlm_convert.cli.bundle.arguments import BundleArgument
 from fastvlm_convert.cli.console import progress, report
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.output_file import (
     OutputFileOption,
@@ -15,11 +18,31 @@ from fastvlm_convert.cli.output_file import (
 )
 from fastvlm_convert.manifest import chosen_target, load_manifest
 from fastvlm_convert.runtime.loaded import load_bundle
+from fastvlm_convert.targets import Target
 
 EXAMPLES = """
 fastvlm-convert bundle vectors app -o vectors.json
 fastvlm-convert bundle vectors app --target coreml -o vectors.json
 """
+
+
+@dataclass(frozen=True)
+class VectorsDocument(Document, name="bundle-vectors"):
+    """Golden vectors that were written.
+
+    Attributes:
+        bundle: The bundle's folder.
+        target: Which of its targets computed them.
+        executed_by: What executed it.
+        answers: By picture.
+        output: The file.
+    """
+
+    bundle: str
+    target: Target
+    executed_by: str
+    answers: dict[str, str]
+    output: str
 
 
 def command(
@@ -40,13 +63,13 @@ def command(
         model = load_bundle(bundle, chosen)
         vectors = golden_vectors(bundle, chosen, model, lambda share: on_stage("pictures", share))
     write_output_file(output, vectors.to_json())
-    document = {
-        "bundle": str(bundle),
-        "target": vectors.target,
-        "executed_by": vectors.executed_by,
-        "answers": {case.name: case.text for case in vectors.cases},
-        "output": str(output),
-    }
+    document = VectorsDocument(
+        bundle=str(bundle),
+        target=vectors.target,
+        executed_by=vectors.executed_by,
+        answers={case.name: case.text for case in vectors.cases},
+        output=str(output),
+    )
 
     def show() -> None:
         for case in vectors.cases:

@@ -1,0 +1,194 @@
+"""Every command's `--json` document follows the schema that is published of it, and the schemas are strict."""
+
+import copy
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from fastvlm_convert.cli.document import documents
+from fastvlm_convert.pipeline import export
+from tests.bundles import copy_bundle
+from tests.cli.conftest import CHECKPOINT, IMAGE, Cli
+from tests.cli.test_flags import COMMANDS
+from tests.published_schema import FOLDER, problems_of_document, published
+
+
+class Inputs:
+    """What commands are run on; made when a command asks for it."""
+
+    def __init__(self, request: pytest.FixtureRequest, folder: Path) -> None:
+        self._request = request
+        self.folder = folder
+
+    @property
+    def bundle(self) -> Path:
+        return copy_bundle(self._request.getfixturevalue("fp32_bundle"), self.folder)
+
+    @property
+    def pictures(self) -> Path:
+        return self._request.getfixturevalue("pictures")
+
+    @property
+    def package(self) -> Path:
+        export(CHECKPOINT, self.folder / "coreml", recipe="fp16", targets=["coreml"])
+        return next((self.folder / "coreml").rglob("*.mlpackage"))
+
+    @property
+    def key(self) -> Path:
+        pytest.importorskip("model_signing", reason="needs the extra sign")
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        from tests.delivery.test_signature import write_keys
+
+        return write_keys(self.folder, "key", ec.generate_private_key(ec.SECP256R1()))[0]
+
+    @property
+    def zip(self) -> Path:
+        from fastvlm_convert.delivery.pack import pack
+
+        pack(self.bundle, "zip", self.folder / "packed.zip")
+        return self.folder / "packed.zip"
+
+    @property
+    def quantized(self) -> Path:
+        return self._request.getfixturevalue("golden_quantized")
+
+    def out(self, name: str = "out") -> Path:
+        return self.folder / name
+
+
+# One line a command, or more where its document has several forms: command -> its arguments.
+RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
+    "inspect": [lambda i: [CHECKPOINT], lambda i: [i.quantized]],
+    "run": [lambda i: [CHECKPOINT, IMAGE, "Describe.", "--max-new-tokens", 2]],
+    "chat": [lambda i: [CHECKPOINT, IMAGE, "--max-new-tokens", 1]],
+    "plan": [
+        lambda i: [CHECKPOINT, "--recipe", "int8", "--target", "onnx", "--target", "coreml"],
+        lambda i: [CHECKPOINT, "--recipe", "fp16", "--target", "mlx"],
+    ],
+    "quantize": [lambda i: [CHECKPOINT, "--recipe", "int8", "--calibration", "none", "-o", i.out()]],
+    "export": [
+        lambda i: [CHECKPOINT, "--recipe", "fp32", "--target", "onnx", "-o", i.out()],
+        lambda i: [
+            CHECKPOINT, "--recipe", "int4", "--calibration", i.pictures, "--target", "onnx", "-o", i.out()
+        ],
+    ],
+    "verify": [lambda i: [i.bundle, "--reference", CHECKPOINT, "--images", i.pictures]],
+    "bench": [lambda i: [i.bundle, "--trials", 1, "--new-tokens", 2]],
+    "scan": [lambda i: [CHECKPOINT, "--images", i.pictures, "--max-new-tokens", 1]],
+    "mil": [lambda i: [i.package], lambda i: [i.package, "--profile"]],
+    "recipes": [lambda i: [], lambda i: ["int4"]],
+    "bundle check": [lambda i: [i.bundle], lambda i: [i.folder]],
+    "bundle diff": [lambda i: [i.bundle, i.bundle.with_name("bundle")]],
+    "bundle pack": [
+        lambda i: [i.bundle, "--for", "zip", "-o", i.out("a.zip")],
+        lambda i: [i.bundle, "--for", "play", "-o", i.out()],
+    ],
+    "bundle unpack": [lambda i: [i.zip, "-o", i.out()]],
+    "bundle sign": [lambda i: [i.bundle, "--key", i.key]],
+    "bundle constants": [lambda i: [i.bundle, "--language", "kotlin", "-o", i.out("a.kt")]],
+    "bundle vectors": [lambda i: [i.bundle, "-o", i.out("a.json")]],
+}  # fmt: skip
+CASES = [(name, n) for name, runs in RUNS.items() for n in range(len(runs))]
+
+
+@pytest.fixture
+def inputs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inputs:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Describe.\nAgain.\n"))  # what `chat` is told
+    return Inputs(request, tmp_path)
+
+
+def test_every_command_is_run_here():
+    assert set(RUNS) == set(COMMANDS)
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_documents_follow_their_schemas(cli: Cli, inputs: Inputs, name: str, number: int):
+    result = cli(*name.split(), *RUNS[name][number](inputs), "--json")
+    document = json.loads(result.out)
+    assert problems_of_document(document) == []
+    assert document["command"] == name
+    wrong = list(damaged(published_schema(document), document))
+    assert len(wrong) >= 2 * len(document)  # of each key of its own, and of those within
+    for what, changed in wrong:
+        assert problems_of_document({**changed, "schema": document["schema"]}), what
+
+
+def published_schema(document: dict[str, Any]) -> dict[str, Any]:
+    name = document["schema"].removeprefix("fastvlm-convert/")
+    return json.loads((FOLDER / f"{name}.schema.json").read_text())
+
+
+def damaged(schema: dict[str, Any], document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The document with each key in turn left out, and misspelled; the first of several entries stands for all."""
+    for path in keys_that_are_fixed(schema, document):
+        for what in ("missing", "misspelled"):
+            changed = copy.deepcopy(document)
+            place: Any = changed
+            for key in path[:-1]:
+                place = place[key]
+            value = place.pop(path[-1])
+            if what == "misspelled":
+                place[f"{path[-1]}s"] = value
+            if path != ("schema",):  # which says what the document is held against
+                yield f"{'.'.join(map(str, path))} {what}", changed
+
+
+def keys_that_are_fixed(schema: dict[str, Any], value: Any) -> Iterator[tuple[Any, ...]]:
+    """Paths of keys that a schema knows by name; not those of mappings."""
+    for alternative in schema.get("anyOf", [schema]):
+        if not jsonschema.Draft202012Validator(alternative).is_valid(value):
+            continue
+        if isinstance(value, list) and value and "items" in alternative:
+            yield from ((0, *rest) for rest in keys_that_are_fixed(alternative["items"], value[0]))
+        elif isinstance(value, dict) and "properties" in alternative:
+            for key, inner in alternative["properties"].items():
+                yield (key,)
+                yield from ((key, *rest) for rest in keys_that_are_fixed(inner, value[key]))
+        elif isinstance(value, dict) and value and isinstance(alternative.get("additionalProperties"), dict):
+            key = next(iter(value))
+            yield from (
+                (key, *rest) for rest in keys_that_are_fixed(alternative["additionalProperties"], value[key])
+            )
+        return
+
+
+def test_every_document_is_one_that_a_command_prints():
+    """Errors apart, which tests/cli/test_errors.py makes."""
+    printed = {name.replace(" ", "-") for name in RUNS} | {"recipe", "error"}
+    assert set(documents()) == printed
+
+
+def test_the_published_files_are_what_the_code_says():
+    files = {path: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
+    assert files == published(), "docs/schemas is out of date: run `make docs`"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.stem)
+def test_each_is_a_schema(path: Path):
+    schema = json.loads(path.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert {"schema", "schema_version"} <= set(schema["required"])
+    assert schema["additionalProperties"] is False
+
+
+def test_no_number_is_null(cli: Cli, fp32_bundle: Path):
+    """JSON has no NaN and no infinity; a field that may have none says so in its type."""
+    document = cli("bundle", "check", fp32_bundle, "--json").document
+    assert document["checks"][0]["value"] is None
+    document["total_bytes"] = None
+    assert problems_of_document(document) == ["$.total_bytes: None is not of type 'integer'"]
+
+
+def test_a_document_of_another_version_is_refused(cli: Cli):
+    document = cli("recipes", "--json").document
+    document["schema_version"] += 1
+    assert problems_of_document(document)
+    assert [p for p in problems_of_document({**document, "schema_version": 1, "status": "failed"})] == [
+        "$.status: 'failed' is not one of ['passed']"
+    ]
