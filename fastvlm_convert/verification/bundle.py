@@ -1,6 +1,6 @@
 """Verify a whole bundle: its files first, then every target in it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,10 @@ from fastvlm_convert.errors import (
     TokenizerError,
 )
 from fastvlm_convert.gates import Gates
-from fastvlm_convert.io_names import STAGES
+from fastvlm_convert.io_names import STAGES, Precision
 from fastvlm_convert.manifest import Manifest, Status, changed_files, load_manifest
 from fastvlm_convert.predict.export_plan import ExportPlan, plan_export
-from fastvlm_convert.progress import OnStage, ignore_stage
+from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
 from fastvlm_convert.questions import (
     Question,
     every_second_badly_taken,
@@ -27,11 +27,13 @@ from fastvlm_convert.questions import (
     standard_questions,
 )
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
+from fastvlm_convert.targets import Target
 from fastvlm_convert.verification.activations import Activations, check_activations, uses_float16
 from fastvlm_convert.verification.check import Check, Measurement, equal, not_run, status_of
 from fastvlm_convert.verification.client_files import check_clients
 from fastvlm_convert.verification.compare import END_TO_END, Comparison, StageGates, compare
-from fastvlm_convert.verification.context_end import CONTEXT_END, check_context_end, context_end
+from fastvlm_convert.verification.context_end import CONTEXT_END, ContextEnd, check_context_end, context_end
+from fastvlm_convert.verification.execution import Execution
 from fastvlm_convert.verification.executions import executions
 
 # What a damaged or wrong bundle can raise; the checkpoint's own faults are errors of the command.
@@ -40,6 +42,26 @@ _QUANTIZED_REFERENCE = (
     "the reference is quantized itself, so what the integers cost cannot be told; "
     "give the float checkpoint it was made from"
 )
+
+
+Open = Callable[[Path, Target, Precision | None], LoadedModel]
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What every target of a bundle is held against.
+
+    Attributes:
+        plan: What an export of the checkpoint with the bundle's recipe would do.
+        model: The reference, holding the weights that the recipe's integers stand for.
+        questions: What is asked.
+        end: What the reference gives at the end of the context.
+    """
+
+    plan: ExportPlan
+    model: LoadedModel
+    questions: Sequence[Question]
+    end: ContextEnd
 
 
 @dataclass(frozen=True)
@@ -92,33 +114,21 @@ def verify(
     asked = _asked(questions)
     if not asked:
         raise ImageError("there are no pictures to verify with", hint="give at least one with its question")
-    plan = _plan(checkpoint, manifest)
-    checks = [_check_hashes(bundle, manifest, on_progress), *check_clients(bundle, manifest, plan)]
+    plan = plan_again(checkpoint, manifest)
+    checks = check_files(bundle, manifest, plan, on_progress)
     measurements: list[Measurement] = []
     warnings: list[str] = []
-    model, found, notes = _reference(plan, manifest.source.calibration, asked, on_progress)
+    standard, found, notes = make_standard(plan, manifest, asked, on_progress)
     checks += found.checks
     measurements += found.measurements
     warnings += notes
-    end = context_end(model, asked, manifest.recipe.coreml.prefill_chunk)
     for target in manifest.targets:
         for execution in executions(manifest, target, interpret):
             shown = partial(on_progress, execution.name)
-            try:
-                if execution.inspect is not None:
-                    checks += execution.inspect(bundle, plan)
-                loaded = load_bundle(bundle, target, execution.precision)
-                some = asked[: execution.max_questions]
-                found = compare(target, loaded, model, some, execution.gates, shown)
-                at_end = check_context_end(target, loaded, end, execution.gates)
-            except _NOT_RUN as error:
-                stages = (*STAGES, CONTEXT_END)
-                checks += [not_run(target, stage, _metric(stage), str(error)) for stage in stages]
-                continue
-            checks += [*found.checks, *at_end.checks]
-            measurements += [*found.measurements, *at_end.measurements]
-            if loaded.session.trouble:
-                warnings.append(f"{target}, {loaded.session.executed_by}: {loaded.session.trouble}")
+            found, trouble = check_execution(bundle, target, execution, standard, shown)
+            checks += found.checks
+            measurements += found.measurements
+            warnings += trouble
     on_progress("checkpoint", 0.0)
     reference_sha256 = source_hash(checkpoint)
     if reference_sha256 != manifest.source.sha256:
@@ -127,7 +137,78 @@ def verify(
     return VerifyResult(tuple(checks), tuple(measurements), tuple(warnings), len(asked), reference_sha256)
 
 
-def _plan(checkpoint: Checkpoint, manifest: Manifest) -> ExportPlan:
+def check_files(
+    bundle: Path, manifest: Manifest, plan: ExportPlan, on_progress: OnStage = ignore_stage
+) -> list[Check]:
+    """Check everything that can be checked without running a model."""
+    return [_check_hashes(bundle, manifest, on_progress), *check_clients(bundle, manifest, plan)]
+
+
+def make_standard(
+    plan: ExportPlan, manifest: Manifest, asked: Sequence[Question], on_progress: OnStage = ignore_stage
+) -> tuple[Standard, Comparison, tuple[str, ...]]:
+    """Load the reference.
+
+    Args:
+        plan: What an export of the checkpoint would do.
+        manifest: The bundle's.
+        asked: At least one question.
+        on_progress: Called with what is being done and the share of it that is done, 0..1.
+
+    Returns:
+        What targets are held against, the quantizer's share of their differences, and warnings.
+    """
+    model, found, warnings = _reference(plan, manifest.source.calibration, asked, on_progress)
+    end = context_end(model, asked, manifest.recipe.coreml.prefill_chunk)
+    return Standard(plan, model, asked, end), found, warnings
+
+
+def check_execution(
+    bundle: Path,
+    target: Target,
+    execution: Execution,
+    standard: Standard,
+    on_progress: OnShare = ignore_share,
+    open_target: Open = load_bundle,
+) -> tuple[Comparison, list[str]]:
+    """Run one target in one way and compare it with the reference.
+
+    Args:
+        bundle: The bundle's folder.
+        target: One of its targets.
+        execution: How to run it, and what it must reach.
+        standard: What it is held against.
+        on_progress: Called with the share of the questions done, 0..1.
+        open_target: Opens it.
+
+    Returns:
+        What was found, and warnings.
+    """
+    checks: list[Check] = []
+    try:
+        if execution.inspect is not None:
+            checks += execution.inspect(bundle, standard.plan)
+        loaded = open_target(bundle, target, execution.precision)
+        some = standard.questions[: execution.max_questions]
+        found = compare(target, loaded, standard.model, some, execution.gates, on_progress)
+        at_end = check_context_end(target, loaded, standard.end, execution.gates)
+    except _NOT_RUN as error:
+        stages = (*STAGES, CONTEXT_END)
+        skipped = [not_run(target, stage, _metric(stage), str(error)) for stage in stages]
+        return Comparison((*checks, *skipped), ()), []
+    trouble = loaded.session.trouble
+    return (
+        Comparison((*checks, *found.checks, *at_end.checks), (*found.measurements, *at_end.measurements)),
+        [f"{target}, {loaded.session.executed_by}: {trouble}"] if trouble else [],
+    )
+
+
+def plan_again(checkpoint: Checkpoint, manifest: Manifest) -> ExportPlan:
+    """What an export of a checkpoint with a bundle's recipe would do.
+
+    Raises:
+        ConversionError: The reference is another model than the bundle's.
+    """
     try:
         return plan_export(checkpoint, manifest.recipe, manifest.targets)
     except (RecipeError, TargetError) as error:
