@@ -22,6 +22,7 @@ from fastvlm_convert.cli.console import (
 from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import AdapterOption, ImagesOption, ProjectorOption, VisionTowerOption
+from fastvlm_convert.cli.self_test import SelfTestOption, run_self_test
 from fastvlm_convert.questions import every_second_badly_taken, read_questions, standard_questions
 from fastvlm_convert.verification.bundle import VerifyResult, verify
 from fastvlm_convert.verification.check import Check, Measurement
@@ -71,6 +72,7 @@ def command(
     record: Annotated[
         bool, typer.Option("--record", help="Write what was found into BUNDLE/verification.json.")
     ] = False,
+    self_test: SelfTestOption = False,
     adapter: AdapterOption = None,
     projector: ProjectorOption = None,
     vision_tower: VisionTowerOption = None,
@@ -84,6 +86,8 @@ def command(
         require_recordable(bundle)
     checkpoint = open_checkpoint(reference, adapter, projector=projector, vision_tower=vision_tower)
     questions = every_second_badly_taken(standard_questions()) if images is None else read_questions(images)
+    if self_test:
+        run_self_test(context, bundle, (reference, checkpoint), questions, interpret)
     with progress(flags_of(context).is_silent) as on_stage:
         result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
     recorded = write_record(bundle, result) if record else None

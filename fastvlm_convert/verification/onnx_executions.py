@@ -13,6 +13,7 @@ from fastvlm_convert.predict.export_plan import ExportPlan
 from fastvlm_convert.verification.check import Check, equal, not_run
 from fastvlm_convert.verification.compare import LOGIT_STAGES
 from fastvlm_convert.verification.execution import Execution, full_gates
+from fastvlm_convert.verification.onnx_graph import check_accuracy_level
 
 _MERGED: Final = ("merged_embeds", "token_rows")
 _MERGED_TEXT: Final = 1000  # ids of text on either side of the features
@@ -26,7 +27,7 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     """
     del interpret
     recipe = manifest.recipe
-    full, inspect = full_gates(recipe), partial(_check_merge, manifest)
+    full, inspect = full_gates(recipe), partial(_inspect, manifest)
     if not recipe.quantize:
         return [Execution("onnx", None, full, inspect=inspect)]
     front = {stage: least for stage, least in full.min_sqnr_db.items() if stage not in LOGIT_STAGES}
@@ -36,6 +37,10 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
         Execution("onnx", None, shipped, inspect=inspect),
         Execution("onnx exact", "exact", exact, max_questions=1),
     ]
+
+
+def _inspect(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:
+    return [*check_accuracy_level(manifest, bundle, plan), *_check_merge(manifest, bundle, plan)]
 
 
 def _check_merge(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:
