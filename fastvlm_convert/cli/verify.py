@@ -23,6 +23,7 @@ from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import AdapterOption, ImagesOption, ProjectorOption, VisionTowerOption
 from fastvlm_convert.cli.self_test import SelfTestOption, run_self_test
+from fastvlm_convert.errors import UsageError
 from fastvlm_convert.questions import every_second_badly_taken, read_questions, standard_questions
 from fastvlm_convert.verification.bundle import VerifyResult, verify
 from fastvlm_convert.verification.check import Check, Measurement
@@ -82,6 +83,8 @@ def command(
     Compares every stage, from pixels to the text of the answer. The exit code is 1 if a check fails, and 2 if
     one could not be run.
     """
+    if record and self_test:
+        raise UsageError("a self-test records nothing", hint="leave out --self-test or --record")
     if record:
         require_recordable(bundle)
     checkpoint = open_checkpoint(reference, adapter, projector=projector, vision_tower=vision_tower)

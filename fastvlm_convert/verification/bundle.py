@@ -1,67 +1,39 @@
 """Verify a whole bundle: its files first, then every target in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, opened, source_hash
 from fastvlm_convert.errors import (
-    BundleError,
     ImageError,
-    MissingDependencyError,
-    PromptError,
     RecipeError,
     TargetError,
-    TokenizerError,
 )
 from fastvlm_convert.gates import Gates
-from fastvlm_convert.io_names import STAGES, Precision
 from fastvlm_convert.manifest import Manifest, Status, changed_files, load_manifest
 from fastvlm_convert.predict.export_plan import ExportPlan, plan_export
-from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
+from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.questions import (
     Question,
     every_second_badly_taken,
     read_questions,
     standard_questions,
 )
-from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
-from fastvlm_convert.targets import Target
+from fastvlm_convert.runtime.loaded import LoadedModel, load_engine, load_reference
 from fastvlm_convert.verification.activations import Activations, check_activations, uses_float16
 from fastvlm_convert.verification.check import Check, Measurement, equal, not_run, status_of
 from fastvlm_convert.verification.client_files import check_clients
 from fastvlm_convert.verification.compare import END_TO_END, Comparison, StageGates, compare
-from fastvlm_convert.verification.context_end import CONTEXT_END, ContextEnd, check_context_end, context_end
-from fastvlm_convert.verification.execution import Execution
+from fastvlm_convert.verification.context_end import context_end
 from fastvlm_convert.verification.executions import executions
+from fastvlm_convert.verification.run_target import Standard, run_target
 
-# What a damaged or wrong bundle can raise; the checkpoint's own faults are errors of the command.
-_NOT_RUN = (BundleError, ImageError, MissingDependencyError, PromptError, TokenizerError)
 _QUANTIZED_REFERENCE = (
     "the reference is quantized itself, so what the integers cost cannot be told; "
     "give the float checkpoint it was made from"
 )
-
-
-Open = Callable[[Path, Target, Precision | None], LoadedModel]
-
-
-@dataclass(frozen=True)
-class Standard:
-    """What every target of a bundle is held against.
-
-    Attributes:
-        plan: What an export of the checkpoint with the bundle's recipe would do.
-        model: The reference, holding the weights that the recipe's integers stand for.
-        questions: What is asked.
-        end: What the reference gives at the end of the context.
-    """
-
-    plan: ExportPlan
-    model: LoadedModel
-    questions: Sequence[Question]
-    end: ContextEnd
 
 
 @dataclass(frozen=True)
@@ -125,10 +97,11 @@ def verify(
     for target in manifest.targets:
         for execution in executions(manifest, target, interpret):
             shown = partial(on_progress, execution.name)
-            found, trouble = check_execution(bundle, target, execution, standard, shown)
-            checks += found.checks
-            measurements += found.measurements
-            warnings += trouble
+            run = run_target(bundle, target, execution, standard, shown)
+            checks += run.all_checks
+            measurements += [m for found in run.comparisons for m in found.measurements]
+            if run.loaded is not None and run.loaded.session.trouble:
+                warnings.append(f"{target}, {run.loaded.session.executed_by}: {run.loaded.session.trouble}")
     on_progress("checkpoint", 0.0)
     reference_sha256 = source_hash(checkpoint)
     if reference_sha256 != manifest.source.sha256:
@@ -161,46 +134,6 @@ def make_standard(
     model, found, warnings = _reference(plan, manifest.source.calibration, asked, on_progress)
     end = context_end(model, asked, manifest.recipe.coreml.prefill_chunk)
     return Standard(plan, model, asked, end), found, warnings
-
-
-def check_execution(
-    bundle: Path,
-    target: Target,
-    execution: Execution,
-    standard: Standard,
-    on_progress: OnShare = ignore_share,
-    open_target: Open = load_bundle,
-) -> tuple[Comparison, list[str]]:
-    """Run one target in one way and compare it with the reference.
-
-    Args:
-        bundle: The bundle's folder.
-        target: One of its targets.
-        execution: How to run it, and what it must reach.
-        standard: What it is held against.
-        on_progress: Called with the share of the questions done, 0..1.
-        open_target: Opens it.
-
-    Returns:
-        What was found, and warnings.
-    """
-    checks: list[Check] = []
-    try:
-        if execution.inspect is not None:
-            checks += execution.inspect(bundle, standard.plan)
-        loaded = open_target(bundle, target, execution.precision)
-        some = standard.questions[: execution.max_questions]
-        found = compare(target, loaded, standard.model, some, execution.gates, on_progress)
-        at_end = check_context_end(target, loaded, standard.end, execution.gates)
-    except _NOT_RUN as error:
-        stages = (*STAGES, CONTEXT_END)
-        skipped = [not_run(target, stage, _metric(stage), str(error)) for stage in stages]
-        return Comparison((*checks, *skipped), ()), []
-    trouble = loaded.session.trouble
-    return (
-        Comparison((*checks, *found.checks, *at_end.checks), (*found.measurements, *at_end.measurements)),
-        [f"{target}, {loaded.session.executed_by}: {trouble}"] if trouble else [],
-    )
 
 
 def plan_again(checkpoint: Checkpoint, manifest: Manifest) -> ExportPlan:
@@ -277,7 +210,3 @@ def _quantizer_gates(gates: Gates) -> StageGates:
         max_kl_mean_nats=gates.quantizer_max_kl_nats,
         min_top1_agreement=gates.quantizer_min_top1,
     )
-
-
-def _metric(stage: str) -> str:
-    return "token_ids" if stage == "greedy_text" else "sqnr_db"

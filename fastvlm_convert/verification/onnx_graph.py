@@ -27,11 +27,13 @@ def check_accuracy_level(manifest: Manifest, bundle: Path, plan: ExportPlan) -> 
         plan: What an export of the checkpoint would do.
 
     Returns:
-        One check; none where no product reads integers.
+        One check; none where the recipe quantizes nothing.
 
     Raises:
         MissingDependencyError: onnx is not installed.
     """
+    if not plan.recipe.quantize:
+        return []
     try:
         import onnx
     except ModuleNotFoundError as error:
@@ -42,8 +44,6 @@ def check_accuracy_level(manifest: Manifest, bundle: Path, plan: ExportPlan) -> 
     except (DecodeError, OSError) as error:
         return [not_run(*_DECODER, _LEVEL, f"cannot read the graph: {error}")]
     levels = [(node.name, a.i) for node in nodes for a in node.attribute if a.name == _LEVEL]
-    if not levels:
-        return []
     expected = plan.recipe.onnx.accuracy_level
     wrong = [f"{name} has {level}" for name, level in levels if level != expected]
     reason = (

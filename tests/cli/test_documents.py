@@ -78,7 +78,10 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
             CHECKPOINT, "--recipe", "int4", "--calibration", i.pictures, "--target", "onnx", "-o", i.out()
         ],
     ],
-    "verify": [lambda i: [i.bundle, "--reference", CHECKPOINT, "--images", i.pictures]],
+    "verify": [
+        lambda i: [i.bundle, "--reference", CHECKPOINT, "--images", i.pictures],
+        lambda i: [i.bundle, "--reference", CHECKPOINT, "--images", i.pictures, "--self-test"],
+    ],
     "bench": [lambda i: [i.bundle, "--trials", 1, "--new-tokens", 2]],
     "scan": [lambda i: [CHECKPOINT, "--images", i.pictures, "--max-new-tokens", 1]],
     "mil": [lambda i: [i.package], lambda i: [i.package, "--profile"]],

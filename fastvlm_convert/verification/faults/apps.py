@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from fastvlm_convert.preprocess import ImageMode
 from fastvlm_convert.prompt import Message, Prompt
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.faults.around import Around, around
@@ -19,7 +20,7 @@ def crop_for_pad(copy: Copy) -> Wrap:
     """Make pictures square in the other way."""
 
     def wrap(model: LoadedModel) -> LoadedModel:
-        mode = "crop" if model.images.mode == "pad" else "pad"
+        mode: ImageMode = "crop" if model.images.mode == "pad" else "pad"
         return replace(model, images=replace(model.images, mode=mode))
 
     return wrap

@@ -67,7 +67,7 @@ def store_of(copy: Copy) -> Store:
     """
     if copy.target not in _STORES:
         raise NotApplicableError(f"faults are not planted in {copy.target} files")
-    store: Store = import_module(_STORES[copy.target])  # type: ignore[assignment]
+    store: Store = import_module(_STORES[copy.target])
     return store
 
 

@@ -15,13 +15,7 @@ from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle
 from fastvlm_convert.targets import Target
-from fastvlm_convert.verification.bundle import (
-    Standard,
-    check_execution,
-    check_files,
-    make_standard,
-    plan_again,
-)
+from fastvlm_convert.verification.bundle import check_files, make_standard, plan_again
 from fastvlm_convert.verification.check import Check, status_of
 from fastvlm_convert.verification.execution import Execution
 from fastvlm_convert.verification.executions import executions
@@ -37,6 +31,7 @@ from fastvlm_convert.verification.faults.fault import (
     Wrap,
 )
 from fastvlm_convert.verification.faults.remembered import Remembered
+from fastvlm_convert.verification.run_target import Standard, run_target
 
 Fate = Literal["caught", "missed", "not_applicable"]
 
@@ -96,9 +91,9 @@ def self_test(
 ) -> SelfTest:
     """Plant faults in copies of a bundle and verify each copy; the bundle itself is not changed.
 
-    One question is asked, about the first picture that is not square, because cropping shows there. A copy is
-    judged until the first stage that fails: its files, then one execution of a target after the other, that
-    with the most gates first.
+    One question is asked, about a picture that is not square, because cropping shows there. A copy is judged
+    until the first stage that fails: its files, then one execution of a target after the other, that with the
+    most gates first.
 
     Args:
         bundle: Its folder.
@@ -134,11 +129,15 @@ def self_test(
 
 
 def _one(questions: Sequence[Question]) -> Sequence[Question]:
+    """A question whose first picture is not square; where all are, one loses a quarter of its rows."""
     with_pictures = [question for question in questions if question.images]
     if not with_pictures:
         raise ImageError("there are no pictures to plant faults with", hint="give at least one")
-    oblong = (q for q in with_pictures if any(image.width != image.height for image in q.images))
-    return (next(oblong, with_pictures[0]),)
+    chosen = next((q for q in with_pictures if q.images[0].width != q.images[0].height), with_pictures[0])
+    first, *others = chosen.images
+    if first.width == first.height:
+        first = first.crop((0, 0, first.width, max(1, first.height * 3 // 4)))
+    return (replace(chosen, images=(first, *others)),)
 
 
 def _plant_of(fault: Fault, where: str) -> Plant | None:
@@ -201,8 +200,8 @@ def _judged(
     for target in manifest.targets:
         if where in (BUNDLE, target):
             for execution in sorted(executions(manifest, target, interpret), key=_leniency):
-                found, _ = check_execution(bundle, target, execution, standard, open_target=open_target)
-                yield found.checks
+                run = run_target(bundle, target, execution, standard, open_target=open_target)
+                yield run.all_checks
 
 
 def _leniency(execution: Execution) -> int:
