@@ -50,7 +50,8 @@ class SelfTestDocument(Document, name="verify-self-test", statuses=("passed", "f
     Attributes:
         bundle: The bundle's folder.
         reference: The checkpoint's folder.
-        control: Checks of the bundle itself; unless they pass, no fault is planted.
+        control: Checks of the bundle itself. If one fails, no fault is planted; if one could not be run, none
+            in its target.
         tally: What became of the faults, by where they were planted.
         faults: Every fault, by where it was planted.
         seconds: How long it took.
@@ -116,7 +117,9 @@ def _summary(result: SelfTest, tallies: tuple[Tally, ...]) -> str:
     if not result.planted:
         return "the bundle itself does not pass, so no fault was planted"
     caught = ", ".join(f"{tally.target} {tally.caught} of {tally.applicable}" for tally in tallies)
-    return f"faults caught: {caught}"
+    not_run = dict.fromkeys(check.target for check in result.control if check.status == "not_run")
+    left_out = f"; not run: {', '.join(not_run)}" if not_run else ""
+    return f"faults caught: {caught}{left_out}"
 
 
 def _print(result: SelfTest, verdict: str, seconds: float) -> None:
@@ -125,10 +128,13 @@ def _print(result: SelfTest, verdict: str, seconds: float) -> None:
     for check in result.control:
         if check.status != "passed":
             what = f"{check.target} {check.stage} {check.metric}: {escape(check.reason or '')}"
-            err.print(f"{status_text(check.status)} {what}", soft_wrap=True)
+            err.print(f"{status_text(check.status)} the bundle itself, {what}", soft_wrap=True)
     if not result.planted:
         return
-    out.print(f"control: {len(result.control)} checks of the bundle itself passed\n", soft_wrap=True)
+    passed = sum(check.status == "passed" for check in result.control)
+    out.print(
+        f"control: {passed} of {len(result.control)} checks of the bundle itself passed\n", soft_wrap=True
+    )
     table = plain_table("fault", "planted in", "result", "stage", "metric", "value", "gate", right=("value",))
     for one in result.planted:
         if one.fate != "not_applicable":

@@ -121,11 +121,14 @@ def test_without_a_picture_there_is_nothing_to_plant_with(bundle):
         self_test(bundle, CHECKPOINT, [Question((), "Hello?")])
 
 
-def test_without_a_runtime_nothing_is_claimed(bundle, monkeypatch):
+def test_without_a_runtime_nothing_is_claimed_of_its_target(bundle, monkeypatch):
     monkeypatch.delitem(sys.modules, "fastvlm_convert.runtime.onnx_session", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    result = self_test(bundle, CHECKPOINT, QUESTIONS)
-    assert (result.status, result.planted) == ("not_run", ())
+    faults = [BY_ID["eos"], BY_ID["prompt-order"]]
+    result = self_test(bundle, CHECKPOINT, QUESTIONS, faults=faults)
+    assert result.status == "not_run"
+    caught = {(p.fault, p.target, p.fate) for p in result.planted}
+    assert caught == {("eos", "bundle", "caught"), ("prompt-order", "coreml", "caught")}
 
 
 def test_a_remembered_session_gives_what_the_session_gives(bundle):
