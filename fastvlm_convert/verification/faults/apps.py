@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def crop_for_pad(copy: Copy) -> Wrap:
 
     def wrap(model: LoadedModel) -> LoadedModel:
         mode: ImageMode = "crop" if model.images.mode == "pad" else "pad"
-        return replace(model, images=replace(model.images, mode=mode))
+        return _prepared(model, mode=mode)
 
     return wrap
 
@@ -35,7 +35,7 @@ def forget_rescaling(copy: Copy) -> Wrap:
     """Hand values of 0 to 255 over where 0 to 1 are expected."""
 
     def wrap(model: LoadedModel) -> LoadedModel:
-        return replace(model, images=replace(model.images, rescale_factor=1.0))
+        return _prepared(model, rescale_factor=1.0)
 
     return wrap
 
@@ -46,7 +46,7 @@ def normalize(copy: Copy) -> Wrap:
     def wrap(model: LoadedModel) -> LoadedModel:
         is_half = model.images.mean == _HALF
         mean, std = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if is_half else (_HALF, _HALF)
-        return replace(model, images=replace(model.images, mean=mean, std=std))
+        return _prepared(model, mean=mean, std=std)
 
     return wrap
 
@@ -59,6 +59,11 @@ def text_before_picture(copy: Copy) -> Wrap:
         return _TextFirst(**{field.name: getattr(changed, field.name) for field in fields(changed)})
 
     return wrap
+
+
+def _prepared(model: LoadedModel, **changes: Any) -> LoadedModel:  # noqa: ANN401  fields of `ImageSettings`
+    """A model whose app prepares pictures in its own way, even where the graph would do it."""
+    return replace(model, images=replace(model.images, in_graph=False, **changes))
 
 
 class _BlueFirst(Around):

@@ -30,6 +30,10 @@ class Around:
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
         return self.inner.encode_image(pixel_values)
 
+    def prepare(self, pictures: np.ndarray) -> np.ndarray:
+        """What the encoder gets of what `encode_image` is given, float32 [1, 3, S, S]."""
+        return self.inner.prepare(pictures)
+
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """int64 [n] -> float32 [n, hidden]."""
         return self.inner.embed(token_ids)
