@@ -85,6 +85,8 @@ def change_chat_template(copy: Copy) -> None:
         written = image.replace("\n", "\\n")
         wrong = written.removesuffix("\\n") if written.endswith("\\n") else f"{written}\\n"
         settings["chat_template"] = template.replace(written, wrong)
+        if settings["chat_template"] == template:
+            raise NotApplicableError("the chat template writes no picture")
 
     _edit(copy, _TOKENIZER_CONFIG, change)
 

@@ -108,14 +108,15 @@ def self_test(
         ConversionError: The bundle, the checkpoint or the pictures cannot be read, there is no picture, or
             the reference is another model.
     """
-    bundle = Path(bundle).resolve()
+    bundle, checkpoint = Path(bundle).resolve(), opened(reference)
     manifest = load_manifest(bundle)
-    plan = plan_again(opened(reference), manifest)
+    plan = plan_again(checkpoint, manifest)
     standard, found, _ = make_standard(plan, manifest, _one(questions), on_progress)
     standard = replace(standard, model=around(standard.model, Remembered(standard.model.session)))
+    court = _Court(bundle, manifest, checkpoint, standard, interpret)
     # What the integers cost is no matter of the bundle's files, and one question cannot tell it.
     control = [check for check in found.checks if check.target == BUNDLE]
-    control += [c for checks in _judged(bundle, BUNDLE, None, standard, interpret) for c in checks]
+    control += [check for checks in _judged(court, bundle, BUNDLE, None) for check in checks]
     if any(check.status == "failed" for check in control):
         return SelfTest(tuple(control), ())
     not_run = {check.target for check in control if check.status == "not_run"}
@@ -124,11 +125,30 @@ def self_test(
     planted: list[Planted] = []
     for number, (fault, where) in enumerate(places):
         if (plant := _plant_of(fault, where)) is not None:
-            planted.append(_planted(bundle, manifest, standard, (fault, where, plant), interpret))
+            planted.append(_planted(court, fault, where, plant))
         elif fault.absent and where != BUNDLE:
             planted.append(Planted(fault.id, fault.what, where, "not_applicable", reason=fault.absent))
         on_progress(_STAGE, (number + 1) / len(places))
     return SelfTest(tuple(control), tuple(planted))
+
+
+@dataclass(frozen=True)
+class _Court:
+    """What every copy is judged by.
+
+    Attributes:
+        bundle: The bundle's folder.
+        manifest: Its manifest.
+        checkpoint: What it was made from.
+        standard: What its targets are held against.
+        interpret: Whether to interpret Core ML packages beside running them.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    checkpoint: Checkpoint
+    standard: Standard
+    interpret: bool
 
 
 def _one(questions: Sequence[Question]) -> Sequence[Question]:
@@ -149,28 +169,26 @@ def _plant_of(fault: Fault, where: str) -> Plant | None:
     return fault.plants.get(where, fault.plants.get(EVERY_TARGET))
 
 
-def _planted(
-    bundle: Path, manifest: Manifest, standard: Standard, fault: tuple[Fault, str, Plant], interpret: bool
-) -> Planted:
+def _planted(court: _Court, fault: Fault, where: str, plant: Plant) -> Planted:
     """Plant a fault somewhere in a copy, and judge it."""
-    said, where, plant = fault
-    result = Planted(said.id, said.what, where, "not_applicable")
+    bundle = court.bundle
+    result = Planted(fault.id, fault.what, where, "not_applicable")
     # Beside the bundle, where links to its files can be made.
     beside = bundle.parent if os.access(bundle.parent, os.W_OK) else None
     with TemporaryDirectory(prefix=f".{bundle.name}.", dir=beside) as folder:
-        copy = Copy(linked_copy(bundle, Path(folder)), bundle, manifest, standard.plan, where)
+        copy = Copy(linked_copy(bundle, Path(folder)), bundle, court.manifest, court.standard.plan, where)
         try:
             wrap = plant(copy)
         except NotApplicableError as error:
             return replace(result, reason=str(error))
         copy.rehash()
-        return _verdict(result, copy.path, wrap, standard, interpret)
+        return _verdict(court, result, copy.path, wrap)
 
 
-def _verdict(result: Planted, copy: Path, wrap: Wrap | None, standard: Standard, interpret: bool) -> Planted:
+def _verdict(court: _Court, result: Planted, copy: Path, wrap: Wrap | None) -> Planted:
     skipped: list[str] = []
     try:
-        for checks in _judged(copy, result.target, wrap, standard, interpret):
+        for checks in _judged(court, copy, result.target, wrap):
             failed = tuple(check for check in checks if check.status == "failed")
             if failed:
                 return replace(result, fate="caught", checks=failed, reason=None)
@@ -181,28 +199,30 @@ def _verdict(result: Planted, copy: Path, wrap: Wrap | None, standard: Standard,
     return replace(result, fate="missed", reason=reason)
 
 
-def _judged(
-    bundle: Path, where: str, wrap: Wrap | None, standard: Standard, interpret: bool
-) -> Iterator[Sequence[Check]]:
+def _judged(court: _Court, bundle: Path, where: str, wrap: Wrap | None) -> Iterator[Sequence[Check]]:
     """What `verify` checks of a bundle, stage by stage: its files, then every way to run its targets.
 
     Args:
+        court: What it is judged by.
         bundle: Its folder.
         where: The target to run; `bundle` for all of them.
         wrap: What the app around it does.
-        standard: What it is held against.
-        interpret: Whether to interpret Core ML packages beside running them.
     """
-    manifest = load_manifest(bundle)
+    manifest, standard = load_manifest(bundle), court.standard
+    # The recipe is that of the bundle under test, so a fault in it changes what the bundle is held against.
+    is_same = (manifest.recipe, manifest.targets) == (court.manifest.recipe, court.manifest.targets)
+    plan = standard.plan if is_same else plan_again(court.checkpoint, manifest)
+    yield check_files(bundle, manifest, plan)
+    if not is_same:
+        standard, _, _ = make_standard(plan, manifest, standard.questions)
 
     def open_target(path: Path, target: Target, precision: Precision | None) -> LoadedModel:
         model = load_bundle(path, target, precision)
         return model if wrap is None else wrap(model)
 
-    yield check_files(bundle, manifest, standard.plan)
     for target in manifest.targets:
         if where in (BUNDLE, target):
-            for execution in sorted(executions(manifest, target, interpret), key=_leniency):
+            for execution in sorted(executions(manifest, target, court.interpret), key=_leniency):
                 run = run_target(bundle, target, execution, standard, open_target=open_target)
                 yield run.all_checks
 
