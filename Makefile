@@ -6,6 +6,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 MLX := .venv-mlx
+ANDROID := tests/clients/onnxruntime.aar
 READY := $(VENV)/.ready
 DEMO := checkpoints/fastvlm-demo
 OUT := out/demo
@@ -13,7 +14,7 @@ CLIENTS := tests/clients/node_modules/.package-lock.json
 # A worker for each core, but no more than memory allows: one takes up to 2 GB.
 PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: setup clients clients-mlx demo test test-all soak lint format docs bench clean
+.PHONY: setup clients clients-android clients-mlx demo test test-all soak lint format docs bench clean
 
 setup: $(READY)
 
@@ -30,6 +31,17 @@ clients: $(CLIENTS)
 $(CLIENTS): tests/clients/package.json tests/clients/package-lock.json
 	@npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund
 	@touch $@
+
+# The library that Android apps get, which Maven Central has, too; npm is where the other clients come from.
+clients-android: $(ANDROID)
+
+$(ANDROID): FOLDER := $(ANDROID).download
+$(ANDROID):
+	@rm -rf $(FOLDER) && mkdir $(FOLDER)
+	@npm pack --silent --pack-destination $(FOLDER) com.github.asus4.onnxruntime@0.4.9 > $(FOLDER)/name
+	@tar -xzf $(FOLDER)/*.tgz -C $(FOLDER) package/Plugins/Android/onnxruntime.aar
+	@mv $(FOLDER)/package/Plugins/Android/onnxruntime.aar $@
+	@rm -r $(FOLDER)
 
 # mlx-vlm wants other versions of our own libraries, so tests start it as a program.
 clients-mlx: $(MLX)/.ready
@@ -64,7 +76,7 @@ test: setup
 	$(PYTEST)
 
 test-all: setup
-	$(PYTEST) -m ''
+	$(PYTEST) -m '' -rs
 
 # Fuzzes, kills and full disks, tried far more often than in `make test`; some hours, and not part of CI.
 soak: setup

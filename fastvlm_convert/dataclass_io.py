@@ -196,7 +196,7 @@ def _schema(hint: Any, limits: Mapping[str, Any], complete: bool) -> dict[str, A
     if dataclasses.is_dataclass(hint):
         return schema_of(hint, complete=complete)  # type: ignore[arg-type]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
+    if origin in (tuple, list, Sequence):
         return {"type": "array", "items": _schema(arguments[0], {}, complete), **limits}
     if origin in (dict, Mapping):
         return {"type": "object", "additionalProperties": _schema(arguments[1], {}, complete), **limits}
@@ -204,6 +204,6 @@ def _schema(hint: Any, limits: Mapping[str, Any], complete: bool) -> dict[str, A
         return {"enum": list(arguments)}
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [_schema(member, limits, complete) for member in arguments]}
-    if hint is Any:
+    if hint in (Any, object):
         return {}
     return {"type": _SCHEMA_KINDS[hint], **limits}

@@ -25,11 +25,15 @@ def published() -> dict[Path, str]:
     }
 
 
-def problems_of_document(document: dict[str, Any]) -> list[str]:
-    """What of a command's `--json` document contradicts the schema that it names, as that is published."""
+def validator_of(document: dict[str, Any]) -> Any:
+    """The validator for the schema that a command's `--json` document names, as that is published."""
     path = FOLDER / f"{document['schema'].removeprefix('fastvlm-convert/')}.schema.json"
-    validator = jsonschema.Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
-    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+    return jsonschema.Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
+
+
+def problems_of_document(document: dict[str, Any]) -> list[str]:
+    """What of a document contradicts it."""
+    return [f"{e.json_path}: {e.message}" for e in validator_of(document).iter_errors(document)]
 
 
 def write() -> None:

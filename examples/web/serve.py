@@ -29,6 +29,10 @@ def model_name(bundle: Path) -> str:
 class Handler(SimpleHTTPRequestHandler):
     """Files of the page, of the bundle, and of libraries that npm installed."""
 
+    # One connection serves many files. HTTP/1.0 takes a new one for each, and a browser does not ask again
+    # where a new one breaks; where one that it has used before does, it does.
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits until the browser has acknowledged the headers
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {
         ".mjs": "text/javascript",
         ".wasm": "application/wasm",
@@ -100,7 +104,13 @@ class Handler(SimpleHTTPRequestHandler):
         """Errors are worth a line, files are not."""
 
 
-def make_server(bundle: Path, libraries: Path | None = None, port: int = 8000) -> ThreadingHTTPServer:
+class Server(ThreadingHTTPServer):
+    """Takes what a browser with several pages and workers opens at once, on a busy machine too."""
+
+    request_queue_size = 128  # of connections that wait to be accepted; socketserver's 5 drops the others
+
+
+def make_server(bundle: Path, libraries: Path | None = None, port: int = 8000) -> Server:
     """A server that listens on this machine only.
 
     Args:
@@ -113,7 +123,7 @@ def make_server(bundle: Path, libraries: Path | None = None, port: int = 8000) -
         FileNotFoundError: The bundle has no manifest.
     """
     model_name(bundle)
-    return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, bundle=bundle, libraries=libraries))
+    return Server(("127.0.0.1", port), partial(Handler, bundle=bundle, libraries=libraries))
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from fastvlm_convert.cli.console import err, waiting
 from fastvlm_convert.cli.flags import Flags
 from fastvlm_convert.cli.options import TARGET_NAMES, complete_target
 from fastvlm_convert.errors import BundleError, PromptError, UsageError
-from fastvlm_convert.generate import Timings
 from fastvlm_convert.manifest import FILE_NAME
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.prompt import Message
@@ -133,9 +132,19 @@ def stream_answer(stream: AnswerStream, flags: Flags) -> Callable[[], None]:
 
 
 @dataclass(frozen=True)
-class TimingFacts(Timings):
-    """Where the time of an answer went, with the speed that follows from it; None for one token."""
+class TimingFacts:
+    """Where the time of an answer went; see `Timings`.
 
+    Attributes:
+        decode_tokens_per_s: Speed after the first token, or None when there was only one.
+    """
+
+    vision_s: float
+    prefill_s: float
+    decode_s: float
+    ttft_s: float
+    prompt_tokens: int
+    answer_tokens: int
     decode_tokens_per_s: float | None
 
 

@@ -22,7 +22,8 @@ const SOFTWARE_GPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshade
  * Open a browser with a profile of its own, and close it after use.
  * @param {{chromium: string, gpu?: boolean, touch?: boolean}} job The program, whether it gets a software GPU,
  *   and whether it is a phone's.
- * @param {(context: import('playwright-core').BrowserContext) => Promise<void>} use What to do with it.
+ * @param {(context: import('playwright-core').BrowserContext, failures: string[]) => Promise<void>} use What to
+ *   do with it; it is told of requests that failed, and why.
  */
 export async function withBrowser(job, use) {
   const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'chromium-'));
@@ -35,8 +36,13 @@ export async function withBrowser(job, use) {
     hasTouch: job.touch,
     isMobile: job.touch,
   });
+  const failures = [];
+  context.on('requestfailed', (request) => failures.push(`${request.url()}: ${request.failure().errorText}`));
   try {
-    await use(context);
+    await use(context, failures);
+  } catch (error) {
+    // The page itself is only told "Failed to fetch".
+    throw new Error([error.message, 'requests that failed:', ...failures].join('\n'), { cause: error });
   } finally {
     await context.close();
     fs.rmSync(profile, { recursive: true, force: true });

@@ -45,11 +45,12 @@ const job = readJob();
 const base64 = (file) => file && fs.readFileSync(file, 'base64');
 const tasks = job.tasks.map((task) => ({ ...task, image: base64(task.image), pixels: base64(task.pixels) }));
 const results = [];
-await withBrowser(job, async (context) => {
+await withBrowser(job, async (context, failures) => {
   for (const load of job.loads) {
     const page = await context.newPage();
     await page.goto(`${job.url}style.css`); // any file of the server will do
-    results.push(await page.evaluate(answers, { load, tasks, maxNewTokens: job.max_new_tokens }));
+    const result = await page.evaluate(answers, { load, tasks, maxNewTokens: job.max_new_tokens });
+    results.push(result.error ? { ...result, error: [result.error, ...failures].join('\n') } : result);
     await page.close();
   }
 });

@@ -1,9 +1,9 @@
 """ONNX Runtime's Java API on this machine: a desktop jar as it is, or Android's own package made to run.
 
 `ONNXRUNTIME_JAVA` names the file: `onnxruntime-VERSION.jar` from Maven Central, which holds libraries for
-Linux, or the `.aar` that apps get (`onnxruntime-android-VERSION.aar` from Maven Central; npm's package
-`com.github.asus4.onnxruntime` holds one as well). The latter's x86-64 library is made for Android's C
-library, for which `bionic.c` stands in.
+Linux, or the `.aar` that apps get (`onnxruntime-android-VERSION.aar` from Maven Central). Without it, it is
+the `.aar` of `make clients-android`, out of a package of npm's. An `.aar`'s x86-64 library is made for
+Android's C library, for which `bionic.c` stands in.
 """
 
 import os
@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 VARIABLE = "ONNXRUNTIME_JAVA"
+DOWNLOADED = Path(__file__).with_name("onnxruntime.aar")
 _JNI = "jni/x86_64"
 _LIBRARIES = ("libonnxruntime.so", "libonnxruntime4j_jni.so")
 _SYSTEM = {"libm.so": "libm.so.6", "libdl.so": "libdl.so.2"}
@@ -56,9 +57,9 @@ def onnxruntime_java(folder: Path) -> OnnxRuntimeJava:
     Args:
         folder: Empty, for what is made of it.
     """
-    name = os.environ.get(VARIABLE)
-    if not name:
-        pytest.skip(f"{VARIABLE} names neither onnxruntime's jar nor its Android package (.aar)")
+    name = os.environ.get(VARIABLE) or str(DOWNLOADED)
+    if not Path(name).is_file():
+        pytest.skip(f"ONNX Runtime for Java is not there: make clients-android, or set {VARIABLE}")
     if not name.endswith(".aar"):
         return OnnxRuntimeJava(Path(name), (), dict(os.environ))
     if sys.platform != "linux" or os.uname().machine != "x86_64" or shutil.which("cc") is None:

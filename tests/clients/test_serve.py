@@ -3,9 +3,12 @@
 import http.client
 import json
 import re
+import runpy
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -65,6 +68,33 @@ def test_sizes_are_said_without_sending_the_file(url):
     response, body = get(url, f"{model_path(url)}/onnx/graph.onnx", Range="bytes=0-0")
     assert (response.status, response.getheader("Content-Range"), len(body)) == (206, "bytes 0-0/7", 1)
     assert get(url, f"{model_path(url)}/onnx/none.onnx", Range="bytes=0-0")[0].status == 404
+
+
+def test_one_connection_serves_many_files(url):
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    sockets = set()
+    weights = f"{model_path(url)}/onnx/graph.onnx"
+    for path, headers in (
+        ("/settings.json", {}),
+        (weights, {"Range": "bytes=0-0"}),
+        (weights, {}),
+        ("/", {}),
+    ):
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        assert response.status == (206 if headers else 200)
+        response.read()
+        sockets.add(connection.sock)
+    assert len(sockets) == 1
+    assert None not in sockets
+
+
+def test_many_connections_wait_while_it_is_busy(bundle):
+    """It accepts none here, as on a machine that does not let it run; the 5 of socketserver time out."""
+    make_server = runpy.run_path(str(SERVER))["make_server"]
+    with make_server(bundle, port=0) as server, ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(socket.create_connection(server.server_address, timeout=2))
 
 
 @pytest.mark.parametrize("tail", ["/../secret.txt", "/%2e%2e/secret.txt", "/onnx/../../secret.txt"])
