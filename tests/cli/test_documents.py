@@ -107,7 +107,8 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
     "bundle constants": [lambda i: [i.bundle, "--language", "kotlin", "-o", i.out("a.kt")]],
     "bundle vectors": [lambda i: [i.bundle, "-o", i.out("a.json")]],
 }  # fmt: skip
-OTHERS = {"recipes": ["recipe"], "verify": ["verify-self-test"]}  # documents of a command beside the one that is named after it
+# Documents of a command beside the one that is named after it.
+OTHERS = {"recipes": ["recipe"], "verify": ["verify-self-test"]}
 CASES = [(name, n) for name, runs in RUNS.items() for n in range(len(runs))]
 
 
