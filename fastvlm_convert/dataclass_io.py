@@ -148,6 +148,9 @@ def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
         return {key: _value(typing.get_args(hint)[1], v, f"{place}.{key}") for key, v in given.items()}
     is_union = origin in (typing.Union, types.UnionType)
     kinds = typing.get_args(hint) if is_union else (hint,)
+    nested = next((k for k in kinds if dataclasses.is_dataclass(k)), None)
+    if is_union and nested is not None and isinstance(given, dict):
+        return from_plain(nested, given, f"{place}.")  # type: ignore[arg-type]
     literals = [v for k in kinds if typing.get_origin(k) is Literal for v in typing.get_args(k)]
     plain = [k for k in kinds if typing.get_origin(k) is not Literal]
     if any(type(given) is type(v) and given == v for v in literals):  # False is no 0 here

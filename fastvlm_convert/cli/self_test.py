@@ -10,9 +10,12 @@ import typer
 from rich.markup import escape
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
-from fastvlm_convert.cli.console import err, out, plain_table, progress, report, status_text
+from fastvlm_convert.cli.console import err, out, plain_table, progress, status_text
 from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.cli.output_format import OutputFormat, report_outcomes
+from fastvlm_convert.manifest import Status
+from fastvlm_convert.outcomes import Outcome
 from fastvlm_convert.questions import QuestionSet
 from fastvlm_convert.verification.check import Check
 from fastvlm_convert.verification.faults.self_test import Planted, SelfTest, self_test
@@ -71,6 +74,7 @@ def run_self_test(
     reference: tuple[Path, Checkpoint],
     questions: QuestionSet,
     interpret: bool,
+    output_format: OutputFormat | None,
 ) -> None:
     """Plant every fault and print what caught it.
 
@@ -80,13 +84,15 @@ def run_self_test(
         reference: The checkpoint as it was given, and opened.
         questions: Pictures to ask about; one of them is used.
         interpret: On a Mac, interpret Core ML packages beside running them.
+        output_format: What to print.
 
     Raises:
         typer.Exit: Always: 0 if every fault was caught, 1 if not, 2 if that could not be told.
     """
     start = time.perf_counter()
     given, checkpoint = reference
-    with progress(flags_of(context).is_silent) as on_stage:
+    silent = flags_of(context).is_silent or output_format not in (None, OutputFormat.TEXT)
+    with progress(silent) as on_stage:
         result = self_test(bundle, checkpoint, questions, interpret=interpret, on_progress=on_stage)
     tallies = _tallies(result.planted)
     seconds = time.perf_counter() - start
@@ -99,8 +105,33 @@ def run_self_test(
         seconds=round(seconds, 1),
     )
     verdict = f"{result.status}: {_summary(result, tallies)}"
-    report(context, result.status, document, lambda: _print(result, verdict, seconds), brief=verdict)
+    report_outcomes(
+        context,
+        output_format,
+        _outcomes(result),
+        result.status,
+        document,
+        lambda: _print(result, verdict, seconds),
+        brief=verdict,
+    )
     raise typer.Exit(_EXIT_CODES[result.status])
+
+
+def _outcomes(result: SelfTest) -> list[Outcome]:
+    """What failed or was not run of the bundle itself, and every fault that it has a place for."""
+    outcomes = [
+        Outcome(
+            f"control.{check.stage}.{check.metric}", "error", check.status, check.reason or "", check.target
+        )
+        for check in result.control
+        if check.status != "passed"
+    ]
+    for one in result.planted:
+        if one.fate != "not_applicable":
+            by = "; ".join(f"{check.stage} {check.metric}: {check.reason}" for check in one.checks)
+            status: Status = "passed" if one.fate == "caught" else "failed"
+            outcomes.append(Outcome(f"fault.{one.fault}", "error", status, by or str(one.reason), one.target))
+    return outcomes
 
 
 def _tallies(planted: tuple[Planted, ...]) -> tuple[Tally, ...]:

@@ -22,6 +22,7 @@ from fastvlm_convert.verification.check import Check, not_run
 from fastvlm_convert.verification.compare import Comparison, compare
 from fastvlm_convert.verification.context_end import CONTEXT_END, ContextEnd, check_context_end
 from fastvlm_convert.verification.execution import Execution
+from fastvlm_convert.verification.layers import ReferenceValues
 
 Open = Callable[[Path, Target, Precision | None], LoadedModel]
 
@@ -36,12 +37,14 @@ class Standard:
     Attributes:
         plan: What an export of the checkpoint with the bundle's recipe would do.
         model: The reference, holding the weights that the recipe's integers stand for.
+        values: What its operations give for the first picture.
         questions: What is asked.
         end: What the reference gives at the end of the context.
     """
 
     plan: ExportPlan
     model: LoadedModel
+    values: ReferenceValues
     questions: Sequence[Question]
     end: ContextEnd
 

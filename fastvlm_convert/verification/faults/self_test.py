@@ -111,7 +111,7 @@ def self_test(
     bundle, checkpoint = Path(bundle).resolve(), opened(reference)
     manifest = load_manifest(bundle)
     plan = plan_again(checkpoint, manifest)
-    standard, found, _ = make_standard(plan, manifest, _one(questions), on_progress)
+    standard, found = make_standard(plan, manifest, _one(questions), on_progress)
     standard = replace(standard, model=around(standard.model, Remembered(standard.model.session)))
     court = _Court(bundle, manifest, checkpoint, standard, interpret)
     # What the integers cost is no matter of the bundle's files, and one question cannot tell it.
@@ -214,7 +214,7 @@ def _judged(court: _Court, bundle: Path, where: str, wrap: Wrap | None) -> Itera
     plan = standard.plan if is_same else plan_again(court.checkpoint, manifest)
     yield check_files(bundle, manifest, plan)
     if not is_same:
-        standard, _, _ = make_standard(plan, manifest, standard.questions)
+        standard, _ = make_standard(plan, manifest, standard.questions)
 
     def open_target(path: Path, target: Target, precision: Precision | None) -> LoadedModel:
         model = load_bundle(path, target, precision)

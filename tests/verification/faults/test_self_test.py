@@ -13,7 +13,7 @@ from fastvlm_convert.errors import ImageError
 from fastvlm_convert.manifest import file_entries
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.questions import Question, every_second_badly_taken, standard_questions
+from fastvlm_convert.questions import Question, hard_questions
 from fastvlm_convert.runtime.loaded import load_bundle
 from fastvlm_convert.verification.faults.bundle_copy import Copy
 from fastvlm_convert.verification.faults.catalogue import FAULTS
@@ -164,7 +164,7 @@ def test_the_page_lists_every_fault():
 def test_every_fault_of_the_demo_is_caught_as_the_page_says(tmp_path):
     output = tmp_path / "int4"
     assert main(["export", str(DEMO), "--target", "onnx", "--target", "coreml", "-o", str(output)]) == 0
-    result = self_test(output, DEMO, every_second_badly_taken(standard_questions()))
+    result = self_test(output, DEMO, hard_questions())
     assert [p for p in result.planted if p.fate == "missed"] == []
     assert {p.fault for p in result.planted if p.fate == "not_applicable"} == {"accuracy-level"}  # Core ML
     caught = gates(result)
