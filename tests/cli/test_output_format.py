@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 import typer
 
+from fastvlm_convert.cli.bundle.sign import SignDocument
 from fastvlm_convert.cli.flags import Invocation
 from fastvlm_convert.cli.output_format import OutputFormatOption, report_outcomes
 from fastvlm_convert.cli.typer_extension import Command, Group
@@ -25,8 +26,9 @@ def _root() -> None:
 @app.command("probe", cls=Command, epilog="")
 def probe(context: typer.Context, output_format: OutputFormatOption = None) -> None:
     """Report."""
+    document = SignDocument(bundle="app", signature="app/model.sig")
     report_outcomes(
-        context, output_format, OUTCOMES, "failed", {"found": 1}, lambda: typer.echo("shown"), "brief"
+        context, output_format, OUTCOMES, "failed", document, lambda: typer.echo("shown"), "brief"
     )
 
 
@@ -51,7 +53,7 @@ def test_each_format(run):
 
 def test_json_is_what_the_flag_prints(run):
     document = run("--json")
-    assert json.loads(document)["found"] == 1
+    assert json.loads(document)["signature"] == "app/model.sig"
     assert run("--output-format", "json") == run("--output-format=json", "--json") == document
 
 
