@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastvlm_convert.cli.main import main
 from fastvlm_convert.errors import ImageError
 from fastvlm_convert.manifest import file_entries
 from fastvlm_convert.pictures import load_image
@@ -163,7 +162,7 @@ def test_the_page_lists_every_fault():
 @pytest.mark.slow
 def test_every_fault_of_the_demo_is_caught_as_the_page_says(tmp_path):
     output = tmp_path / "int4"
-    assert main(["export", str(DEMO), "--target", "onnx", "--target", "coreml", "-o", str(output)]) == 0
+    export(DEMO, output, recipe="int4", targets=["onnx", "coreml"])
     result = self_test(output, DEMO, hard_questions())
     assert [p for p in result.planted if p.fate == "missed"] == []
     assert {p.fault for p in result.planted if p.fate == "not_applicable"} == {"accuracy-level"}  # Core ML
