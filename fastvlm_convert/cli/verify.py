@@ -19,7 +19,7 @@ from fastvlm_convert.errors import UsageError
 from fastvlm_convert.outcomes import Outcome
 from fastvlm_convert.questions import hard_questions, read_questions
 from fastvlm_convert.verification.answers import Answer, AnswerFigures
-from fastvlm_convert.verification.bundle import verify
+from fastvlm_convert.verification.bundle import VerifyResult, verify
 from fastvlm_convert.verification.check import Check, Measurement
 from fastvlm_convert.verification.diagnosis import Diagnosis, nearest, share_used
 from fastvlm_convert.verification.layers import Divergence, LayerFigure
@@ -119,23 +119,8 @@ def command(
         result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
     recorded = write_record(bundle, result) if record else None
     warnings = (*questions.notes, *result.warnings)
-    closest = nearest(result.checks)
-    document = VerifyDocument(
-        bundle=str(bundle),
-        recorded=None if recorded is None else str(recorded),
-        reference=str(reference),
-        questions=result.num_questions,
-        pictures=questions.num_pictures,
-        checks=result.checks,
-        measurements=result.measurements,
-        nearest=None if closest is None else _nearest(closest),
-        diagnoses=result.diagnoses,
-        answers=result.answers,
-        answer_figures=result.figures,
-        layers=result.layers,
-        first_divergence=result.first_divergence,
-        warnings=warnings,
-    )
+    recorded_in = None if recorded is None else str(recorded)
+    document = _document((str(bundle), recorded_in, str(reference)), questions.num_pictures, result, warnings)
     verdict = verdict_of(result, questions.num_pictures)
     report_outcomes(
         context,
@@ -147,6 +132,29 @@ def command(
         brief=verdict,
     )
     raise typer.Exit(_EXIT_CODES[result.status])
+
+
+def _document(
+    paths: tuple[str, str | None, str], num_pictures: int, result: VerifyResult, warnings: tuple[str, ...]
+) -> VerifyDocument:
+    bundle, recorded, reference = paths
+    closest = nearest(result.checks)
+    return VerifyDocument(
+        bundle=bundle,
+        recorded=recorded,
+        reference=reference,
+        questions=result.num_questions,
+        pictures=num_pictures,
+        checks=result.checks,
+        measurements=result.measurements,
+        nearest=None if closest is None else _nearest(closest),
+        diagnoses=result.diagnoses,
+        answers=result.answers,
+        answer_figures=result.figures,
+        layers=result.layers,
+        first_divergence=result.first_divergence,
+        warnings=warnings,
+    )
 
 
 def _nearest(check: Check) -> NearestCheck:
