@@ -19,6 +19,7 @@ from fastvlm_convert.verification.compare import Comparison, StageGates
 
 CONTEXT_END = "context_end"
 _TOKENS = 64  # on either side
+_EARLIER = 2  # times as many tokens in the sequence before
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ def context_end(reference: LoadedModel, questions: Sequence[Question], chunk: in
 def check_context_end(target: str, candidate: LoadedModel, end: ContextEnd, gates: StageGates) -> Comparison:
     """Compare a candidate there, with the gate of its decode logits."""
     session = candidate.session
+    # What an earlier sequence leaves between the beginning and the end shows if the cache is not cleared.
+    earlier = np.concatenate([end.first, end.last] * _EARLIER)[: session.context_length]
+    session.prefill(earlier)
     logits, runs = _last_logits(session, end.first, end.last), session.executed_by
     pairs = list(zip(end.logits, logits, strict=True))
     values = [v for r, c in pairs if (v := metrics.sqnr_db(r, c)) is not None]

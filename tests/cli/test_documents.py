@@ -88,7 +88,10 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
             CHECKPOINT, "--recipe", "int4", "--calibration", i.pictures, "--target", "onnx", "-o", i.out()
         ],
     ],
-    "verify": [lambda i: [i.bundle, "--reference", CHECKPOINT, "--images", i.pictures]],
+    "verify": [
+        lambda i: [i.bundle, "--reference", CHECKPOINT, "--images", i.pictures],
+        lambda i: [i.bundle, "--reference", CHECKPOINT, "--images", i.pictures, "--self-test"],
+    ],
     "evaluate": [
         lambda i: [CHECKPOINT, i.bundle, "--dataset", "demo", "--limit", 2, "--max-new-tokens", 2],
     ],
@@ -110,10 +113,8 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
     "bundle constants": [lambda i: [i.bundle, "--language", "kotlin", "-o", i.out("a.kt")]],
     "bundle vectors": [lambda i: [i.bundle, "-o", i.out("a.json")]],
 }  # fmt: skip
-OTHERS = {
-    "recipes": ["recipe"],
-    "lint": ["lint-rule"],
-}  # documents of a command beside the one that is named after it
+# Documents of a command beside the one that is named after it.
+OTHERS = {"recipes": ["recipe"], "lint": ["lint-rule"], "verify": ["verify-self-test"]}
 CASES = [(name, n) for name, runs in RUNS.items() for n in range(len(runs))]
 
 

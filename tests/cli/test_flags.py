@@ -25,7 +25,10 @@ FLAGS = {
         "CHECKPOINT", "--target", "--recipe", "--output", "-o", *PARTS, "--calibration", "--overwrite",
         *COMMON,
     },
-    "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--record", *PARTS, *COMMON},
+    "verify": {
+        "BUNDLE", "--reference", "--images", "--interpret", "--record", "--details", "--self-test",
+        "--output-format", *PARTS, *COMMON,
+    },
     "evaluate": {
         "MODEL...", "--dataset", "--images", "--limit", "--instruction", "--target", "--max-new-tokens",
         "--min-accuracy", "--max-drop", "--output", "-o", "--overwrite", "--output-format", *COMMON,
