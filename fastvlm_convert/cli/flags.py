@@ -3,11 +3,13 @@
 They are found even on a command line that cannot be understood: with `--json` its error is JSON too.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Final
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final
 
 import typer
+
+_FORMAT: Final = "output_format"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def _declare(
     no_color: Annotated[
         bool, typer.Option("--no-color", help="Print without colors, like setting NO_COLOR.")
     ] = False,
+    output_format: Annotated[str, typer.Option("--output-format")] = "",
 ) -> None:
     """Never called: Typer reads the options off the signature."""
 
@@ -69,9 +72,16 @@ _app = typer.Typer(
 _app.command()(_declare)
 _parser = typer.main.get_command(_app)
 
-FLAG_PARAMETERS: Final = tuple(_parser.params)
+# `--output-format` is an option of some commands alone (see `output_format.py`): here it is only understood.
+FLAG_PARAMETERS: Final = tuple(option for option in _parser.params if option.name != _FORMAT)
+
+
+def flags_of_parameters(parameters: MutableMapping[str, Any]) -> Flags:
+    """Take the flags out of a command's parameters; `--output-format json` is another name for `--json`."""
+    flags = Flags(**{flag.name: bool(parameters.pop(flag.name)) for flag in FLAG_PARAMETERS})
+    return replace(flags, as_json=flags.as_json or parameters.get(_FORMAT) == "json")
 
 
 def flags_among(arguments: Sequence[str]) -> Flags:
     """The flags on a command line, whatever else is on it."""
-    return Flags(**_parser.make_context("flags", list(arguments), resilient_parsing=True).params)
+    return flags_of_parameters(_parser.make_context("flags", list(arguments), resilient_parsing=True).params)

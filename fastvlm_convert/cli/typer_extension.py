@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from fastvlm_convert.cli.console import use_color
-from fastvlm_convert.cli.flags import FLAG_PARAMETERS, Flags, Invocation, flags_among
+from fastvlm_convert.cli.flags import FLAG_PARAMETERS, Invocation, flags_among, flags_of_parameters
 from fastvlm_convert.errors import UsageError, did_you_mean
 
 
@@ -26,7 +26,7 @@ class Command(TyperCommand):
         invocation.command = ctx.command_path.removeprefix(f"{ctx.find_root().info_name} ")
         with _our_errors(ctx):
             rest = super().parse_args(ctx, args)
-        invocation.flags = Flags(**{flag.name: bool(ctx.params.pop(flag.name)) for flag in FLAG_PARAMETERS})
+        invocation.flags = flags_of_parameters(ctx.params)
         return rest
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
