@@ -56,6 +56,7 @@ LINES = [
     ["provenance", "predict"],
     ["verification"],
     ["delivery"],
+    ["report"],
     ["pipeline"],
     ["cli"],
     ["__main__"],

@@ -19,6 +19,7 @@ import typer
 
 from fastvlm_convert import __version__
 from fastvlm_convert.cli import bench, chat, export, inspect, mil, plan, quantize, recipes, run, scan, verify
+from fastvlm_convert.cli import report as report_command
 from fastvlm_convert.cli.bundle import app as bundle_app
 from fastvlm_convert.cli.console import err, print_error, print_json
 from fastvlm_convert.cli.flags import Invocation
@@ -44,7 +45,7 @@ app = typer.Typer(
 for _name, _module in (
     ("inspect", inspect), ("run", run), ("chat", chat), ("plan", plan), ("quantize", quantize),
     ("export", export), ("verify", verify), ("bench", bench), ("scan", scan), ("mil", mil),
-    ("recipes", recipes),
+    ("recipes", recipes), ("report", report_command),
 ):  # fmt: skip
     app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
 app.add_typer(bundle_app, name="bundle")
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.simplefilter("ignore")  # libraries' warnings mean nothing to the user
-    for library in ("coremltools", "PIL"):  # nor that there is no Core ML on Linux, or a TIFF tag is odd
+    # Nor that there is no Core ML on Linux, that a TIFF tag is odd, or that fonts are looked for.
+    for library in ("coremltools", "PIL", "matplotlib"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for

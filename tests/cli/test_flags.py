@@ -32,6 +32,9 @@ FLAGS = {
     },
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
     "recipes": {"[NAME]", "--schema", *COMMON},
+    "report": {
+        "BUNDLE", "--output", "-o", "--evaluation", "--bench", "--images", "--overwrite", *COMMON,
+    },
     "bundle check": {"BUNDLE", "--signature", "--public-key", *COMMON},
     "bundle diff": {"A", "B", *COMMON},
     "bundle pack": {"BUNDLE", "--for", "--output", "-o", "--overwrite", *COMMON},

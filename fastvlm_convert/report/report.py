@@ -1,0 +1,68 @@
+"""Make a page from a bundle and from what commands have written about it. No model is run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastvlm_convert.report.answers import MAX_SHOWN, by_question
+from fastvlm_convert.report.commands import Commands
+from fastvlm_convert.report.page import Section, Sources, render, sections_of
+from fastvlm_convert.report.pictures import embedded
+from fastvlm_convert.report.sources.bench import read_bench
+from fastvlm_convert.report.sources.bundle import read_bundle
+from fastvlm_convert.report.sources.not_run import NotRun
+from fastvlm_convert.report.sources.verification import read_verification
+from fastvlm_convert.report.verdict import Verdict, verdict_of
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page.
+
+    Attributes:
+        html: The file's content.
+        verdict: What it says first.
+        sections: What is on it, and what is not.
+    """
+
+    html: str
+    verdict: Verdict
+    sections: tuple[Section, ...]
+
+
+def make_report(
+    bundle: str | Path,
+    *,
+    evaluation: Path | None = None,
+    bench: Path | None = None,
+    images: Path | None = None,
+) -> Report:
+    """The page about a bundle. Its bytes depend on the arguments' content alone.
+
+    Args:
+        bundle: Its folder; what `verify --record` wrote into it is on the page.
+        evaluation: What `evaluate --json` printed.
+        bench: What `bench --json` printed.
+        images: Folder of the pictures that `verify` asked about; None shows those that it generates.
+
+    Raises:
+        ConversionError: The bundle, its record or a document cannot be read, or matplotlib is missing.
+    """
+    folder = Path(bundle)
+    facts = read_bundle(folder)
+    commands = Commands(facts.name)
+    verification = read_verification(folder, commands.verify)
+    sources = Sources(
+        bundle=facts,
+        verification=verification,
+        evaluation=NotRun("no evaluation was given (--evaluation FILE)", commands.evaluate),
+        bench=NotRun("no measurement was given (--bench FILE)", commands.bench)
+        if bench is None
+        else read_bench(bench),
+        estimates=NotRun("no estimate was made", commands.estimate),
+        lint=NotRun("no rule was applied", commands.lint),
+    )
+    questions = () if isinstance(verification, NotRun) else by_question(verification.answers)
+    labels = (q.picture for q in questions[:MAX_SHOWN] if q.picture is not None)
+    verdict, sections = verdict_of(facts, verification), sections_of(sources, questions)
+    html = render(sources, verdict, questions, embedded(labels, {}, images), sections)
+    return Report(html, verdict, sections)
