@@ -148,6 +148,9 @@ def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
         return {key: _value(typing.get_args(hint)[1], v, f"{place}.{key}") for key, v in given.items()}
     is_union = origin in (typing.Union, types.UnionType)
     kinds = typing.get_args(hint) if is_union else (hint,)
+    settings = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    if settings and isinstance(given, dict):
+        return from_plain(settings[0], given, f"{place}.")  # type: ignore[arg-type]
     literals = [v for k in kinds if typing.get_origin(k) is Literal for v in typing.get_args(k)]
     plain = [k for k in kinds if typing.get_origin(k) is not Literal]
     if any(type(given) is type(v) and given == v for v in literals):  # False is no 0 here
@@ -156,7 +159,8 @@ def _value(hint: Any, given: object, place: str) -> Any:  # noqa: ANN401
         return given
     if type(given) is int and float in plain and abs(given) <= _LARGEST:
         return float(given)
-    allowed = [shown(v) for v in literals] + [_KINDS[typing.get_origin(k) or k] for k in plain]
+    allowed = [shown(v) for v in literals]
+    allowed += ["settings" if k in settings else _KINDS[typing.get_origin(k) or k] for k in plain]
     raise RecipeError(f"{place} is {shown(given)}, expected {' or '.join(allowed)}")
 
 

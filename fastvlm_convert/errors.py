@@ -145,6 +145,13 @@ class MalformedManifestError(BundleError):
     """A bundle's manifest is there, but damaged."""
 
 
+class PhonesError(ConversionError):
+    """A table of phones is malformed, or says something impossible."""
+
+    code = "phones"
+    next_step = "docs/estimate.md lists the settings of a row, with an example"
+
+
 class SignatureError(ConversionError):
     """A key cannot be used, or a bundle cannot be signed or has no signature."""
 

@@ -51,7 +51,7 @@ LINES = [
     ["quantization"],
     ["exporters"],
     ["runtime"],
-    ["float16", "bench"],
+    ["float16", "bench", "estimate"],
     ["bundle"],
     ["provenance", "predict"],
     ["verification"],

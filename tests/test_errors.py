@@ -35,6 +35,7 @@ def test_codes_are_frozen():
         "ImageError": "image",
         "MissingDependencyError": "missing_dependency",
         "OutputError": "output",
+        "PhonesError": "phones",
         "PromptError": "prompt",
         "RecipeError": "recipe",
         "SignatureError": "signature",

@@ -18,8 +18,21 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from fastvlm_convert import __version__
-from fastvlm_convert.cli import bench, chat, export, inspect, mil, plan, quantize, recipes, run, scan, verify
-from fastvlm_convert.cli import report as report_command
+from fastvlm_convert.cli import (
+    bench,
+    chat,
+    estimate,
+    export,
+    inspect,
+    mil,
+    plan,
+    quantize,
+    recipes,
+    report,
+    run,
+    scan,
+    verify,
+)
 from fastvlm_convert.cli.bundle import app as bundle_app
 from fastvlm_convert.cli.console import err, print_error, print_json
 from fastvlm_convert.cli.flags import Invocation
@@ -44,8 +57,9 @@ app = typer.Typer(
 )
 for _name, _module in (
     ("inspect", inspect), ("run", run), ("chat", chat), ("plan", plan), ("quantize", quantize),
-    ("export", export), ("verify", verify), ("bench", bench), ("scan", scan), ("mil", mil),
-    ("recipes", recipes), ("report", report_command),
+    ("export", export), ("verify", verify), ("bench", bench), ("estimate", estimate),
+    ("scan", scan), ("mil", mil),
+    ("recipes", recipes), ("report", report),
 ):  # fmt: skip
     app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
 app.add_typer(bundle_app, name="bundle")

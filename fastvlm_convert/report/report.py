@@ -9,6 +9,7 @@ from fastvlm_convert.report.page import Section, Sources, render, sections_of
 from fastvlm_convert.report.pictures import embedded
 from fastvlm_convert.report.sources.bench import read_bench
 from fastvlm_convert.report.sources.bundle import read_bundle
+from fastvlm_convert.report.sources.estimates import read_estimates
 from fastvlm_convert.report.sources.not_run import NotRun
 from fastvlm_convert.report.sources.verification import read_verification
 from fastvlm_convert.report.verdict import Verdict, verdict_of
@@ -58,7 +59,7 @@ def make_report(
         bench=NotRun("no measurement was given (--bench FILE)", commands.bench)
         if bench is None
         else read_bench(bench),
-        estimates=NotRun("no estimate was made", commands.estimate),
+        estimates=read_estimates(folder, commands.estimate),
         lint=NotRun("no rule was applied", commands.lint),
     )
     questions = () if isinstance(verification, NotRun) else by_question(verification.answers)

@@ -46,8 +46,12 @@ def read_safetensors(path: Path) -> dict[str, Weight]:
     return {name: tensor.weight() for name, tensor in read_header(path).items()}
 
 
-def read_header(path: Path) -> dict[str, FileTensor]:
+def read_header(path: Path, *, packed: bool = False) -> dict[str, FileTensor]:
     """Where every tensor of a file lies.
+
+    Args:
+        path: The file.
+        packed: Whether it may hold words of packed integers, which are no weights by themselves.
 
     Raises:
         CheckpointError: The file is no safetensors file, is truncated, or its header is inconsistent.
@@ -67,8 +71,9 @@ def read_header(path: Path) -> dict[str, FileTensor]:
     header.pop("__metadata__", None)
     start = 8 + length
     tensors = {}
+    known = _DTYPES | {code: dtype for dtype, code in _WRITTEN.items()} if packed else _DTYPES
     for name, entry in header.items():
-        dtype, shape, begin, end = _parse_entry(name, entry, path)
+        dtype, shape, begin, end = _parse_entry(name, entry, path, known)
         expected = num_elements(shape) * item_size(dtype)
         if begin < 0:
             what = f"tensor '{shortened(name, 100)}' starts at byte {shown(begin)}; the header is damaged"
@@ -116,17 +121,19 @@ def _parse_header(raw: bytes, path: Path) -> dict[str, object]:
     return header
 
 
-def _parse_entry(name: str, entry: object, path: Path) -> tuple[str, tuple[int, ...], int, int]:
+def _parse_entry(
+    name: str, entry: object, path: Path, dtypes: Mapping[str, str]
+) -> tuple[str, tuple[int, ...], int, int]:
     match entry:
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
-            if code not in _DTYPES:
+            if code not in dtypes:
                 raise CheckpointError(
                     f"tensor '{shortened(name, 100)}' has dtype {shortened(code, 20)}; "
-                    f"supported are {', '.join(_DTYPES)}",
+                    f"supported are {', '.join(dtypes)}",
                     where=path,
                     hint="such weights are quantized: give the unquantized checkpoint",
                 )
-            return _DTYPES[code], check_shape(shape, name, path), begin, end
+            return dtypes[code], check_shape(shape, name, path), begin, end
     what = f"malformed header entry of tensor '{shortened(name, 100)}'"
     raise CheckpointError(what, where=path, hint=AGAIN)
 

@@ -1,44 +1,87 @@
 """What `estimate` says of phones, by its own function."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from fastvlm_convert.errors import MissingDependencyError
+from fastvlm_convert.estimate.ceilings import Ceiling, estimate
+from fastvlm_convert.estimate.phones import Fact, Phone, shipped_phones
+from fastvlm_convert.report.sources.not_run import NotRun
 
 
 @dataclass(frozen=True)
-class PhoneEstimate:
-    """What one phone may do with one target, at best.
+class Sourced:
+    """A published figure of a phone.
 
     Attributes:
         phone: Its name.
-        target: The target.
-        tokens_per_s: Ceiling of decoding.
-        first_token_s: Floor of the first token, or None where it is not known.
-        memory_bytes: Memory at the full context.
-        limit_bytes: What an app may take, or None where it is not known.
-        source: Where the phone's figures are from.
+        what: The figure, in words.
+        basis: What it rests on.
+        date: When its source says so.
+        source: Where it stands.
     """
 
     phone: str
-    target: str
-    tokens_per_s: float
-    first_token_s: float | None
-    memory_bytes: int
-    limit_bytes: int | None
+    what: str
+    basis: str
+    date: str
     source: str
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether an app may take that much memory; None where the limit is not known."""
-        return None if self.limit_bytes is None else self.memory_bytes <= self.limit_bytes
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """Estimates, and how they were made.
+    """Ceilings of phones.
 
     Attributes:
-        phones: One a phone and target.
-        method: In a sentence or two.
+        label: What they are, to be shown with them.
+        ceilings: By phone and target.
+        not_run: Targets that were not looked into, with the reason.
+        notes: Where a ceiling may not be one.
+        sources: The figures that ceilings rest on.
     """
 
-    phones: tuple[PhoneEstimate, ...]
-    method: str
+    label: str
+    ceilings: tuple[Ceiling, ...]
+    not_run: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    sources: tuple[Sourced, ...]
+
+
+def read_estimates(bundle: Path, command: str) -> Estimates | NotRun:
+    """What phones could do with a bundle at best.
+
+    Args:
+        bundle: Its folder.
+        command: What makes an estimate.
+
+    Raises:
+        BundleError: The bundle is damaged.
+    """
+    try:
+        found = estimate(bundle, shipped_phones())
+    except MissingDependencyError as error:
+        return NotRun(str(error), command)
+    return Estimates(
+        label=found.label,
+        ceilings=found.ceilings,
+        not_run=tuple((missing.target, missing.reason) for missing in found.not_run),
+        notes=found.notes,
+        sources=tuple(source for phone in found.phones for source in _sources(phone)),
+    )
+
+
+def _sources(phone: Phone) -> list[Sourced]:
+    facts = (
+        (phone.ram_gb, "GB of memory"),
+        (phone.app_limit_gb, "GB for an app"),
+        (phone.bandwidth_gb_per_s, "GB/s"),
+    )
+    found = [
+        Sourced(phone.name, f"{fact.value:g} {unit}", fact.basis, fact.date, fact.source)
+        for fact, unit in facts
+        if isinstance(fact, Fact)
+    ]
+    for peak in phone.peaks:
+        what = f"{peak.tera_operations_per_s:g} TOPS, {peak.unit}, {peak.arithmetic}"
+        found.append(Sourced(phone.name, what, peak.basis, peak.date, peak.source))
+    return found
