@@ -10,6 +10,7 @@ from fastvlm_convert.report.pictures import embedded
 from fastvlm_convert.report.sources.bench import read_bench
 from fastvlm_convert.report.sources.bundle import read_bundle
 from fastvlm_convert.report.sources.estimates import read_estimates
+from fastvlm_convert.report.sources.evaluation import read_evaluation
 from fastvlm_convert.report.sources.not_run import NotRun
 from fastvlm_convert.report.sources.verification import read_verification
 from fastvlm_convert.report.verdict import Verdict, verdict_of
@@ -55,7 +56,9 @@ def make_report(
     sources = Sources(
         bundle=facts,
         verification=verification,
-        evaluation=NotRun("no evaluation was given (--evaluation FILE)", commands.evaluate),
+        evaluation=NotRun("no evaluation was given (--evaluation FILE)", commands.evaluate)
+        if evaluation is None
+        else read_evaluation(evaluation),
         bench=NotRun("no measurement was given (--bench FILE)", commands.bench)
         if bench is None
         else read_bench(bench),

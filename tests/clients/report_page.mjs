@@ -7,6 +7,7 @@ import { readJob, withBrowser, writeResult } from './browser.mjs';
 
 const job = readJob();
 const axe = fs.readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+if (job.screenshots) fs.mkdirSync(job.screenshots, { recursive: true });
 const seen = { errors: [], requests: [], visits: [] };
 
 /** Runs in the page: what a person would miss or could not reach. */
@@ -24,6 +25,7 @@ function look() {
     unfound: [...document.querySelectorAll('a[href^="#"]')]
       .map((link) => link.getAttribute('href').slice(1))
       .filter((id) => !document.getElementById(id)),
+    sections: [...document.querySelectorAll('section')].map((section) => section.id),
     scripts: document.scripts.length,
     handlers: [...document.querySelectorAll('*')].flatMap((element) =>
       [...element.attributes].filter(({ name }) => name.startsWith('on')).map(({ name }) => name),

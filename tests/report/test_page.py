@@ -8,7 +8,7 @@ from PIL import Image
 from fastvlm_convert.outcomes import Outcome
 from fastvlm_convert.report.page import SECTIONS
 from fastvlm_convert.report.report import make_report
-from fastvlm_convert.report.sources.lint import sorted_lint
+from fastvlm_convert.report.sources.lint import About, sorted_lint
 from fastvlm_convert.report.sources.verification import LayerNoise
 from fastvlm_convert.verification.check import at_least, at_most, not_run
 from tests.bundles import copy_bundle, edit_manifest
@@ -64,7 +64,10 @@ class TestWhatOthersWrote:
             ],
             layers=[LayerNoise(HOSTILE, HOSTILE, 12.0, False, HOSTILE)],
         )
-        rules = sorted_lint((Outcome(HOSTILE, "error", "failed", HOSTILE, HOSTILE),))
+        rules = sorted_lint(
+            (Outcome(HOSTILE, "error", "failed", HOSTILE, HOSTILE),),
+            {HOSTILE: About(HOSTILE, HOSTILE, HOSTILE)},
+        )
         return Elements(page(bundle, found, lint=rules))
 
     def test_nothing_becomes_an_element(self, elements):
@@ -76,6 +79,7 @@ class TestWhatOthersWrote:
             "footer", "h1", "h2", "h3", "p", "div", "span", "ul", "ol", "li", "dl", "dt", "dd", "a", "strong",
             "code", "pre", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "figure",
             "figcaption", "ins", "del", "svg", "g", "path", "text", "desc", "defs", "clippath", "rect", "use",
+            "br",
         }  # fmt: skip
 
     def test_it_can_be_read(self, elements):
@@ -174,7 +178,12 @@ def test_findings_of_lint_stand_with_their_severity(fp32_bundle):
         Outcome("first", "error", "failed", "it breaks", "onnx/decoder.onnx"),
         Outcome("open", "error", "not_run", "no header", None),
     )
-    text = Elements(page(fp32_bundle, lint=sorted_lint(outcomes))).text
+    text = Elements(
+        page(
+            fp32_bundle, lint=sorted_lint(outcomes, {"first": About("why", "where it is said", "what to do")})
+        )
+    ).text
     assert text.index("error first it breaks (onnx/decoder.onnx)") < text.index("info later it is so")
+    assert "why. what to do. where it is said" in text
     assert "2 findings; 1 rule found nothing; 1 could not be applied." in text
     assert "not run lint open : no header" in text
