@@ -27,6 +27,7 @@ FLAGS = {
     },
     "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--record", *PARTS, *COMMON},
     "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
+    "estimate": {"BUNDLE", "--phones", *COMMON},
     "scan": {
         "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", *PARTS, *COMMON,
     },

@@ -1,4 +1,4 @@
-"""What is counted in the files, against what torch counts in the reference and what a page of arithmetic says."""
+"""What is counted in the files, against what torch counts in the reference and what arithmetic says."""
 
 import json
 from dataclasses import replace
@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.estimate_accuracy import model_work
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.estimate.mil_work import mil_work
 from fastvlm_convert.estimate.onnx_work import onnx_work
@@ -123,8 +124,7 @@ def test_the_cache_grows_with_the_position(works):
     assert by_target["coreml"].decode_after_picture.cache_bytes == (2048 + 1) * token
 
 
-@pytest.mark.parametrize("attention", ["fused", "decomposed"])
-@pytest.mark.parametrize("lengths", ["range", "enumerated"])
+@pytest.mark.parametrize(("lengths", "attention"), [("range", "decomposed"), ("enumerated", "fused")])
 def test_programs_of_open_length_count_as_those_of_a_fixed_one(tmp_path, lengths, attention):
     checkpoint = GOLDEN / LLAVA / "checkpoint"
     fixed, flexible = tmp_path / "fixed", tmp_path / "flexible"
@@ -203,7 +203,7 @@ def test_a_graph_that_contradicts_itself_is_refused(fp32_bundle, tmp_path):
     onnx.save(model, path)
     sizes = {"batch_size": 1, "sequence_length": 1, "past_sequence_length": 1, "total_sequence_length": 2}
     for dimensions in (sizes, {"batch_size": 1}):
-        with pytest.raises(BundleError, match="does not fit its inputs|unknown dimension"):
+        with pytest.raises(BundleError, match=r"does not fit its inputs|unknown dimension"):
             onnx_work(path, dimensions, {})
 
 
@@ -226,3 +226,16 @@ def test_a_value_can_be_given_so_that_what_makes_it_does_not_count(fp32_bundle):
     part = onnx_work(path, {"batch_size": 1}, {first.output[0]: (1, 8, 128, 128)})
     assert whole.macs - part.macs == 8 * 128 * 128 * 27
     assert replace(part, macs=0) != replace(whole, macs=0)
+
+
+def test_the_shape_of_the_published_model(tmp_path):
+    """FastVLM-0.5B at 1024 pixels: the paper's encoder, and a decoder by arithmetic; no weight is made."""
+    work = model_work("int8", tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 4e6
+    hidden, layers, mlp, vocab, query, key = 896, 24, 4864, 151_936, 896, 128
+    matrices = layers * (2 * hidden * query + 2 * hidden * key + 3 * hidden * mlp)
+    assert work.decode.macs == matrices + hidden * vocab + layers * 2 * query * 257
+    met = 256 * 257 // 2
+    assert work.prefill.macs == 256 * matrices + hidden * vocab + layers * 2 * query * met
+    assert 2 * work.vision.macs == pytest.approx(487e9, rel=0.01)
+    assert work.decode.cache_bytes == (256 + 2) * 2 * 2 * layers * key
