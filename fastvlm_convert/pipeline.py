@@ -18,6 +18,7 @@ from fastvlm_convert.errors import CheckpointError, RecipeError
 from fastvlm_convert.exporters.backends import Prediction, backend_of
 from fastvlm_convert.exporters.job import ExportJob
 from fastvlm_convert.float16.verdict import judge
+from fastvlm_convert.lint.run import lint
 from fastvlm_convert.manifest import (
     FILE_NAME,
     Artifact,
@@ -28,9 +29,9 @@ from fastvlm_convert.manifest import (
     file_entries,
     file_entry,
 )
+from fastvlm_convert.outcomes import Outcome
 from fastvlm_convert.predict.export_plan import (
     ExportPlan,
-    context_warnings,
     description_of,
     files_beside,
     plan_export,
@@ -111,6 +112,7 @@ class ExportResult:
         layers: What was done to every matrix and convolution.
         score: What the integers do to the answers; None where no solver ran the model.
         warnings: What the user should know.
+        findings: What breaks a rule of `lint` for a bundle that may run anywhere, errors first.
     """
 
     bundle: Path
@@ -118,6 +120,7 @@ class ExportResult:
     layers: tuple[LayerReport, ...]
     score: AnswerScore | None
     warnings: tuple[str, ...]
+    findings: tuple[Outcome, ...]
 
 
 def plan(
@@ -240,9 +243,9 @@ def export(
         on_progress("hashes", 1.0)
     stored = source.quantized
     layers = layer_reports(planned.layers, meter.sums) if stored is None else stored.record.layers
-    odd = [*source_warnings(source, BUNDLE.name), *context_warnings(planned)]
+    odd = source_warnings(source, BUNDLE.name)
     warnings = (*notes, *planned.recipe.notes, *predicted.notes, *_notes_of(data), *odd, *verdict.warnings)
-    return ExportResult(output, manifest, layers, made.score, warnings)
+    return ExportResult(output, manifest, layers, made.score, warnings, lint(output).findings)
 
 
 def _stores(planned: ExportPlan, predicted: Prediction) -> tuple[StoreFit, ...]:

@@ -56,8 +56,10 @@ LINES = [
     ["provenance", "predict"],
     ["verification"],
     ["delivery"],
+    ["lint"],
     ["report"],
     ["pipeline"],
+    ["doctor"],
     ["cli"],
     ["__main__"],
 ]

@@ -154,7 +154,8 @@ def test_what_the_config_gets_wrong_is_warned_of(llava, tmp_path):
 def test_a_context_beyond_the_training_is_warned_of(llava, tmp_path):
     settings = recipe(common={"max_context_length": 4096})
     result = export(llava, tmp_path / "bundle", recipe=settings, targets=["onnx"])
-    assert "the context of 4096 tokens is longer than the 2048 the model was trained for" in result.warnings
+    (finding,) = [found for found in result.findings if found.id == "context-beyond-training"]
+    assert finding.message == "the context of 4096 tokens is longer than the 2048 the model was trained for"
 
 
 def test_an_image_that_fills_the_context_is_refused(llava, tmp_path):

@@ -90,12 +90,11 @@ def test_narrow_checkpoints_are_quantized_whole_by_every_recipe_that_quantizes(n
 
 
 def test_the_recipe_for_the_neural_engine_says_that_it_is_unproven():
-    """No integers in blocks, which are reported wrong there; what is reported of the rest is told."""
+    """No integers in blocks, which are reported wrong there; what is reported of the rest `lint` tells."""
     settings = load_recipe("ios-ane")
     assert {rule.block_size for rule in settings.quantize} == {"channel"}
     assert (settings.vision.compute, settings.decoder.compute) == ("float16", "float16")
-    told = " ".join(settings.notes)
-    assert all(text in told for text in ("never ran it", "issue 279", "issue 2716", "request 2688"))
+    assert "never ran it" in " ".join(settings.notes)
     assert "experimental" in settings.description
 
 

@@ -1,9 +1,10 @@
 """`fastvlm-convert export`: make a bundle."""
 
+import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.markup import escape
@@ -25,6 +26,8 @@ from fastvlm_convert.cli.options import (
     chosen_targets,
     data_source,
 )
+from fastvlm_convert.manifest import Status
+from fastvlm_convert.outcomes import Outcome
 from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.pipeline import ExportResult, export
 
@@ -32,6 +35,7 @@ EXAMPLES = """
 fastvlm-convert export FastVLM-0.5B --target coreml --recipe ios-int4 -o app
 fastvlm-convert export quantized --target onnx --target coreml -o both
 """
+_EXIT_CHECK_FAILED: Final = 1
 
 
 def command(
@@ -51,7 +55,8 @@ def command(
     """Convert a checkpoint to a bundle that an app can ship.
 
     A bundle is a folder: artifacts for each target, tokenizer and config files, and a manifest that describes
-    them. It appears whole or not at all.
+    them. It appears whole or not at all. What `lint` finds about it is printed; the exit code is 1 if that is
+    an error.
     """
     targets = chosen_targets(target)
     settings = None if recipe is None else chosen_recipe(recipe, calibration)
@@ -75,10 +80,13 @@ def command(
         "answers": score_document(result.score),
         **layers_document(result.layers),
         "warnings": list(result.warnings),
+        "findings": [dataclasses.asdict(finding) for finding in result.findings],
     }
+    status: Status = "failed" if any(f.severity == "error" for f in result.findings) else "passed"
 
     def show() -> None:
         print_warnings(result.warnings)
+        _print_findings(result.findings)
         _print_files(files)
         out.print()
         out.print(layers_table(result.layers))
@@ -87,7 +95,19 @@ def command(
         parts = {"adapter": adapter, "projector": projector, "vision-tower": vision_tower}
         _print_next_steps(checkpoint, result, parts)
 
-    report(context, "passed", document, show, brief=str(result.bundle))
+    report(context, status, document, show, brief=str(result.bundle))
+    if status == "failed":
+        raise typer.Exit(_EXIT_CHECK_FAILED)
+
+
+def _print_findings(findings: Sequence[Outcome]) -> None:
+    """What breaks a rule; notes are left to `lint`."""
+    for finding in findings:
+        if finding.severity != "info":
+            color = "bold red" if finding.severity == "error" else "yellow"
+            place = f" ({finding.where})" if finding.where else ""
+            text = f"{finding.message}{place}: fastvlm-convert lint --explain {finding.id}"
+            err.print(f"[{color}]{finding.severity}:[/] {escape(text)}", soft_wrap=True)
 
 
 def _print_files(files: Mapping[str, int]) -> None:

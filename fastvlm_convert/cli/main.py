@@ -21,9 +21,11 @@ from fastvlm_convert import __version__
 from fastvlm_convert.cli import (
     bench,
     chat,
+    doctor,
     estimate,
     export,
     inspect,
+    lint,
     mil,
     plan,
     quantize,
@@ -59,7 +61,7 @@ for _name, _module in (
     ("inspect", inspect), ("run", run), ("chat", chat), ("plan", plan), ("quantize", quantize),
     ("export", export), ("verify", verify), ("bench", bench), ("estimate", estimate),
     ("scan", scan), ("mil", mil),
-    ("recipes", recipes), ("report", report),
+    ("recipes", recipes), ("lint", lint), ("doctor", doctor), ("report", report),
 ):  # fmt: skip
     app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
 app.add_typer(bundle_app, name="bundle")

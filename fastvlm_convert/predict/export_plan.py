@@ -160,17 +160,6 @@ def files_beside(plan: ExportPlan, artifacts: Sequence[Artifact]) -> dict[str, b
     return files
 
 
-def context_warnings(plan: ExportPlan) -> list[str]:
-    """What is odd about the context that a recipe asks for."""
-    trained = plan.checkpoint.config.decoder.max_position_embeddings
-    if plan.contract.context_length <= trained:
-        return []
-    return [
-        f"the context of {plan.contract.context_length} tokens is longer than the {trained} the model was "
-        "trained for"
-    ]
-
-
 def _stored_recipe(checkpoint: Checkpoint) -> Recipe:
     """What a checkpoint was quantized with."""
     if checkpoint.quantized is None:

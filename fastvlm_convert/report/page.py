@@ -61,7 +61,7 @@ class Sources:
     evaluation: Evaluation | NotRun
     bench: Bench | NotRun
     estimates: Estimates | NotRun
-    lint: Lint | NotRun
+    lint: Lint
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from fastvlm_convert.report.sources.bench import read_bench
 from fastvlm_convert.report.sources.bundle import read_bundle
 from fastvlm_convert.report.sources.estimates import read_estimates
 from fastvlm_convert.report.sources.evaluation import read_evaluation
+from fastvlm_convert.report.sources.lint import read_lint
 from fastvlm_convert.report.sources.not_run import NotRun
 from fastvlm_convert.report.sources.verification import read_verification
 from fastvlm_convert.report.verdict import Verdict, verdict_of
@@ -63,7 +64,7 @@ def make_report(
         if bench is None
         else read_bench(bench),
         estimates=read_estimates(folder, commands.estimate),
-        lint=NotRun("no rule was applied", commands.lint),
+        lint=read_lint(folder),
     )
     questions = () if isinstance(verification, NotRun) else by_question(verification.answers)
     labels = (q.picture for q in questions[:MAX_SHOWN] if q.picture is not None)

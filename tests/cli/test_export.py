@@ -59,6 +59,7 @@ def test_document(cli, tmp_path):
         "files": files,
         "total_bytes": sum(files.values()),
         "warnings": ["the checkpoint has no license file; see that you may pass the bundle on"],
+        "findings": [],
     }
 
 

@@ -33,6 +33,11 @@ FLAGS = {
     },
     "mil": {"FILE.mlpackage", "--profile", *COMMON},
     "recipes": {"[NAME]", "--schema", *COMMON},
+    "lint": {
+        "[BUNDLE]", "--ios", "--android", "--onnxruntime", "--execution-provider", "--compute-units",
+        "--strict", "--explain", "--output-format", *COMMON,
+    },
+    "doctor": {"[CHECKPOINT]", "--strict", *COMMON},
     "report": {
         "BUNDLE", "--output", "-o", "--evaluation", "--bench", "--images", "--overwrite", *COMMON,
     },

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from fastvlm_convert.lint.run import lint
+from fastvlm_convert.lint.table import RULES
 from fastvlm_convert.outcomes import Outcome
 
 _ORDER: Final = {"error": 0, "warning": 1, "info": 2}
@@ -74,3 +77,13 @@ def sorted_lint(outcomes: Sequence[Outcome], rules: dict[str, About]) -> Lint:
         not_run=tuple(outcome for outcome in outcomes if outcome.status == "not_run"),
         num_passed=sum(outcome.status == "passed" for outcome in outcomes),
     )
+
+
+def read_lint(bundle: Path) -> Lint:
+    """What is publicly known to go wrong with a bundle, wherever it may run.
+
+    Raises:
+        BundleError: A graph or a package in it is damaged.
+    """
+    rules = {rule.id: About(rule.reason, rule.source, rule.advice) for rule in RULES.values()}
+    return sorted_lint(lint(bundle).outcomes, rules)

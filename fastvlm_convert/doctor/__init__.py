@@ -1,0 +1,1 @@
+"""What an installation and a machine can do, and what not, and why."""
