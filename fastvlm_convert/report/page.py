@@ -24,7 +24,14 @@ from fastvlm_convert.report.sources.evaluation import Evaluation
 from fastvlm_convert.report.sources.lint import Lint
 from fastvlm_convert.report.sources.not_run import NotRun
 from fastvlm_convert.report.sources.verification import LayerNoise, Verification, is_at_most
-from fastvlm_convert.report.texts import count_text, metric_text, number_text, size_text, target_name
+from fastvlm_convert.report.texts import (
+    count_text,
+    metric_text,
+    number_text,
+    sentence,
+    size_text,
+    target_name,
+)
 from fastvlm_convert.report.verdict import Verdict, tiles_of
 
 SECTIONS: Final = {  # name and heading
@@ -137,6 +144,7 @@ def render(
     environment.filters |= {
         "size": size_text, "number": number_text, "count": count_text, "target": target_name,
         "metric": metric_text,
+        "sentence": sentence,
         "sign": lambda check: "\u2264" if is_at_most(check) else "\u2265",
     }  # fmt: skip
     css = environment.get_template("page.css").render()

@@ -39,3 +39,9 @@ def number_text(value: float | None, digits: int = 3) -> str:
 def count_text(count: int, noun: str) -> str:
     """`1 check`, `16 checks`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def sentence(text: str) -> str:
+    """Words that others wrote without a beginning and an end."""
+    ends = text.endswith((".", "!", "?", ":"))
+    return f"{text[:1].upper()}{text[1:]}{'' if ends else '.'}"

@@ -183,7 +183,8 @@ def test_findings_of_lint_stand_with_their_severity(fp32_bundle):
             fp32_bundle, lint=sorted_lint(outcomes, {"first": About("why", "where it is said", "what to do")})
         )
     ).text
-    assert text.index("error first it breaks (onnx/decoder.onnx)") < text.index("info later it is so")
-    assert "why. what to do. where it is said" in text
+    assert text.index(
+        "error first Why. What to do. where it is said onnx/decoder.onnx: it breaks"
+    ) < text.index("info later it is so")
     assert "2 findings; 1 rule found nothing; 1 could not be applied." in text
     assert "not run lint open : no header" in text

@@ -88,6 +88,11 @@ class Fields:
         raise BundleError(what, where=self._path, hint=self._hint)
 
 
+def _is_of(value: Mapping[str, object], command: str) -> bool:
+    """Whether a document, or a file such as a baseline of `bench`, is a command's."""
+    return command == value.get("command") or f"fastvlm-convert/{command}" == value.get("schema")
+
+
 def read_document(path: Path, command: str, versions: tuple[int, ...]) -> Fields:
     """The JSON document that a command printed.
 
@@ -108,7 +113,7 @@ def read_document(path: Path, command: str, versions: tuple[int, ...]) -> Fields
         raise BundleError(f"cannot read: {error.strerror}", where=path, hint=hint) from error
     except ValueError as error:
         raise BundleError(f"not valid JSON: {error}", where=path, hint=hint) from error
-    if not isinstance(value, dict) or value.get("command") != command:
+    if not isinstance(value, dict) or not _is_of(value, command):
         raise BundleError(f"not a document of `fastvlm-convert {command}`", where=path, hint=hint)
     if value.get("schema_version") not in versions:
         known = " and ".join(map(str, versions))

@@ -7,9 +7,9 @@ from typing import Final
 
 from fastvlm_convert.lint.run import lint
 from fastvlm_convert.lint.table import RULES
-from fastvlm_convert.outcomes import Outcome
+from fastvlm_convert.outcomes import Outcome, Severity
 
-_ORDER: Final = {"error": 0, "warning": 1, "info": 2}
+_ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,20 @@ class About:
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that was broken.
+    """A rule that something breaks.
 
     Attributes:
-        outcome: Severity and message.
-        where: Every place where it is, the same message each.
+        places: What breaks it, at least one.
         about: What is known of the rule, or None.
     """
 
-    outcome: Outcome
-    where: tuple[str, ...]
+    places: tuple[Outcome, ...]
     about: About | None
+
+    @property
+    def severity(self) -> Severity:
+        """The worst of its places."""
+        return min((place.severity for place in self.places), key=_ORDER.index)
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,13 @@ def sorted_lint(outcomes: Sequence[Outcome], rules: dict[str, About]) -> Lint:
         outcomes: What was found.
         rules: What is known of them, by id.
     """
-    groups: dict[tuple[str, str], list[Outcome]] = {}
+    groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.status == "failed":
-            groups.setdefault((outcome.id, outcome.message), []).append(outcome)
-    findings = [
-        Finding(group[0], tuple(o.where for o in group if o.where is not None), rules.get(id_))
-        for (id_, _), group in groups.items()
-    ]
+            groups.setdefault(outcome.id, []).append(outcome)
+    findings = [Finding(tuple(group), rules.get(id_)) for id_, group in groups.items()]
     return Lint(
-        findings=tuple(sorted(findings, key=lambda finding: _ORDER[finding.outcome.severity])),
+        findings=tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity))),
         not_run=tuple(outcome for outcome in outcomes if outcome.status == "not_run"),
         num_passed=sum(outcome.status == "passed" for outcome in outcomes),
     )
