@@ -32,7 +32,7 @@ function look() {
     ),
     small: [...document.querySelectorAll('svg text')]
       .filter((text) => text.checkVisibility())
-      .map((text) => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().d)
+      .map((text) => parseFloat(getComputedStyle(text).fontSize) * Math.hypot(text.getScreenCTM().b, text.getScreenCTM().d))
       .filter((size) => size && size < 9).length,
     ground: getComputedStyle(document.body).backgroundColor,
     text: document.body.innerText,
