@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, overload
 
 from PIL import Image
 
-from fastvlm_convert.demo.camera import badly_taken
+from fastvlm_convert.demo.camera import badly_taken, double_exposure
 from fastvlm_convert.demo.samples import calibration_samples, check_samples
 from fastvlm_convert.errors import ImageError
 from fastvlm_convert.json_file import parse_json
@@ -28,11 +28,13 @@ class Question:
         images: RGB; none for a question of text alone.
         text: The question.
         answer: The answer to calibrate with; None asks the reference.
+        label: What the pictures are called in reports: their files, or how they were made.
     """
 
     images: tuple[Image.Image, ...]
     text: str
     answer: str | None = None
+    label: str | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -83,6 +85,13 @@ class QuestionSet(Sequence[Question]):
 
 
 _FEW: Final = 5
+_OTHER: Final = 5  # how far apart the two pictures of a double exposure stand in the list
+_TEXT_ALONE: Final = (
+    "What is your name?",
+    "What color is a star?",
+    "How many shapes are there?",
+    "Describe the image.",
+)
 
 
 def standard_questions() -> QuestionSet:
@@ -90,17 +99,25 @@ def standard_questions() -> QuestionSet:
     return _generated(check_samples())
 
 
-def every_second_badly_taken(questions: QuestionSet) -> QuestionSet:
-    """The same questions, but every second picture is blurred, noisy and to be described.
+def hard_questions() -> QuestionSet:
+    """What `verify` asks by default: questions that a model is not sure about.
 
-    Of clean drawings the demo model is so sure that even a ruined encoder changes no answer, and a long
-    answer shows more than a word.
+    Each check picture blurred and noisy, and blurred, noisy and with another one shining through, and text
+    alone. Of clean drawings the demo model is so sure that even a ruined encoder changes no answer.
     """
-    changed = tuple(
-        Question(tuple(badly_taken(image, n) for image in q.images), DEFAULT_QUESTION) if n % 2 else q
-        for n, q in enumerate(questions)
-    )
-    return replace(questions, questions=changed)
+    asked = standard_questions().questions
+    pictures = [q.images[0] for q in asked]
+    questions = [
+        Question((badly_taken(picture, n),), q.text, label=f"check {n:02d}, blurred and noisy")
+        for n, (q, picture) in enumerate(zip(asked, pictures, strict=True))
+    ]
+    for n, (q, picture) in enumerate(zip(asked, pictures, strict=True)):
+        other = (n + _OTHER) % len(pictures)
+        image = badly_taken(double_exposure(picture, pictures[other]), n)
+        label = f"check {n:02d} over {other:02d}, blurred and noisy"
+        questions.append(Question((image,), q.text, label=label))
+    alone = tuple(Question((), text) for text in _TEXT_ALONE)
+    return QuestionSet((*questions, *alone), len(questions), len(questions) + len(alone))
 
 
 def generated_questions(count: int) -> QuestionSet:
@@ -109,7 +126,10 @@ def generated_questions(count: int) -> QuestionSet:
 
 
 def _generated(samples: Sequence[Any]) -> QuestionSet:
-    questions = tuple(Question((image,), question.question) for image, question in samples)
+    questions = tuple(
+        Question((image,), question.question, label=f"generated {n:02d}")
+        for n, (image, question) in enumerate(samples)
+    )
     return QuestionSet(questions, len(questions), len(questions))
 
 
@@ -159,7 +179,7 @@ def _folder_questions(folder: Path, at_most: int | None) -> QuestionSet:
         why = f"skipped: {'; '.join(skipped[:_FEW])}" if skipped else _GIVE
         raise ImageError(f"no images here ({', '.join(PICTURE_SUFFIXES)})", where=folder, hint=why)
     chosen = names[:at_most]
-    questions = tuple(Question((load_image(folder / name),), DEFAULT_QUESTION) for name in chosen)
+    questions = tuple(Question((load_image(folder / name),), DEFAULT_QUESTION, label=name) for name in chosen)
     return QuestionSet(questions, len(questions), len(names), tuple(skipped))
 
 
@@ -207,6 +227,7 @@ def _question_set(entries: Sequence[Any], folder: Path, where: Path, at_most: in
             tuple(load_image(folder / name) for name in listed[n]),
             entries[n]["question"],
             entries[n].get("answer"),
+            ", ".join(listed[n]) or None,
         )
         for n in chosen
     )

@@ -67,7 +67,7 @@ def check_results(printed: dict[tuple[str, ...], str], folder: Path) -> None:
     for name, (recipe, target) in BUNDLES.items():
         manifest = load_manifest(folder / name)
         assert (manifest.recipe.name, manifest.targets) == (recipe, (target,)), name
-    assert all("\npassed on " in out for command, out in printed.items() if command[1] == "verify")
+    assert all("passed on " in out for command, out in printed.items() if command[1] == "verify")
     answers = {out.splitlines()[0] for command, out in printed.items() if command[1] == "run"}
     assert len(answers) == 1  # the bundle's is the checkpoint's
 

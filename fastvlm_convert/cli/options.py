@@ -75,7 +75,7 @@ ImagesOption = Annotated[
     typer.Option(
         "--images",
         metavar="FOLDER",
-        help="Images to ask about, with an optional questions.json; 16 generated ones if omitted.",
+        help="Images to ask about, with an optional questions.json; generated ones if omitted.",
         show_default=False,
     ),
 ]

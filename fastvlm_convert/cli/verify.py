@@ -1,28 +1,22 @@
 """`fastvlm-convert verify`: prove that a bundle answers as its checkpoint does."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import (
-    err,
-    images_text,
-    out,
-    plain_table,
-    print_warnings,
-    progress,
-    report,
-    status_text,
-)
+from fastvlm_convert.cli.console import progress
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import AdapterOption, ImagesOption, ProjectorOption, VisionTowerOption
-from fastvlm_convert.questions import every_second_badly_taken, read_questions, standard_questions
+from fastvlm_convert.cli.output_format import OutputFormat, OutputFormatOption, report_outcomes
+from fastvlm_convert.cli.verify_text import print_result, verdict_of
+from fastvlm_convert.outcomes import Outcome
+from fastvlm_convert.questions import hard_questions, read_questions
 from fastvlm_convert.verification.bundle import VerifyResult, to_dict, verify
 from fastvlm_convert.verification.check import Check
+from fastvlm_convert.verification.diagnosis import nearest, share_used
 from fastvlm_convert.verification.record import require_recordable, write_record
 
 EXAMPLES = """
@@ -46,20 +40,23 @@ def command(
     record: Annotated[
         bool, typer.Option("--record", help="Write what was found into BUNDLE/verification.json.")
     ] = False,
+    details: Annotated[bool, typer.Option("--details", help="Print every check and figure, too.")] = False,
+    output_format: OutputFormatOption = None,
     adapter: AdapterOption = None,
     projector: ProjectorOption = None,
     vision_tower: VisionTowerOption = None,
 ) -> None:
     """Check a bundle against the PyTorch reference.
 
-    Compares every stage, from pixels to the text of the answer. The exit code is 1 if a check fails, and 2 if
-    one could not be run.
+    Compares every stage, from pixels to the text of the answer. Where one breaks its gate, it says which did
+    first and what the likely cause is. The exit code is 1 if a check fails, and 2 if one could not be run.
     """
     if record:
         require_recordable(bundle)
     checkpoint = open_checkpoint(reference, adapter, projector=projector, vision_tower=vision_tower)
-    questions = every_second_badly_taken(standard_questions()) if images is None else read_questions(images)
-    with progress(flags_of(context).is_silent) as on_stage:
+    questions = hard_questions() if images is None else read_questions(images)
+    silent = flags_of(context).is_silent or output_format not in (None, OutputFormat.TEXT)
+    with progress(silent) as on_stage:
         result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
     recorded = write_record(bundle, result) if record else None
     warnings = (*questions.notes, *result.warnings)
@@ -68,75 +65,45 @@ def command(
         "recorded": None if recorded is None else str(recorded),
         "reference": str(reference),
         "questions": result.num_questions,
-        "checks": [to_dict(check) for check in result.checks],
-        "measurements": [to_dict(measurement) for measurement in result.measurements],
+        "pictures": questions.num_pictures,
+        **_document(result),
         "warnings": list(warnings),
     }
-    verdict = f"{result.status} on {images_text(result.num_questions)}"
-    report(context, result.status, document, lambda: _print(result, warnings, verdict), brief=verdict)
+    verdict = verdict_of(result, questions.num_pictures)
+    report_outcomes(
+        context,
+        output_format,
+        [_outcome(check) for check in result.checks],
+        result.status,
+        document,
+        lambda: print_result(result, warnings, verdict, details=details),
+        brief=verdict,
+    )
     raise typer.Exit(_EXIT_CODES[result.status])
 
 
-_METRICS = {
-    "sqnr_db": "SQNR dB",
-    "psnr_db": "PSNR dB",
-    "max_abs_error": "max abs",
-    "cosine_similarity": "cosine",
-    "kl_mean_nats": "KL mean",
-    "kl_p99_nats": "KL p99",
-    "top1_agreement": "top-1",
-    "identical_share": "same text",
-}
+def _outcome(check: Check) -> Outcome:
+    figure = "equal" if check.exact else "no figure" if check.value is None else f"{check.value:.4g}"
+    gate = "" if check.threshold is None else f", gate {check.threshold:g}"
+    return Outcome(
+        id=f"{check.target}.{check.stage}.{check.metric}",
+        severity="error",
+        status=check.status,
+        message=check.reason or f"{figure}{gate}",
+        where=check.executed_by,
+    )
 
 
-def _print(result: VerifyResult, warnings: tuple[str, ...], verdict: str) -> None:
-    print_warnings(warnings)
-    out.print(_check_table(result))
-    _print_measurements(result)
-    for line in dict.fromkeys(_reason(check) for check in result.checks if check.reason):
-        err.print(line, soft_wrap=True)
-    colored = verdict.replace(result.status, status_text(result.status), 1)
-    out.print(f"\n{colored}", soft_wrap=True)
-    if any((check.executed_by or "").startswith("interpreter") for check in result.checks):
-        err.print(
-            "The interpreter runs the package's program on its weights; it cannot test Apple's own kernels.",
-            soft_wrap=True,
-        )
-
-
-def _reason(check: Check) -> str:
-    by = f" ({check.executed_by})" if check.executed_by else ""
-    return f"{status_text(check.status)} {check.target} {check.stage}{by}: {escape(check.reason or '')}"
-
-
-def _check_table(result: VerifyResult) -> Table:
-    numbers = ("value", "gate")
-    table = plain_table("target", "stage", "metric", *numbers, "status", "executed by", right=numbers)
-    for check in result.checks:
-        sign = "<=" if check.metric.endswith(("_nats", "max_abs")) else ">="
-        exact = "-" if check.status == "not_run" else "equal"
-        gate = exact if check.threshold is None else f"{sign} {check.threshold:g}"
-        value = "equal" if check.exact else "-" if check.value is None else _shown(check.metric, check.value)
-        by = check.executed_by or ""
-        table.add_row(check.target, check.stage, check.metric, value, gate, status_text(check.status), by)
-    return table
-
-
-def _shown(metric: str, value: float) -> str:
-    return f"{value:.1f}" if metric.endswith("_db") else f"{value:.3g}"
-
-
-def _print_measurements(result: VerifyResult) -> None:
-    """A table for each target and what executed it: one for all is too wide for a terminal."""
-    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
-    for m in result.measurements:
-        shown = f"{m.value:.3g}" if m.value is not None else "equal" if m.exact else "not finite"
-        stages = groups.setdefault((m.target, m.executed_by or ""), {})
-        stages.setdefault(m.stage, {})[_METRICS.get(m.metric, m.metric)] = shown
-    for (target, by), stages in groups.items():
-        used = [name for name in _METRICS.values() if any(name in row for row in stages.values())]
-        table = plain_table("stage", *used, right=used)
-        for stage, row in stages.items():
-            table.add_row(stage, *(row.get(name, "") for name in used))
-        out.print(f"\n[bold]{target}[/]{f', executed by {escape(by)}' if by else ''}", soft_wrap=True)
-        out.print(table)
+def _document(result: VerifyResult) -> dict[str, Any]:
+    """What was found, as plain data."""
+    closest = nearest(result.checks)
+    return {
+        "checks": [to_dict(check) for check in result.checks],
+        "measurements": [to_dict(measurement) for measurement in result.measurements],
+        "nearest": None if closest is None else {**to_dict(closest), "share_used": share_used(closest)},
+        "diagnoses": [asdict(diagnosis) for diagnosis in result.diagnoses],
+        "answers": [asdict(answer) for answer in result.answers],
+        "answer_figures": [asdict(figures) for figures in result.figures],
+        "layers": [asdict(layer) for layer in result.layers],
+        "first_divergence": {t: d and asdict(d) for t, d in result.first_divergence.items()},
+    }

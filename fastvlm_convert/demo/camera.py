@@ -1,4 +1,4 @@
-"""Pictures as a bad camera takes them: blurred and noisy, on which a model is less sure of itself."""
+"""Pictures as a bad camera takes them: blurred, noisy, exposed twice. A model is less sure of them."""
 
 from typing import Final
 
@@ -18,3 +18,8 @@ def badly_taken(image: Image.Image, seed: int) -> Image.Image:
     values = np.asarray(small.resize(image.size, Image.Resampling.BILINEAR), np.float32)
     noise = np.random.default_rng(seed).normal(0, NOISE, values.shape)
     return Image.fromarray(np.clip(values + noise, 0, 255).astype(np.uint8))
+
+
+def double_exposure(image: Image.Image, other: Image.Image) -> Image.Image:
+    """An RGB picture with another one, stretched to its size, shining through."""
+    return Image.blend(image, other.resize(image.size), 0.5)

@@ -48,6 +48,7 @@ SECTIONS: Final = {  # name and heading
     "making": ("Making", "How it was made"),
 }
 _TEMPLATE: Final = "page.html"
+_LACKS: Final = NotRun("the record of the verification has none", None)
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,12 @@ class Section:
 
 def sections_of(sources: Sources, questions: tuple[Question, ...]) -> tuple[Section, ...]:
     """The sections of a page, in order."""
-    verified, again = sources.verification, _record_again(sources)
+    verified = sources.verification
     missing: dict[str, object] = {
         "targets": verified,
-        "answers": verified if isinstance(verified, NotRun) or questions else again,
-        "divergence": verified if isinstance(verified, NotRun) or _divergences(verified) else again,
-        "layers": verified if isinstance(verified, NotRun) or verified.layers else again,
+        "answers": verified if isinstance(verified, NotRun) or questions else _LACKS,
+        "divergence": verified if isinstance(verified, NotRun) or _divergences(verified) else _LACKS,
+        "layers": verified if isinstance(verified, NotRun) or verified.layers else _LACKS,
         "evaluation": sources.evaluation,
         "sizes": sources.bundle.parts,
         "latency": sources.bench,
@@ -113,12 +114,6 @@ def _section(id_: str, name: str, title: str, source: object) -> Section:
     if isinstance(source, NotRun):
         return Section(id_, name, title, "not_run", source.reason, source.command)
     return Section(id_, name, title, "shown", None, None)
-
-
-def _record_again(sources: Sources) -> NotRun:
-    """What to say where a record lacks a part."""
-    reasons = () if isinstance(sources.verification, NotRun) else sources.verification.missing
-    return NotRun("; ".join(reasons) or "the record of `verify` does not have it", None)
 
 
 def render(
@@ -199,9 +194,9 @@ def _divergences(verification: Verification) -> dict[str, list[float]]:
     """Divergence of every token by what answered; empty where none was measured."""
     found: dict[str, list[float]] = {}
     for answer in verification.answers:
-        if answer.kl_nats:
+        if finite := [kl for kl in answer.kl_nats if kl is not None]:
             name = f"{target_name(answer.target)}, {answer.executed_by}"
-            found.setdefault(name, []).extend(answer.kl_nats)
+            found.setdefault(name, []).extend(finite)
     return found
 
 

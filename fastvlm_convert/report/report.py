@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
+from fastvlm_convert.questions import hard_questions
 from fastvlm_convert.report.answers import MAX_SHOWN, by_question
 from fastvlm_convert.report.commands import Commands
 from fastvlm_convert.report.page import Section, Sources, render, sections_of
@@ -30,6 +33,14 @@ class Report:
     html: str
     verdict: Verdict
     sections: tuple[Section, ...]
+
+
+def _generated(images: Path | None) -> dict[str, Image.Image]:
+    """The pictures that `verify` generates, by label; none where the user has given others."""
+    if images is not None:
+        return {}
+    asked = [question for question in hard_questions() if question.images]
+    return {question.label: question.images[0] for question in asked if question.label is not None}
 
 
 def make_report(
@@ -69,5 +80,5 @@ def make_report(
     questions = () if isinstance(verification, NotRun) else by_question(verification.answers)
     labels = (q.picture for q in questions[:MAX_SHOWN] if q.picture is not None)
     verdict, sections = verdict_of(facts, verification), sections_of(sources, questions)
-    html = render(sources, verdict, questions, embedded(labels, {}, images), sections)
+    html = render(sources, verdict, questions, embedded(labels, _generated(images), images), sections)
     return Report(html, verdict, sections)

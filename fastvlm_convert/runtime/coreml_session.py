@@ -1,6 +1,6 @@
 """A Core ML bundle as a session: executed by Core ML on a Mac, by our interpreter anywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -26,7 +26,7 @@ from fastvlm_convert.io_names import (
     Precision,
 )
 from fastvlm_convert.manifest import Artifact, Manifest
-from fastvlm_convert.mil import Interpreter, State
+from fastvlm_convert.mil import Interpreter, OpResult, State
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.runtime.contract import AGAIN
 from fastvlm_convert.runtime.core_ml import has_core_ml
@@ -61,6 +61,9 @@ class InterpretedPackage:
     Args:
         path: The package.
         precision: `exact` computes in float32, `device` rounds to what the program declares after every step.
+
+    Attributes:
+        on_op: Called with what each operation gave.
     """
 
     def __init__(self, path: Path, precision: Precision) -> None:
@@ -68,6 +71,7 @@ class InterpretedPackage:
         self.executed_by = f"interpreter ({precision})"
         self.interpreter = Interpreter(path, precision)
         self.trouble: str | None = None
+        self.on_op: Callable[[OpResult], None] | None = None
         self._state: State | None = None
 
     def run(self, function: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -80,7 +84,9 @@ class InterpretedPackage:
         has_state = bool(self.interpreter.functions[function].states)
         if has_state and self._state is None:
             self._state = self.interpreter.make_state(function)
-        outputs = self.interpreter.predict(dict(inputs), self._state if has_state else None, function)
+        outputs = self.interpreter.predict(
+            dict(inputs), self._state if has_state else None, function, self.on_op
+        )
         for found in self.interpreter.nonfinite:
             self.trouble = (
                 self.trouble or f"{found.kind} first at '{found.name}' ({found.type}) of {function}"
@@ -111,6 +117,11 @@ class CoreMLSession:
         self._pads = manifest.recipe.coreml.sequence_lengths != "range"
         self._length = 0
         self._caches: dict[str, np.ndarray] = {}
+
+    @property
+    def packages(self) -> tuple[Runner, Runner]:
+        """What runs the encoder and the decoder."""
+        return self._vision, self._decoder
 
     @property
     def trouble(self) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnxruntime
@@ -27,6 +27,9 @@ from fastvlm_convert.io_names import (
 from fastvlm_convert.manifest import Artifact, Manifest
 from fastvlm_convert.runtime.contract import check_graph
 from fastvlm_convert.runtime.onnx_contract import check_manifest
+
+if TYPE_CHECKING:
+    import onnx
 
 EXECUTED_BY: Final = f"onnxruntime {onnxruntime.__version__}"
 _TARGET: Final = "onnx"
@@ -73,12 +76,12 @@ class OnnxSession:
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
-        with _refusals("vision"):
+        with refusals("vision"):
             return np.asarray(self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixel_values})[0])
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """int64 [n] -> float32 [n, hidden]."""
-        with _refusals("embed"):
+        with refusals("embed"):
             return np.asarray(self._embed.run([INPUTS_EMBEDS], {INPUT_IDS: token_ids[None]})[0][0])
 
     def prefill(self, inputs_embeds: np.ndarray) -> np.ndarray:
@@ -109,7 +112,7 @@ class OnnxSession:
         for past, present, buffer in self._cache:
             binding.bind_ortvalue_input(past, buffer)
             binding.bind_ortvalue_output(present, buffer)
-        with _refusals("decoder"):
+        with refusals("decoder"):
             self._decoder.run_with_iobinding(binding)
         self._length = length
         return np.asarray(binding.get_outputs()[0].numpy()[0, -1])
@@ -158,7 +161,7 @@ def embed_apart(
     if image_features is not None:
         given[IMAGE_FEATURES] = image_features
     session = _load(bundle, manifest, "embed", MAIN if image_features is None else MERGE)
-    with _refusals("embed"):
+    with refusals("embed"):
         return np.asarray(session.run([INPUTS_EMBEDS], given)[0][0])
 
 
@@ -169,7 +172,7 @@ def _load(
     path = bundle / artifact.files[0]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SEVERITY
-    with _refusals(path):
+    with refusals(path):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return _checked(session, artifact)
 
@@ -180,20 +183,34 @@ def _load_exact(bundle: Path, manifest: Manifest, component: Component) -> onnxr
 
     artifact = manifest.artifact(_TARGET, component)
     path = bundle / artifact.files[0]
-    with _refusals(path):
+    with refusals(path):
         model = onnx.load(path, load_external_data=False)
+    without_int8_activations(model)
+    session = session_of(model, path)
+    return _checked(session, artifact)
+
+
+def without_int8_activations(model: "onnx.ModelProto") -> None:
+    """Let a graph's MatMulNBits multiply floats."""
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 0
+
+
+def session_of(model: "onnx.ModelProto", path: Path) -> onnxruntime.InferenceSession:
+    """A session of a graph in memory, whose weights lie beside a file.
+
+    Raises:
+        BundleError: ONNX Runtime refuses it.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SEVERITY
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    with _refusals(path):
-        session = onnxruntime.InferenceSession(
+    with refusals(path):
+        return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    return _checked(session, artifact)
 
 
 def _checked(session: onnxruntime.InferenceSession, artifact: Artifact) -> onnxruntime.InferenceSession:
@@ -214,7 +231,12 @@ def _dtype(kind: str) -> str:
 
 
 @contextmanager
-def _refusals(where: object) -> Iterator[None]:
+def refusals(where: object) -> Iterator[None]:
+    """Turn ONNX Runtime's errors into ours.
+
+    Raises:
+        BundleError: It raised one.
+    """
     try:
         yield
     except _ERRORS as error:

@@ -1,8 +1,8 @@
 """Verify a whole bundle: its files first, then every target in it."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,22 +21,31 @@ from fastvlm_convert.io_names import STAGES
 from fastvlm_convert.manifest import Manifest, Status, changed_files, load_manifest
 from fastvlm_convert.predict.export_plan import ExportPlan, plan_export
 from fastvlm_convert.progress import OnStage, ignore_stage
-from fastvlm_convert.questions import (
-    Question,
-    every_second_badly_taken,
-    read_questions,
-    standard_questions,
-)
+from fastvlm_convert.questions import Question, hard_questions, read_questions
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
-from fastvlm_convert.verification.activations import Activations, check_activations, uses_float16
+from fastvlm_convert.targets import Target
+from fastvlm_convert.verification.activations import check_activations, uses_float16
+from fastvlm_convert.verification.answers import Answer, AnswerFigures, figures_of
 from fastvlm_convert.verification.check import Check, Measurement, equal, not_run, status_of
 from fastvlm_convert.verification.client_files import check_clients
 from fastvlm_convert.verification.compare import END_TO_END, Comparison, StageGates, compare
 from fastvlm_convert.verification.context_end import CONTEXT_END, check_context_end, context_end
+from fastvlm_convert.verification.diagnosis import Diagnosis, Findings, diagnose
+from fastvlm_convert.verification.execution import Execution
 from fastvlm_convert.verification.executions import executions
+from fastvlm_convert.verification.layers import (
+    CandidateValues,
+    Divergence,
+    LayerFigure,
+    ReferenceValues,
+    first_divergence,
+    layers_not_run,
+    swapped_features_db,
+)
 
 # What a damaged or wrong bundle can raise; the checkpoint's own faults are errors of the command.
 _NOT_RUN = (BundleError, ImageError, MissingDependencyError, PromptError, TokenizerError)
+_OTHER_FILES = "the bundle was made from other files than this reference (their hashes differ)"
 _QUANTIZED_REFERENCE = (
     "the reference is quantized itself, so what the integers cost cannot be told; "
     "give the float checkpoint it was made from"
@@ -53,6 +62,10 @@ class VerifyResult:
         warnings: What the user should know.
         num_questions: How many questions were asked.
         reference_sha256: Hash of the reference's files.
+        answers: Every answer of every execution, beside the reference's.
+        layers: Every operation of every execution whose values can be seen, on the first picture.
+        first_divergence: By target, the first operation below its gate; None where there is none.
+        diagnoses: Of each target that fails, the first stage that breaks its gate, and the likely cause.
     """
 
     checks: tuple[Check, ...]
@@ -60,11 +73,38 @@ class VerifyResult:
     warnings: tuple[str, ...]
     num_questions: int
     reference_sha256: str
+    answers: tuple[Answer, ...] = ()
+    layers: tuple[LayerFigure, ...] = ()
+    first_divergence: Mapping[str, Divergence | None] = field(default_factory=dict)
+    diagnoses: tuple[Diagnosis, ...] = ()
 
     @property
     def status(self) -> Status:
         """`failed` if any check failed, `not_run` if any was not run, else `passed`."""
         return status_of(self.checks)
+
+    @property
+    def figures(self) -> tuple[AnswerFigures, ...]:
+        """The answers of each execution in figures."""
+        keys = dict.fromkeys((a.target, a.executed_by) for a in self.answers)
+        return tuple(figures_of([a for a in self.answers if (a.target, a.executed_by) == k]) for k in keys)
+
+
+@dataclass
+class _Found:
+    """What was found so far, and by target what may explain it."""
+
+    checks: list[Check] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    layers: list[LayerFigure] = field(default_factory=list)
+    findings: dict[str, Findings] = field(default_factory=dict)
+
+    def add(self, comparison: Comparison) -> None:
+        self.checks += comparison.checks
+        self.measurements += comparison.measurements
+        self.answers += comparison.answers
 
 
 def verify(
@@ -81,7 +121,7 @@ def verify(
         bundle: Its folder.
         reference: The checkpoint's folder, or what `open_checkpoint` made of it.
         questions: Pictures to compare on: a folder with an optional questions.json, a .jsonl file, or what
-            was read of one; None takes 16 generated ones.
+            was read of one; None takes `hard_questions`.
         interpret: On a Mac, interpret Core ML packages beside running them.
         on_progress: Called with what is being done and the share of it that is done, 0..1.
 
@@ -94,38 +134,80 @@ def verify(
     if not asked:
         raise ImageError("there are no pictures to verify with", hint="give at least one with its question")
     plan = _plan(checkpoint, manifest)
-    checks = [_check_hashes(bundle, manifest, on_progress), *check_clients(bundle, manifest, plan)]
-    measurements: list[Measurement] = []
-    warnings: list[str] = []
-    model, found, notes = _reference(plan, manifest.source.calibration, asked, on_progress)
-    checks += found.checks
-    measurements += found.measurements
-    warnings += notes
+    found = _Found([_check_hashes(bundle, manifest, on_progress), *check_clients(bundle, manifest, plan)])
+    model, values = _reference(plan, manifest.source.calibration, asked, found, on_progress)
     end = context_end(model, asked, manifest.recipe.coreml.prefill_chunk)
     for target in manifest.targets:
+        found.findings[target] = Findings()
         for execution in executions(manifest, target, interpret):
             shown = partial(on_progress, execution.name)
             try:
                 if execution.inspect is not None:
-                    checks += execution.inspect(bundle, plan)
+                    found.checks += execution.inspect(bundle, plan)
                 loaded = load_bundle(bundle, target, execution.precision)
                 some = asked[: execution.max_questions]
-                found = compare(target, loaded, model, some, execution.gates, shown)
+                compared = compare(target, loaded, model, some, execution.gates, shown)
                 at_end = check_context_end(target, loaded, end, execution.gates)
             except _NOT_RUN as error:
                 stages = (*STAGES, CONTEXT_END)
-                checks += [not_run(target, stage, _metric(stage), str(error)) for stage in stages]
+                found.checks += [not_run(target, stage, _metric(stage), str(error)) for stage in stages]
+                found.layers += layers_not_run(target, values.names, str(error)).figures
                 continue
-            checks += [*found.checks, *at_end.checks]
-            measurements += [*found.measurements, *at_end.measurements]
+            found.add(compared)
+            found.add(at_end)
+            _look_inside(bundle, manifest, (target, execution), loaded, values, found)
             if loaded.session.trouble:
-                warnings.append(f"{target}, {loaded.session.executed_by}: {loaded.session.trouble}")
+                found.warnings.append(f"{target}, {loaded.session.executed_by}: {loaded.session.trouble}")
     on_progress("checkpoint", 0.0)
     reference_sha256 = source_hash(checkpoint)
-    if reference_sha256 != manifest.source.sha256:
-        warnings.append("the bundle was made from other files than this reference (their hashes differ)")
+    is_same_source = reference_sha256 == manifest.source.sha256
+    if not is_same_source:
+        found.warnings.append(
+            "the bundle was made from other files than this reference (their hashes differ)"
+        )
     on_progress("checkpoint", 1.0)
-    return VerifyResult(tuple(checks), tuple(measurements), tuple(warnings), len(asked), reference_sha256)
+    diagnoses = diagnose(bundle, manifest, plan, found.checks, found.findings, is_same_source=is_same_source)
+    return VerifyResult(
+        checks=tuple(found.checks),
+        measurements=tuple(found.measurements),
+        warnings=tuple(found.warnings),
+        num_questions=len(asked),
+        reference_sha256=reference_sha256,
+        answers=tuple(found.answers),
+        layers=tuple(found.layers),
+        first_divergence={target: found.findings[target].divergence for target in manifest.targets},
+        diagnoses=diagnoses,
+    )
+
+
+def _look_inside(
+    bundle: Path,
+    manifest: Manifest,
+    run: tuple[Target, Execution],
+    loaded: LoadedModel,
+    values: ReferenceValues,
+    found: _Found,
+) -> None:
+    """Compare what operations give; where a gate of the execution broke, find the first that parts."""
+    target, execution = run
+    by, known = loaded.session.executed_by, found.findings[target]
+    if execution.expose is None:
+        layers = layers_not_run(target, values.names, f"{by} hands out no values between operations")
+    else:
+        theirs = CandidateValues(values)
+        try:
+            execution.expose(bundle, manifest, loaded, values, theirs.add)
+            layers = theirs.figures(target, by)
+        except BundleError as error:
+            layers = layers_not_run(target, values.names, str(error))
+    found.layers += layers.figures
+    failed = {c.stage for c in found.checks if c.status == "failed" and c.executed_by == by}
+    if "image_features" in failed and values.pixel_values is not None:
+        layers = replace(layers, swapped_features_db=swapped_features_db(loaded, values))
+    parted = first_divergence(layers, execution.gates.min_sqnr_db) if failed else None
+    if failed and known.divergence is None:
+        trouble = known.trouble or loaded.session.trouble
+        found.findings[target] = Findings(layers, parted, trouble)
 
 
 def _plan(checkpoint: Checkpoint, manifest: Manifest) -> ExportPlan:
@@ -138,7 +220,7 @@ def _plan(checkpoint: Checkpoint, manifest: Manifest) -> ExportPlan:
 
 def _asked(questions: str | Path | Sequence[Question] | None) -> Sequence[Question]:
     if questions is None:
-        return every_second_badly_taken(standard_questions())
+        return hard_questions()
     return read_questions(Path(questions)) if isinstance(questions, str | Path) else questions
 
 
@@ -150,43 +232,51 @@ def _check_hashes(bundle: Path, manifest: Manifest, on_progress: OnStage) -> Che
 
 
 def _reference(
-    plan: ExportPlan, calibration: str | None, questions: Sequence[Question], on_progress: OnStage
-) -> tuple[LoadedModel, Comparison, tuple[str, ...]]:
+    plan: ExportPlan,
+    calibration: str | None,
+    questions: Sequence[Question],
+    found: _Found,
+    on_progress: OnStage,
+) -> tuple[LoadedModel, ReferenceValues]:
     """What every target is compared with.
 
     Args:
         plan: What an export would do.
         calibration: Hash of the data that layers were solved with, if any.
         questions: Pictures and questions.
+        found: Gets the quantizer's share, which is what its integers cost, after a check whether what it
+            computes fits into float16.
         on_progress: Called with what is being done and the share of it that is done, 0..1.
 
     Returns:
-        It; the quantizer's share, which is what its integers cost, after a check whether what it computes
-        fits into float16; and warnings.
+        It, and what its operations give for the first question with a picture.
     """
     checkpoint, recipe, context = plan.checkpoint, plan.recipe, plan.contract.context_length
     is_quantized = bool(recipe.quantize) or checkpoint.quantized is not None
+    shown = next((q for q in questions if q.images), questions[0])
     engine: LoadedModel | None = None
-    activations = Activations((), ())
     if is_quantized or uses_float16(recipe, plan.targets):
         engine = load_engine(checkpoint, recipe, context, calibration, on_progress)
     if engine is not None and uses_float16(recipe, plan.targets):
         report = partial(on_progress, "activations")
         activations = check_activations(engine, recipe, plan.targets, questions, report)
-    checks, warnings = activations.checks, activations.warnings
+        found.checks += activations.checks
+        found.warnings += activations.warnings
     if engine is not None and checkpoint.quantized is not None:
         metrics = ("kl_mean_nats", "top1_agreement")
-        skipped = [not_run("weights", END_TO_END, metric, _QUANTIZED_REFERENCE) for metric in metrics]
-        return engine, Comparison((*checks, *skipped), ()), warnings
+        found.checks += [not_run("weights", END_TO_END, metric, _QUANTIZED_REFERENCE) for metric in metrics]
+        return engine, ReferenceValues(engine, shown)
     if not is_quantized:
         engine = None  # frees its memory
     loading = partial(on_progress, "reference")
     reference = load_reference(checkpoint, plan.images, plan.prompt, context, loading)
     if engine is None:
-        return reference, Comparison(checks, ()), warnings
+        return reference, ReferenceValues(reference, shown)
     gates = _quantizer_gates(recipe.gates)
-    found = compare("weights", engine, reference, questions, gates, partial(on_progress, "weights"))
-    return engine, replace(found, checks=(*checks, *found.checks)), warnings
+    found.add(compare("weights", engine, reference, questions, gates, partial(on_progress, "weights")))
+    by = engine.session.executed_by
+    found.layers += ReferenceValues(reference, shown).again(engine).figures("weights", by).figures
+    return engine, ReferenceValues(engine, shown)
 
 
 def _quantizer_gates(gates: Gates) -> StageGates:

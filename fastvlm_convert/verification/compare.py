@@ -17,6 +17,7 @@ from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.prompt import Prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
+from fastvlm_convert.verification.answers import Answer, AnswerFigures, compare_answer, figures_of
 from fastvlm_convert.verification.check import Check, Measurement, at_least, at_most, equal, not_run
 from fastvlm_convert.verification.reference_run import ReferenceRun, run_reference
 
@@ -71,10 +72,17 @@ class StageGates:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything `compare` found."""
+    """What was found.
+
+    Attributes:
+        checks: Figures against their thresholds.
+        measurements: Figures that gate nothing.
+        answers: One a question, where questions were asked.
+    """
 
     checks: tuple[Check, ...]
     measurements: tuple[Measurement, ...]
+    answers: tuple[Answer, ...] = ()
 
 
 def compare(
@@ -97,15 +105,14 @@ def compare(
     """
     stages = {name: _Stage() for name in (*NUMERIC_STAGES, END_TO_END)}
     ids_differ: list[int] = []
-    text_differs: list[int] = []
+    answers: list[Answer] = []
     for number, question in enumerate(questions):
         run = run_reference(reference, question, gates.max_new_tokens)
         ours = _own_prompt(candidate, question, run)
         if not _same_ids(run.prompt, ours):
             ids_differ.append(number)
-        logits = _run_candidate(candidate, ours, run, stages)
-        if not run.is_answered_by(logits, candidate.eos_token_ids):
-            text_differs.append(number)
+        made = _run_candidate(candidate, ours, run, stages)
+        answers.append(compare_answer(target, candidate, question, number, run, made))
         on_progress((number + 1) / len(questions))
 
     runs = candidate.session.executed_by
@@ -116,7 +123,10 @@ def compare(
     for name, stage in stages.items():
         checks += _check_stage(target, name, stage, gates, runs)
         measurements += _measure(target, name, stage, runs, name in gates.min_sqnr_db)
-    checks += _check_answers(target, stages[END_TO_END], gates, runs)
+    figures = figures_of(answers)
+    measurements += _measure_answers(figures)
+    checks += _check_answers(figures, gates)
+    text_differs = [number for number, a in enumerate(answers) if a.first_difference is not None]
     differing = f"{len(text_differs)} of {len(questions)} answers differ: {text_differs}"
     if gates.identical_text:
         checks.append(equal(target, "greedy_text", "token_ids", len(text_differs), differing, runs))
@@ -125,7 +135,7 @@ def compare(
         measurements.append(
             Measurement(target, "greedy_text", "identical_share", share, not text_differs, runs)
         )
-    return Comparison(tuple(checks), tuple(measurements))
+    return Comparison(tuple(checks), tuple(measurements), tuple(answers))
 
 
 def _own_prompt(candidate: LoadedModel, question: Question, run: ReferenceRun) -> Prompt:
@@ -151,11 +161,12 @@ def _same_ids(theirs: Prompt, ours: Prompt) -> bool:
 
 def _run_candidate(
     candidate: LoadedModel, ours: Prompt, run: ReferenceRun, stages: Mapping[str, _Stage]
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Add what a candidate makes of one question to the stages.
 
     Returns:
-        Its logits end to end, float32 [fed + 1, vocab].
+        Its embeddings of the prompt, float32 [tokens, hidden], and its logits end to end, float32
+        [fed + 1, vocab].
     """
     session = candidate.session
     own_features = []
@@ -180,7 +191,7 @@ def _run_candidate(
         check_fits(len(embeds), len(run.fed), session.context_length)
         logits = teacher_forced(session, embeds, forced)
     stages[END_TO_END].add(run.logits, logits)
-    return logits
+    return embeds, logits
 
 
 def _check_stage(target: str, name: str, stage: _Stage, gates: StageGates, executed_by: str) -> list[Check]:
@@ -193,19 +204,25 @@ def _check_stage(target: str, name: str, stage: _Stage, gates: StageGates, execu
     return [at_least(target, name, "sqnr_db", value, gates.min_sqnr_db[name], executed_by)]
 
 
-def _check_answers(target: str, stage: _Stage, gates: StageGates, executed_by: str) -> list[Check]:
+def _check_answers(figures: AnswerFigures, gates: StageGates) -> list[Check]:
     """Divergence and agreement over all tokens of all answers, end to end."""
-    reference, candidate = np.concatenate(stage.reference), np.concatenate(stage.candidate)
-    checks = []
+    target, executed_by, checks = figures.target, figures.executed_by, []
     if gates.max_kl_mean_nats is not None:
-        value = float(metrics.kl_divergence(reference, candidate).mean())
+        value = np.nan if figures.kl_mean_nats is None else figures.kl_mean_nats
         checks.append(at_most(target, END_TO_END, "kl_mean_nats", value, gates.max_kl_mean_nats, executed_by))
     if gates.min_top1_agreement is not None:
-        value = metrics.top1_agreement(reference, candidate)
-        checks.append(
-            at_least(target, END_TO_END, "top1_agreement", value, gates.min_top1_agreement, executed_by)
-        )
+        value, least = figures.top1_agreement, gates.min_top1_agreement
+        checks.append(at_least(target, END_TO_END, "top1_agreement", value, least, executed_by))
     return checks
+
+
+def _measure_answers(figures: AnswerFigures) -> list[Measurement]:
+    """The same, whether they are gated or not."""
+    names = (*(f"kl_{name}_nats" for name in ("mean", "median", "p99", "max")), "top1_agreement", "flips")
+    return [
+        Measurement(figures.target, END_TO_END, name, getattr(figures, name), False, figures.executed_by)
+        for name in names
+    ]
 
 
 def _measure(target: str, name: str, stage: _Stage, executed_by: str, is_gated: bool) -> list[Measurement]:
@@ -220,7 +237,7 @@ def _measure(target: str, name: str, stage: _Stage, executed_by: str, is_gated: 
         "max_abs_error": float(np.max([metrics.max_abs_error(r, c) for r, c in pairs])),
         "cosine_similarity": stage.worst(metrics.cosine_similarity),
     }
-    if name in (*LOGIT_STAGES, END_TO_END):
+    if name in LOGIT_STAGES:
         divergence = np.concatenate([metrics.kl_divergence(r, c) for r, c in pairs])
         rows = [np.concatenate(side) for side in zip(*pairs, strict=True)]
         figures |= {

@@ -10,10 +10,18 @@ from fastvlm_convert.io_names import IMAGE
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.predict.export_plan import ExportPlan, statement_of
 from fastvlm_convert.runtime.core_ml import has_core_ml
+from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check
 from fastvlm_convert.verification.client_files import check_interface
 from fastvlm_convert.verification.compare import LOGIT_STAGES, StageGates
-from fastvlm_convert.verification.execution import Execution, full_gates, least_everywhere, most_kl_nats
+from fastvlm_convert.verification.execution import (
+    Execution,
+    OnValue,
+    full_gates,
+    least_everywhere,
+    most_kl_nats,
+)
+from fastvlm_convert.verification.layers import ReferenceValues
 
 
 def coreml_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
@@ -28,10 +36,25 @@ def coreml_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     rounded = StageGates(least, False, gates.max_new_tokens, most_kl_nats(recipe))
     found = [Execution("Core ML", None, rounded)] if has_core_ml() else []
     if interpret or not found:
-        found.append(Execution("coreml", "exact", exact))
+        found.append(Execution("coreml", "exact", exact, expose=_values))
         if declares_float16:
-            found.append(Execution("coreml fp16", "device", rounded))
+            found.append(Execution("coreml fp16", "device", rounded, expose=_values))
     return [replace(found[0], inspect=_check_packages), *found[1:]]
+
+
+def _values(
+    bundle: Path,
+    manifest: Manifest,
+    candidate: LoadedModel,
+    reference: ReferenceValues,
+    on_value: OnValue,
+) -> None:
+    from fastvlm_convert.runtime.coreml_session import CoreMLSession
+    from fastvlm_convert.runtime.coreml_values import coreml_values
+
+    del bundle, manifest
+    assert isinstance(candidate.session, CoreMLSession)
+    coreml_values(candidate.session, reference.inputs, on_value)
 
 
 def _check_packages(bundle: Path, plan: ExportPlan) -> list[Check]:

@@ -4,13 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fastvlm_convert.io_names import Precision
+from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.predict.export_plan import ExportPlan
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check
 from fastvlm_convert.verification.compare import NUMERIC_STAGES, StageGates
+from fastvlm_convert.verification.layers import ReferenceValues
 
 Inspect = Callable[[Path, ExportPlan], list[Check]]
+OnValue = Callable[[str, np.ndarray], None]
+# Runs a bundle's model on the reference's inputs and reports what operations give.
+Expose = Callable[[Path, Manifest, LoadedModel, ReferenceValues, OnValue], None]
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,7 @@ class Execution:
         precision: How exactly the runtime computes; None as it does for users.
         gates: What it must reach.
         max_questions: How many questions it is asked; None for all. Some executions are very slow.
+        expose: Shows what operations give; None where the runtime hands out no such values.
         inspect: Holds what the target's files say of themselves against a plan of the export; at most one
             execution of a target has it.
     """
@@ -30,6 +39,7 @@ class Execution:
     precision: Precision | None
     gates: StageGates
     max_questions: int | None = None
+    expose: Expose | None = None
     inspect: Inspect | None = None
 
 

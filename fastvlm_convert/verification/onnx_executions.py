@@ -10,9 +10,11 @@ import numpy as np
 from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.predict.export_plan import ExportPlan
+from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check, equal, not_run
 from fastvlm_convert.verification.compare import LOGIT_STAGES
-from fastvlm_convert.verification.execution import Execution, full_gates
+from fastvlm_convert.verification.execution import Execution, OnValue, full_gates
+from fastvlm_convert.verification.layers import ReferenceValues
 
 _MERGED: Final = ("merged_embeds", "token_rows")
 _MERGED_TEXT: Final = 1000  # ids of text on either side of the features
@@ -28,14 +30,30 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     recipe = manifest.recipe
     full, inspect = full_gates(recipe), partial(_check_merge, manifest)
     if not recipe.quantize:
-        return [Execution("onnx", None, full, inspect=inspect)]
+        return [Execution("onnx", None, full, expose=partial(_values, exact=False), inspect=inspect)]
     front = {stage: least for stage, least in full.min_sqnr_db.items() if stage not in LOGIT_STAGES}
     shipped = replace(full, min_sqnr_db=front, identical_text=False)
     exact = replace(full, identical_text=False, max_new_tokens=_EXACT_TOKENS)
     return [
-        Execution("onnx", None, shipped, inspect=inspect),
-        Execution("onnx exact", "exact", exact, max_questions=1),
+        Execution("onnx", None, shipped, expose=partial(_values, exact=False), inspect=inspect),
+        Execution("onnx exact", "exact", exact, max_questions=1, expose=partial(_values, exact=True)),
     ]
+
+
+def _values(
+    bundle: Path,
+    manifest: Manifest,
+    candidate: LoadedModel,
+    reference: ReferenceValues,
+    on_value: OnValue,
+    *,
+    exact: bool,
+) -> None:
+    """More than six parameters: those of `Expose`."""
+    from fastvlm_convert.runtime.onnx_values import onnx_values
+
+    del candidate
+    onnx_values(bundle, manifest, reference.inputs, reference.num_bytes, on_value, exact=exact)
 
 
 def _check_merge(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:

@@ -18,11 +18,14 @@ from fastvlm_convert.errors import BundleError, OutputError, RecipeError, shown
 from fastvlm_convert.json_file import read_json_file
 from fastvlm_convert.manifest import FILE_NAME, VERIFICATION_FILE, Status
 from fastvlm_convert.regular_file import open_file
+from fastvlm_convert.verification.answers import Answer, AnswerFigures
 from fastvlm_convert.verification.bundle import VerifyResult
 from fastvlm_convert.verification.check import Check, Measurement, status_of
+from fastvlm_convert.verification.diagnosis import Diagnosis
+from fastvlm_convert.verification.layers import Divergence, LayerFigure
 
 SCHEMA: Final = "fastvlm-convert/verification"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _WRITABLE: Final = "see that you may write into the bundle"
 _AGAIN: Final = "verify the bundle again with --record"
 
@@ -40,6 +43,11 @@ class VerificationRecord:
         checks: Figures against their thresholds.
         measurements: Figures that gate nothing.
         warnings: What was odd.
+        answers: Every answer of every execution, beside the reference's.
+        answer_figures: The same in figures, one an execution.
+        layers: Every operation of every execution, on one picture.
+        first_divergence: By target, the first operation below its gate, where a gate broke.
+        diagnoses: Of each target that fails, the first stage that breaks its gate, and the likely cause.
     """
 
     tool: str
@@ -50,6 +58,11 @@ class VerificationRecord:
     checks: tuple[Check, ...]
     measurements: tuple[Measurement, ...]
     warnings: tuple[str, ...]
+    answers: tuple[Answer, ...]
+    answer_figures: tuple[AnswerFigures, ...]
+    layers: tuple[LayerFigure, ...]
+    first_divergence: dict[str, Divergence | None]
+    diagnoses: tuple[Diagnosis, ...]
 
     def __post_init__(self) -> None:
         if self.status != status_of(self.checks):
@@ -95,6 +108,11 @@ def write_record(bundle: Path, result: VerifyResult) -> Path:
             checks=result.checks,
             measurements=result.measurements,
             warnings=result.warnings,
+            answers=result.answers,
+            answer_figures=result.figures,
+            layers=result.layers,
+            first_divergence=dict(result.first_divergence),
+            diagnoses=result.diagnoses,
         )
         value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(record)}
         with whole_file(path) as partial:

@@ -33,20 +33,28 @@ class ReferenceRun:
     fed: tuple[int, ...]
     logits: np.ndarray
 
-    def is_answered_by(self, logits: np.ndarray, eos_token_ids: tuple[int, ...]) -> bool:
-        """Whether greedy decoding by these logits, given the fed tokens, gives the same answer.
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the answer, its end included if it ended."""
+        return len(self.token_ids) + self.finished
 
-        As long as every token is the same, feeding the reference's answer and feeding one's own is the same.
+    def differences(self, logits: np.ndarray, eos_token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens of the answer, its end included if it ended, that another model would not have said.
+
+        None, exactly where greedy decoding gives the same answer: as long as every token is the same, feeding
+        the reference's answer and feeding one's own is the same.
 
         Args:
-            logits: A candidate's, float32 [fed + 1, vocab].
-            eos_token_ids: Ids at which the candidate ends an answer.
+            logits: The other model's, given the fed tokens, float32 [fed + 1, vocab].
+            eos_token_ids: Ids at which it ends an answer.
         """
         said = [greedy(row) for row in logits]
-        answer = self.token_ids
-        if tuple(said[: len(answer)]) != answer or any(token in eos_token_ids for token in answer):
-            return False
-        return not self.finished or said[len(answer)] in eos_token_ids
+        ends = [token in eos_token_ids for token in said]
+        pairs = enumerate(zip(said, self.token_ids, strict=False))
+        differing = [n for n, (ours, theirs) in pairs if ours != theirs or ends[n]]
+        if self.finished and not ends[len(self.token_ids)]:
+            differing.append(len(self.token_ids))
+        return tuple(differing)
 
 
 def run_reference(reference: LoadedModel, question: Question, max_new_tokens: int) -> ReferenceRun:

@@ -25,7 +25,10 @@ FLAGS = {
         "CHECKPOINT", "--target", "--recipe", "--output", "-o", *PARTS, "--calibration", "--overwrite",
         *COMMON,
     },
-    "verify": {"BUNDLE", "--reference", "--images", "--interpret", "--record", *PARTS, *COMMON},
+    "verify": {
+        "BUNDLE", "--reference", "--images", "--interpret", "--record", "--details", "--output-format",
+        *PARTS, *COMMON,
+    },
     "bench": {"BUNDLE...", "--reference", "--new-tokens", "--trials", *COMMON},
     "estimate": {"BUNDLE", "--phones", *COMMON},
     "scan": {

@@ -205,9 +205,10 @@ class TestLicense:
 
 class TestRecord:
     def test_a_record_about_another_manifest_fails(self, bundle):
-        record = {"schema": "fastvlm-convert/verification", "schema_version": 1, "manifest_sha256": "0" * 64,
+        record = {"schema": "fastvlm-convert/verification", "schema_version": 2, "manifest_sha256": "0" * 64,
                   "tool": "1", "reference_sha256": "", "num_questions": 1, "status": "passed", "checks": [],
-                  "measurements": [], "warnings": []}  # fmt: skip
+                  "measurements": [], "warnings": [], "answers": [], "answer_figures": [], "layers": [],
+                  "first_divergence": {}, "diagnoses": []}  # fmt: skip
         (bundle / "verification.json").write_text(json.dumps(record))
         result = check_bundle(bundle)
         assert statuses(result)["verification"] == "failed"

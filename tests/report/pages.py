@@ -17,8 +17,9 @@ from fastvlm_convert.report.sources.estimates import read_estimates
 from fastvlm_convert.report.sources.evaluation import read_evaluation
 from fastvlm_convert.report.sources.lint import About, sorted_lint
 from fastvlm_convert.report.sources.not_run import NotRun
-from fastvlm_convert.report.sources.verification import Answer, LayerNoise, Verification, verdicts
+from fastvlm_convert.report.sources.verification import LayerNoise, Verification, verdicts
 from fastvlm_convert.report.verdict import verdict_of
+from fastvlm_convert.verification.answers import Answer, figures_of
 from fastvlm_convert.verification.check import Check, at_least, at_most, not_run, status_of
 from tests.report import documents
 
@@ -36,6 +37,7 @@ def verification(
         at_least("onnx", "decode_logits", "sqnr_db", 63.2, 50.0, BY),
         at_most("onnx", "end_to_end", "kl_mean_nats", 0.0125, 0.02, BY),
     )
+    figures = (figures_of(answers),) if answers else ()
     return Verification(
         tool="0.1.0",
         reference_sha256="ab" * 32,
@@ -46,9 +48,9 @@ def verification(
         warnings=(),
         targets=verdicts(given),
         answers=tuple(answers),
+        figures=figures,
         layers=tuple(layers),
         faults=(),
-        missing=(),
     )
 
 
@@ -58,6 +60,7 @@ def answer(text: str, reference: str = "The star is red.", **changes: object) ->
         "target": "onnx", "executed_by": BY, "picture": "00.png", "question": "What is red?",
         "reference_text": reference, "bundle_text": text,
         "first_difference": None if text == reference else 2, "kl_nats": (1e-7, 0.002, 0.4),
+        "differing_tokens": (2,),
     }  # fmt: skip
     return Answer(**(values | changes))
 

@@ -8,8 +8,6 @@ from fastvlm_convert.errors import BundleError
 from fastvlm_convert.report.sources.bench import read_bench
 from fastvlm_convert.report.sources.bundle import read_bundle
 from fastvlm_convert.report.sources.evaluation import read_evaluation
-from fastvlm_convert.report.sources.verification import room_used
-from fastvlm_convert.verification.check import at_least, at_most
 from tests.report import documents
 from tests.report.pages import Elements, page
 
@@ -69,13 +67,6 @@ def test_a_malformed_document_is_refused_with_the_place(evaluation, change, mess
     evaluation.write_text(json.dumps(document))
     with pytest.raises(BundleError, match=message):
         read_evaluation(evaluation)
-
-
-def test_the_room_that_a_check_has_left():
-    assert room_used(at_most("onnx", "end_to_end", "kl_mean_nats", 0.005, 0.02, "x")) == 0.25
-    assert room_used(at_least("onnx", "decode_logits", "sqnr_db", 100.0, 50.0, "x")) == 0.5
-    assert room_used(at_least("onnx", "end_to_end", "top1_agreement", 0.985, 0.97, "x")) == pytest.approx(0.5)
-    assert room_used(at_least("onnx", "decode_logits", "sqnr_db", None, 50.0, "x")) is None
 
 
 def test_sizes_by_part_add_up_to_what_is_stored(fp32_bundle):

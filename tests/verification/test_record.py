@@ -7,15 +7,38 @@ import pytest
 
 from fastvlm_convert.errors import BundleError, OutputError
 from fastvlm_convert.manifest import FILE_NAME, VERIFICATION_FILE, load_manifest
+from fastvlm_convert.verification.answers import Answer
 from fastvlm_convert.verification.bundle import VerifyResult
 from fastvlm_convert.verification.check import Check, Measurement
+from fastvlm_convert.verification.diagnosis import Diagnosis
+from fastvlm_convert.verification.layers import Divergence, LayerFigure
 from fastvlm_convert.verification.record import manifest_hash, read_record, require_recordable, write_record
 from tests.bundles import copy_bundle, edit_manifest
 
 CHECK = Check("onnx", "greedy_text", "token_ids", None, True, "onnxruntime 1", None, "passed", None)
 SKIPPED = Check("coreml", "greedy_text", "token_ids", None, False, None, None, "not_run", "why")
 MEASURED = Measurement("onnx", "end_to_end", "kl_mean_nats", 1e-6, False, "onnxruntime 1")
-RESULT = VerifyResult((CHECK, SKIPPED), (MEASURED,), ("odd",), 3, "f" * 64)
+ANSWERS = tuple(
+    Answer("onnx", "onnxruntime 1", f"{n}.png", "What?", "This.", "That.", n or None, kl, ())
+    for n, kl in enumerate([(0.0, 1e-9), (0.5, None)])
+)
+LAYERS = (
+    LayerFigure("onnx", "onnxruntime 1", "l3_gate", 61.5, None),
+    LayerFigure("onnx", "onnxruntime 1", "l3_up", None, "equal"),
+)
+DIVERGENCE = Divergence("prefill_logits", "l3_gate", "61.5 dB, below 100")
+DIAGNOSIS = Diagnosis("onnx", "prefill_logits", "sqnr_db", "onnxruntime 1", "layer_weights", "its weights")
+RESULT = VerifyResult(
+    checks=(CHECK, SKIPPED),
+    measurements=(MEASURED,),
+    warnings=("odd",),
+    num_questions=3,
+    reference_sha256="f" * 64,
+    answers=ANSWERS,
+    layers=LAYERS,
+    first_divergence={"onnx": DIVERGENCE, "coreml": None},
+    diagnoses=(DIAGNOSIS,),
+)
 
 
 @pytest.fixture
@@ -30,6 +53,9 @@ def test_what_was_written_is_read(bundle):
     record = read_record(bundle)
     assert (record.checks, record.measurements, record.warnings) == (RESULT.checks, (MEASURED,), ("odd",))
     assert (record.status, record.num_questions, record.reference_sha256) == ("not_run", 3, "f" * 64)
+    assert (record.answers, record.layers, record.diagnoses) == (ANSWERS, LAYERS, (DIAGNOSIS,))
+    assert record.first_divergence == {"onnx": DIVERGENCE, "coreml": None}
+    assert record.answer_figures == RESULT.figures
     assert record.manifest_sha256 == manifest_hash(bundle)
     assert (bundle / FILE_NAME).read_bytes() == before
     load_manifest(bundle)
@@ -54,7 +80,7 @@ def test_it_is_bound_to_the_manifest(bundle):
     ("change", "message"),
     [
         (lambda r: r.update(schema="x"), "not a record"),
-        (lambda r: r.update(schema_version=2), "record version 2; this tool reads 1"),
+        (lambda r: r.update(schema_version=1), "record version 1; this tool reads 2"),
         (lambda r: r.update(status="passed"), "status is passed, its checks say not_run"),
         (lambda r: r["checks"][0].update(status="fine"), "malformed"),
         (lambda r: r.pop("checks"), "missing setting checks"),

@@ -1,41 +1,22 @@
 """What `verify --record` wrote into a bundle."""
 
+import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from fastvlm_convert.manifest import Status
 from fastvlm_convert.report.sources.not_run import NotRun
+from fastvlm_convert.report.texts import target_name
+from fastvlm_convert.verification.answers import Answer, AnswerFigures
 from fastvlm_convert.verification.check import Check, Measurement, status_of
-from fastvlm_convert.verification.record import read_record
+from fastvlm_convert.verification.diagnosis import nearest
+from fastvlm_convert.verification.layers import LayerFigure
+from fastvlm_convert.verification.record import VerificationRecord, read_record
 
 _AT_MOST: Final = ("_nats", "max_abs")  # how metrics end of which less is better
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One question's answers.
-
-    Attributes:
-        target: What answered.
-        executed_by: What executed it.
-        picture: Label of the question's picture; None for a question of text alone.
-        question: The question.
-        reference_text: What the checkpoint answers.
-        bundle_text: What the bundle answers.
-        first_difference: Place of the first token that differs, or None.
-        kl_nats: Divergence of each token of the reference's answer, where it is finite.
-    """
-
-    target: str
-    executed_by: str
-    picture: str | None
-    question: str
-    reference_text: str
-    bundle_text: str
-    first_difference: int | None
-    kl_nats: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -84,7 +65,6 @@ class TargetVerdict:
         counts: Checks by status.
         executed_by: What executed it.
         nearest: The check that has the least room left, or None where none has a threshold.
-        room_used: Share of that check's room that is used up; 1 is at its gate.
     """
 
     target: str
@@ -92,7 +72,6 @@ class TargetVerdict:
     counts: dict[str, int]
     executed_by: tuple[str, ...]
     nearest: Check | None
-    room_used: float | None
 
 
 @dataclass(frozen=True)
@@ -109,9 +88,9 @@ class Verification:
         warnings: What was odd.
         targets: A verdict each.
         answers: Answers side by side.
+        figures: The same in figures, one an execution.
         layers: Noise by operation.
         faults: Where targets part from the reference, and why that may be.
-        missing: What the record lacks, and why.
     """
 
     tool: str
@@ -123,9 +102,9 @@ class Verification:
     warnings: tuple[str, ...]
     targets: tuple[TargetVerdict, ...]
     answers: tuple[Answer, ...]
+    figures: tuple[AnswerFigures, ...]
     layers: tuple[LayerNoise, ...]
     faults: tuple[Fault, ...]
-    missing: tuple[str, ...]
 
     @property
     def unsettled(self) -> tuple[Check, ...]:
@@ -157,11 +136,25 @@ def read_verification(bundle: Path, command: str) -> Verification | NotRun:
         measurements=record.measurements,
         warnings=record.warnings,
         targets=verdicts(record.checks),
-        answers=(),
-        layers=(),
-        faults=(),
-        missing=(),
+        answers=record.answers,
+        figures=record.answer_figures,
+        layers=tuple(_noise(figure) for figure in record.layers),
+        faults=tuple(_faults(record)),
     )
+
+
+def _noise(figure: LayerFigure) -> LayerNoise:
+    is_equal = figure.is_run and figure.decibels == math.inf
+    by = target_name(figure.target) + (f", {figure.executed_by}" if figure.executed_by else "")
+    return LayerNoise(by, figure.name, figure.sqnr_db, is_equal, None if is_equal else figure.reason)
+
+
+def _faults(record: VerificationRecord) -> Iterator[Fault]:
+    for diagnosis in record.diagnoses:
+        yield Fault(diagnosis.target, diagnosis.stage, None, diagnosis.text)
+    for target, found in record.first_divergence.items():
+        if found is not None:
+            yield Fault(target, found.stage, found.layer, found.reason)
 
 
 def verdicts(checks: tuple[Check, ...]) -> tuple[TargetVerdict, ...]:
@@ -169,31 +162,17 @@ def verdicts(checks: tuple[Check, ...]) -> tuple[TargetVerdict, ...]:
     found = []
     for target in dict.fromkeys(check.target for check in checks):
         own = [check for check in checks if check.target == target]
-        used = [(share, check) for check in own if (share := room_used(check)) is not None]
-        nearest = max(used, key=lambda pair: pair[0], default=None)
+        closest = nearest(own)
         found.append(
             TargetVerdict(
                 target=target,
                 status=status_of(own),
                 counts=dict(Counter(check.status for check in own)),
                 executed_by=tuple(dict.fromkeys(c.executed_by for c in own if c.executed_by is not None)),
-                nearest=None if nearest is None else nearest[1],
-                room_used=None if nearest is None else nearest[0],
+                nearest=closest,
             )
         )
     return tuple(found)
-
-
-def room_used(check: Check) -> float | None:
-    """Share of a check's room that is used up, 1 at its gate; None without threshold or figure."""
-    value, gate = check.value, check.threshold
-    if value is None or gate is None:
-        return None
-    if is_at_most(check):
-        return value / gate if gate else float(value > 0)
-    if check.metric == "top1_agreement":  # a share: what is missing counts
-        return (1 - value) / (1 - gate) if gate < 1 else float(value < 1)
-    return gate / value if value > 0 else float("inf")
 
 
 def is_at_most(check: Check) -> bool:
