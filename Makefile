@@ -56,9 +56,10 @@ demo: setup
 	@echo
 	$(BIN)/fastvlm-convert run $(OUT)/int4 --target coreml $(DEMO)/check_images/00.png "Describe the image."
 	@echo
-	$(BIN)/fastvlm-convert verify $(OUT)/int4 --reference $(DEMO)
+	$(BIN)/fastvlm-convert verify $(OUT)/int4 --reference $(DEMO) --record
 	@echo
-	$(BIN)/fastvlm-convert bench $(OUT)/int4 --reference $(DEMO)
+	$(BIN)/fastvlm-convert bench $(OUT)/int4 --reference $(DEMO) --json > $(OUT)/bench.json
+	$(BIN)/fastvlm-convert report $(OUT)/int4 --bench $(OUT)/bench.json -o $(OUT)/report.html
 
 test: setup
 	$(PYTEST)
