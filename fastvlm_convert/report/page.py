@@ -161,6 +161,7 @@ def render(
         pictures=pictures,
         figures=_figures(sources),
         absent=_absent(sections),
+        operations=_operations(() if verified is None else verified.layers),
         levels=_levels(),
         recipe=json.dumps(dataclasses.asdict(sources.bundle.manifest.recipe), indent=2, ensure_ascii=False),
     )
@@ -200,14 +201,29 @@ def _divergences(verification: Verification) -> dict[str, list[float]]:
     return found
 
 
-def _grids(layers: tuple[LayerNoise, ...]) -> list[tuple[str, Markup]]:
-    """A figure for each execution and part of the model, with what it shows."""
-    found: list[tuple[str, Markup]] = []
+def _grids(layers: tuple[LayerNoise, ...]) -> dict[str, list[tuple[str, Markup]]]:
+    """By execution: a figure for each part of the model, with its name."""
+    found: dict[str, list[tuple[str, Markup]]] = {}
     for by in dict.fromkeys(layer.by for layer in layers):
         cells = [Cell(layer.name, layer.sqnr_db, layer.is_equal) for layer in layers if layer.by == by]
-        for grid in grids_of(cells):
-            found.append((f"{by}, {grid.title}", draw_grid(f"layers-{len(found)}", grid, by)))
+        found[by] = [
+            (grid.title, draw_grid(f"layers-{len(found)}-{n}", grid, by))
+            for n, grid in enumerate(grids_of(cells))
+        ]
     return found
+
+
+def _operations(layers: tuple[LayerNoise, ...]) -> dict[str, Any]:
+    """The grids in figures: columns are executions, rows operations; and why figures are missing."""
+    rows: dict[str, dict[str, str]] = {}
+    for layer in layers:
+        figure = "-" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}"
+        rows.setdefault(layer.name, {})[layer.by] = "equal" if layer.is_equal else figure
+    return {
+        "columns": list(dict.fromkeys(layer.by for layer in layers)),
+        "rows": rows,
+        "reasons": list(dict.fromkeys(layer.reason for layer in layers if layer.reason is not None)),
+    }
 
 
 def _levels() -> list[tuple[int, str]]:

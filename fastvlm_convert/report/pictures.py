@@ -12,8 +12,8 @@ from PIL import Image
 from fastvlm_convert.errors import ImageError
 from fastvlm_convert.pictures import load_image
 
-_EDGE: Final = 192  # pixels: twice what the page shows, for dense screens
-_QUALITY: Final = 82
+_EDGE: Final = 144  # pixels: a little more than the page shows, for dense screens
+_QUALITY: Final = 72
 _BETWEEN: Final = ", "
 _MOST: Final = 4  # pictures of one question
 _NO_FOLDER: Final = "not embedded: give the folder of the pictures with --images"

@@ -2,7 +2,13 @@
 
 from typing import Final
 
-_TARGETS: Final = {"onnx": "ONNX", "coreml": "Core ML", "mlx": "MLX"}
+_TARGETS: Final = {
+    "onnx": "ONNX",
+    "coreml": "Core ML",
+    "mlx": "MLX",
+    "bundle": "files",
+    "weights": "weights alone",
+}
 _WORDS: Final = {
     "db": "dB", "kl": "KL", "sqnr": "SQNR", "psnr": "PSNR", "abs": "absolute", "max": "maximum",
     "top1": "top-1",

@@ -46,6 +46,7 @@ class TestEvery:
     def test_its_colors_are_those_of_the_page(self, draw):
         svg = draw()
         assert "var(--" in svg
+        assert "font-family" not in svg
         assert re.findall(r"(?:fill|stroke): ?#", svg) == []
 
     def test_what_it_refers_to_is_in_it(self, draw):

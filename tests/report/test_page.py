@@ -146,7 +146,7 @@ class TestAnswers:
         text = page(fp32_bundle, verification(answers=[answer("The star is red.")]), images=tmp_path)
         (picture,) = Elements(text).named("img")
         assert picture["src"].startswith("data:image/jpeg;base64,")
-        assert (picture["width"], picture["height"]) == ("192", "96")
+        assert (picture["width"], picture["height"]) == ("144", "72")
 
     @pytest.mark.parametrize("label", ["../secret.png", "/etc/passwd", "none.png", "text.png", "a\0b"])
     def test_one_that_is_not_there_is_said(self, fp32_bundle, tmp_path, label):

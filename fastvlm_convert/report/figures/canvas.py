@@ -166,12 +166,15 @@ def _adopt(element: ElementTree.Element, name: str, used: Collection[str]) -> No
     for key, value in list(element.attrib.items()):
         if "url(#" in value:
             element.set(key, value.replace("url(#", f"url(#{name}-"))
+    if element.get("transform", "").startswith(("rotate(-0 ", "rotate(0 ")):
+        del element.attrib["transform"]
     if "d" in element.attrib:
         element.set("d", " ".join(element.attrib["d"].split()))
     style = element.get("style")
     if style is not None:
         style = re.sub(r"#[0-9a-f]{6}", lambda m: f"var(--{_VARIABLES.get(m[0], 'ink')})", style)
-        element.set("style", re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", style))
+        style = re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", style)  # the family is the page's
+        element.set("style", re.sub(r"font-family: [^;]*;? ?", "", style))
 
 
 def _unwrap(element: ElementTree.Element) -> None:

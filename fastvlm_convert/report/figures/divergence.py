@@ -34,7 +34,15 @@ def draw_divergence(number: int, name: str, kl: Sequence[float]) -> Markup:
         drawn.text(0, 14, name, color=INK, fontweight="bold")
         drawn.text(0, 30, _summary(kl), color=MUTED)
         axes = drawn.axes(4, _TITLE, WIDTH - 8, _PANEL)
-        axes.bar(edges[:-1], counts, width=0.92 / _PER_DECADE, align="edge", color=ACCENT, clip_on=False)
+        shown = counts > 0
+        axes.bar(
+            edges[:-1][shown],
+            counts[shown],
+            width=0.92 / _PER_DECADE,
+            align="edge",
+            color=ACCENT,
+            clip_on=False,
+        )
         if mean > 0:
             place = min(max(math.log10(mean), _LOWEST), _HIGHEST)
             axes.axvline(place, color=INK, linewidth=1, linestyle=(0, (3, 2)))

@@ -17,7 +17,7 @@ BORDERS: Final = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0)
 EQUAL: Final = "="
 UNKNOWN: Final = "\u2013"
 
-_ROW, _TOP = 17.0, 62.0
+_ROW, _TOP = 17.0, 76.0
 _COLUMN, _WIDEST = 30.0, 40.0
 _LONGEST = 18  # characters of a name
 _NAME = re.compile(r"(?:l(?P<layer>\d+)|s(?P<stage>\d+)b(?P<block>\d+))_(?P<op>.+)")
@@ -90,15 +90,12 @@ def draw_grid(figure: str, grid: Grid, by: str) -> Markup:
     """
     column = min(_WIDEST, max(_COLUMN, 290.0 / len(grid.columns)))
     left = 12 + 6.2 * max(len(label(row, _LONGEST)) for row in grid.rows)
-    width = max(left + column * len(grid.columns) + 28, 160.0)
+    width = max(left + column * len(grid.columns) + 52, 160.0)
     height = _TOP + _ROW * len(grid.rows) + 4
     title = f"Signal to noise by operation in dB, {by}, {grid.title}"
     with canvas(figure, title, _description(grid), height, width) as drawn:
         axes = drawn.axes(left, _TOP, column * len(grid.columns), _ROW * len(grid.rows))
-        for y, cells in enumerate(grid.rows.values()):
-            for x, op in enumerate(grid.columns):
-                if (cell := cells.get(op)) is not None:
-                    _draw_cell(axes, x, y, cell)
+        _draw_cells(axes, grid)
         axes.set_xlim(0, len(grid.columns))
         axes.set_ylim(len(grid.rows), 0)
         axes.set_yticks([y + 0.5 for y in range(len(grid.rows))], [label(row, _LONGEST) for row in grid.rows])
@@ -109,18 +106,27 @@ def draw_grid(figure: str, grid: Grid, by: str) -> Markup:
     return drawn.svg
 
 
-def _draw_cell(axes: "Axes", x: int, y: int, cell: Cell) -> None:
-    from matplotlib.patches import Rectangle
+def _draw_cells(axes: "Axes", grid: Grid) -> None:
+    """The cells: one path a level, which is far smaller than one a cell, and their figures."""
+    from matplotlib.patches import PathPatch, Rectangle
+    from matplotlib.path import Path
 
-    is_known = cell.is_equal or cell.sqnr_db is not None
-    level = level_of(cell)
-    look: dict[str, Any] = {"facecolor": "none", "edgecolor": RULE, "linewidth": 0.5}
-    if is_known:
-        look = {"facecolor": LEVELS[level], "linewidth": 0}
-    axes.add_patch(Rectangle((x + 0.02, y + 0.04), 0.96, 0.92, clip_on=False, **look))
-    text = EQUAL if cell.is_equal else UNKNOWN if cell.sqnr_db is None else f"{cell.sqnr_db:.0f}"
-    color = LEVEL_INKS[level] if is_known else MUTED
-    axes.text(x + 0.5, y + 0.54, text, ha="center", va="center", fontsize=10, color=color)
+    paths: dict[int | None, list[Path]] = {}
+    for y, cells in enumerate(grid.rows.values()):
+        for x, op in enumerate(grid.columns):
+            if (cell := cells.get(op)) is None:
+                continue
+            level = level_of(cell) if cell.is_equal or cell.sqnr_db is not None else None
+            square = Rectangle((x + 0.02, y + 0.04), 0.96, 0.92)
+            paths.setdefault(level, []).append(square.get_path().transformed(square.get_patch_transform()))
+            text = EQUAL if cell.is_equal else UNKNOWN if cell.sqnr_db is None else f"{cell.sqnr_db:.0f}"
+            color = MUTED if level is None else LEVEL_INKS[level]
+            axes.text(x + 0.5, y + 0.54, text, ha="center", va="center", fontsize=10, color=color)
+    for level, squares in paths.items():
+        look: dict[str, Any] = {"facecolor": "none", "edgecolor": RULE, "linewidth": 0.5}
+        if level is not None:
+            look = {"facecolor": LEVELS[level], "linewidth": 0}
+        axes.add_patch(PathPatch(Path.make_compound_path(*squares), clip_on=False, zorder=0.5, **look))
 
 
 def _description(grid: Grid) -> str:
