@@ -36,6 +36,13 @@ class Session(Protocol):
         """float32 [1, 3, S, S] -> projected image tokens, float32 [num_image_tokens, hidden]."""
         ...
 
+    def prepare(self, pictures: np.ndarray) -> np.ndarray:
+        """What the encoder gets of what `encode_image` is given, float32 [1, 3, S, S].
+
+        The same, but for a graph that prepares pictures itself.
+        """
+        ...
+
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """int64 [n] -> float32 [n, hidden]."""
         ...

@@ -27,7 +27,10 @@ class TensorSpec:
 
 
 # Graph inputs and outputs.
-PIXEL_VALUES: Final = "pixel_values"  # float32 [batch_size, 3, S, S], RGB scaled to 0..1
+PIXEL_VALUES: Final = (
+    "pixel_values"  # float32 [batch_size, 3, S, S], RGB scaled to 0..1; or pictures of any size
+)
+PREPARED_PIXELS: Final = "prepared_pixels"  # within a graph that takes those: what its encoder gets
 IMAGE_FEATURES: Final = "image_features"  # float32 [num_image_tokens, hidden]
 INPUT_IDS: Final = "input_ids"  # int64 [batch_size, sequence_length]
 INPUTS_EMBEDS: Final = "inputs_embeds"  # float32 [batch_size, sequence_length, hidden]
@@ -55,6 +58,8 @@ SEQUENCE: Final = "sequence_length"
 PAST_SEQUENCE: Final = "past_sequence_length"
 TOTAL_SEQUENCE: Final = "total_sequence_length"
 NUM_IMAGE_TOKENS: Final = "num_image_tokens"
+HEIGHT: Final = "height"  # of a picture as clients send it
+WIDTH: Final = "width"
 
 PATCH_SIZE: Final = 64  # pixels per image token along each edge
 VISION_HEAD_DIM: Final = 32

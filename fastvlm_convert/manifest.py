@@ -14,6 +14,9 @@ from fastvlm_convert.dataclass_io import from_plain, has_schema
 from fastvlm_convert.errors import BundleError, MalformedManifestError, RecipeError, shown
 from fastvlm_convert.io_names import (
     COMPONENTS,
+    HEIGHT,
+    PIXEL_VALUES,
+    WIDTH,
     Component,
     FloatName,
     PrecisionName,
@@ -74,6 +77,11 @@ class Artifact:
         if self.target not in BACKENDS:
             known = " or ".join(repr(target) for target in BACKENDS)
             raise BundleError(f"target is {self.target!r}, expected {known}")
+
+
+def takes_pictures(artifact: Artifact) -> bool:
+    """Whether a graph prepares pictures itself, so that it is given them in their own size."""
+    return any(s.name == PIXEL_VALUES and s.shape[2:] == (HEIGHT, WIDTH) for s in artifact.inputs)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class ImageSettings:
         rescale_factor: What 8-bit values are multiplied by.
         mean: Subtracted from the rescaled values, by channel.
         std: What they are divided by then.
+        in_graph: Whether the vision graph itself does all that, so that it is given the picture as it is.
     """
 
     size: int
@@ -41,6 +42,7 @@ class ImageSettings:
     rescale_factor: float = 1 / 255
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    in_graph: bool = False
 
     @property
     def is_normalized(self) -> bool:
@@ -107,13 +109,41 @@ def _padded_strips(
 
 
 def pixel_values(image: Image.Image, settings: ImageSettings) -> np.ndarray:
-    """The vision encoder's input, float32 [1, 3, size, size], RGB; in 0..1 where nothing is normalized.
+    """What the vision graph is given, float32 [1, 3, size, size], RGB; in 0..1 where nothing is normalized.
+
+    A graph that prepares pictures itself is given [1, 3, height, width] in 0..1.
 
     Args:
         image: An RGB image of any size.
         settings: How it is made square, scaled and normalized.
     """
-    scaled = np.asarray(square(image, settings), np.float64) * settings.rescale_factor
+    if settings.in_graph:
+        return _planes(np.asarray(image), ImageSettings(settings.size, settings.mode))
+    return _planes(np.asarray(square(image, settings)), settings)
+
+
+def picture_of(values: np.ndarray, settings: ImageSettings) -> Image.Image:
+    """The square 8-bit picture that pixel values came from; exact, for they hold few of a float's values.
+
+    Args:
+        values: float32 [1, 3, size, size], scaled and normalized.
+        settings: How.
+    """
+    planes = values[0] * np.array(settings.std, np.float32)[:, None, None]
+    planes = planes + np.array(settings.mean, np.float32)[:, None, None]
+    scaled = np.rint(planes.transpose(1, 2, 0) / settings.rescale_factor).astype(np.uint8)
+    return Image.fromarray(scaled, "RGB")
+
+
+def channel_values(settings: ImageSettings) -> np.ndarray:
+    """What each 8-bit value of each channel becomes, float32 [3, 256]."""
+    pixels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)[None]
+    return _planes(pixels, settings)[0, :, 0]
+
+
+def _planes(pixels: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    """uint8 [height, width, 3], scaled and normalized; float32 [1, 3, height, width]."""
+    scaled = pixels.astype(np.float64) * settings.rescale_factor
     planes = np.ascontiguousarray(scaled.transpose(2, 0, 1)[None], np.float32)
     if not settings.is_normalized:
         return planes

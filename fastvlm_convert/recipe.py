@@ -232,6 +232,11 @@ class OnnxSettings:
         "4 rounds activations to int8 in products with quantized weights, which is the only fast way for 8 "
         "bits and 1.8 times as fast for 4; 0 keeps them in float.",
     )
+    preprocessing: Literal["in_graph", "client"] = setting(
+        "client",
+        "Who makes pictures square and resizes them: `in_graph` has the vision graph do it, with pictures of "
+        "any size and exactly as the original does; `client` leaves it to the app, which gives S x S pixels.",
+    )
 
 
 @dataclass(frozen=True)

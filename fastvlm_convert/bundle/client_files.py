@@ -11,6 +11,7 @@ from fastvlm_convert.preprocess import RESAMPLINGS, ImageSettings
 from fastvlm_convert.prompt import chat_template
 from fastvlm_convert.weights.model_config import ModelConfig
 
+_NO_PATCH = 1_000_000_000  # pixels
 _MAX_NEW_TOKENS = 256  # as Apple's predict.py; without it transformers.js stops after one token
 
 
@@ -20,6 +21,7 @@ def client_files(
     contract: Contract,
     added: Mapping[str, Any],
     documents: Mapping[str, dict[str, Any]],
+    in_graph: bool,
 ) -> dict[str, bytes]:
     """What transformers.js, transformers and onnxruntime-genai read at the root of a bundle, by name.
 
@@ -29,12 +31,14 @@ def client_files(
         contract: What the bundle promises.
         added: What the targets' own clients look up in config.json besides.
         documents: What they read in files of their own, by name.
+        in_graph: Whether a graph prepares pictures, so that clients must not.
     """
+    is_padded = contract.image_mode == "pad"
     return {
-        **_common_files(tokenizer, contract),
+        **_common_files(tokenizer, contract, in_graph),
         "generation_config.json": _json(_generation_config(contract, tokenizer)),
         "preprocessor_config.json": _json(
-            _preprocessor_config(contract.images, contract.image_mode == "pad")
+            _picture_config() if in_graph else _preprocessor_config(contract.images, is_padded)
         ),
         "config.json": _json({**_config(config, contract, tokenizer), **added}),
         **{name: _json(document) for name, document in documents.items()},
@@ -53,17 +57,17 @@ def app_files(
         added: What config.json says besides, or instead.
     """
     return {
-        **_common_files(tokenizer, contract),
+        **_common_files(tokenizer, contract, in_graph=False),
         "preprocessor_config.json": _json(_preprocessor_config(contract.images, False)),
         "config.json": _json({**_config(config, contract, tokenizer), **added}),
     }
 
 
-def _common_files(tokenizer: TextTokenizer, contract: Contract) -> dict[str, bytes]:
+def _common_files(tokenizer: TextTokenizer, contract: Contract, in_graph: bool) -> dict[str, bytes]:
     return {
         "tokenizer.json": tokenizer_json(tokenizer).encode(),
         "tokenizer_config.json": _json(_tokenizer_config(tokenizer, contract)),
-        "processor_config.json": _json(_PROCESSOR_CONFIG),
+        "processor_config.json": _json(_processor_config(contract, in_graph)),
     }
 
 
@@ -132,13 +136,30 @@ def _preprocessor_config(images: ImageSettings, is_padded: bool) -> dict[str, An
     }
 
 
-_PROCESSOR_CONFIG = {
-    "processor_class": "LlavaProcessor",
-    "image_token": IMAGE_TOKEN,
-    "patch_size": PATCH_SIZE,
-    "num_additional_image_tokens": 0,
-    "vision_feature_select_strategy": "full",
-}
+def _picture_config() -> dict[str, Any]:
+    """Leaves a picture as it is, in 0..1: the graph does the rest."""
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": False,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,
+    }
+
+
+def _processor_config(contract: Contract, in_graph: bool) -> dict[str, Any]:
+    """How clients count image tokens: one a patch of what they send, and some more."""
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": IMAGE_TOKEN,
+        # No picture has a patch so large, so each becomes the tokens that are added to its patches.
+        "patch_size": _NO_PATCH if in_graph else PATCH_SIZE,
+        "num_additional_image_tokens": contract.num_image_tokens if in_graph else 0,
+        "vision_feature_select_strategy": "full",
+    }
 
 
 def _tokenizer_config(tokenizer: TextTokenizer, contract: Contract) -> dict[str, Any]:

@@ -96,7 +96,8 @@ class Case:
         picture: The picture.
         question: The question.
         square_sha256: Of the picture made square and resized, uint8 [image_size, image_size, 3].
-        pixel_values_sha256: Of the encoder's input, float32 [1, 3, image_size, image_size], little endian.
+        pixel_values_sha256: Of what the vision graph is given, float32 [1, 3, image_size, image_size], little
+            endian; or [1, 3, height, width] where it prepares pictures itself.
         pixel_values: The same, some values.
         segments: Token ids of the prompt before and behind the picture.
         image_features: What the encoder gives, float32 [num_image_tokens, hidden].

@@ -8,6 +8,7 @@ from typing import Any
 from fastvlm_convert.errors import MissingDependencyError
 from fastvlm_convert.exporters.job import ExportJob, Statement
 from fastvlm_convert.manifest import Artifact, Contract, Manifest
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
@@ -36,6 +37,11 @@ def no_client_config(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     """Of a backend whose clients look nothing up in config.json."""
     del artifacts
     return {}
+
+
+def takes_all_pictures(recipe: Recipe, images: ImageSettings) -> None:
+    """Of a backend that leaves pictures to its clients, or can prepare them in every way."""
+    del recipe, images
 
 
 def no_client_documents(
@@ -79,6 +85,7 @@ class Backend:
         working_bytes: Memory beside that while weights are written.
         has_float16_cache: Whether the KV cache is float16 whatever the decoder computes in.
         client_config: What its clients look up in the bundle's config.json.
+        check_pictures: Refuses ways to prepare pictures that it cannot take, with a TargetError.
         client_documents: JSON files at the bundle's root that its clients alone read, by name; made of
             dimensions, contract, the id that pads and its artifacts.
         app_folders: Folders of the bundle that an app or a library loads by itself, tokenizer and config
@@ -100,6 +107,7 @@ class Backend:
     working_bytes: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], int]
     has_float16_cache: Callable[[Recipe], bool]
     client_config: Callable[[Sequence[Artifact]], dict[str, Any]] = no_client_config
+    check_pictures: Callable[[Recipe, ImageSettings], None] = takes_all_pictures
     client_documents: Callable[
         [ModelConfig, Contract, int, Sequence[Artifact]], dict[str, dict[str, Any]]
     ] = no_client_documents

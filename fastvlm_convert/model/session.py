@@ -23,6 +23,10 @@ class TorchSession:
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
         return self.model.encode_image(torch.from_numpy(pixel_values))[0].numpy()
 
+    def prepare(self, pictures: np.ndarray) -> np.ndarray:
+        """The same: pictures come prepared."""
+        return pictures
+
     @torch.inference_mode()
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """int64 [n] -> float32 [n, hidden]."""

@@ -15,7 +15,7 @@ from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.exporters.backends import Prediction, backend_of
 from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.io_names import IMAGE_TOKEN
-from fastvlm_convert.manifest import Artifact, Contract, FileEntry, Manifest, Source
+from fastvlm_convert.manifest import Artifact, Contract, FileEntry, Manifest, Source, takes_pictures
 from fastvlm_convert.predict.sizes import predict_artifacts
 from fastvlm_convert.quantization.weight_plan import WeightPlan, plan_weights
 from fastvlm_convert.recipe import Recipe, shipped_recipes
@@ -52,6 +52,7 @@ def plan_export(checkpoint: Checkpoint, recipe: Recipe | None, targets: Sequence
     plan = plan_weights(checkpoint, recipe or _stored_recipe(checkpoint))
     for target in targets:
         backend_of(target).check(plan.config, plan.recipe, plan.layers)
+        backend_of(target).check_pictures(plan.recipe, plan.images)
     images, prompt = plan.images, plan.prompt
     contract = Contract(
         image_size=images.size,
@@ -150,7 +151,8 @@ def files_beside(plan: ExportPlan, artifacts: Sequence[Artifact]) -> dict[str, b
         documents |= backend.client_documents(config, contract, checkpoint.tokenizer.end_of_text_id, own)
         for folder, said in backend.app_folders(config, plan.recipe, plan.layers).items():
             folders[folder] = folders.get(folder, {}) | said
-    files = client_files(checkpoint.tokenizer, config, contract, added, documents)
+    in_graph = any(takes_pictures(artifact) for artifact in artifacts)
+    files = client_files(checkpoint.tokenizer, config, contract, added, documents, in_graph)
     for folder, said in folders.items():
         for name, content in app_files(checkpoint.tokenizer, config, contract, said).items():
             files[f"{folder}/{name}"] = content

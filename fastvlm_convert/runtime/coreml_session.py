@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
-from PIL import Image
 
 from fastvlm_convert.errors import BundleError, shortened
 from fastvlm_convert.io_names import (
@@ -27,7 +26,7 @@ from fastvlm_convert.io_names import (
 )
 from fastvlm_convert.manifest import Artifact, Manifest
 from fastvlm_convert.mil import Interpreter, OpResult, State
-from fastvlm_convert.preprocess import ImageSettings
+from fastvlm_convert.preprocess import picture_of
 from fastvlm_convert.runtime.contract import AGAIN
 from fastvlm_convert.runtime.core_ml import has_core_ml
 from fastvlm_convert.runtime.coreml_contract import check_manifest
@@ -131,9 +130,13 @@ class CoreMLSession:
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
         name = self._vision_artifact.inputs[0].name
-        value: Any = _picture(pixel_values, self._images) if name == IMAGE else pixel_values
+        value: Any = picture_of(pixel_values, self._images) if name == IMAGE else pixel_values
         outputs = self._vision.run(self._vision_artifact.function, {name: value})
         return _output(outputs, IMAGE_FEATURES, 3)[0].astype(np.float32)
+
+    def prepare(self, pictures: np.ndarray) -> np.ndarray:
+        """The same: pictures come prepared."""
+        return pictures
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """int64 [n] -> float32 [n, hidden]."""
@@ -228,11 +231,3 @@ def _output(outputs: Mapping[str, np.ndarray], name: str, axes: int) -> np.ndarr
         there = shortened(", ".join(f"{n} of {v.ndim} axes" for n, v in outputs.items()), 100)
         raise BundleError(f"the package gives {there}, expected {name} of {axes} axes", hint=AGAIN)
     return outputs[name]
-
-
-def _picture(pixel_values: np.ndarray, images: ImageSettings) -> Image.Image:
-    """The 8-bit picture that pixel values came from; exact, for they hold few of a float's values."""
-    planes = pixel_values[0] * np.array(images.std, np.float32)[:, None, None]
-    planes = planes + np.array(images.mean, np.float32)[:, None, None]
-    scaled = np.rint(planes.transpose(1, 2, 0) / images.rescale_factor).astype(np.uint8)
-    return Image.fromarray(scaled, "RGB")

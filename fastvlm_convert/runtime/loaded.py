@@ -15,9 +15,9 @@ from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.errors import MissingDependencyError
 from fastvlm_convert.generate import Session, answer_tokens, check_fits, greedy, sampler
 from fastvlm_convert.io_names import Precision
-from fastvlm_convert.manifest import chosen_target, load_manifest
+from fastvlm_convert.manifest import chosen_target, load_manifest, takes_pictures
 from fastvlm_convert.pictures import as_seen, load_image
-from fastvlm_convert.preprocess import ImageSettings
+from fastvlm_convert.preprocess import ImageSettings, picture_of, pixel_values
 from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
 from fastvlm_convert.prompt import Message, Prompt, PromptFormat, build_prompt, user_message
 from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration
@@ -67,6 +67,16 @@ class LoadedModel:
             PromptError: Its roles are out of order.
         """
         return build_prompt(messages, self.prompt_format, self.tokenizer, self.images)
+
+    def unprepared(self, pixels: np.ndarray) -> np.ndarray:
+        """What to give `session.encode_image` so that its encoder gets these pixels.
+
+        Args:
+            pixels: float32 [1, 3, S, S], prepared.
+        """
+        if not self.images.in_graph:
+            return pixels
+        return pixel_values(picture_of(pixels, self.images), self.images)  # a square of this size stays
 
     def ask(
         self,
@@ -252,10 +262,12 @@ def load_bundle(
     """
     bundle = Path(bundle)
     manifest = load_manifest(bundle)
+    target = chosen_target(manifest, target, bundle)
+    in_graph = any(takes_pictures(artifact) for artifact in manifest.artifacts if artifact.target == target)
     return LoadedModel(
-        session=open_session(bundle, manifest, chosen_target(manifest, target, bundle), precision),
+        session=open_session(bundle, manifest, target, precision),
         tokenizer=read_tokenizer(bundle),
         eos_token_ids=manifest.contract.eos_token_ids,
-        images=manifest.contract.images,
+        images=replace(manifest.contract.images, in_graph=in_graph),
         prompt_format=manifest.contract.conversation,
     )

@@ -51,6 +51,10 @@ class MlxSession:
         with _refusals():
             return _numpy(encode(self._weights, mx.array(pixel_values.transpose(0, 2, 3, 1))))
 
+    def prepare(self, pictures: np.ndarray) -> np.ndarray:
+        """The same: pictures come prepared."""
+        return pictures
+
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """int64 [n] -> float32 [n, hidden]."""
         with _refusals():

@@ -18,7 +18,7 @@ from fastvlm_convert.io_names import (
     present_key,
     present_value,
 )
-from fastvlm_convert.manifest import Manifest
+from fastvlm_convert.manifest import Manifest, takes_pictures
 from fastvlm_convert.runtime.contract import FLOATS, Artifacts, Rules, Shape, check_artifacts, malformed
 
 _TARGET: Final = "onnx"
@@ -53,6 +53,8 @@ def _rules(artifacts: Artifacts) -> Rules:
     if decoder is not None:
         _check_order(decoder.inputs, past)
         _check_order(decoder.outputs, present)
+    vision = artifacts.get(("vision", ""))
+    size: Shape = (None, None) if vision is not None and takes_pictures(vision) else ("S", "S")
     hidden: Shape = (None, None, "H")
     merge: Rules = {
         ("embed", MERGE): (
@@ -63,7 +65,7 @@ def _rules(artifacts: Artifacts) -> Rules:
     return {
         **(merge if ("embed", MERGE) in artifacts else {}),  # the session does without
         ("vision", ""): (
-            {PIXEL_VALUES: (("float32",), (None, 3, "S", "S"))},
+            {PIXEL_VALUES: (("float32",), (None, 3, *size))},
             {IMAGE_FEATURES: (("float32",), (None, "H"))},
         ),
         ("embed", ""): (

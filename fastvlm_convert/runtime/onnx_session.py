@@ -20,11 +20,12 @@ from fastvlm_convert.io_names import (
     MAIN,
     MERGE,
     PIXEL_VALUES,
+    PREPARED_PIXELS,
     Component,
     Precision,
     TensorSpec,
 )
-from fastvlm_convert.manifest import Artifact, Manifest
+from fastvlm_convert.manifest import Artifact, Manifest, takes_pictures
 from fastvlm_convert.runtime.contract import check_graph
 from fastvlm_convert.runtime.onnx_contract import check_manifest
 
@@ -63,6 +64,9 @@ class OnnxSession:
         self.context_length = manifest.contract.context_length
         self.num_image_tokens = manifest.contract.num_image_tokens
         self._vision = _load(bundle, manifest, "vision")
+        vision = manifest.artifact(_TARGET, "vision")
+        self._vision_path, self._takes_pictures = bundle / vision.files[0], takes_pictures(vision)
+        self._front: onnxruntime.InferenceSession | None = None
         self._embed = _load(bundle, manifest, "embed")
         self._decoder = (_load_exact if exact else _load)(bundle, manifest, "decoder")
         decoder = manifest.artifact(_TARGET, "decoder")
@@ -75,9 +79,18 @@ class OnnxSession:
         self._length = 0
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
-        """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
+        """float32 [1, 3, S, S], or pictures of any size -> float32 [num_image_tokens, hidden]."""
         with refusals("vision"):
             return np.asarray(self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixel_values})[0])
+
+    def prepare(self, pictures: np.ndarray) -> np.ndarray:
+        """What the encoder gets: the same, or what the graph makes of float32 [1, 3, height, width]."""
+        if self._takes_pictures and self._front is None:
+            self._front = _load_front(self._vision_path)
+        if self._front is None:
+            return pictures
+        with refusals("vision"):
+            return np.asarray(self._front.run([PREPARED_PIXELS], {PIXEL_VALUES: pictures})[0])
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """int64 [n] -> float32 [n, hidden]."""
@@ -210,6 +223,30 @@ def session_of(model: "onnx.ModelProto", path: Path) -> onnxruntime.InferenceSes
     with refusals(path):
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+
+def _load_front(path: Path) -> onnxruntime.InferenceSession:
+    """The part of a vision graph that prepares pictures; it has no weights."""
+    import onnx
+
+    with refusals(path):
+        model = onnx.load(path, load_external_data=False)
+        names = [node.output[0] for node in model.graph.node]
+        nodes = model.graph.node[: names.index(PREPARED_PIXELS) + 1 if PREPARED_PIXELS in names else 0]
+        read = {name for node in nodes for name in node.input}
+        graph = onnx.helper.make_graph(
+            nodes,
+            "front",
+            model.graph.input,
+            [onnx.helper.make_tensor_value_info(PREPARED_PIXELS, onnx.TensorProto.FLOAT, None)],
+            [tensor for tensor in model.graph.initializer if tensor.name in read],
+        )
+        front = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _SEVERITY
+        return onnxruntime.InferenceSession(
+            front.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
 

@@ -29,7 +29,12 @@ from fastvlm_convert.verification.answers import Answer, AnswerFigures, figures_
 from fastvlm_convert.verification.check import Check, Measurement, equal, not_run, status_of
 from fastvlm_convert.verification.client_files import check_clients
 from fastvlm_convert.verification.compare import END_TO_END, Comparison, StageGates, compare
-from fastvlm_convert.verification.context_end import CONTEXT_END, check_context_end, context_end
+from fastvlm_convert.verification.context_end import (
+    CONTEXT_END,
+    ContextEnd,
+    check_context_end,
+    context_end,
+)
 from fastvlm_convert.verification.diagnosis import Diagnosis, Findings, diagnose
 from fastvlm_convert.verification.execution import Execution
 from fastvlm_convert.verification.executions import executions
@@ -137,27 +142,11 @@ def verify(
     found = _Found([_check_hashes(bundle, manifest, on_progress), *check_clients(bundle, manifest, plan)])
     model, values = _reference(plan, manifest.source.calibration, asked, found, on_progress)
     end = context_end(model, asked, manifest.recipe.coreml.prefill_chunk)
+    against = _Against(bundle, manifest, plan, model, values, asked, end)
     for target in manifest.targets:
         found.findings[target] = Findings()
         for execution in executions(manifest, target, interpret):
-            shown = partial(on_progress, execution.name)
-            try:
-                if execution.inspect is not None:
-                    found.checks += execution.inspect(bundle, plan)
-                loaded = load_bundle(bundle, target, execution.precision)
-                some = asked[: execution.max_questions]
-                compared = compare(target, loaded, model, some, execution.gates, shown)
-                at_end = check_context_end(target, loaded, end, execution.gates)
-            except _NOT_RUN as error:
-                stages = (*STAGES, CONTEXT_END)
-                found.checks += [not_run(target, stage, _metric(stage), str(error)) for stage in stages]
-                found.layers += layers_not_run(target, values.names, str(error)).figures
-                continue
-            found.add(compared)
-            found.add(at_end)
-            _look_inside(bundle, manifest, (target, execution), loaded, values, found)
-            if loaded.session.trouble:
-                found.warnings.append(f"{target}, {loaded.session.executed_by}: {loaded.session.trouble}")
+            _run(against, target, execution, found, on_progress)
     on_progress("checkpoint", 0.0)
     reference_sha256 = source_hash(checkpoint)
     is_same_source = reference_sha256 == manifest.source.sha256
@@ -180,34 +169,75 @@ def verify(
     )
 
 
+@dataclass(frozen=True)
+class _Against:
+    """A bundle, and everything that its targets are compared with.
+
+    Attributes:
+        bundle: Its folder.
+        manifest: Its manifest.
+        plan: What an export of the reference would do.
+        model: The reference that holds the bundle's weights.
+        values: What its operations give for the first picture.
+        asked: Pictures and questions.
+        end: What it computes at the end of its context.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    plan: ExportPlan
+    model: LoadedModel
+    values: ReferenceValues
+    asked: Sequence[Question]
+    end: ContextEnd
+
+
+def _run(
+    against: _Against, target: Target, execution: Execution, found: _Found, on_progress: OnStage
+) -> None:
+    """Compare one execution of a target with the reference."""
+    shown = partial(on_progress, execution.name)
+    try:
+        if execution.inspect is not None:
+            found.checks += execution.inspect(against.bundle, against.plan)
+        loaded = load_bundle(against.bundle, target, execution.precision)
+        some = against.asked[: execution.max_questions]
+        compared = compare(target, loaded, against.model, some, execution.gates, shown)
+        at_end = check_context_end(target, loaded, against.end, execution.gates)
+    except _NOT_RUN as error:
+        stages = (*STAGES, CONTEXT_END)
+        found.checks += [not_run(target, stage, _metric(stage), str(error)) for stage in stages]
+        found.layers += layers_not_run(target, against.values.names, str(error)).figures
+        return
+    found.add(compared)
+    found.add(at_end)
+    _look_inside(against, target, execution, loaded, found)
+    if loaded.session.trouble:
+        found.warnings.append(f"{target}, {loaded.session.executed_by}: {loaded.session.trouble}")
+
+
 def _look_inside(
-    bundle: Path,
-    manifest: Manifest,
-    run: tuple[Target, Execution],
-    loaded: LoadedModel,
-    values: ReferenceValues,
-    found: _Found,
+    against: _Against, target: Target, execution: Execution, loaded: LoadedModel, found: _Found
 ) -> None:
     """Compare what operations give; where a gate of the execution broke, find the first that parts."""
-    target, execution = run
-    by, known = loaded.session.executed_by, found.findings[target]
+    values, by, known = against.values, loaded.session.executed_by, found.findings[target]
     if execution.expose is None:
         layers = layers_not_run(target, values.names, f"{by} hands out no values between operations")
     else:
         theirs = CandidateValues(values)
         try:
-            execution.expose(bundle, manifest, loaded, values, theirs.add)
+            execution.expose(against.bundle, against.manifest, loaded, values, theirs.add)
             layers = theirs.figures(target, by)
         except BundleError as error:
             layers = layers_not_run(target, values.names, str(error))
     found.layers += layers.figures
     failed = {c.stage for c in found.checks if c.status == "failed" and c.executed_by == by}
+    if not failed or known.divergence is not None:
+        return
     if "image_features" in failed and values.pixel_values is not None:
         layers = replace(layers, swapped_features_db=swapped_features_db(loaded, values))
-    parted = first_divergence(layers, execution.gates.min_sqnr_db) if failed else None
-    if failed and known.divergence is None:
-        trouble = known.trouble or loaded.session.trouble
-        found.findings[target] = Findings(layers, parted, trouble)
+    parted = first_divergence(layers, execution.gates.min_sqnr_db)
+    found.findings[target] = Findings(layers, parted, known.trouble or loaded.session.trouble)
 
 
 def _plan(checkpoint: Checkpoint, manifest: Manifest) -> ExportPlan:

@@ -179,7 +179,7 @@ def embedding_table(found: Evidence) -> str | None:
 
 def head_tied(found: Evidence) -> str | None:
     """The head reads the wrong table."""
-    if found.divergence is None or found.divergence.layer != "logits":
+    if found.divergence is None or found.divergence.layer != "logits" or not _breaks_off(found):
         return None
     if found.is_head_tied:
         return (
@@ -206,7 +206,7 @@ def rotary_positions(found: Evidence) -> str | None:
 
 def layer_weights(found: Evidence) -> str | None:
     """One operation has other weights."""
-    if found.divergence is None:
+    if found.divergence is None or not _breaks_off(found):
         return None
     return (
         f"{found.divergence.layer} is the first operation that is wrong: its weights are not the "
@@ -214,11 +214,14 @@ def layer_weights(found: Evidence) -> str | None:
     )
 
 
-def state_not_reset(found: Evidence) -> str | None:
-    """An answer depends on the one before."""
-    if found.layers is None or found.divergence is not None or not found.failed("prefill_logits"):
+def growing_error(found: Evidence) -> str | None:
+    """No operation is wrong, all of them together are too coarse."""
+    if found.divergence is None or _breaks_off(found):
         return None
-    return "the first prompt is right and a later one is not: the cache is not reset between answers"
+    return (
+        f"the error grows from operation to operation and is below the gate at {found.divergence.layer}: "
+        "rounding (float16, int8 activations), not one wrong weight"
+    )
 
 
 def cache(found: Evidence) -> str | None:
@@ -277,12 +280,14 @@ _CAUSES: Final[tuple[tuple[str, tuple[str, ...], Cause], ...]] = (
     ("head_tied", _DECODER, head_tied),
     ("rotary_positions", _DECODER, rotary_positions),
     ("layer_weights", _NUMERIC, layer_weights),
-    ("state_not_reset", ("prefill_logits",), state_not_reset),
+    ("growing_error", _NUMERIC, growing_error),
     ("cache", ("decode_logits",), cache),
     ("late_positions", ("context_end",), late_positions),
     ("runtime_rounding", ("end_to_end",), runtime_rounding),
 )
-"""Name, the stages whose gates it can break, and function; the surest first."""
+# Name, the stages whose gates it can break, and function; the surest first.
+CAUSES: Final = tuple(name for name, _, _ in _CAUSES)
+"""The names of all causes."""
 
 
 def likely_cause(found: Evidence, stage: str) -> tuple[str, str] | None:
@@ -298,6 +303,19 @@ def likely_cause(found: Evidence, stage: str) -> tuple[str, str] | None:
         if place in stages and (text := cause(found)) is not None:
             return name, text
     return None
+
+
+def _breaks_off(found: Evidence) -> bool:
+    """Whether the first operation below its gate is clearly worse than all before it in its graph."""
+    assert found.divergence is not None
+    assert found.layers is not None
+    part, before = op_component(found.divergence.layer), float("inf")
+    for figure in found.layers.figures:
+        if figure.name == found.divergence.layer:
+            return figure.decibels < before - _CLEARLY_DB
+        if op_component(figure.name) == part and figure.is_run:
+            before = min(before, figure.decibels)
+    return False
 
 
 def _worst(found: Evidence, stage: str) -> float | None:

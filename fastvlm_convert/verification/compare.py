@@ -144,12 +144,11 @@ def _own_prompt(candidate: LoadedModel, question: Question, run: ReferenceRun) -
     Raises:
         BundleError: Its pictures have another size than the reference's.
     """
-    ours = candidate.conversation(question.messages)
-    for theirs, own in zip(run.prompt.images, ours.images, strict=True):
-        if theirs.shape != own.shape:
+    ours, size = candidate.conversation(question.messages), candidate.images.size
+    for theirs in run.prompt.images:
+        if theirs.shape[-1] != size:
             raise BundleError(
-                f"the bundle makes pictures {own.shape[-1]} pixels wide, checkpoint and recipe say "
-                f"{theirs.shape[-1]}"
+                f"the bundle makes pictures {size} pixels wide, checkpoint and recipe say {theirs.shape[-1]}"
             )
     return ours
 
@@ -171,11 +170,13 @@ def _run_candidate(
     session = candidate.session
     own_features = []
     for theirs, own, expected in zip(run.prompt.images, ours.images, run.features, strict=True):
-        stages["preprocessing"].add(theirs, own)
+        prepared = session.prepare(own)
+        stages["preprocessing"].add(theirs, prepared)
         encoded = session.encode_image(own)
         own_features.append(encoded)
         # Equal pixels, equal features: a picture is encoded once.
-        features = encoded if np.array_equal(theirs, own) else session.encode_image(theirs)
+        is_equal = np.array_equal(theirs, prepared)
+        features = encoded if is_equal else session.encode_image(candidate.unprepared(theirs))
         stages["image_features"].add(expected, features)
     stages["inputs_embeds"].add(run.embeds, embed_prompt(session, run.prompt, run.features))
 

@@ -54,7 +54,7 @@ def _values(
 
     del bundle, manifest
     assert isinstance(candidate.session, CoreMLSession)
-    coreml_values(candidate.session, reference.inputs, on_value)
+    coreml_values(candidate.session, reference.inputs_of(candidate), on_value)
 
 
 def _check_packages(bundle: Path, plan: ExportPlan) -> list[Check]:

@@ -103,11 +103,12 @@ class ReferenceValues:
             self.inputs_embeds = embed_prompt(session, prompt, features)
             session.prefill(self.inputs_embeds)
 
-    @property
-    def inputs(self) -> dict[Component, np.ndarray]:
-        """What the encoder, where there is a picture, and the decoder are given."""
+    def inputs_of(self, candidate: LoadedModel) -> dict[Component, np.ndarray]:
+        """What a candidate's encoder, where there is a picture, and its decoder are given."""
         given: dict[Component, np.ndarray] = {"decoder": self.inputs_embeds}
-        return given if self.pixel_values is None else {"vision": self.pixel_values, **given}
+        if self.pixel_values is None:
+            return given
+        return {"vision": candidate.unprepared(self.pixel_values), **given}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -217,7 +218,8 @@ def swapped_features_db(candidate: LoadedModel, reference: ReferenceValues) -> f
     if reference.pixel_values is None or reference.features is None:
         raise BundleError("no question has a picture")
     swapped = np.ascontiguousarray(reference.pixel_values[:, ::-1])
-    return metrics.sqnr_db(reference.features, candidate.session.encode_image(swapped))
+    features = candidate.session.encode_image(candidate.unprepared(swapped))
+    return metrics.sqnr_db(reference.features, features)
 
 
 def _joined(name: str, value: "Tensor", parts: list[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

@@ -52,8 +52,8 @@ def _values(
     """More than six parameters: those of `Expose`."""
     from fastvlm_convert.runtime.onnx_values import onnx_values
 
-    del candidate
-    onnx_values(bundle, manifest, reference.inputs, reference.num_bytes, on_value, exact=exact)
+    inputs = reference.inputs_of(candidate)
+    onnx_values(bundle, manifest, inputs, reference.num_bytes, on_value, exact=exact)
 
 
 def _check_merge(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:

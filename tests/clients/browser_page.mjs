@@ -180,7 +180,7 @@ const parts = {
     seen.phoneTexts = (await page.locator('label').allInnerTexts()).map((label) => label.trim());
     await noteFaults(page);
     await screenshot(page, 'empty');
-    await page.setInputFiles('#camera', job.image);
+    await page.setInputFiles('#camera', job.high_image);
     await page.waitForSelector('#ask:enabled');
     await screenshot(page, 'chosen');
     await ask(page);

@@ -56,7 +56,12 @@ class Genai:
         return self.rest(generator)
 
     def inputs(self, ids: np.ndarray, images: tuple[np.ndarray, ...]) -> Any:
-        """Token ids and pictures by the names that onnxruntime-genai knows."""
+        """Token ids and pictures by the names that onnxruntime-genai knows.
+
+        Pictures of one call have one size, so those of several sizes are made square first.
+        """
+        if len({image.shape for image in images}) > 1:
+            images = tuple(self.ours.unprepared(self.ours.session.prepare(image)) for image in images)
         tensors = og.NamedTensors()
         tensors["input_ids"] = ids
         tensors["pixel_values"] = np.concatenate(images)

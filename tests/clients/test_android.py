@@ -39,7 +39,7 @@ EXAMPLE = ROOT / "examples" / "android"
 JARS = Path("/usr/share/java")  # where Debian puts them
 JUNIT = (JARS / "junit4.jar", JARS / "hamcrest-core.jar")
 JDK7 = JARS / "kotlin-stdlib-jdk7.jar"  # of Kotlin before 1.8, which has `use` in a jar of its own
-RECIPES = ("android-int4", "int4", "fp16", "fp32")
+RECIPES = ("android-int4", "int4", "fp16", "fp32", "web-small")
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from tests.clients.browser import BUILDS, ask_browser, find_chromium, load_in_br
 from tests.clients.cases import make_bundle, tasks_of
 from tests.clients.transformers_js import ask_ours
 
-WEB_RECIPES = ("web-q4f16",)
+WEB_RECIPES = ("web-q4f16", "web-small")
 
 pytestmark = pytest.mark.slow
 
@@ -44,9 +44,10 @@ def test_webgpu_answers_as_we_do_in_float32(tmp_path):
     assert (result["error"], result["answers"]) == (None, ask_ours(bundle, tasks))
 
 
-def test_webassembly_answers_the_trained_model_as_run_does(tmp_path):
-    """Its int8 activations change no token there."""
-    bundle = make_bundle("demo", load_recipe("web-q4f16"), tmp_path)
+@pytest.mark.parametrize("name", WEB_RECIPES)
+def test_webassembly_answers_the_trained_model_as_run_does(name, tmp_path):
+    """Int8 activations change no token there."""
+    bundle = make_bundle("demo", load_recipe(name), tmp_path)
     tasks = tasks_of("demo")
     assert ask_ours(bundle, tasks) == ask_ours(bundle, tasks, precision="exact")
 

@@ -23,7 +23,10 @@ PLAIN, GENAI = re.findall(
 QUESTIONS = ("Describe the image.", "How many shapes are there?")
 
 
-@pytest.fixture(scope="module", params=["fp16", pytest.param("android-int4", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=["fp16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("android-int4", "web-small"))],
+)
 def made(request, tmp_path_factory) -> Path:
     """A folder as the page has it: a bundle, whose cache is float16 or float32, and a picture."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -62,12 +65,13 @@ def test_the_loop_of_public_model_cards(folder):
     bundle = folder / "bundle"
     config = json.loads((bundle / "config.json").read_text())
     dtypes = config["transformers.js_config"]["dtype"]
-    suffix = {"fp16": "_fp16", "q4": "_q4"}
+    suffix = {"fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16"}
     vision, embed, decoder = (
         onnxruntime.InferenceSession(bundle / "onnx" / f"{name}{suffix[dtypes[name]]}.onnx")
         for name in ("vision_encoder", "embed_tokens", "decoder_model_merged")
     )
-    kv = np.float16 if config["transformers.js_config"]["kv_cache_dtype"].get("fp16") else np.float32
+    kept = config["transformers.js_config"]["kv_cache_dtype"]
+    kv = np.dtype(kept.get(dtypes["decoder_model_merged"], "float32"))
     width = config["hidden_size"] // config["num_attention_heads"]
     cache = {
         f"past_key_values.{layer}.{part}": np.zeros((1, config["num_key_value_heads"], 0, width), kv)

@@ -17,7 +17,8 @@ from tests.commands import ROOT, shell_blocks
 
 WEB = ROOT / "docs" / "web.md"
 PAGE = ROOT / "examples" / "web"
-PICTURE = DEMO / "check_images" / "00.png"  # a square of the model's size: clients do not resize it
+PICTURE = DEMO / "check_images" / "00.png"
+HIGH_PICTURE = DEMO / "check_images" / "08.png"
 QUESTION = "Describe the image."  # stands on the page already
 
 pytestmark = pytest.mark.slow
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def visit(tmp_path_factory) -> dict[str, Any]:
-    """What the page showed, served by the commands of the guide; and `ours`, the answer of `run`."""
+    """What the page showed, served by the commands of the guide; `ours` and `high`, the answers of `run`."""
     chromium = find_chromium()
     folder = tmp_path_factory.mktemp("page")
     (commands, *_) = [block.commands for block in shell_blocks(WEB) if not block.needs_network]
@@ -42,13 +43,15 @@ def visit(tmp_path_factory) -> dict[str, Any]:
             "chromium": chromium,
             "url": url,
             "image": str(PICTURE),
+            "high_image": str(HIGH_PICTURE),
             "no_image": str(no_image),
             "parts": ["firstVisit", "secondVisit", "troubles"],
             "output": str(folder / "seen.json"),
         }
         run_node("browser_page.mjs", json.dumps(job))
-    ours = "".join(load_bundle(folder / bundle).ask(PICTURE, QUESTION))
-    return {"ours": ours, "url": url, **json.loads((folder / "seen.json").read_text())}
+    model = load_bundle(folder / bundle)
+    ours, high = ("".join(model.ask(picture, QUESTION)) for picture in (PICTURE, HIGH_PICTURE))
+    return {"ours": ours, "high": high, "url": url, **json.loads((folder / "seen.json").read_text())}
 
 
 def test_nothing_failed_and_nothing_came_from_elsewhere(visit):
@@ -65,7 +68,7 @@ def test_it_says_what_to_do_and_what_it_will_download(visit):
 
 
 def test_it_answers_as_run_does(visit):
-    assert visit["answers"] == [visit["ours"]] * 4  # downloaded, stored, after a failure, on a phone
+    assert visit["answers"] == [visit["ours"]] * 3 + [visit["high"]]  # three visits, and that of a phone
     assert visit["ours"] in WEB.read_text(encoding="utf-8").replace("\n", " ")
     assert re.search(r"First token after .* tokens\)$", visit["note"])
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fastvlm_convert.cli.recipes import describe
+from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.recipe import QuantizeRule, load_recipe, shipped_recipes
 from fastvlm_convert.runtime.loaded import load_bundle
 from tests.bundles import recipe
@@ -70,6 +72,14 @@ def test_a_mix_opens_the_files_it_names(tmp_path):
     names = {path.name for path in (bundle / "onnx").glob("*.onnx")}
     assert names >= {"embed_tokens_fp16.onnx", "vision_encoder_fp16.onnx", "decoder_model_merged_q4.onnx"}
     check_answers(bundle, "demo", [{}, {"dtype": MIX}], tmp_path)
+
+
+def test_a_square_of_the_right_size_needs_no_help(tmp_path):
+    bundle = make_bundle("demo", load_recipe("fp16"), tmp_path)
+    size = load_manifest(bundle).contract.image_size
+    Image.open(DEMO / "check_images" / "00.png").resize((size, size)).save(tmp_path / "square.png")
+    tasks = [Task(tmp_path / "square.png", "Describe the image.")]
+    assert ask_transformers_js(tmp_path, [(bundle.name, {})], tasks, tmp_path) == [ask_ours(bundle, tasks)]
 
 
 def test_a_dtype_that_is_not_in_the_bundle_is_said(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastvlm_convert.generate import generate
 from fastvlm_convert.io_names import Precision
-from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.manifest import load_manifest, takes_pictures
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.preprocess import pixel_values
 from fastvlm_convert.runtime.loaded import load_bundle
@@ -26,7 +26,7 @@ class Task:
     Attributes:
         image: The picture's file; None asks about none.
         question: The question.
-        is_prepared: Whether the client gets the pixels from us instead of preparing the picture itself.
+        is_prepared: Whether a client that would resize the picture itself gets the pixels from us.
     """
 
     image: Path | None
@@ -88,7 +88,7 @@ def _plain(task: Task, bundle: Path, file: Path) -> dict[str, str]:
     plain = {"question": task.question}
     if task.image:
         plain["image"] = str(task.image)
-        if task.is_prepared:
+        if task.is_prepared and not takes_pictures(load_manifest(bundle).artifact("onnx", "vision")):
             file.write_bytes(_pixels(bundle, task.image).astype("<f4").tobytes())
             plain["pixels"] = str(file)
     return plain

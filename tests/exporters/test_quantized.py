@@ -271,6 +271,7 @@ NAMES = {  # recipe -> the dtype that opens its bundle
     "int4-small": "q4f16",
     "ios-int4": "q4f16",
     "web-q4f16": "q4f16",
+    "web-small": "q4f16",
     "android-int4": "q4",
 }
 

@@ -20,6 +20,7 @@ OWN_FILES = {
         "genai": "onnxruntime-genai reads a config of its own",
         "merge": "onnxruntime-genai embeds and merges image features in one graph",
         "transformers_js": "transformers.js reads a config of its own",
+        "pictures": "clients that resize in their own way send pictures of any size",
         "fused": "operators of ONNX Runtime that read integers; Core ML decompresses weights first",
     },
     "coreml": {
@@ -39,9 +40,11 @@ OWN_NAMES = {
         ),
         "embed": ({"look_up"}, "the graph that merges image features looks up the same way"),
         "graph": ({"tensor_type"}, "a graph names dtypes by number"),
+        "lower": ({"ModelInputs"}, "graphs hold how pictures are prepared, and the id that features replace"),
         "ops": ({"rms_norm_of_sum"}, "ONNX Runtime has one operator for a sum and its norm"),
         "proto": ({"write_graph"}, "a file is one graph, a package several"),
         "proto_size": ({"graph_bytes"}, "a file is one graph, a package several"),
+        "support": ({"check_pictures"}, "some ways to prepare pictures cannot be written as a graph"),
     },
     "coreml": {
         "cache": ({"Cache", "TensorCache", "StateCache"}, "state that stays inside, or tensors for tests"),

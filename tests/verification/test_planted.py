@@ -316,8 +316,11 @@ def test_an_overflow_that_this_processor_hides_fails(tmp_path):
     settings = recipe(FP16, gates={"max_new_tokens": 4, "min_sqnr_db": 0, "identical_text": False})
     bundle = tmp_path / "overflow"
     export(checkpoint, bundle, recipe=settings, targets=["onnx"])
-    found = failed(run(bundle, checkpoint, questions()[:1]).checks)
+    result = run(bundle, checkpoint, questions()[:1])
+    found = failed(result.checks)
     assert "l0_residual" in found["bundle activations max_abs"]
+    assert result.diagnoses[0].stage == "activations"
+    assert {d.cause for d in result.diagnoses} == {"float16_overflow"}
     assert "fastvlm-convert scan CHECKPOINT --recipe fp16 -o" in found["bundle activations max_abs"]
 
     repaired = replace(settings, repairs=replace(settings.repairs, residual_shift=2))
@@ -341,6 +344,7 @@ def test_a_ruined_encoder_fails(tmp_path):
     result = run(tmp_path / "bundle", DEMO, asked)
     assert result.status == "failed"
     assert "is above 0.02" in failed(result.checks)["weights end_to_end kl_mean_nats"]
+    assert [(d.target, d.cause) for d in result.diagnoses] == [("weights", "coarse_recipe")]
     staged = {
         m.metric: m.value for m in result.measurements if (m.target, m.stage) == ("weights", "decode_logits")
     }

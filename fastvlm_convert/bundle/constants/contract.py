@@ -23,7 +23,7 @@ from fastvlm_convert.io_names import (
     present_key,
     present_value,
 )
-from fastvlm_convert.manifest import Artifact, Manifest
+from fastvlm_convert.manifest import Artifact, Manifest, takes_pictures
 from fastvlm_convert.runtime import coreml_contract, onnx_contract
 from fastvlm_convert.targets import Target
 
@@ -86,6 +86,10 @@ class ClientContract:
         str, "SHA-256 of fastvlm_manifest.json: which bundle these constants belong to."
     ]
     target: Annotated[str, "Format of the graphs."]
+    image_in_graph: Annotated[
+        bool,
+        "Whether the vision graph takes pictures of any size, values divided by 255, and resizes them.",
+    ]
     image_size: Annotated[int, "Edge of the square picture that the encoder takes, in pixels."]
     image_mode: Annotated[
         str, "How a picture is made square: pad (two sides are filled) or crop (the center)."
@@ -185,6 +189,7 @@ def client_contract(manifest: Manifest, manifest_sha256: str, target: Target) ->
     found = ClientContract(
         manifest_sha256=manifest_sha256,
         target=target,
+        image_in_graph=takes_pictures(vision),
         image_size=images.size,
         image_mode=images.mode,
         image_resampling=images.resampling,

@@ -7,9 +7,11 @@ from fastvlm_convert.exporters.backends import Backend, Prediction
 from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.exporters.onnx.card import card_section
 from fastvlm_convert.exporters.onnx.genai import genai_files
+from fastvlm_convert.exporters.onnx.lower import ModelInputs
 from fastvlm_convert.exporters.onnx.sizes import onnx_dry_run
-from fastvlm_convert.exporters.onnx.support import check
+from fastvlm_convert.exporters.onnx.support import check, check_pictures
 from fastvlm_convert.exporters.onnx.transformers_js import transformers_js_config
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
@@ -20,8 +22,11 @@ from fastvlm_convert.weights.parts import is_language
 def _predict(
     config: ModelConfig, weights: MixedSource, recipe: Recipe, statement: Statement | None
 ) -> Prediction:
-    image_token_id = statement.contract.image_token_id if statement else 0
-    artifacts, sizes = onnx_dry_run(config, weights, recipe, image_token_id)
+    if statement is None:
+        inputs = ModelInputs(0, ImageSettings(config.vision.image_size, "pad"))
+    else:
+        inputs = ModelInputs.of(statement.contract)
+    artifacts, sizes = onnx_dry_run(config, weights, recipe, inputs)
     return Prediction(sizes, artifacts)
 
 
@@ -43,6 +48,7 @@ BACKEND: Final = Backend(
     working_bytes=_working_bytes,
     has_float16_cache=lambda recipe: False,
     client_config=transformers_js_config,
+    check_pictures=check_pictures,
     client_documents=genai_files,
     folders=("onnx",),
     store="play",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from fastvlm_convert.exporters.job import OnBytes, precisions_of
 from fastvlm_convert.exporters.onnx.data import DataFile
@@ -20,12 +20,31 @@ from fastvlm_convert.io_names import (
     onnx_file_name,
     onnx_merge_name,
 )
-from fastvlm_convert.manifest import Artifact
+from fastvlm_convert.manifest import Artifact, Contract
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.weight import MixedSource, without_palettes
 from fastvlm_convert.recipe import FloatSettings, Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
 
 FOLDER: Final = "onnx"
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What a model is given, as far as graphs depend on it.
+
+    Attributes:
+        image_token_id: Clients look every id up, `<image>` too, which may lie beyond the checkpoint's table.
+        images: How pictures are prepared.
+    """
+
+    image_token_id: int
+    images: ImageSettings
+
+    @classmethod
+    def of(cls, contract: Contract) -> Self:
+        """What a bundle's contract says of them."""
+        return cls(contract.image_token_id, contract.images)
 
 
 class Files(Protocol):
@@ -46,7 +65,7 @@ def lower(
     recipe: Recipe,
     files: Files,
     on_bytes: OnBytes,
-    image_token_id: int,
+    inputs: ModelInputs,
 ) -> list[Artifact]:
     """Build the graphs of a bundle, one after the other.
 
@@ -56,14 +75,14 @@ def lower(
         recipe: Precisions and settings.
         files: Where graphs and data go.
         on_bytes: Called with the number of bytes of each weight written, counted as float32.
-        image_token_id: Clients look every id up, `<image>` too, which may lie beyond the checkpoint's table.
+        inputs: What the model is given.
 
     Returns:
         One artifact a graph.
     """
     weights = without_palettes(weights)
     precisions = precisions_of(weights, recipe)
-    lowering = _Lowering(config, weights, recipe, files, on_bytes, image_token_id, precisions)
+    lowering = _Lowering(config, weights, recipe, files, on_bytes, inputs, precisions)
     return [lowering.vision(), *lowering.decoder_and_embed()]
 
 
@@ -76,14 +95,20 @@ class _Lowering:
     recipe: Recipe
     files: Files
     on_bytes: OnBytes
-    image_token_id: int
+    inputs: ModelInputs
     precisions: Mapping[Component, PrecisionName]
+
+    @property
+    def embed_rows(self) -> int:
+        """Rows of the table: clients look `<image>` up before they overwrite what they get."""
+        return max(self.inputs.image_token_id + 1, self.config.decoder.embed_rows)
 
     def vision(self) -> Artifact:
         settings, file = self.recipe.vision, self._file("vision")
         with self.files.data(onnx_data_name(file)) as data:
             graph = Graph("fastvlm_vision", data, settings.storage, settings.compute, self.on_bytes)
-            build_vision(graph, self.config, self.weights)
+            images = self.inputs.images if self.recipe.onnx.preprocessing == "in_graph" else None
+            build_vision(graph, self.config, self.weights, images)
             self.files.save(graph, file)
         return self._artifact("vision", settings, graph, file, onnx_data_name(file))
 
@@ -116,15 +141,10 @@ class _Lowering:
         artifact = self._artifact("embed", settings, graph, file, table.location)
         file = onnx_merge_name(file)
         graph = Graph("fastvlm_merge", data, settings.storage, settings.compute, self.on_bytes)
-        build_merge(graph, table, shape, self.image_token_id)
+        build_merge(graph, table, shape, self.inputs.image_token_id)
         self.files.save(graph, file)
         merge = self._artifact("embed", settings, graph, file, table.location)
         return [artifact, replace(merge, function=MERGE)]
-
-    @property
-    def embed_rows(self) -> int:
-        """Rows of the table: clients look up every id, `<image>` too."""
-        return max(self.image_token_id + 1, self.config.decoder.embed_rows)
 
     def _file(self, component: Component) -> str:
         return onnx_file_name(component, self.precisions[component])

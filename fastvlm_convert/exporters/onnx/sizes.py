@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from fastvlm_convert.exporters.onnx.data import CountedData
 from fastvlm_convert.exporters.onnx.graph import Graph
-from fastvlm_convert.exporters.onnx.lower import FOLDER, lower
+from fastvlm_convert.exporters.onnx.lower import FOLDER, ModelInputs, lower
 from fastvlm_convert.exporters.onnx.proto_size import graph_bytes
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.quantized.weight import MixedSource
@@ -14,7 +14,7 @@ from fastvlm_convert.weights.model_config import ModelConfig
 
 
 def onnx_dry_run(
-    config: ModelConfig, weights: MixedSource, recipe: Recipe, image_token_id: int
+    config: ModelConfig, weights: MixedSource, recipe: Recipe, inputs: ModelInputs
 ) -> tuple[list[Artifact], dict[str, int]]:
     """What an export makes, found without loading onnx.
 
@@ -22,13 +22,13 @@ def onnx_dry_run(
         config: Dimensions, with the image size to export.
         weights: Only shapes and schemes matter; nothing is read.
         recipe: Precisions and settings.
-        image_token_id: The table has a row for it.
+        inputs: What the model is given.
 
     Returns:
         The artifacts, and the bytes of every file of theirs by its path relative to the bundle.
     """
     files = _CountedFiles()
-    artifacts = lower(config, weights, recipe, files, lambda count: None, image_token_id)
+    artifacts = lower(config, weights, recipe, files, lambda count: None, inputs)
     return artifacts, {f"{FOLDER}/{name}": size for name, size in files.sizes.items()}
 
 

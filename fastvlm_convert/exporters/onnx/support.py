@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from fastvlm_convert.errors import TargetError
+from fastvlm_convert.exporters.onnx.pictures import RESIZED_IN_GRAPH
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import PaletteScheme
 from fastvlm_convert.recipe import OnnxSettings, Recipe
@@ -40,6 +42,20 @@ def check(config: ModelConfig, recipe: Recipe, layers: Sequence[LayerPlan]) -> N
                 "operator",
                 hint=f"leave repairs.{name} empty and set decoder.compute to float32 for ONNX",
             )
+
+
+def check_pictures(recipe: Recipe, images: ImageSettings) -> None:
+    """Refuse filters that a graph cannot follow to the bit.
+
+    Raises:
+        TargetError: Names the filter and those that it can.
+    """
+    if recipe.onnx.preprocessing == "in_graph" and images.resampling not in RESIZED_IN_GRAPH:
+        raise TargetError(
+            f"the checkpoint's pictures are resized with {images.resampling}, and onnx.preprocessing is "
+            f"in_graph, which can do {' and '.join(RESIZED_IN_GRAPH)}",
+            hint="set onnx.preprocessing to client",
+        )
 
 
 def _check_scheme(plan: LayerPlan, config: ModelConfig, settings: OnnxSettings) -> None:

@@ -4,30 +4,41 @@ import numpy as np
 
 from fastvlm_convert.exporters.onnx.graph import Graph
 from fastvlm_convert.exporters.onnx.ops import conv, gelu, linear
+from fastvlm_convert.exporters.onnx.pictures import prepare_pictures
 from fastvlm_convert.exporters.onnx.weights import floats
 from fastvlm_convert.io_names import (
     BATCH,
+    HEIGHT,
     IMAGE_FEATURES,
     NUM_IMAGE_TOKENS,
     PIXEL_VALUES,
     VISION_HEAD_DIM,
     VISION_NORM_EPS,
+    WIDTH,
     vision_op,
 )
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.weight import MixedSource, float_weight
 from fastvlm_convert.weights.model_config import ModelConfig, StageConfig
 
 
-def build_vision(graph: Graph, config: ModelConfig, weights: MixedSource) -> None:
+def build_vision(
+    graph: Graph, config: ModelConfig, weights: MixedSource, images: ImageSettings | None
+) -> None:
     """Add encoder and projector to a graph.
 
     Args:
         graph: An empty graph.
         config: Dimensions; its image size is the graph's.
         weights: Canonical names, folded.
+        images: How the graph prepares pictures of any size; None where it is given prepared ones.
     """
     size, hidden = config.vision.image_size, config.decoder.hidden_size
-    x = graph.input(PIXEL_VALUES, "float32", [BATCH, 3, size, size])
+    if images is None:
+        x = graph.input(PIXEL_VALUES, "float32", [BATCH, 3, size, size])
+    else:
+        pictures = graph.input(PIXEL_VALUES, "float32", [BATCH, 3, HEIGHT, WIDTH])
+        x = prepare_pictures(graph, pictures, images)
     if graph.compute != "float32":
         x = graph.cast(x, graph.compute, "pixels_cast")
     builder = _Builder(graph, weights)

@@ -5,7 +5,7 @@ from pathlib import Path
 from fastvlm_convert.exporters.job import ByteCounter, ExportJob
 from fastvlm_convert.exporters.onnx.data import ExternalData
 from fastvlm_convert.exporters.onnx.graph import Graph
-from fastvlm_convert.exporters.onnx.lower import FOLDER, lower
+from fastvlm_convert.exporters.onnx.lower import FOLDER, ModelInputs, lower
 from fastvlm_convert.exporters.onnx.proto import write_graph
 from fastvlm_convert.manifest import Artifact
 
@@ -22,7 +22,7 @@ def export_onnx(job: ExportJob) -> list[Artifact]:
     """
     files = _WrittenFiles(job.folder / FOLDER)
     on_bytes = ByteCounter(job).add
-    return lower(job.config, job.weights, job.recipe, files, on_bytes, job.contract.image_token_id)
+    return lower(job.config, job.weights, job.recipe, files, on_bytes, ModelInputs.of(job.contract))
 
 
 class _WrittenFiles:

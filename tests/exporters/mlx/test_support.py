@@ -99,7 +99,7 @@ def test_recipes_that_ship():
             except TargetError:
                 continue
     assert taken == set(shipped_recipes()) - {"ios-ane"}
-    assert by_app == {"fp32", "fp16", "int8"}
+    assert by_app == {"fp32", "fp16", "int8", "web-small"}
 
 
 def test_whole_rows_of_the_same_bits_fit_into_the_app():

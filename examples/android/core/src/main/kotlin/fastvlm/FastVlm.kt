@@ -113,7 +113,7 @@ class FastVlm(bundle: File, threads: Int) : AutoCloseable {
 
     /** Image tokens of a picture: float [num_image_tokens, hidden]. */
     fun encodeImage(picture: Picture): FloatArray =
-        OrtSession.RunOptions().use { encode(it, pixelValues(picture, imageSettings)) }
+        OrtSession.RunOptions().use { encode(it, picture) }
 
     /** Logits behind a whole prompt, float [vocab]; a new sequence begins. */
     fun prefill(segments: List<IntArray>, features: List<FloatArray>): FloatArray =
@@ -156,7 +156,7 @@ class FastVlm(bundle: File, threads: Int) : AutoCloseable {
             throw Cancelled(shown, ids.toIntArray())
         }
         var isFinished = false
-        val features = pictures.map { step { encode(run, pixelValues(it, imageSettings)) } }
+        val features = pictures.map { step { encode(run, it) } }
         var logits = step { prefill(run, segments, features) }
         while (ids.size < maxNewTokens) {
             val token = likeliest(logits)
@@ -191,9 +191,11 @@ class FastVlm(bundle: File, threads: Int) : AutoCloseable {
         return append(run, joined)
     }
 
-    private fun encode(run: OrtSession.RunOptions, pixels: FloatArray): FloatArray {
-        val edge = BundleConstants.IMAGE_SIZE.toLong()
-        return floats(FloatBuffer.wrap(pixels), longArrayOf(1, CHANNELS.toLong(), edge, edge)).use {
+    private fun encode(run: OrtSession.RunOptions, picture: Picture): FloatArray {
+        val pixels = FloatBuffer.wrap(pixelValues(picture, imageSettings))
+        val height = if (imageSettings.inGraph) picture.height else imageSettings.size
+        val width = if (imageSettings.inGraph) picture.width else imageSettings.size
+        return floats(pixels, longArrayOf(1, CHANNELS.toLong(), height.toLong(), width.toLong())).use {
             copied(vision.run(mapOf(PIXEL_VALUES to it), run), IMAGE_FEATURES)
         }
     }
@@ -262,6 +264,7 @@ class FastVlm(bundle: File, threads: Int) : AutoCloseable {
 
         /** How the bundle wants its pictures. */
         val imageSettings = ImageSettings(
+            BundleConstants.IMAGE_IN_GRAPH,
             BundleConstants.IMAGE_SIZE,
             BundleConstants.IMAGE_MODE,
             BundleConstants.IMAGE_RESAMPLING,

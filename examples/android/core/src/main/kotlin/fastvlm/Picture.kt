@@ -18,6 +18,7 @@ const val CHANNELS = 3
 /**
  * How pictures become the encoder's input; [BundleConstants] says how for the bundle at hand.
  *
+ * @property inGraph Whether the vision graph does all that follows, and is given the picture in its own size.
  * @property size Edge of the square input in pixels.
  * @property mode `pad` keeps the whole picture and fills two sides, `crop` takes the center.
  * @property resampling Pillow's filter.
@@ -27,6 +28,7 @@ const val CHANNELS = 3
  * @property std What they are divided by last, by channel.
  */
 class ImageSettings(
+    val inGraph: Boolean,
     val size: Int,
     val mode: String,
     val resampling: String,
@@ -47,24 +49,26 @@ fun square(picture: Picture, settings: ImageSettings): Picture = when (settings.
 }
 
 /**
- * The encoder's input: float [1, 3, size, size], channel by channel.
+ * What the vision graph is given: float [1, 3, size, size], channel by channel; or [1, 3, height, width] in 0..1
+ * where it prepares pictures itself.
  *
  * The product is taken in double precision and rounded once, the normalization in single precision, as
  * `fastvlm-convert` does.
  */
 fun pixelValues(picture: Picture, settings: ImageSettings): FloatArray {
-    val square = square(picture, settings)
-    val plane = square.width * square.height
+    val given = if (settings.inGraph) picture else square(picture, settings)
+    val plane = given.width * given.height
     val found = FloatArray(CHANNELS * plane)
-    val isNormalized = settings.mean.any { it != 0.0 } || settings.std.any { it != 1.0 }
+    val rescaleFactor = if (settings.inGraph) 1.0 / 255 else settings.rescaleFactor
+    val isNormalized = !settings.inGraph && (settings.mean.any { it != 0.0 } || settings.std.any { it != 1.0 })
     for (channel in 0 until CHANNELS) {
         val mean = settings.mean[channel].toFloat()
         val std = settings.std[channel].toFloat()
         val table = FloatArray(256) { value ->
-            val scaled = (value * settings.rescaleFactor).toFloat()
+            val scaled = (value * rescaleFactor).toFloat()
             if (isNormalized) (scaled - mean) / std else scaled
         }
-        for (i in 0 until plane) found[channel * plane + i] = table[square.rgb[i * CHANNELS + channel].toInt() and 255]
+        for (i in 0 until plane) found[channel * plane + i] = table[given.rgb[i * CHANNELS + channel].toInt() and 255]
     }
     return found
 }

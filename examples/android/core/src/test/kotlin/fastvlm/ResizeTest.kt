@@ -20,6 +20,7 @@ class ResizeTest {
         val cases = Golden.items(Json.parse(File(file).readText())).map { Golden.members(it) }
         for (case in cases) {
             val settings = ImageSettings(
+                case["in_graph"] as Boolean,
                 Golden.integer(case["size"]),
                 case["mode"] as String,
                 case["resampling"] as String,
