@@ -74,47 +74,50 @@ def _rule_ids(incomplete: str) -> list[str]:
     return [name for name in RULES if name.startswith(incomplete)]
 
 
+IosOption = Annotated[
+    str | None, typer.Option("--ios", metavar="VERSION", help="iOS it runs on.", show_default=False)
+]
+AndroidOption = Annotated[
+    str | None, typer.Option("--android", metavar="VERSION", help="Android it runs on.", show_default=False)
+]
+OnnxRuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--onnxruntime", metavar="VERSION", help="ONNX Runtime that the app links.", show_default=False
+    ),
+]
+ProviderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--execution-provider",
+        metavar="|".join(PROVIDERS),
+        help="What ONNX Runtime runs it with; cpu if omitted.",
+        autocompletion=lambda incomplete: [name for name in PROVIDERS if name.startswith(incomplete)],
+        show_default=False,
+    ),
+]
+ComputeUnitsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--compute-units",
+        metavar="|".join(COMPUTE_UNITS),
+        help="What Core ML runs it with.",
+        autocompletion=lambda incomplete: [units for units in COMPUTE_UNITS if units.startswith(incomplete)],
+        show_default=False,
+    ),
+]
+
+
 def command(
     context: typer.Context,
     bundle: Annotated[
         Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle.", show_default=False)
     ] = None,
-    ios: Annotated[
-        str | None, typer.Option("--ios", metavar="VERSION", help="iOS it runs on.", show_default=False)
-    ] = None,
-    android: Annotated[
-        str | None,
-        typer.Option("--android", metavar="VERSION", help="Android it runs on.", show_default=False),
-    ] = None,
-    onnxruntime: Annotated[
-        str | None,
-        typer.Option(
-            "--onnxruntime",
-            metavar="VERSION",
-            help="ONNX Runtime that the app links.",
-            show_default=False,
-        ),
-    ] = None,
-    execution_provider: Annotated[
-        str | None,
-        typer.Option(
-            "--execution-provider",
-            metavar="|".join(PROVIDERS),
-            help="What ONNX Runtime runs it with; cpu if omitted.",
-            autocompletion=lambda incomplete: [name for name in PROVIDERS if name.startswith(incomplete)],
-            show_default=False,
-        ),
-    ] = None,
-    compute_units: Annotated[
-        str | None,
-        typer.Option(
-            "--compute-units",
-            metavar="|".join(COMPUTE_UNITS),
-            help="What Core ML runs it with.",
-            autocompletion=lambda incomplete: [u for u in COMPUTE_UNITS if u.startswith(incomplete)],
-            show_default=False,
-        ),
-    ] = None,
+    ios: IosOption = None,
+    android: AndroidOption = None,
+    onnxruntime: OnnxRuntimeOption = None,
+    execution_provider: ProviderOption = None,
+    compute_units: ComputeUnitsOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail for a warning, too.")] = False,
     explain: Annotated[
         str | None,
@@ -133,12 +136,11 @@ def command(
     Each rule names the report it comes from. What you do not say about the platform makes errors of rules
     about it warnings. The exit code is 1 if there is an error, and 2 if a rule could not be checked.
     """
-    if (bundle is None) == (explain is None):
-        raise UsageError("lint takes either a BUNDLE or --explain ID", hint="give one of the two")
-    if explain is not None:
+    if explain is not None and bundle is None:
         _explain(context, rule_named(explain), output_format)
         return
-    assert bundle is not None
+    if explain is not None or bundle is None:
+        raise UsageError("lint takes either a BUNDLE or --explain ID", hint="give one of the two")
     platform = Platform(
         ios=_version(ios, "--ios"),
         android=_version(android, "--android"),
@@ -209,10 +211,8 @@ def _explain(context: typer.Context, rule: Rule, output_format: OutputFormat | N
     document = RuleDocument(**facts)
 
     def show() -> None:
-        table = plain_table()
         for name, value in facts.items():
             text = ", ".join(value) or "any" if name == "targets" else str(value)
-            table.add_row(f"[bold]{name}[/]", escape(text))
-        out.print(table)
+            out.print(f"[bold]{name:<10}[/]{escape(text)}", soft_wrap=True)
 
     report(context, "passed", dataclasses.asdict(document), show)

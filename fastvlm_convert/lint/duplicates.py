@@ -10,6 +10,7 @@ from fastvlm_convert.lint.facts import Region, Tensor
 from fastvlm_convert.regular_file import open_file
 
 _MIN_BYTES: Final = 1 << 14  # biases and norms repeat by nature and cost nothing
+_NUMBERS: Final = ("int32", "int64")  # positions and shapes, of which each function has its own
 _SAMPLE: Final = 1 << 12
 _PIECE: Final = 1 << 20
 
@@ -25,7 +26,8 @@ def duplicates(bundle: Path, tensors: Iterable[Tensor]) -> tuple[tuple[Tensor, .
     """
     alike: dict[bytes, list[Tensor]] = defaultdict(list)
     for tensor in _apart(tensors):
-        if tensor.region is not None and tensor.region.length >= _MIN_BYTES:
+        is_weight = tensor.dtype not in _NUMBERS
+        if is_weight and tensor.region is not None and tensor.region.length >= _MIN_BYTES:
             alike[_digest(bundle, tensor.region, _SAMPLE)].append(tensor)
     groups = [group for beginning in alike.values() for group in _equal(bundle, beginning)]
     return tuple(sorted(groups, key=lambda group: (-shared_bytes(group), group[0].name)))

@@ -79,9 +79,10 @@ WEB_LACKS: Final = frozenset({"com.microsoft:GatherBlockQuantized"})
 # What this tool writes, run on the CPU by its tests: for these alone ONNX Runtime need not be asked.
 RUN_ON_CPU: Final = frozenset(
     _onnx(
-        "Add And BitShift BitwiseAnd Cast Concat Conv DequantizeLinear Equal Gather Gelu GlobalAveragePool "
-        "LayerNormalization Mul NonZero ReduceSum Relu Reshape ScatterND Shape Sigmoid Slice Split Sub "
-        "Transpose Unsqueeze"
+        "Abs Add And BitShift BitwiseAnd Cast Concat Conv DequantizeLinear Div Equal Gather Gelu "
+        "GlobalAveragePool GreaterOrEqual LayerNormalization Less MatMulInteger Max Min Mod Mul NonZero "
+        "QuantizeLinear Range ReduceSum Relu Reshape ScatterND Shape Sigmoid Sign Slice Split Squeeze Sub "
+        "Transpose Unsqueeze Where"
     )
     | _microsoft(
         "FusedMatMul GroupQueryAttention MatMulNBits MultiHeadAttention QuickGelu "

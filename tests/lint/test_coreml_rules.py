@@ -42,9 +42,10 @@ class TestWideQuantized:
         bundle = copy(make("coreml", integers()))
 
         def widen(program):
-            block = program.mlProgram.functions["decode"].block_specializations["CoreML8"]
-            weight = next(o for o in block.operations if o.type == "constexpr_blockwise_shift_scale")
-            weight.outputs[0].type.tensorType.dimensions[0].constant.size = width
+            for name in ("decode", "prefill"):
+                block = program.mlProgram.functions[name].block_specializations["CoreML8"]
+                weight = next(o for o in block.operations if o.type == "constexpr_blockwise_shift_scale")
+                weight.outputs[0].type.tensorType.dimensions[0].constant.size = width
 
         edit_program(bundle, "decoder", widen)
         assert len(found(bundle, self.RULE, ON_26)) == count
