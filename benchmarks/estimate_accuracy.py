@@ -20,10 +20,11 @@ from fastvlm_convert.estimate.phones import Phone, known, shipped_phones
 from fastvlm_convert.estimate.work import Work
 from fastvlm_convert.exporters.onnx.data import CountedData
 from fastvlm_convert.exporters.onnx.graph import Graph
-from fastvlm_convert.exporters.onnx.lower import lower
+from fastvlm_convert.exporters.onnx.lower import ModelInputs, lower
 from fastvlm_convert.exporters.onnx.proto import write_graph
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
+from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.recipe import load_recipe
 from fastvlm_convert.weights.published import published_config
@@ -90,9 +91,8 @@ def model_work(recipe_name: str, folder: Path) -> ModelWork:
     config, recipe = published_config(SIZE), load_recipe(recipe_name)
     shapes = {name: weight.shape for name, weight in placeholder_weights(config, ()).items()}
     weights = placeholder_weights(config, plan_layers(shapes, recipe))
-    artifacts = lower(
-        config, weights, recipe, GraphsAlone(folder), lambda count: None, config.decoder.vocab_size - 1
-    )
+    inputs = ModelInputs(config.decoder.vocab_size - 1, ImageSettings(config.vision.image_size, "pad"))
+    artifacts = lower(config, weights, recipe, GraphsAlone(folder), lambda count: None, inputs)
 
     def path(component: str) -> Path:
         return folder / Path(first(artifacts, component).files[0]).name

@@ -21,7 +21,8 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
         "import fastvlm_convert, sys; from fastvlm_convert.recipe import load_recipe, shipped_recipes;"
         "print(fastvlm_convert.__file__);"
         "print(len([load_recipe(name) for name in shipped_recipes()]));"
-        "print(fastvlm_convert.load_recipe('fp16').name)"
+        "print(fastvlm_convert.load_recipe('fp16').name);"
+        "from fastvlm_convert.estimate.phones import shipped_phones; shipped_phones()"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(

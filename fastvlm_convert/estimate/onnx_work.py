@@ -1,6 +1,6 @@
 """The work of an ONNX graph, by walking it with shapes; weights stay on disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,11 +34,21 @@ def onnx_work(path: Path, dimensions: Mapping[str, int], given: Mapping[str, Seq
     walk = _Walk(path)
     walk.declare(graph, dimensions)
     for name, shape in given.items():
-        walk.values[name] = Value(tuple(shape), 32)
-    for node in graph.node:
-        if not all(output in walk.values for output in node.output if output):
-            walk.step(node)
-    return walk.work(graph)
+        walk.take(name, Value(tuple(shape), 32))
+    for node in _needed(graph, given):
+        walk.step(node)
+    return walk.work()
+
+
+def _needed(graph: Any, given: Iterable[str]) -> list[Any]:  # noqa: ANN401
+    """The operations that the outputs depend on, in order, without those that only make given values."""
+    wanted = {output.name for output in graph.output} - {*given}
+    nodes = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            nodes.append(node)
+            wanted |= {*node.input} - {*given}
+    return nodes[::-1]
 
 
 def _read(path: Path) -> Any:  # noqa: ANN401  a protobuf message
@@ -55,7 +65,8 @@ class _Walk:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.values: dict[str, Value] = {}
+        self._values: dict[str, Value] = {}
+        self._given: dict[str, int] = {}  # bytes of inputs
         self._stored: dict[str, tuple[object, int]] = {}  # where a weight lies, and its bytes
         self._roots: dict[str, str] = {}  # of another shape of the same bytes, what it is a view of
         self._whole: set[str] = set()
@@ -71,7 +82,7 @@ class _Walk:
                 raise self._error(f"'{shortened(tensor.name, 80)}' has the unknown type {tensor.data_type}")
             shape = tuple(tensor.dims)
             value = Value(shape, BITS[tensor.data_type], _integers(tensor), frozenset({tensor.name}))
-            self.values[tensor.name] = value
+            self._values[tensor.name] = value
             facts = {entry.key: entry.value for entry in tensor.external_data}
             place = (facts["location"], facts.get("offset")) if "location" in facts else tensor.name
             self._stored[tensor.name] = (place, value.num_bytes)
@@ -82,7 +93,12 @@ class _Walk:
             except KeyError as error:
                 what = f"input '{shortened(given.name, 80)}' has the unknown dimension {error}"
                 raise self._error(what) from error
-            self.values[given.name] = Value(shape, BITS.get(tensor.elem_type, 32))
+            self.take(given.name, Value(shape, BITS.get(tensor.elem_type, 32)))
+
+    def take(self, name: str, value: Value) -> None:
+        """Take a value that stands before the first operation."""
+        self._values[name] = value
+        self._given[name] = value.num_bytes
 
     def step(self, node: Any) -> None:  # noqa: ANN401
         """Take an operation."""
@@ -94,7 +110,7 @@ class _Walk:
             )
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         try:
-            inputs = [self.values[name] if name else None for name in node.input]
+            inputs = [self._values[name] if name else None for name in node.input]
             result = rule(attributes, inputs)
         except _CONTRADICTIONS as error:
             what = f"operation '{shortened(node.name, 80)}' does not fit its inputs"
@@ -106,17 +122,17 @@ class _Walk:
 
     def _of_weights(self, node: Any, result: Result) -> None:  # noqa: ANN401
         """A weight in another form, which runtimes make once, when they load the graph."""
-        sources = frozenset().union(*(self.values[name].weights for name in node.input if name))
+        sources = frozenset().union(*(self._values[name].weights for name in node.input if name))
         for name, value in zip(node.output, result.values, strict=False):
             if name and value is not None:
-                self.values[name] = Value(value.shape, value.bits, value.numbers, sources)
+                self._values[name] = Value(value.shape, value.bits, value.numbers, sources)
 
     def _computed(self, node: Any, result: Result) -> None:  # noqa: ANN401
         self._macs += result.macs
         self._cache_bytes += result.cache_bytes
         rows = {place: (count, of) for place, count, of in result.looked_up}
         for place, name in enumerate(node.input):
-            sources = self.values[name].weights if name else frozenset()
+            sources = self._values[name].weights if name else frozenset()
             if place in rows:
                 count, of = rows[place]
                 for source in sources:  # layers look the same rows up
@@ -128,18 +144,17 @@ class _Walk:
         for name, value in zip(node.output, result.values, strict=False):
             if not name or value is None:
                 continue
-            self.values[name] = value
+            self._values[name] = value
             if node.op_type in VIEWS:
                 self._roots[name] = reads[0]
             else:
                 self._writes.append((name, value.num_bytes, reads))
 
-    def work(self, graph: Any) -> Work:  # noqa: ANN401
+    def work(self) -> Work:
         """What all operations so far do together."""
         weights = dict(self._stored[name] for name in self._whole)  # a table under two names is read once
-        sizes = {given.name: self.values[given.name].num_bytes for given in graph.input}
         read = {name for _, _, reads in self._writes for name in reads}
-        kept = {name: size for name, size in sizes.items() if name in read and not _is_cache(name)}
+        kept = {name: size for name, size in self._given.items() if name in read and not _is_cache(name)}
         return Work(
             self._macs,
             sum(weights.values()),

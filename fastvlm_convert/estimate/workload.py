@@ -11,17 +11,20 @@ from fastvlm_convert.estimate.work import Work
 from fastvlm_convert.io_names import (
     BATCH,
     DECODE,
+    HEIGHT,
     INPUTS_EMBEDS,
     KEY_CACHE,
     MAIN,
     PAST_SEQUENCE,
     PREFILL,
+    PREPARED_PIXELS,
     SEQUENCE,
     TOTAL_SEQUENCE,
     VALUE_CACHE,
+    WIDTH,
     TensorSpec,
 )
-from fastvlm_convert.manifest import Artifact, Manifest
+from fastvlm_convert.manifest import Artifact, Manifest, takes_pictures
 from fastvlm_convert.runtime import coreml_contract, onnx_contract
 from fastvlm_convert.targets import Target
 
@@ -87,6 +90,11 @@ def _onnx(bundle: Path, manifest: Manifest) -> TargetWork:
     vision, embed = (bundle / artifact.files[0] for artifact in artifacts)
     path = bundle / decoder.files[0]
 
+    # A graph that prepares pictures counts from where they are prepared: the rest depends on their size.
+    edge, given = contract.image_size, {}
+    if takes_pictures(artifacts[0]):
+        given[PREPARED_PIXELS] = (1, 3, edge, edge)
+
     def call(tokens: int, position: int) -> Work:
         sizes = {
             BATCH: 1, SEQUENCE: tokens, PAST_SEQUENCE: position, TOTAL_SEQUENCE: position + tokens,
@@ -100,7 +108,7 @@ def _onnx(bundle: Path, manifest: Manifest) -> TargetWork:
         target="onnx",
         num_image_tokens=tokens,
         context_length=contract.context_length,
-        vision=onnx_work(vision, {BATCH: 1}, {}),
+        vision=onnx_work(vision, {BATCH: 1, HEIGHT: edge, WIDTH: edge}, given),
         prefill=call(tokens, 0),
         decode_after_picture=row + call(1, min(tokens, last)),
         decode_at_context=row + call(1, last),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -133,6 +134,23 @@ def test_a_file_cut_short_is_refused(cli, bundle, tmp_path):
     result = cli("estimate", broken)
     assert result.code == 2
     assert "is missing" in result.err
+
+
+def test_a_target_that_cannot_be_read_here_is_not_run(cli, bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "fastvlm_convert.estimate.onnx_work")
+    document = cli("estimate", bundle, "--json").document
+    assert [work["target"] for work in document["targets"]] == ["coreml", "mlx"]
+    (missing,) = document["not_run"]
+    assert (missing["target"], missing["status"]) == ("onnx", "not_run")
+    assert "needs onnx, which is not installed" in missing["reason"]
+    assert "onnx not run: an estimate of the onnx target needs onnx" in cli("estimate", bundle).err
+
+
+def test_quiet_leaves_the_explanation_out(cli, bundle):
+    result = cli("estimate", bundle, "--quiet")
+    assert "Left out" not in result.err
+    assert LABEL in result.out  # but never what it is
 
 
 def test_no_phone_is_an_error(bundle):

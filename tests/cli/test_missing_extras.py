@@ -82,6 +82,7 @@ def mlx_bundle(tmp_path_factory):
         ),
         ("mlx", ("run", "MLX_BUNDLE", "Hi"), "running MLX bundles needs mlx"),
         ("matplotlib", ("report", "BUNDLE", "-o", "r.html"), "drawing a report needs matplotlib"),
+        ("onnx", ("estimate", "BUNDLE"), "an estimate of the onnx target needs onnx"),
     ],
 )
 def test_a_command_names_the_extra_that_it_misses(

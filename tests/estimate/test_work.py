@@ -218,6 +218,17 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path, content):
         onnx_work(tmp_path / "none.onnx", {}, {})
 
 
+def test_a_graph_that_prepares_pictures_counts_from_there(tmp_path):
+    checkpoint = GOLDEN / LLAVA / "checkpoint"
+    works = []
+    for preprocessing in ("client", "in_graph"):
+        bundle = tmp_path / preprocessing
+        settings = recipe("fp16", onnx={"preprocessing": preprocessing})
+        export(checkpoint, bundle, recipe=settings, targets=["onnx"])
+        works.append(target_work(bundle, load_manifest(bundle), "onnx").vision)
+    assert works[0] == works[1]
+
+
 def test_a_value_can_be_given_so_that_what_makes_it_does_not_count(fp32_bundle):
     path = graph_path(fp32_bundle, "vision")
     whole = onnx_work(path, {"batch_size": 1}, {})
