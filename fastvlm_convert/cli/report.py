@@ -18,7 +18,7 @@ from fastvlm_convert.errors import ImageError
 
 EXAMPLES = """
 fastvlm-convert report app -o report.html
-fastvlm-convert report app --bench bench.json --evaluation evaluation.json -o report.html
+fastvlm-convert report app --bench bench.json -o report.html
 """
 
 
@@ -81,10 +81,10 @@ def command(
     ] = None,
     overwrite: OverwriteFileOption = False,
 ) -> None:
-    """Write one page about a bundle: verdict, sizes, answers, latency, what was not run.
+    """Write one page that says what a bundle is worth.
 
-    Reads the bundle with what `verify --record` wrote into it, and runs no model. The page is one file that
-    needs no network.
+    Verdict, answers, noise, sizes, latency, and what was not run, in one file that needs no network. Made
+    from the bundle and what `verify --record` wrote into it; no model is run.
     """
     from fastvlm_convert.report.report import make_report
 

@@ -34,7 +34,20 @@ def marked(reference: str, candidate: str) -> tuple[tuple[Piece, ...], tuple[Pie
         for pieces, words in ((left, ours[a:b]), (right, theirs[c:d])):
             if words:
                 pieces.append(Piece("".join(words), tag != "equal"))
-    return tuple(left), tuple(right)
+    return _joined(left), _joined(right)
+
+
+def _joined(pieces: list[Piece]) -> tuple[Piece, ...]:
+    """The same with spaces between two differences made part of them: one mark instead of two."""
+    found: list[Piece] = []
+    for n, piece in enumerate(pieces):
+        inside = 0 < n < len(pieces) - 1 and piece.text.isspace()
+        differs = piece.differs or (inside and pieces[n - 1].differs and pieces[n + 1].differs)
+        if found and found[-1].differs == differs:
+            found[-1] = Piece(found[-1].text + piece.text, differs)
+        else:
+            found.append(Piece(piece.text, differs))
+    return tuple(found)
 
 
 def _words(text: str) -> list[str]:
