@@ -5,6 +5,7 @@ import { pathToFileURL } from 'node:url';
 
 import { readJob, withBrowser, writeResult } from './browser.mjs';
 
+const A4 = 794; // pixels of its width, as browsers count
 const job = readJob();
 const axe = fs.readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 if (job.screenshots) fs.mkdirSync(job.screenshots, { recursive: true });
@@ -60,7 +61,11 @@ async function visit(context) {
   }
   await page.emulateMedia({ media: 'print', colorScheme: 'dark' });
   await page.goto(pathToFileURL(job.page).href);
-  seen.print = { ground: await page.evaluate(() => getComputedStyle(document.body).backgroundColor) };
+  const screen = page.viewportSize();
+  await page.setViewportSize({ width: A4, height: 1123 });
+  const { wide, ground } = await page.evaluate(look);
+  seen.print = { wide, ground };
+  await page.setViewportSize(screen);
   if (job.screenshots) await page.pdf({ path: `${job.screenshots}/page-${page.viewportSize().width}.pdf`, format: 'A4' });
   await page.close();
 }

@@ -45,7 +45,7 @@ def test_it_was_seen_at_both_widths_in_both_schemes(visit):
     seen = {(one["width"], one["colorScheme"]): one["ground"] for one in visit["visits"]}
     assert set(seen) == {(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")}
     assert seen[390, "light"] == seen[1440, "light"] != seen[1440, "dark"]
-    assert visit["print"]["ground"] == seen[1440, "light"]  # on paper it is light
+    assert visit["print"] == {"wide": 0, "ground": seen[1440, "light"]}  # on paper it is light, and fits
 
 
 def test_nothing_fails_and_nothing_is_loaded(visit):
