@@ -68,9 +68,13 @@ demo: setup
 	@echo
 	$(BIN)/fastvlm-convert run $(OUT)/int4 --target coreml $(DEMO)/check_images/00.png "Describe the image."
 	@echo
-	$(BIN)/fastvlm-convert verify $(OUT)/int4 --reference $(DEMO)
+	$(BIN)/fastvlm-convert verify $(OUT)/int4 --reference $(DEMO) --record
 	@echo
-	$(BIN)/fastvlm-convert bench $(OUT)/int4 --reference $(DEMO)
+	$(BIN)/fastvlm-convert evaluate $(DEMO) $(OUT)/int4 --target onnx --dataset demo --json > $(OUT)/evaluation.json
+	@echo
+	$(BIN)/fastvlm-convert bench $(OUT)/int4 --reference $(DEMO) --save-baseline $(OUT)/bench.json
+	@echo
+	$(BIN)/fastvlm-convert report $(OUT)/int4 --evaluation $(OUT)/evaluation.json --bench $(OUT)/bench.json -o $(OUT)/report.html
 
 test: setup
 	$(PYTEST)

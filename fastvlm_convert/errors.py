@@ -194,6 +194,7 @@ class WorkerError(ConversionError):
 EXTRAS = {
     "torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml",
     "mlx": "mlx", "huggingface_hub": "hub", "pillow_heif": "heic", "model_signing": "sign",
+    "matplotlib": "report",
 }  # fmt: skip
 
 

@@ -57,6 +57,7 @@ LINES = [
     ["verification"],
     ["delivery"],
     ["lint"],
+    ["report"],
     ["pipeline"],
     ["doctor"],
     ["cli"],

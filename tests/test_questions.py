@@ -8,6 +8,7 @@ from fastvlm_convert.errors import ImageError
 from fastvlm_convert.questions import (
     DEFAULT_QUESTION,
     generated_questions,
+    hard_questions,
     read_questions,
     standard_questions,
 )
@@ -178,3 +179,24 @@ def test_sixteen_standard_pictures():
     assert [q.text for q in again] == [q.text for q in found]
     for a, b in zip(again, found, strict=True):
         np.testing.assert_array_equal(np.asarray(a.images[0]), np.asarray(b.images[0]))
+
+
+def test_hard_questions_are_about_changed_pictures_and_about_none():
+    asked, plain = hard_questions(), standard_questions()
+    assert (len(asked), asked.num_pictures, asked.notes) == (36, 32, ())
+    again = hard_questions()
+    pictures = [np.asarray(q.images[0]).tobytes() for q in asked if q.images]
+    assert pictures == [np.asarray(q.images[0]).tobytes() for q in again if q.images]
+    assert len({*pictures, *(np.asarray(q.images[0]).tobytes() for q in plain)}) == 32 + 16
+    assert [q.text for q in asked[:32]] == 2 * [q.text for q in plain]
+    assert len({q.label for q in asked[:32]}) == 32
+    assert {(q.images, q.label) for q in asked[32:]} == {((), None)}
+
+
+def test_pictures_are_called_by_their_files(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert [q.label for q in read_questions(tmp_path)] == ["a.png", "b.png"]
+    entries = [{"images": ["a.png", "b.png"], "question": "Same?"}, {"question": "Well?"}]
+    (tmp_path / "questions.json").write_text(json.dumps(entries))
+    assert [q.label for q in read_questions(tmp_path)] == ["a.png, b.png", None]

@@ -31,6 +31,7 @@ from fastvlm_convert.cli import (
     plan,
     quantize,
     recipes,
+    report,
     run,
     scan,
     verify,
@@ -61,7 +62,8 @@ app = typer.Typer(
 for _name, _module in (
     ("inspect", inspect), ("run", run), ("chat", chat), ("plan", plan), ("quantize", quantize),
     ("export", export), ("verify", verify), ("evaluate", evaluate), ("bench", bench), ("lint", lint),
-    ("estimate", estimate), ("scan", scan), ("mil", mil), ("recipes", recipes), ("doctor", doctor),
+    ("estimate", estimate), ("report", report), ("scan", scan), ("mil", mil), ("recipes", recipes),
+    ("doctor", doctor),
 ):  # fmt: skip
     app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
 app.add_typer(bundle_app, name="bundle")
@@ -100,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.simplefilter("ignore")  # libraries' warnings mean nothing to the user
-    for library in ("coremltools", "PIL"):  # nor that there is no Core ML on Linux, or a TIFF tag is odd
+    # Nor that there is no Core ML on Linux, that a TIFF tag is odd, or that fonts are looked for.
+    for library in ("coremltools", "PIL", "matplotlib"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for

@@ -49,7 +49,8 @@ def print_result(result: VerifyResult, warnings: tuple[str, ...], verdict: str, 
     for reason in dict.fromkeys(f.no_interval for f in _shown(figures) if f.no_interval):
         out.print(reason, soft_wrap=True)
     if (closest := nearest(result.checks)) is not None:
-        out.print(f"nearest to its gate: {_gate_text(closest)}", soft_wrap=True)
+        side = "farthest beyond its gate" if closest.status == "failed" else "nearest to its gate"
+        out.print(f"{side}: {_gate_text(closest)}", soft_wrap=True)
     for diagnosis in result.diagnoses:
         _print_diagnosis(diagnosis, result)
     if details:
@@ -114,8 +115,8 @@ def _gate_text(check: Check) -> str:
     side = "at most" if _is_limit(check) else "at least"
     by = f", {check.executed_by}" if check.executed_by else ""
     figure = f"{check.metric} {_value_text(check.metric, value)}, {side} {gate:g}"
-    share = f"{used:.0%}" if used < 10 else f"{used:.0f} times"
-    return escape(f"{check.target} {check.stage}: {figure} ({share} of the error it allows{by})")
+    share = f"{used:.0%} of" if used <= 1 else f"{used:.1f} times"
+    return escape(f"{check.target} {check.stage}: {figure} ({share} the error it allows{by})")
 
 
 def _print_diagnosis(found: Diagnosis, result: VerifyResult) -> None:

@@ -98,6 +98,7 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
     "bench": [lambda i: [i.bundle, "--trials", 1, "--new-tokens", 2]],
     "lint": [lambda i: [i.bundle], lambda i: ["--explain", "context-beyond-training"]],
     "estimate": [lambda i: [i.bundle]],
+    "report": [lambda i: [i.bundle, "-o", i.out("a.html")]],
     "scan": [lambda i: [CHECKPOINT, "--images", i.pictures, "--max-new-tokens", 1]],
     "mil": [lambda i: [i.package], lambda i: [i.package, "--profile"]],
     "recipes": [lambda i: [], lambda i: ["int4"]],

@@ -42,6 +42,9 @@ FLAGS = {
         "--strict", "--explain", "--output-format", *COMMON,
     },
     "estimate": {"BUNDLE", "--phones", *COMMON},
+    "report": {
+        "BUNDLE", "--output", "-o", "--evaluation", "--bench", "--images", "--overwrite", *COMMON,
+    },
     "scan": {
         "CHECKPOINT", "--images", "--recipe", "--output", "-o", "--max-new-tokens", *PARTS, *COMMON,
     },

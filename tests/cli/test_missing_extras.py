@@ -81,6 +81,7 @@ def mlx_bundle(tmp_path_factory):
             "the Core ML target needs coremltools",
         ),
         ("mlx", ("run", "MLX_BUNDLE", "Hi"), "running MLX bundles needs mlx"),
+        ("matplotlib", ("report", "BUNDLE", "-o", "r.html"), "drawing a report needs matplotlib"),
         ("onnx", ("estimate", "BUNDLE"), "an estimate of the onnx target needs onnx"),
     ],
 )

@@ -82,6 +82,7 @@ def test_a_failed_gate_is_exit_code_1(cli, bundle, pictures):
     lines = result.out.splitlines()
     assert lines[0] == "failed on 2 images"
     assert "onnx first breaks at image_features (sqnr_db)" in lines
+    assert any(line.startswith("farthest beyond its gate: onnx ") for line in lines)
     (cause,) = (line for line in lines if line.startswith("  likely cause: layer_weights: "))
     (parted,) = (line for line in lines if line.startswith("  first operation that parts: "))
     assert parted.split()[4].rstrip(",") in cause

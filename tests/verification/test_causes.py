@@ -24,7 +24,6 @@ from tests.bundles import (
     external_regions,
     graph_path,
     load_graph,
-    mixed_recipe,
     recipe,
 )
 from tests.checkpoints import GOLDEN, LLAVA, edit_tensors, golden_cases, read_tensors
@@ -40,6 +39,17 @@ Fault = Callable[[Path], None]
 def exported(tmp_path_factory):
     output = tmp_path_factory.mktemp("causes") / "onnx"
     export(CHECKPOINT, output, recipe=recipe(gates=SHORT), targets=["onnx"])
+    return output
+
+
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory):
+    """Layers of 4 bits that multiply float activations."""
+    rules = (QuantizeRule(("decoder.layers.*",), "int4", 16, symmetric=False), QuantizeRule(("*",), "float"))
+    gates = {"runtime_max_kl_nats": 1e-7, "identical_text": False, **SHORT}
+    settings = recipe("fp32", gates=gates, onnx={"accuracy_level": 0})
+    output = tmp_path_factory.mktemp("causes") / "integers"
+    export(CHECKPOINT, output, recipe=replace(settings, name="integers", quantize=rules), targets=["onnx"])
     return output
 
 
@@ -221,11 +231,9 @@ def test_another_reference(exported, llava):
     assert told(run(exported, llava))["onnx"] == ("prefill_logits", "another_reference")
 
 
-def test_a_decoder_of_floats_where_integers_belong(exported, tmp_path):
+def test_a_decoder_of_floats_where_integers_belong(exported, integers, tmp_path):
     """The float decoder under the names of the quantized one."""
-    bundle = tmp_path / "mixed"
-    export(CHECKPOINT, bundle, recipe=mixed_recipe(), targets=["onnx"])
-    assert "onnx" not in told(run(bundle))
+    bundle = copy_bundle(integers, tmp_path)
     path, floats = graph_path(bundle, "decoder"), graph_path(exported, "decoder")
     model = onnx.load(floats, load_external_data=False)
     data = path.with_name(f"{path.name}_data")
@@ -269,16 +277,9 @@ def test_a_token_that_does_not_see_itself_is_the_caches_fault(tmp_path):
     assert getattr(result.first_divergence["coreml"], "layer", None) == "l1_up"
 
 
-def test_int8_activations_where_floats_were_meant(tmp_path):
+def test_int8_activations_where_floats_were_meant(integers, tmp_path):
     """The program is right, and the runtime rounds more than the recipe allows."""
-    rules = (QuantizeRule(("decoder.layers.*",), "int4", 16, symmetric=False), QuantizeRule(("*",), "float"))
-    settings = replace(
-        recipe("fp32", gates={"runtime_max_kl_nats": 1e-7, **SHORT}, onnx={"accuracy_level": 0}),
-        name="exact",
-        quantize=rules,
-    )
-    bundle = tmp_path / "exact"
-    export(CHECKPOINT, bundle, recipe=settings, targets=["onnx"])
+    bundle = copy_bundle(integers, tmp_path)
     assert "onnx" not in told(run(bundle))
     path = graph_path(bundle, "decoder")
     model = onnx.load(path, load_external_data=False)

@@ -115,3 +115,12 @@ def test_a_value_that_the_graph_has_not_is_said(both, reference, tmp_path):
     assert (found["s2b0_fc1"].sqnr_db, found["s2b0_fc1"].is_run) == (None, False)
     assert found["s2b0_fc1"].reason == "the graph has no value of this name"
     assert found["s2b0_fc2"].is_run
+
+
+def test_a_graph_that_prepares_pictures_itself_is_seen_as_well(reference, tmp_path):
+    bundle = tmp_path / "in_graph"
+    settings = recipe(onnx={"preprocessing": "in_graph"})
+    export(CHECKPOINT, bundle, recipe=settings, targets=["onnx"])
+    found = layers_of(bundle, "onnx", reference)
+    assert min(f.decibels for f in found.figures) > 100
+    assert all(f.is_run for f in found.figures)

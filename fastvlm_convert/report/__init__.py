@@ -1,0 +1,1 @@
+"""One page about a bundle, for people: does it answer like its checkpoint, and what does it cost?"""
