@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, opened, source_hash
@@ -72,7 +72,7 @@ class VerifyResult:
         """`failed` if any check failed, `not_run` if any was not run, else `passed`."""
         return status_of(self.checks)
 
-    @property
+    @cached_property
     def figures(self) -> tuple[AnswerFigures, ...]:
         """The answers of each execution in figures."""
         keys = dict.fromkeys((a.target, a.executed_by) for a in self.answers)
