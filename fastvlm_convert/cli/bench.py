@@ -36,7 +36,6 @@ from fastvlm_convert.intervals import MINIMUM
 EXAMPLES = """
 fastvlm-convert bench app --reference FastVLM-0.5B
 fastvlm-convert bench new --against old --max-regression 5
-fastvlm-convert bench --import vision=Vision.mlperf --import decode=Decoder.mlperf
 """
 _EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 
@@ -61,7 +60,7 @@ def command(
     any_machine: AnyMachineOption = False,
     output_format: OutputFormatOption = None,
 ) -> None:
-    """Measure latency and memory, side by side, and compare with a baseline.
+    """Measure latency and memory, side by side or with a baseline.
 
     Bundles and reference take turns, each in a process of its own, so that whatever else the machine does
     affects all alike. With --against the exit code is 1 if something got slower than allowed, and 2 if that

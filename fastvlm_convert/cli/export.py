@@ -99,35 +99,38 @@ def command(
             overwrite=overwrite,
             on_progress=on_stage,
         )
-    files = {name: entry.size for name, entry in result.manifest.files.items()}
-    peak = peak_memory_bytes()
-    document = ExportDocument(
-        bundle=str(result.bundle),
-        files=files,
-        total_bytes=sum(files.values()),
-        peak_memory_bytes=peak,
-        answers=score_facts(result.score),
-        components=component_reports(result.layers),
-        layers=result.layers,
-        warnings=result.warnings,
-        findings=tuple(result.findings),
-    )
+    document = _document(result)
     status: Status = "failed" if any(f.severity == "error" for f in result.findings) else "passed"
 
     def show() -> None:
         print_warnings(result.warnings)
         _print_findings(result.findings)
-        _print_files(files)
+        _print_files(document.files)
         out.print()
         out.print(layers_table(result.layers))
         out.print(f"\n{score_text(result.score)}", soft_wrap=True)
-        out.print(f"peak memory: {size_text(peak)}")
+        out.print(f"peak memory: {size_text(document.peak_memory_bytes)}")
         parts = {"adapter": adapter, "projector": projector, "vision-tower": vision_tower}
         _print_next_steps(checkpoint, result, parts)
 
     report(context, status, document, show, brief=str(result.bundle))
     if status == "failed":
         raise typer.Exit(_EXIT_CHECK_FAILED)
+
+
+def _document(result: ExportResult) -> ExportDocument:
+    files = {name: entry.size for name, entry in result.manifest.files.items()}
+    return ExportDocument(
+        bundle=str(result.bundle),
+        files=files,
+        total_bytes=sum(files.values()),
+        peak_memory_bytes=peak_memory_bytes(),
+        answers=score_facts(result.score),
+        components=component_reports(result.layers),
+        layers=result.layers,
+        warnings=result.warnings,
+        findings=tuple(result.findings),
+    )
 
 
 def _print_findings(findings: Sequence[Outcome]) -> None:

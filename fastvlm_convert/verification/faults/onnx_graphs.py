@@ -3,7 +3,6 @@
 from typing import Any, Final
 
 import numpy as np
-import onnx
 
 from fastvlm_convert.verification.faults.bundle_copy import Copy
 from fastvlm_convert.verification.faults.fault import NotApplicableError
@@ -28,6 +27,8 @@ def change_accuracy_level(copy: Copy) -> None:
 
 def overwrite_slot(copy: Copy) -> None:
     """Let one layer find the second token's key and value in the first slot of its cache, too."""
+    from onnx import helper, numpy_helper
+
     graph = open_graph(copy, "decoder")
     nodes: Any = graph.model.graph.node
     layers = [node for node in nodes if node.op_type == _ATTENTION]
@@ -36,15 +37,15 @@ def overwrite_slot(copy: Copy) -> None:
     attention = layers[len(layers) // 2]
     numbers = {"axis": 2, "second": 1, "third": 2, "end": np.iinfo(np.int64).max}
     for name, value in numbers.items():
-        tensor = onnx.numpy_helper.from_array(np.array([value], np.int64), _named(name))
+        tensor = numpy_helper.from_array(np.array([value], np.int64), _named(name))
         graph.model.graph.initializer.append(tensor)
     for index in _PAST:
         past = attention.input[index]
         parts = [_named(past, part) for part in ("first", "rest")]
         for part, end in zip(parts, ("third", "end"), strict=True):
             inputs = [past, *(_named(name) for name in ("second", end, "axis"))]
-            nodes.insert(0, onnx.helper.make_node("Slice", inputs, [part], name=part))
-        joined = onnx.helper.make_node("Concat", parts, [_named(past)], name=_named(past), axis=2)
+            nodes.insert(0, helper.make_node("Slice", inputs, [part], name=part))
+        joined = helper.make_node("Concat", parts, [_named(past)], name=_named(past), axis=2)
         nodes.insert(2, joined)
         attention.input[index] = joined.output[0]
     graph.save()

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx
 
 from fastvlm_convert.exporters.onnx.data import ALIGNMENT
 from fastvlm_convert.io_names import LOGITS, Component
@@ -13,7 +12,8 @@ from fastvlm_convert.verification.faults.bundle_copy import Copy
 from fastvlm_convert.verification.faults.constants import Change, Constant, rows_of
 from fastvlm_convert.verification.faults.fault import NotApplicableError
 
-_PACKED: Final = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+_PACKED: Final = (22, 21)  # onnx.TensorProto.INT4 and UINT4; onnx itself loads when a fault is planted
+_EXTERNAL: Final = 1  # onnx.TensorProto.EXTERNAL
 _QUANTIZED_PRODUCT: Final = "MatMulNBits"
 
 
@@ -50,7 +50,7 @@ class Graph:
 
     def read(self, tensor: Any) -> np.ndarray:  # noqa: ANN401
         """Its elements; bytes by row where they are packed."""
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        if tensor.data_location != _EXTERNAL:
             content = np.frombuffer(tensor.raw_data, np.uint8)
         else:
             path, offset, length = self.region(tensor)
@@ -62,7 +62,7 @@ class Graph:
     def write(self, tensor: Any, values: np.ndarray) -> None:  # noqa: ANN401
         """Put other elements in the place of a constant's."""
         content = np.ascontiguousarray(values).tobytes()
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        if tensor.data_location != _EXTERNAL:
             tensor.raw_data = content
             self.save()
             return
@@ -74,7 +74,7 @@ class Graph:
     def append(self, tensor: Any, values: np.ndarray) -> None:  # noqa: ANN401
         """Store a constant's elements once more, changed, at the end of its file, for this graph alone."""
         content = np.ascontiguousarray(values).tobytes()
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        if tensor.data_location != _EXTERNAL:
             tensor.raw_data = content
         else:
             with self.copy.owned(self.region(tensor)[0]).open("ab") as file:
@@ -92,6 +92,8 @@ class Graph:
 
 def open_graph(copy: Copy, component: Component) -> Graph:
     """The graph of a component."""
+    import onnx
+
     file = copy.manifest.artifact("onnx", component).files[0]
     return Graph(copy, file, onnx.load(copy.path / file, load_external_data=False))
 
@@ -138,7 +140,9 @@ def _by_name(graph: Graph) -> dict[str, Any]:
 def _dtype(tensor: Any) -> np.dtype:  # noqa: ANN401
     if tensor.data_type in _PACKED:
         return np.dtype(np.uint8)
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    from onnx import helper
+
+    return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
 
 
 def _set(tensor: Any, key: str, value: int) -> None:  # noqa: ANN401
