@@ -29,6 +29,7 @@ CLASSES = [
 def test_codes_are_frozen():
     """Programs branch on them: a new one is a decision, and none may change."""
     assert {kind.__name__: kind.code for kind in CLASSES} == {
+        "BenchmarkError": "benchmark",
         "BundleError": "bundle",
         "MalformedManifestError": "bundle",
         "CheckpointError": "checkpoint",

@@ -250,6 +250,8 @@ def coarse_recipe(found: Evidence) -> str | None:
 
 def runtime_rounding(found: Evidence) -> str | None:
     """The program is right, the runtime's shortcuts are too coarse."""
+    if found.failed("decoder", "accuracy_level"):
+        return "products round activations otherwise than the recipe says (onnx.accuracy_level)"
     if not found.failed("end_to_end") or found.divergence is not None:
         return None
     if any(found.failed(stage) for stage in ("preprocessing", "image_features", "inputs_embeds", *_LOGITS)):
@@ -283,7 +285,7 @@ _CAUSES: Final[tuple[tuple[str, tuple[str, ...], Cause], ...]] = (
     ("growing_error", _NUMERIC, growing_error),
     ("cache", ("decode_logits",), cache),
     ("late_positions", ("context_end",), late_positions),
-    ("runtime_rounding", ("end_to_end",), runtime_rounding),
+    ("runtime_rounding", ("decoder", "end_to_end"), runtime_rounding),
 )
 # Name, the stages whose gates it can break, and function; the surest first.
 CAUSES: Final = tuple(name for name, _, _ in _CAUSES)

@@ -154,7 +154,8 @@ class TestOtherCommands:
 
     def test_verify_says_once_what_it_cannot_tell(self, cli, golden_quantized, tmp_path, pictures):
         assert cli("export", golden_quantized, "--target", "onnx", "-o", tmp_path / "a").code == 0
-        result = cli("verify", tmp_path / "a", "--images", pictures, "--reference", golden_quantized)
+        ask = ("verify", tmp_path / "a", "--images", pictures, "--reference", golden_quantized)
+        result = cli(*ask, "--details")
         assert result.err.count("the reference is quantized itself") == 1
         (row,) = [line for line in result.out.splitlines() if "top1_agreement" in line]
         assert row.split() == ["weights", "end_to_end", "top1_agreement", "-", "-", "not_run"]

@@ -289,6 +289,9 @@ def test_int8_activations_where_floats_were_meant(integers, tmp_path):
                 attribute.i = 4
     path.write_bytes(model.SerializeToString())
     adapt_hashes(bundle)
+    assert told(run(bundle))["onnx"] == ("decoder", "runtime_rounding")
+
+    edit_manifest(bundle, lambda m: m["recipe"]["onnx"].update(accuracy_level=4))
     assert told(run(bundle))["onnx"] == ("end_to_end", "runtime_rounding")
 
 

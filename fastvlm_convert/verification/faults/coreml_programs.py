@@ -1,11 +1,12 @@
-"""Faults in the operations of Core ML programs, and in what packages say of their inputs."""
+"""Faults in the operations of Core ML programs, and in what packages say of their inputs.
+
+What reads packages needs coremltools, so it loads when a fault is planted.
+"""
 
 from typing import Any, Final
 
 from fastvlm_convert.io_names import DECODE, POSITION
-from fastvlm_convert.mil.proto import feature_types
 from fastvlm_convert.verification.faults.bundle_copy import Copy
-from fastvlm_convert.verification.faults.coreml_store import open_program
 from fastvlm_convert.verification.faults.fault import NotApplicableError
 
 _ONE: Final = "overwritten_slot_end"
@@ -13,6 +14,9 @@ _ONE: Final = "overwritten_slot_end"
 
 def swap_picture_channels(copy: Copy) -> None:
     """Let the package say that its picture is blue, green, red."""
+    from fastvlm_convert.mil.proto import feature_types
+    from fastvlm_convert.verification.faults.coreml_store import open_program
+
     program = open_program(copy, "vision")
     kind = program.package.spec.description.input[0].type
     if kind.WhichOneof("Type") != "imageType":
@@ -23,6 +27,8 @@ def swap_picture_channels(copy: Copy) -> None:
 
 def change_prompt(copy: Copy) -> None:
     """Let the package's metadata say that the question alone is the prompt."""
+    from fastvlm_convert.verification.faults.coreml_store import open_program
+
     program = open_program(copy, "decoder")
     said = program.package.spec.description.metadata.userDefined
     if "prompt" not in said:
@@ -33,6 +39,8 @@ def change_prompt(copy: Copy) -> None:
 
 def overwrite_slot(copy: Copy) -> None:
     """Let one layer write the key and value of every decoded token into the first slot of its cache."""
+    from fastvlm_convert.verification.faults.coreml_store import open_program
+
     program = open_program(copy, "decoder")
     (block,) = program.blocks([DECODE])
     operations = {o.outputs[0].name: o for o in block.operations if o.outputs}
