@@ -14,6 +14,7 @@ from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import TARGET_NAMES, chosen_targets, complete_target
 from fastvlm_convert.cli.output_file import OverwriteFileOption, check_output_file, write_output_file
 from fastvlm_convert.cli.output_format import OutputFormat, OutputFormatOption, report_outcomes
+from fastvlm_convert.cli.waiting_threads import wait_passively
 from fastvlm_convert.errors import UsageError
 from fastvlm_convert.evaluation.datasets import DEMO, DEMO_PICTURES, open_dataset
 from fastvlm_convert.evaluation.differences import check_suffix, differences_text, differing
@@ -164,6 +165,7 @@ def command(
     An interrupted run goes on where it was. --min-accuracy and --max-drop judge the dataset's own score: VQA
     accuracy for VQAv2 and TextVQA, ANLS for DocVQA, exact match for all others.
     """
+    wait_passively()
     columns = columns_of(models, chosen_targets(target or []))
     if max_drop is not None and len(columns) < 2:
         raise UsageError("--max-drop compares with the first model, and there is one", hint="give two")

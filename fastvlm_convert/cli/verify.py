@@ -15,6 +15,7 @@ from fastvlm_convert.cli.options import AdapterOption, ImagesOption, ProjectorOp
 from fastvlm_convert.cli.output_format import OutputFormat, OutputFormatOption, report_outcomes
 from fastvlm_convert.cli.self_test import SelfTestOption, run_self_test
 from fastvlm_convert.cli.verify_text import print_result, verdict_of
+from fastvlm_convert.cli.waiting_threads import wait_passively
 from fastvlm_convert.errors import UsageError
 from fastvlm_convert.outcomes import Outcome
 from fastvlm_convert.questions import hard_questions, read_questions
@@ -106,6 +107,7 @@ def command(
     Compares every stage, from pixels to the text of the answer. Where one breaks its gate, it says which did
     first and what the likely cause is. The exit code is 1 if a check fails, and 2 if one could not be run.
     """
+    wait_passively()
     if record and self_test:
         raise UsageError("a self-test records nothing", hint="leave out --self-test or --record")
     if record:
