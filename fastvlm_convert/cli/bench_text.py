@@ -195,5 +195,6 @@ def _conditions(settings: Settings, machine: str, governor: str | None) -> str:
     plural = "" if settings.pinning.threads == 1 else "s"
     return (
         f"{settings.trials} trial{trials} of {settings.new_tokens} tokens on this host, not a phone "
-        f"({machine}); {settings.pinning.threads} thread{plural} each, {where}; governor {governor or 'unknown'}."
+        f"({machine}); {settings.pinning.threads} thread{plural} each, {where}; "
+        f"governor {governor or 'unknown'}."
     )
