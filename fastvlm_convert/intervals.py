@@ -38,11 +38,12 @@ def too_few(num_clusters: int, noun: str = "pictures") -> str | None:
 
     Args:
         num_clusters: How many there are.
-        noun: What they are.
+        noun: What they are, in the plural.
     """
     if num_clusters >= MINIMUM:
         return None
-    return f"no interval: {num_clusters} {noun}, and fewer than {MINIMUM} say too little about others"
+    some = noun.removesuffix("s") if num_clusters == 1 else noun
+    return f"no interval: {num_clusters} {some}, and fewer than {MINIMUM} say too little about others"
 
 
 def bootstrap(

@@ -81,6 +81,7 @@ def test_equal_seeds_give_equal_intervals():
 def test_too_few_say_why():
     assert too_few(MINIMUM) is None
     assert too_few(12) == "no interval: 12 pictures, and fewer than 30 say too little about others"
+    assert too_few(1).startswith("no interval: 1 picture, ")
     assert "12 texts" in too_few(12, "texts")
 
 

@@ -12,6 +12,7 @@ from fastvlm_convert.bench.result import KNOWN, BenchResult, ContenderResult, sp
 from fastvlm_convert.dataclass_io import from_plain, has_schema
 from fastvlm_convert.errors import BenchmarkError, OutputError, RecipeError, shown
 from fastvlm_convert.json_file import parse_json
+from fastvlm_convert.manifest import is_bundle
 from fastvlm_convert.regular_file import read_text
 
 SCHEMA: Final = "fastvlm-convert/bench"
@@ -25,8 +26,11 @@ def check_writable(path: Path) -> None:
     """See that a result can be written to a path, before the minutes that measuring takes.
 
     Raises:
-        OutputError: It is a folder, in no folder, or a file that is no result.
+        OutputError: It is a folder, in no folder, in a bundle, or a file that is no result.
     """
+    if any(is_bundle(folder) for folder in path.resolve().parents):
+        what = "a bundle holds the files that its manifest lists, and no others"
+        raise OutputError(what, where=path, hint="write it beside the bundle")
     if path.is_dir():
         raise OutputError("the baseline is a folder", where=path, hint="give the name of a file")
     if not path.parent.is_dir():

@@ -172,7 +172,7 @@ def require_rounds(count: int, what: str, where: object = None) -> None:
     """
     if count < MINIMUM:
         raise BenchmarkError(
-            f"{what} {count} rounds, and a comparison needs {MINIMUM}",
+            f"{what} {count} round{'' if count == 1 else 's'}, and a comparison needs {MINIMUM}",
             where=where,
             hint=f"measure again with --trials {MINIMUM} or more",
         )

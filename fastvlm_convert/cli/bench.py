@@ -1,5 +1,6 @@
 """`fastvlm-convert bench`: latency and memory, side by side."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -72,6 +73,8 @@ def command(
     if against is None and (max_regression is not None or any_machine):
         flag = "--any-machine" if any_machine else "--max-regression"
         raise UsageError(f"{flag} needs --against", hint="give --against BUNDLE or --against FILE")
+    if max_regression is not None and math.isinf(max_regression):
+        raise UsageError("--max-regression inf would let everything pass", hint="give percent, such as 5")
     if measured_on is not None and not sources:
         raise UsageError("--measured-on needs --import", hint="give --import FILE")
     if save_baseline is not None:

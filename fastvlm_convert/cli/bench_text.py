@@ -152,7 +152,7 @@ def _findings(comparisons: Sequence[Comparison]) -> str:
     not_run = sum(c.status == "not_run" for c in comparisons)
     rest = f", {not_run} could not be compared" if not_run else ""
     if not failed:
-        return f"nothing of {len(comparisons) - not_run} figures got slower than allowed{rest}"
+        return f"none of {len(comparisons) - not_run} figures got slower than allowed{rest}"
     most = max(failed, key=lambda c: c.ratio or 0.0)
     text = f"{len(failed)} of {len(comparisons)} figures got slower than allowed{rest}"
     return printable(f"{text}; most of all {most.contender}: {most.message}")
@@ -191,8 +191,10 @@ _BASES: Final = {
 def _conditions(settings: Settings, machine: str, governor: str | None) -> str:
     cpus = settings.pinning.cpus
     where = "not bound" if cpus is None else f"bound to CPU {', '.join(map(str, cpus))}"
+    trials = "" if settings.trials == 1 else "s"
     plural = "" if settings.pinning.threads == 1 else "s"
     return (
-        f"{settings.trials} trials of {settings.new_tokens} tokens on this host, not a phone ({machine}); "
-        f"{settings.pinning.threads} thread{plural} each, {where}; governor {governor or 'unknown'}."
+        f"{settings.trials} trial{trials} of {settings.new_tokens} tokens on this host, not a phone "
+        f"({machine}); {settings.pinning.threads} thread{plural} each, {where}; "
+        f"governor {governor or 'unknown'}."
     )

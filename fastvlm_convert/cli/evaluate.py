@@ -233,10 +233,10 @@ def _print(found: Evaluation, outcomes: tuple[Outcome, ...], output: Path | None
     count = len(differing(found))
     what = "answered differently" if len(found.models) > 1 else "answered wrongly"
     where = "; -o FILE.md writes them side by side" if output is None else f", in {output}"
+    verb = "is" if count == 1 else "are"
+    asked = _count(found.dataset.num_items, "question")
     err.print(
-        escape(
-            f"{count} of {found.dataset.num_items} questions are {what}{where if count or output else ''}"
-        ),
+        escape(f"{count} of {asked} {verb} {what}{where if count or output else ''}"),
         soft_wrap=True,
     )
 
@@ -265,14 +265,18 @@ def _print_scores(found: Evaluation) -> None:
     out.print(table)
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _facts(found: Evaluation) -> str:
     facts = found.dataset
-    asked = f"{facts.num_items} questions" + (
+    asked = _count(facts.num_items, "question") + (
         f" of {facts.num_listed}" if facts.num_items < facts.num_listed else ""
     )
     has_intervals = any(f.interval for m in found.models for f in m.scores)
     intervals = "; in parentheses 95 % intervals, bootstrapped over pictures" if has_intervals else ""
     return escape(
-        f"\n{facts.name} ({facts.layout}): {asked} about {facts.num_pictures} pictures; * marks the score "
-        f"that this dataset is judged by{intervals}"
+        f"\n{facts.name} ({facts.layout}): {asked} about {_count(facts.num_pictures, 'picture')}; * marks "
+        f"the score that this dataset is judged by{intervals}"
     )

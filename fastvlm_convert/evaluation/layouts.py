@@ -245,7 +245,7 @@ def _ai2d_folder(path: Path) -> Published:
         listed += found
     if num_letters:
         notes += (
-            f"{num_letters} questions ask about letters (abcLabel), which the published pictures do not show",
+            f"questions about letters (abcLabel), which the published pictures do not show: {num_letters}",
         )
     return Published("ai2d", "exact_match", root, listed, notes)
 

@@ -77,3 +77,30 @@ def test_bundles_of_one_name_are_told_apart_by_their_paths(cli, fp32_bundle, tmp
     copies = [shutil.copytree(fp32_bundle, tmp_path / place / "app") for place in ("a", "b")]
     document = cli("bench", *copies, "--trials", 1, "--new-tokens", 2, "--threads", 1, "--json").document
     assert [c["name"] for c in document["contenders"]] == [f"{copy} onnx" for copy in copies]
+
+
+def test_a_baseline_is_not_written_into_a_bundle(cli, fp32_bundle):
+    path = fp32_bundle / "onnx" / "bench.json"
+    result = cli("bench", fp32_bundle, *FEW, "--save-baseline", path)
+    assert (result.code, result.out) == (2, "")
+    assert "error: a bundle holds the files that its manifest lists, and no others" in result.err
+    assert not path.exists()
+
+
+def test_a_gate_that_nothing_can_fail_is_refused(cli, fp32_bundle):
+    result = cli("bench", fp32_bundle, "--against", fp32_bundle, "--max-regression", "inf")
+    assert result.code == 2
+    assert "error: --max-regression inf would let everything pass" in result.err
+
+
+def test_a_stage_without_a_file_to_import(cli):
+    result = cli("bench", "--import", "vision=")
+    assert result.code == 2
+    assert "error: --import vision= names no file" in result.err
+
+
+def test_one_round_is_not_called_rounds(cli, fp32_bundle):
+    result = cli("bench", fp32_bundle, "--trials", 1, "--new-tokens", 2, "--threads", 1)
+    assert "\n1 trial of 2 tokens on " in result.err
+    result = cli("bench", fp32_bundle, "--trials", 1, "--against", fp32_bundle)
+    assert "error: there would be 1 round, and a comparison needs 30" in result.err

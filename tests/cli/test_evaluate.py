@@ -149,7 +149,7 @@ def test_published_annotations(cli, fp32_bundle, tmp_path):
 class TestDifferences:
     def test_wrong_answers_of_one_model(self, cli, fp32_bundle, mine, tmp_path):
         result = cli("evaluate", fp32_bundle, "--dataset", mine, *SHORT, "-o", tmp_path / "wrong.jsonl")
-        assert "1 of 4 questions are answered wrongly, in " in result.err
+        assert "1 of 4 questions is answered wrongly, in " in result.err
         [line] = (tmp_path / "wrong.jsonl").read_text().splitlines()
         item = json.loads(line)
         assert (item["id"], item["answers"]) == ("white", ["something else entirely"])
@@ -227,3 +227,10 @@ def test_the_demos_answers_are_those_of_its_scenes(cli, fp32_bundle):
     expected = [sample.questions[n % len(sample.questions)].answer for n, sample in enumerate(held_out(3))]
     assert [item["answers"] for item in document["items"]] == [[answer] for answer in expected]
     assert [item["image"] for item in document["items"]] == ["demo/0", "demo/1", "demo/2"]
+
+
+def test_one_question_is_not_called_questions(cli, mine):
+    result = cli("evaluate", CHECKPOINT, "--dataset", mine, "--limit", 1, *SHORT)
+    assert "1 question of 4 about 1 picture; * marks the score" in result.err
+    assert "no interval: 1 picture, and fewer than 30" in result.err
+    assert "of 1 question " in result.err

@@ -195,7 +195,7 @@ class TestPublished:
         assert first.answers == ("B", "mice", "B. mice")
         assert second.id == "10.png-0"  # by number, not by letter
         assert found.notes == (
-            "1 questions ask about letters (abcLabel), which the published pictures do not show",
+            "questions about letters (abcLabel), which the published pictures do not show: 1",
         )
         assert opened(tmp_path / "questions").items == found.items
         assert len(opened(tmp_path / "questions" / "2.png.json").items) == 1

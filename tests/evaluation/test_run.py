@@ -178,7 +178,7 @@ class TestFigures:
 
     def test_questions_about_one_picture_are_one(self, items):
         alike = [replace(item, image="demo/0") for item in items]
-        assert "1 pictures" in figures(alike, 0)[0].reason
+        assert "1 picture," in figures(alike, 0)[0].reason
 
     def test_what_never_varies_has_no_interval(self, items):
         same = figures(items[:30], 0)[0]

@@ -21,7 +21,7 @@ def test_figures_of_few_pictures_have_no_interval_and_say_why():
     assert found.kl_p99_nats == pytest.approx(np.quantile([0, 0.25, 1, 0.75, 0.5], 0.99))
     assert (found.top1_agreement, found.flips) == (0.8, pytest.approx(1 / 3))
     assert found.intervals == {}
-    assert found.no_interval == "no interval: 1 pictures, and fewer than 30 say too little about others"
+    assert found.no_interval == "no interval: 1 picture, and fewer than 30 say too little about others"
 
 
 def test_intervals_draw_whole_pictures():

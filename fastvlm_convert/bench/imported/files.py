@@ -27,9 +27,14 @@ def parse_source(text: str, device: str | None) -> Source:
     Args:
         text: What was given.
         device: What was measured, where the file does not say.
+
+    Raises:
+        BenchmarkError: It names a stage and no file.
     """
     stage, equals, path = text.partition("=")
     if equals and stage in STAGES:
+        if not path:
+            raise BenchmarkError(f"--import {text} names no file", hint=f"give --import {stage}=FILE")
         return Source(Path(path), stage, device)
     return Source(Path(text), None, device)
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from fastvlm_convert.report.figures.latency import Bar, Panel
 from fastvlm_convert.report.sources.documents import Fields, read_document
+from fastvlm_convert.report.texts import count_text
 
 _VERSIONS: Final = (1,)
 _TITLES: Final = {  # in the order in which a person waits
@@ -91,7 +92,7 @@ def read_bench(path: Path) -> Bench:
 def _method(document: Fields) -> str:
     """`10 trials of 32 tokens on Intel Xeon, 2 cores`, in the words of the document."""
     settings = document.optional_object("settings") or document
-    trials = f"{settings.count('trials')} trials of {settings.count('new_tokens')} tokens"
+    trials = f"{count_text(settings.count('trials'), 'trial')} of {settings.count('new_tokens')} tokens"
     if "trials" not in settings:
         return "Figures of other machines, imported"
     machine = document.optional_object("machine")
