@@ -70,7 +70,7 @@ def make_report(
         verification=verification,
         evaluation=NotRun("no evaluation was given (--evaluation FILE)", commands.evaluate)
         if evaluation is None
-        else read_evaluation(evaluation),
+        else read_evaluation(evaluation, folder),
         bench=NotRun("no measurement was given (--bench FILE)", commands.bench)
         if bench is None
         else read_bench(bench),

@@ -31,6 +31,7 @@ class Evidence:
         expected: What an export of the reference would promise.
         is_head_tied: Whether the reference's head is its embedding table.
         is_quantized: Whether the recipe stores integers.
+        is_calibrated: Whether the reference's integers were solved here, with data.
         is_same_source: Whether the bundle was made from the reference's files.
         sizes: Bytes of its files as they should be and as they are.
         trouble: The operation that first gave NaN or infinity, where the runtime tells.
@@ -44,6 +45,7 @@ class Evidence:
     expected: Contract
     is_head_tied: bool
     is_quantized: bool
+    is_calibrated: bool
     is_same_source: bool
     sizes: Mapping[str, tuple[int, int]]
     trouble: str | None
@@ -204,6 +206,17 @@ def rotary_positions(found: Evidence) -> str | None:
     )
 
 
+def solved_elsewhere(found: Evidence) -> str | None:
+    """Both have integers of their own, solved with data."""
+    if not found.is_calibrated or found.divergence is None or op_component(found.divergence.layer) == "embed":
+        return None
+    return (
+        f"from {found.divergence.layer} on the integers may be others: another processor, number of threads "
+        "or library version solves a calibrated recipe otherwise. Give the quantized checkpoint that the "
+        "bundle was made from as the reference; if that fails too, weights are wrong"
+    )
+
+
 def layer_weights(found: Evidence) -> str | None:
     """One operation has other weights."""
     if found.divergence is None or not _breaks_off(found):
@@ -281,6 +294,7 @@ _CAUSES: Final[tuple[tuple[str, tuple[str, ...], Cause], ...]] = (
     ("embedding_table", ("inputs_embeds",), embedding_table),
     ("head_tied", _DECODER, head_tied),
     ("rotary_positions", _DECODER, rotary_positions),
+    ("solved_elsewhere", _NUMERIC, solved_elsewhere),
     ("layer_weights", _NUMERIC, layer_weights),
     ("growing_error", _NUMERIC, growing_error),
     ("cache", ("decode_logits",), cache),

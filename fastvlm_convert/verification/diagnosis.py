@@ -91,6 +91,7 @@ def diagnose(
             expected=plan.contract,
             is_head_tied=plan.config.decoder.tied,
             is_quantized=bool(plan.recipe.quantize),
+            is_calibrated=plan.is_calibrated,
             is_same_source=is_same_source,
             sizes=sizes,
             trouble=known.trouble,

@@ -10,6 +10,7 @@ import pytest
 from fastvlm_convert.checkpoint.quantized_checkpoint import read_record
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.recipe import QuantizeRule, without_data
+from fastvlm_convert.user_cache import cache_folder
 from tests.bundles import edit_manifest, write_recipe
 from tests.checkpoints import tree_state
 from tests.cli.conftest import CHECKPOINT, IMAGE
@@ -179,6 +180,19 @@ class TestVerify:
         assert "error: the layers were calibrated with data that is not at hand" in result.err
         assert "hint: give the quantized checkpoint as the reference" in result.err
         assert "Traceback" not in result.err
+
+    def test_integers_that_another_machine_solved(self, cli, bundle, pictures, questions, tmp_path):
+        """As where nothing is in the cache, and other threads solve to other integers."""
+        (ours,) = (cache_folder() / "solved").iterdir()
+        arguments = ("export", CHECKPOINT, "--recipe", tmp_path / "scaled.yaml", "--calibration", questions)
+        assert cli(*arguments, *ONNX, tmp_path / "other").code == 0
+        (theirs,) = set((cache_folder() / "solved").iterdir()) - {ours}
+        shutil.rmtree(ours)
+        shutil.copytree(theirs, ours)
+        result = cli("verify", bundle, "--reference", CHECKPOINT, "--images", pictures, "--json")
+        assert result.code == 1
+        causes = {found["target"]: found["cause"] for found in result.document["diagnoses"]}
+        assert causes["onnx"] == "solved_elsewhere"
 
     def test_a_manifest_that_names_no_data(self, cli, bundle, pictures):
         edit_manifest(bundle, lambda m: m["source"].update(calibration=None))

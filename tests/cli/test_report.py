@@ -49,7 +49,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_written(cli, fp32_bun
         other.write_text(content)
         result = cli("report", fp32_bundle, "--bench", other, "-o", page)
         assert (result.code, message in result.err, page.exists()) == (2, True, False), result.err
-        assert "hint: write it with: fastvlm-convert bench ... --json > other.json" in result.err
+        assert "hint: write it with: fastvlm-convert bench ... --json > bench.json" in result.err
     missing = cli("report", fp32_bundle, "--bench", tmp_path / "none.json", "-o", page)
     assert (missing.code, "there is no such file" in missing.err) == (2, True)
     assert cli("report", fp32_bundle, "--images", tmp_path / "none", "-o", page).code == 2

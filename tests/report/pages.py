@@ -107,7 +107,7 @@ def full_page(bundle: Path, folder: Path) -> str:
         bundle,
         verification(checks, answers, layers),
         folder,
-        evaluation=read_evaluation(paths["evaluation"]),
+        evaluation=read_evaluation(paths["evaluation"], bundle),
         bench=read_bench(paths["bench"]),
         estimates=read_estimates(bundle, ""),
         lint=sorted_lint([rule], {"some-rule": About("so it is said", "https://example.com", "change it")}),

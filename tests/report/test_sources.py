@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fastvlm_convert.errors import BundleError
+from fastvlm_convert.evaluation.models import bundle_hash
 from fastvlm_convert.report.sources.bench import read_bench
 from fastvlm_convert.report.sources.bundle import read_bundle
 from fastvlm_convert.report.sources.evaluation import read_evaluation
@@ -27,12 +28,21 @@ def bench(tmp_path):
 
 
 def test_an_evaluation(fp32_bundle, evaluation):
-    text = Elements(page(fp32_bundle, evaluation=read_evaluation(evaluation))).text
+    text = Elements(page(fp32_bundle, evaluation=read_evaluation(evaluation, fp32_bundle))).text
     assert "demo: 40 questions about 31 pictures; 2 are not answered with the same text by all." in text
     assert "90.0 (80.0 to 95.0)" in text
     assert "difference -5.0 (-10.0 to +0.0)" in text
     assert "mind this" in text
     assert "fewer than 30 pictures" in text
+
+
+def test_an_evaluation_of_another_bundle_is_said_to_be_one(fp32_bundle, evaluation):
+    warning = "none of these models is this bundle as it is now"
+    assert warning in read_evaluation(evaluation, fp32_bundle).notes[0]
+    document = json.loads(evaluation.read_text())
+    document["models"][1]["sha256"] = bundle_hash(fp32_bundle)
+    evaluation.write_text(json.dumps(document))
+    assert warning not in "".join(read_evaluation(evaluation, fp32_bundle).notes)
 
 
 def test_a_measurement_with_intervals_and_phones(fp32_bundle, bench):
@@ -61,12 +71,12 @@ def test_a_measurement_with_intervals_and_phones(fp32_bundle, bench):
         (lambda d: d.update(warnings=[1]), "warnings is .*, expected a list of texts"),
     ],
 )
-def test_a_malformed_document_is_refused_with_the_place(evaluation, change, message):
+def test_a_malformed_document_is_refused_with_the_place(fp32_bundle, evaluation, change, message):
     document = json.loads(evaluation.read_text())
     change(document)
     evaluation.write_text(json.dumps(document))
     with pytest.raises(BundleError, match=message):
-        read_evaluation(evaluation)
+        read_evaluation(evaluation, fp32_bundle)
 
 
 def test_sizes_by_part_add_up_to_what_is_stored(fp32_bundle):

@@ -104,7 +104,7 @@ def read_document(path: Path, command: str, versions: tuple[int, ...]) -> Fields
     Raises:
         BundleError: It cannot be read, or another command or version wrote it.
     """
-    hint = f"write it with: fastvlm-convert {command} ... --json > {path.name}"
+    hint = f"write it with: fastvlm-convert {command} ... --json > {command}.json"
     try:
         value = read_json_file(path, _MAX_BYTES)
     except FileNotFoundError as error:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fastvlm_convert.evaluation.models import bundle_hash
 from fastvlm_convert.report.sources.documents import Fields, read_document
 
 _VERSIONS: Final = (1,)
@@ -70,8 +71,12 @@ class Evaluation:
     notes: tuple[str, ...]
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: Path, bundle: Path) -> Evaluation:
     """The document of `evaluate --json`.
+
+    Args:
+        path: The file.
+        bundle: The bundle that the page is about; the notes say if none of the models is this.
 
     Raises:
         BundleError: It cannot be read or is malformed.
@@ -80,6 +85,8 @@ def read_evaluation(path: Path) -> Evaluation:
     dataset = document.object("dataset")
     columns = tuple(map(_column, document.objects("models")))
     found = (m for column in columns for m, score in column.scores.items() if score.value is not None)
+    is_about = bundle_hash(bundle) in {column.sha256 for column in columns}
+    about = () if is_about else ("none of these models is this bundle as it is now: evaluate it again",)
     reasons = (s.reason for c in columns for s in (*c.scores.values(), *c.differences.values()) if s.reason)
     return Evaluation(
         dataset=dataset.text("name"),
@@ -88,7 +95,7 @@ def read_evaluation(path: Path) -> Evaluation:
         num_differing=document.count("num_differing"),
         columns=columns,
         metrics=tuple(dict.fromkeys((dataset.text("metric"), *found))),
-        notes=tuple(dict.fromkeys((*document.texts("warnings"), *reasons))),
+        notes=tuple(dict.fromkeys((*about, *document.texts("warnings"), *reasons))),
     )
 
 
