@@ -41,12 +41,11 @@ def print_result(result: VerifyResult, warnings: tuple[str, ...], verdict: str, 
     """Print the verdict, a line a target, the stage nearest to its gate, and likely causes; tables last."""
     print_warnings(warnings)
     out.print(verdict.replace(result.status, status_text(result.status), 1), soft_wrap=True)
-    figures = result.figures
+    figures = {shown.target: shown for shown in _shown(result.figures)}
     for target in dict.fromkeys(check.target for check in result.checks):
         checks = [check for check in result.checks if check.target == target]
-        own = next((f for f in figures if f.target == target), None)
-        _print_target(target, checks, own)
-    for reason in dict.fromkeys(f.no_interval for f in _shown(figures) if f.no_interval):
+        _print_target(target, checks, figures.get(target))
+    for reason in dict.fromkeys(f.no_interval for f in figures.values() if f.no_interval):
         out.print(reason, soft_wrap=True)
     if (closest := nearest(result.checks)) is not None:
         side = "farthest beyond its gate" if closest.status == "failed" else "nearest to its gate"
@@ -65,8 +64,18 @@ def print_result(result: VerifyResult, warnings: tuple[str, ...], verdict: str, 
 
 
 def _shown(figures: Sequence[AnswerFigures]) -> list[AnswerFigures]:
-    """The first execution of each target: what is shipped, or what stands for it here."""
-    return list({f.target: f for f in reversed(figures)}.values())
+    """Of each target the execution that departs most: the exact ones say nothing of a device."""
+    found: dict[str, AnswerFigures] = {}
+    for one in figures:
+        if one.target not in found or _departure(one) > _departure(found[one.target]):
+            found[one.target] = one
+    return list(found.values())
+
+
+def _departure(figures: AnswerFigures) -> tuple[bool, float, float]:
+    """Infinite divergence counts most."""
+    mean = figures.kl_mean_nats
+    return mean is None, 0.0 if mean is None else mean, figures.flips
 
 
 def _print_target(target: str, checks: Sequence[Check], figures: AnswerFigures | None) -> None:
