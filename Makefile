@@ -70,7 +70,7 @@ demo: setup
 	@echo
 	$(BIN)/fastvlm-convert verify $(OUT)/int4 --reference $(DEMO) --record
 	@echo
-	$(BIN)/fastvlm-convert evaluate $(DEMO) $(OUT)/int4 --target onnx --dataset demo --json > $(OUT)/evaluation.json
+	$(BIN)/fastvlm-convert evaluate $(DEMO) $(OUT)/int4 --target onnx --dataset demo --limit 60 --json > $(OUT)/evaluation.json
 	@echo
 	$(BIN)/fastvlm-convert bench $(OUT)/int4 --reference $(DEMO) --save-baseline $(OUT)/bench.json
 	@echo
