@@ -76,9 +76,11 @@ def test_an_unreadable_error_stream_does_not_spoil_the_result():
 
 # A command that waits for a signal in the middle of its work.
 WAITING = """
-import sys, time
+import signal, sys, time
 from fastvlm_convert.cli import inspect
 from fastvlm_convert.cli.main import main
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that run under nohup inherit that it is ignored
 
 def wait(*_, **__):
     try:
