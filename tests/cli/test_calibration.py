@@ -181,11 +181,16 @@ class TestVerify:
         assert "hint: give the quantized checkpoint as the reference" in result.err
         assert "Traceback" not in result.err
 
-    def test_integers_that_another_machine_solved(self, cli, bundle, pictures, questions, tmp_path):
+    def test_integers_that_another_machine_solved(
+        self, cli, settings, pictures, questions, tmp_path, monkeypatch
+    ):
         """As where nothing is in the cache, and other threads solve to other integers."""
+        monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(tmp_path / "own"))
+        arguments = ("export", CHECKPOINT, "--recipe", settings, "--calibration")
+        bundle = tmp_path / "bundle"
+        assert cli(*arguments, pictures, *ONNX, bundle).code == 0
         (ours,) = (cache_folder() / "solved").iterdir()
-        arguments = ("export", CHECKPOINT, "--recipe", tmp_path / "scaled.yaml", "--calibration", questions)
-        assert cli(*arguments, *ONNX, tmp_path / "other").code == 0
+        assert cli(*arguments, questions, *ONNX, tmp_path / "other").code == 0
         (theirs,) = set((cache_folder() / "solved").iterdir()) - {ours}
         shutil.rmtree(ours)
         shutil.copytree(theirs, ours)

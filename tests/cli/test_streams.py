@@ -76,11 +76,9 @@ def test_an_unreadable_error_stream_does_not_spoil_the_result():
 
 # A command that waits for a signal in the middle of its work.
 WAITING = """
-import signal, sys, time
+import sys, time
 from fastvlm_convert.cli import inspect
 from fastvlm_convert.cli.main import main
-
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that run under nohup inherit that it is ignored
 
 def wait(*_, **__):
     try:
@@ -97,7 +95,11 @@ sys.exit(main(["inspect", "x", *sys.argv[1:]]))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_in_order(number):
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
     )
     assert process.stdout.readline() == "ready\n"
     os.kill(process.pid, number)
