@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from fastvlm_convert.amounts import count_text
 from fastvlm_convert.bench.machine import changes, differences
 from fastvlm_convert.bench.result import (
     RUN,
@@ -172,7 +173,7 @@ def require_rounds(count: int, what: str, where: object = None) -> None:
     """
     if count < MINIMUM:
         raise BenchmarkError(
-            f"{what} {count} round{'' if count == 1 else 's'}, and a comparison needs {MINIMUM}",
+            f"{what} {count_text(count, 'round')}, and a comparison needs {MINIMUM}",
             where=where,
             hint=f"measure again with --trials {MINIMUM} or more",
         )

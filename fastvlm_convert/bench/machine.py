@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from fastvlm_convert.amounts import count_text
+
 _LIBRARIES: Final = ("numpy", "torch", "onnxruntime", "coremltools", "mlx")
 _MEMORY_TOLERANCE: Final = 0.05  # a kernel keeps some for itself, and not always as much
 
@@ -55,7 +57,7 @@ class Machine:
     @property
     def title(self) -> str:
         """In a few words: `Intel(R) Xeon(R) Processor, 2 cores, Debian GNU/Linux 13`."""
-        return f"{self.cpu}, {self.cores} core{'' if self.cores == 1 else 's'}, {self.os}"
+        return f"{self.cpu}, {count_text(self.cores, 'core')}, {self.os}"
 
 
 def this_machine() -> Machine:

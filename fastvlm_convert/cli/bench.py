@@ -28,7 +28,7 @@ from fastvlm_convert.cli.bench_options import (
 )
 from fastvlm_convert.cli.bench_text import outcomes_of, print_result, verdict
 from fastvlm_convert.cli.console import progress
-from fastvlm_convert.cli.document import Document
+from fastvlm_convert.cli.document import EXIT_CODES, Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.output_format import OutputFormatOption, report_outcomes
 from fastvlm_convert.errors import UsageError
@@ -38,7 +38,6 @@ EXAMPLES = """
 fastvlm-convert bench app --reference FastVLM-0.5B
 fastvlm-convert bench new --against old --max-regression 5
 """
-_EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def command(
         lambda: print_result(result),
         brief=verdict(result),
     )
-    raise typer.Exit(_EXIT_CODES[result.status])
+    raise typer.Exit(EXIT_CODES[result.status])
 
 
 def _check_usage(

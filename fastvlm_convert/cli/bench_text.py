@@ -6,6 +6,7 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
+from fastvlm_convert.amounts import size_text
 from fastvlm_convert.bench.compare import percent
 from fastvlm_convert.bench.result import (
     ENERGY,
@@ -17,7 +18,7 @@ from fastvlm_convert.bench.result import (
     ContenderResult,
     Settings,
 )
-from fastvlm_convert.cli.console import err, out, plain_table, size_text, status_text
+from fastvlm_convert.cli.console import err, out, plain_table, status_text
 from fastvlm_convert.errors import printable
 from fastvlm_convert.intervals import MINIMUM, Interval
 from fastvlm_convert.outcomes import Outcome

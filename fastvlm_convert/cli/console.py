@@ -117,19 +117,6 @@ def status_text(status: str) -> str:
     return f"[{_STATUS_STYLES[status]}]{status}[/]"
 
 
-def size_text(count: float) -> str:
-    """A number of bytes for people: decimal units, as phones and stores count."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.{1 if count < 100 * factor else 0}f} {unit}"
-    return f"{count:.0f} B"
-
-
-def images_text(count: int) -> str:
-    """`1 image`, `16 images`."""
-    return f"{count} image{'' if count == 1 else 's'}"
-
-
 @contextmanager
 def progress(silent: bool, remaining: bool = False) -> Iterator[OnStage]:
     """A bar for each stage on a terminal, nothing elsewhere; yields the callback that moves them.

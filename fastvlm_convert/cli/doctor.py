@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 
 from fastvlm_convert import __version__
-from fastvlm_convert.cli.console import out, plain_table, report, size_text, status_text, waiting
-from fastvlm_convert.cli.document import Document
+from fastvlm_convert.amounts import count_text, size_text
+from fastvlm_convert.cli.console import out, plain_table, report, status_text, waiting
+from fastvlm_convert.cli.document import EXIT_CODES, Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.doctor.examine import Ability, Diagnosis, Need, examine
 from fastvlm_convert.doctor.libraries import Library
@@ -21,7 +22,6 @@ EXAMPLES = """
 fastvlm-convert doctor
 fastvlm-convert doctor FastVLM-7B --strict
 """
-_EXIT_CHECK_FAILED = 1
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ def command(
         outcomes=found.outcomes,
     )
     able = sum(ability.here for ability in found.abilities)
-    problems = f"{len(failed)} problem{'' if len(failed) == 1 else 's'}"
+    problems = count_text(len(failed), "problem")
     verdict = f"{status}: {problems}; {able} of {len(found.abilities)} abilities"
     show = lambda: _print(found, failed, verdict.replace(status, status_text(status), 1))  # noqa: E731
     report(context, status, document, show, brief=verdict)
     if status == "failed":
-        raise typer.Exit(_EXIT_CHECK_FAILED)
+        raise typer.Exit(EXIT_CODES[status])
 
 
 def _print(found: Diagnosis, failed: list[Outcome], verdict: str) -> None:
@@ -116,7 +116,7 @@ def _print_machine(machine: Machine) -> None:
     free = "" if machine.available_bytes is None else f", {size_text(machine.available_bytes)} of it free"
     table = plain_table()
     table.add_row("[bold]fastvlm-convert[/]", f"{__version__}, Python {machine.python}")
-    cpus = f"{machine.cpus} CPU{'' if machine.cpus == 1 else 's'}"
+    cpus = count_text(machine.cpus, "CPU")
     table.add_row("[bold]machine[/]", escape(f"{machine.system}, {machine.architecture}, {cpus}"))
     table.add_row("[bold]memory[/]", f"{size_text(machine.memory_bytes)}{free}")
     table.add_row("[bold]disk[/]", f"{size_text(machine.free_disk_bytes)} free in the current folder")

@@ -1,14 +1,17 @@
 """What commands print with `--json`: frozen dataclasses, which their JSON schemas are derived from."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from fastvlm_convert.dataclass_io import schema_of
 from fastvlm_convert.errors import ConversionError
 
 Status = Literal["passed", "failed", "not_run", "error"]
+
+EXIT_CODES: Final[Mapping[str, int]] = {"passed": 0, "failed": 1, "not_run": 2, "error": 2}
+"""What a command that checks ends with, by the status of its document."""
 
 
 @dataclass(frozen=True)

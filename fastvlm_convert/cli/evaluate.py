@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from fastvlm_convert.amounts import count_text
 from fastvlm_convert.cli.answering import MaxNewTokensOption
 from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, status_text
-from fastvlm_convert.cli.document import Document
-from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.cli.document import EXIT_CODES, Document
 from fastvlm_convert.cli.options import TARGET_NAMES, chosen_targets, complete_target
 from fastvlm_convert.cli.output_file import OverwriteFileOption, check_output_file, write_output_file
-from fastvlm_convert.cli.output_format import OutputFormat, OutputFormatOption, report_outcomes
+from fastvlm_convert.cli.output_format import OutputFormatOption, is_silent, report_outcomes
 from fastvlm_convert.cli.waiting_threads import wait_passively
 from fastvlm_convert.errors import UsageError
 from fastvlm_convert.evaluation.datasets import DEMO, DEMO_PICTURES, open_dataset
@@ -43,7 +43,6 @@ EXAMPLES = """
 fastvlm-convert evaluate FastVLM-0.5B app --dataset val_v1.0.json --limit 500
 fastvlm-convert evaluate FastVLM-0.5B app --dataset mine.jsonl --max-drop 1
 """
-_EXIT_CODES: Final = {"passed": 0, "failed": 1, "not_run": 2}
 
 ModelsArgument = Annotated[
     list[Path],
@@ -174,8 +173,7 @@ def command(
         for column in columns:
             check_output_file(output, column.path, overwrite)
     questions = open_dataset(dataset, images=images, limit=limit)
-    is_silent = flags_of(context).is_silent or output_format not in (None, OutputFormat.TEXT)
-    with progress(is_silent, remaining=True) as on_stage:
+    with progress(is_silent(context, output_format), remaining=True) as on_stage:
         found, journals = evaluate(columns, questions, Settings(max_new_tokens, instruction), on_stage)
     outcomes = outcomes_of(found, Gates(min_accuracy, max_drop))
     status = status_of(outcomes)
@@ -192,7 +190,7 @@ def command(
     )
     for journal in journals:
         remove_journal(journal)
-    raise typer.Exit(_EXIT_CODES[status])
+    raise typer.Exit(EXIT_CODES[status])
 
 
 def _document(found: Evaluation, outcomes: tuple[Outcome, ...], output: Path | None) -> EvaluateDocument:
@@ -234,7 +232,7 @@ def _print(found: Evaluation, outcomes: tuple[Outcome, ...], output: Path | None
     what = "answered differently" if len(found.models) > 1 else "answered wrongly"
     where = "; -o FILE.md writes them side by side" if output is None else f", in {output}"
     verb = "is" if count == 1 else "are"
-    asked = _count(found.dataset.num_items, "question")
+    asked = count_text(found.dataset.num_items, "question")
     err.print(
         escape(f"{count} of {asked} {verb} {what}{where if count or output else ''}"),
         soft_wrap=True,
@@ -265,18 +263,14 @@ def _print_scores(found: Evaluation) -> None:
     out.print(table)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def _facts(found: Evaluation) -> str:
     facts = found.dataset
-    asked = _count(facts.num_items, "question") + (
+    asked = count_text(facts.num_items, "question") + (
         f" of {facts.num_listed}" if facts.num_items < facts.num_listed else ""
     )
     has_intervals = any(f.interval for m in found.models for f in m.scores)
     intervals = "; in parentheses 95 % intervals, bootstrapped over pictures" if has_intervals else ""
     return escape(
-        f"\n{facts.name} ({facts.layout}): {asked} about {_count(facts.num_pictures, 'picture')}; * marks "
-        f"the score that this dataset is judged by{intervals}"
+        f"\n{facts.name} ({facts.layout}): {asked} about {count_text(facts.num_pictures, 'picture')}; * "
+        f"marks the score that this dataset is judged by{intervals}"
     )

@@ -4,15 +4,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from fastvlm_convert.amounts import size_text
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import is_quantized
-from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, report, size_text
-from fastvlm_convert.cli.document import Document
+from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, report
+from fastvlm_convert.cli.document import EXIT_CODES, Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.layers import ScoreFacts, ScoreNotRun, layers_table, score_facts, score_text
 from fastvlm_convert.cli.options import (
@@ -37,7 +38,6 @@ EXAMPLES = """
 fastvlm-convert export FastVLM-0.5B --target coreml --recipe ios-int4 -o app
 fastvlm-convert export quantized --target onnx --target coreml -o both
 """
-_EXIT_CHECK_FAILED: Final = 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def command(
 
     report(context, status, document, show, brief=str(result.bundle))
     if status == "failed":
-        raise typer.Exit(_EXIT_CHECK_FAILED)
+        raise typer.Exit(EXIT_CODES[status])
 
 
 def _document(result: ExportResult) -> ExportDocument:

@@ -8,12 +8,13 @@ from typing import Literal
 import typer
 from rich.markup import escape as escape_markup
 
+from fastvlm_convert.amounts import size_text
 from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_convert.checkpoint.dimensions import Disagreement
 from fastvlm_convert.checkpoint.layouts import Layout
 from fastvlm_convert.checkpoint.quantized_checkpoint import Quantization
-from fastvlm_convert.cli.console import out, plain_table, report, size_text
+from fastvlm_convert.cli.console import out, plain_table, report
 from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.layers import layers_table
 from fastvlm_convert.cli.options import (

@@ -7,7 +7,8 @@ from typing import Literal
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.cli.console import plain_table, size_text
+from fastvlm_convert.amounts import size_text
+from fastvlm_convert.cli.console import plain_table
 from fastvlm_convert.errors import printable
 from fastvlm_convert.quantization.score import AnswerScore
 from fastvlm_convert.quantized.layer_report import ComponentReport, LayerReport, component_reports

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fastvlm_convert.amounts import count_text
 from fastvlm_convert.cli.console import err, out, plain_table, report, status_text
-from fastvlm_convert.cli.document import Document
+from fastvlm_convert.cli.document import EXIT_CODES, Document
 from fastvlm_convert.cli.output_format import OutputFormat, OutputFormatOption, report_outcomes
 from fastvlm_convert.errors import UsageError, printable
 from fastvlm_convert.lint.platform import COMPUTE_UNITS, PROVIDERS, Platform, Version, known, version_of
@@ -24,7 +25,6 @@ EXAMPLES = """
 fastvlm-convert lint app --ios 26 --compute-units cpuAndGPU
 fastvlm-convert lint --explain onnx-float16-matmulnbits
 """
-_EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 _STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _SINGULARS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
 
@@ -162,7 +162,7 @@ def command(
         lambda: _print(result, status, verdict),
         brief=verdict,
     )
-    raise typer.Exit(_EXIT_CODES[status])
+    raise typer.Exit(EXIT_CODES[status])
 
 
 def _version(text: str | None, option: str) -> Version | None:
@@ -176,9 +176,7 @@ def _strictly(outcome: Outcome) -> Outcome:
 
 def _verdict(result: LintResult, status: Status) -> str:
     counts = Counter(outcome.severity for outcome in result.findings)
-    found = ", ".join(
-        f"{counts[kind]} {_SINGULARS[kind]}{'' if counts[kind] == 1 else 's'}" for kind in _SINGULARS
-    )
+    found = ", ".join(count_text(counts[kind], _SINGULARS[kind]) for kind in _SINGULARS)
     rules = len({outcome.id for outcome in result.outcomes})
     return f"{status}: {found}; {rules} rules apply, {len(result.not_applicable)} do not"
 

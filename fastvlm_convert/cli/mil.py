@@ -8,7 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.cli.console import out, plain_table, report, size_text
+from fastvlm_convert.amounts import size_text
+from fastvlm_convert.cli.console import out, plain_table, report
 from fastvlm_convert.cli.document import Document
 
 if TYPE_CHECKING:  # they need coremltools' protobuf classes, which only this command does

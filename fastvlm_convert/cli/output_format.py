@@ -49,6 +49,11 @@ OutputFormatOption = Annotated[
 ]
 
 
+def is_silent(context: typer.Context, output_format: OutputFormat | None) -> bool:
+    """Whether nothing may be printed beside the result."""
+    return flags_of(context).is_silent or output_format not in (None, OutputFormat.TEXT)
+
+
 def report_outcomes(
     context: typer.Context,
     output_format: OutputFormat | None,

@@ -9,8 +9,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fastvlm_convert.amounts import size_text
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from fastvlm_convert.cli.console import err, out, plain_table, report, size_text
+from fastvlm_convert.cli.console import err, out, plain_table, report
 from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import (

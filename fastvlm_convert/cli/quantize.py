@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fastvlm_convert.amounts import size_text
 from fastvlm_convert.bundle.resumable import partial_folder
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import err, out, print_warnings, progress, report, size_text
+from fastvlm_convert.cli.console import err, out, print_warnings, progress, report
 from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.layers import ScoreFacts, ScoreNotRun, layers_table, score_facts, score_text

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fastvlm_convert.cli.console import err, out, report, size_text, status_text
+from fastvlm_convert.amounts import size_text
+from fastvlm_convert.cli.console import err, out, report, status_text
 from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.output_file import (
     OutputFileOption,

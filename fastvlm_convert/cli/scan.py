@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape, render
 
+from fastvlm_convert.amounts import count_text
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.console import err, images_text, out, plain_table, print_warnings, progress, report
+from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, report
 from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import (
@@ -177,7 +178,7 @@ def _print_repairs(repairs: tuple[Repair, ...], left: list[str], recipe: str) ->
 
 def _verdict(ranges: RangeReport) -> str:
     """In Rich's markup, as names of operations are plain words."""
-    risky, total, on = ranges.risky(), len(ranges.ops), images_text(ranges.num_images)
+    risky, total, on = ranges.risky(), len(ranges.ops), count_text(ranges.num_images, "image")
     if not risky:
         return f"[green]all {total} operations have at least {MIN_HEADROOM:.0f}x headroom[/] on {on}"
     names = ", ".join(o.op for o in risky)

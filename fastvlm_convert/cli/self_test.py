@@ -11,16 +11,14 @@ from rich.markup import escape
 
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.cli.console import err, out, plain_table, progress, status_text
-from fastvlm_convert.cli.document import Document
-from fastvlm_convert.cli.flags import flags_of
-from fastvlm_convert.cli.output_format import OutputFormat, report_outcomes
+from fastvlm_convert.cli.document import EXIT_CODES, Document
+from fastvlm_convert.cli.output_format import OutputFormat, is_silent, report_outcomes
 from fastvlm_convert.manifest import Status
 from fastvlm_convert.outcomes import Outcome
 from fastvlm_convert.questions import QuestionSet
 from fastvlm_convert.verification.check import Check
 from fastvlm_convert.verification.faults.self_test import Planted, SelfTest, self_test
 
-_EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 _COLORS = {"caught": "green", "missed": "bold red", "not_applicable": "yellow"}
 
 SelfTestOption = Annotated[
@@ -91,8 +89,7 @@ def run_self_test(
     """
     start = time.perf_counter()
     given, checkpoint = reference
-    silent = flags_of(context).is_silent or output_format not in (None, OutputFormat.TEXT)
-    with progress(silent) as on_stage:
+    with progress(is_silent(context, output_format)) as on_stage:
         result = self_test(bundle, checkpoint, questions, interpret=interpret, on_progress=on_stage)
     tallies = _tallies(result.planted)
     seconds = time.perf_counter() - start
@@ -114,7 +111,7 @@ def run_self_test(
         lambda: _print(result, verdict, seconds),
         brief=verdict,
     )
-    raise typer.Exit(_EXIT_CODES[result.status])
+    raise typer.Exit(EXIT_CODES[result.status])
 
 
 def _outcomes(result: SelfTest) -> list[Outcome]:

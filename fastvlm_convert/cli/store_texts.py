@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rich.markup import escape
 
-from fastvlm_convert.cli.console import size_text
+from fastvlm_convert.amounts import size_text
 from fastvlm_convert.delivery.stores import StoreFit, StoreName
 
 _VERDICTS = {True: "fits", False: "does not fit", None: "may not fit"}

@@ -9,10 +9,9 @@ import typer
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import progress
-from fastvlm_convert.cli.document import Document
-from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.cli.document import EXIT_CODES, Document
 from fastvlm_convert.cli.options import AdapterOption, ImagesOption, ProjectorOption, VisionTowerOption
-from fastvlm_convert.cli.output_format import OutputFormat, OutputFormatOption, report_outcomes
+from fastvlm_convert.cli.output_format import OutputFormatOption, is_silent, report_outcomes
 from fastvlm_convert.cli.self_test import SelfTestOption, run_self_test
 from fastvlm_convert.cli.verify_text import print_result, verdict_of
 from fastvlm_convert.cli.waiting_threads import wait_passively
@@ -30,7 +29,6 @@ EXAMPLES = """
 fastvlm-convert verify app --reference FastVLM-0.5B
 fastvlm-convert verify app --reference FastVLM-0.5B --images photos --json
 """
-_EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,7 @@ def command(
     questions = hard_questions() if images is None else read_questions(images)
     if self_test:
         run_self_test(context, bundle, (reference, checkpoint), questions, interpret, output_format)
-    silent = flags_of(context).is_silent or output_format not in (None, OutputFormat.TEXT)
-    with progress(silent) as on_stage:
+    with progress(is_silent(context, output_format)) as on_stage:
         result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
     recorded = write_record(bundle, result) if record else None
     warnings = (*questions.notes, *result.warnings)
@@ -133,7 +130,7 @@ def command(
         lambda: print_result(result, warnings, verdict, details=details),
         brief=verdict,
     )
-    raise typer.Exit(_EXIT_CODES[result.status])
+    raise typer.Exit(EXIT_CODES[result.status])
 
 
 def _document(

@@ -6,7 +6,8 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.cli.console import err, images_text, out, plain_table, print_warnings, status_text
+from fastvlm_convert.amounts import count_text
+from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, status_text
 from fastvlm_convert.intervals import Interval
 from fastvlm_convert.verification.answers import AnswerFigures
 from fastvlm_convert.verification.bundle import VerifyResult
@@ -32,9 +33,9 @@ _WIDEST_TARGET: Final = 8
 def verdict_of(result: VerifyResult, num_pictures: int) -> str:
     """One line: the status, and on how much it stands."""
     if result.num_questions == num_pictures:
-        return f"{result.status} on {images_text(num_pictures)}"
-    questions = f"{result.num_questions} question{'' if result.num_questions == 1 else 's'}"
-    return f"{result.status} on {questions} about {images_text(num_pictures)}"
+        return f"{result.status} on {count_text(num_pictures, 'image')}"
+    questions = count_text(result.num_questions, "question")
+    return f"{result.status} on {questions} about {count_text(num_pictures, 'image')}"
 
 
 def print_result(result: VerifyResult, warnings: tuple[str, ...], verdict: str, *, details: bool) -> None:

@@ -3,11 +3,11 @@
 import os
 import platform
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fastvlm_convert.bench.machine import usable_cpus
 from fastvlm_convert.lint.platform import Version, version_numbers
 
 _CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
@@ -59,7 +59,7 @@ def this_machine() -> Machine:
         system=f"macOS {mac}" if mac else f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
         python=platform.python_version(),
-        cpus=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        cpus=len(usable_cpus()),
         memory_bytes=limit,
         available_bytes=None if available is None else min(available, limit),
         free_disk_bytes=shutil.disk_usage(Path.cwd()).free,

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fastvlm_convert import __version__
+from fastvlm_convert.amounts import count_text, size_text
 from fastvlm_convert.report.answers import MAX_SHOWN, Question
 from fastvlm_convert.report.figures.divergence import draw_divergence
 from fastvlm_convert.report.figures.heat_map import BORDERS, Cell, draw_grid, grids_of
@@ -24,14 +25,7 @@ from fastvlm_convert.report.sources.evaluation import Evaluation
 from fastvlm_convert.report.sources.lint import Lint
 from fastvlm_convert.report.sources.not_run import NotRun
 from fastvlm_convert.report.sources.verification import LayerNoise, Verification, is_at_most
-from fastvlm_convert.report.texts import (
-    count_text,
-    metric_text,
-    number_text,
-    sentence,
-    size_text,
-    target_name,
-)
+from fastvlm_convert.report.texts import metric_text, number_text, sentence, target_name
 from fastvlm_convert.report.verdict import Verdict, tiles_of
 
 SECTIONS: Final = {  # name and heading

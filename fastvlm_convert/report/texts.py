@@ -2,13 +2,10 @@
 
 from typing import Final
 
-_TARGETS: Final = {
-    "onnx": "ONNX",
-    "coreml": "Core ML",
-    "mlx": "MLX",
-    "bundle": "files",
-    "weights": "weights alone",
-}
+from fastvlm_convert.exporters.backends import backend_of
+from fastvlm_convert.targets import BACKENDS
+
+_BESIDE_TARGETS: Final = {"bundle": "files", "weights": "weights alone"}
 _WORDS: Final = {
     "db": "dB", "kl": "KL", "sqnr": "SQNR", "psnr": "PSNR", "abs": "absolute", "max": "maximum",
     "top1": "top-1",
@@ -17,20 +14,12 @@ _WORDS: Final = {
 
 def target_name(target: str) -> str:
     """A target as people call it."""
-    return _TARGETS.get(target, target)
+    return backend_of(target).title if target in BACKENDS else _BESIDE_TARGETS.get(target, target)
 
 
 def metric_text(metric: str) -> str:
     """A metric's name as a person writes it: `sqnr_db` is `SQNR dB`."""
     return " ".join(_WORDS.get(word, word) for word in metric.split("_"))
-
-
-def size_text(count: float) -> str:
-    """A number of bytes: decimal units, as phones and stores count."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.{1 if count < 100 * factor else 0}f} {unit}"
-    return f"{count:.0f} B"
 
 
 def number_text(value: float | None, digits: int = 3) -> str:
@@ -40,11 +29,6 @@ def number_text(value: float | None, digits: int = 3) -> str:
     if value == 0 or 1e-4 <= abs(value) < 1e5:
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-
-
-def count_text(count: int, noun: str) -> str:
-    """`1 check`, `16 checks`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def sentence(text: str) -> str:

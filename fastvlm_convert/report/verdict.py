@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from fastvlm_convert.amounts import count_text, size_text
 from fastvlm_convert.manifest import Status
 from fastvlm_convert.report.answers import Question
 from fastvlm_convert.report.sources.bench import Bench
 from fastvlm_convert.report.sources.bundle import BundleFacts
 from fastvlm_convert.report.sources.not_run import NotRun
 from fastvlm_convert.report.sources.verification import Verification
-from fastvlm_convert.report.texts import count_text, number_text, size_text, target_name
+from fastvlm_convert.report.texts import number_text, target_name
 
 
 @dataclass(frozen=True)

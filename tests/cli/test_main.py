@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from fastvlm_convert import __version__
+from fastvlm_convert.amounts import size_text
 from fastvlm_convert.cli import inspect
-from fastvlm_convert.cli.console import size_text
 from fastvlm_convert.errors import CheckpointError
 from tests.cli.conftest import CHECKPOINT, IMAGE
 from tests.cli.test_flags import FLAGS, TOP

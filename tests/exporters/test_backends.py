@@ -137,7 +137,6 @@ def test_a_targets_name_is_typed_in_its_own_modules_and_the_tables_alone():
         "bench/run.py": 1,
         "bundle/constants/contract.py": 2,
         "doctor/examine.py": 3,
-        "report/texts.py": 3,
         "runtime/sessions.py": 3,
         "verification/executions.py": 3,
     }

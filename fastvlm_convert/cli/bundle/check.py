@@ -7,17 +7,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fastvlm_convert.cli.console import (
-    err,
-    out,
-    plain_table,
-    print_warnings,
-    progress,
-    report,
-    size_text,
-    status_text,
-)
-from fastvlm_convert.cli.document import Document
+from fastvlm_convert.amounts import count_text, size_text
+from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, report, status_text
+from fastvlm_convert.cli.document import EXIT_CODES, Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import BundleArgument
 from fastvlm_convert.delivery.check import CheckResult, check_bundle
@@ -28,7 +20,6 @@ EXAMPLES = """
 fastvlm-convert bundle check app
 fastvlm-convert bundle check app --signature --public-key key.pub
 """
-_EXIT_CODES = {"passed": 0, "failed": 1, "not_run": 2}
 _FEW = 20  # problems that are printed
 
 
@@ -78,7 +69,7 @@ def command(
         raise UsageError(f"{given} needs {missing}", hint="give both: --signature --public-key FILE")
     with progress(flags_of(context).is_silent) as on_stage:
         result = check_bundle(bundle, public_key, on_stage)
-    files = f"{result.num_files} file{'' if result.num_files == 1 else 's'}"
+    files = count_text(result.num_files, "file")
     verdict = f"{result.status}: {files}, {size_text(result.total_bytes)}"
     document = CheckDocument(
         bundle=str(bundle),
@@ -89,7 +80,7 @@ def command(
         warnings=result.warnings,
     )
     report(context, result.status, document, lambda: _print(result, verdict), brief=verdict)
-    raise typer.Exit(_EXIT_CODES[result.status])
+    raise typer.Exit(EXIT_CODES[result.status])
 
 
 def _print(result: CheckResult, verdict: str) -> None:

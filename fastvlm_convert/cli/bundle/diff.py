@@ -8,7 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.cli.console import err, out, plain_table, report, size_text, status_text
+from fastvlm_convert.amounts import count_text, size_text
+from fastvlm_convert.cli.console import err, out, plain_table, report, status_text
 from fastvlm_convert.cli.document import Document
 from fastvlm_convert.delivery.diff import BundleDiff, FileChange, LayerChange, Quality, diff_bundles
 from fastvlm_convert.errors import printable, shown
@@ -136,7 +137,7 @@ def _files_table(found: BundleDiff) -> Table:
             table.add_row(escape(printable(change.name)), *_sizes(change), _WORDS[change.change])
     if same:
         size = size_text(sum(change.size_a or 0 for change in same))
-        table.add_row(f"{len(same)} file{'' if len(same) == 1 else 's'}", size, size, "same")
+        table.add_row(count_text(len(same), "file"), size, size, "same")
     table.add_row("[bold]total[/]", *(f"[bold]{size_text(size)}[/]" for size in found.sizes), "")
     return table
 

@@ -7,7 +7,8 @@ from typing import Annotated, get_args
 import typer
 from rich.markup import escape
 
-from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, report, size_text
+from fastvlm_convert.amounts import size_text
+from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, report
 from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import BundleArgument

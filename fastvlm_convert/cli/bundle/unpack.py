@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fastvlm_convert.cli.console import out, print_warnings, progress, report, size_text
+from fastvlm_convert.amounts import size_text
+from fastvlm_convert.cli.console import out, print_warnings, progress, report
 from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.delivery.unpack import unpack

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
+from fastvlm_convert.amounts import size_text
 from fastvlm_convert.report.figures.canvas import FONT_SIZE, INK, MUTED, RULE, SERIES, WIDTH, canvas, label
-from fastvlm_convert.report.texts import size_text
 
 _LEFT, _RIGHT, _ROW, _LEGEND = 74.0, 58.0, 28.0, 18.0
 OTHER = "other"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fastvlm_convert.amounts import count_text
 from fastvlm_convert.report.figures.latency import Bar, Panel
 from fastvlm_convert.report.sources.documents import Fields, read_document
-from fastvlm_convert.report.texts import count_text
 
 _VERSIONS: Final = (1,)
 _TITLES: Final = {  # in the order in which a person waits
