@@ -57,7 +57,7 @@ LINES = [
     ["provenance", "predict"],
     ["verification"],
     ["delivery"],
-    ["lint"],
+    ["lint", "serve"],
     ["report"],
     ["pipeline"],
     ["doctor"],

@@ -1,0 +1,80 @@
+"""A bundle as the server knows it without loading weights: what turns requests into prompts, and its name."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
+from fastvlm_convert.manifest import FILE_NAME, Manifest, chosen_target, load_manifest, takes_pictures
+from fastvlm_convert.preprocess import ImageSettings
+from fastvlm_convert.prompt import Message, Prompt, build_prompt
+from fastvlm_convert.targets import Target
+
+
+@dataclass(frozen=True)
+class ServedBundle:
+    """A bundle that is served.
+
+    Attributes:
+        name: What requests call it (`model`).
+        path: Its folder.
+        target: Which of its formats is run.
+        manifest: Its manifest.
+        sha256: Of its manifest, which has the hashes of all its files.
+        tokenizer: Text to ids and back.
+        images: How pictures are prepared.
+    """
+
+    name: str
+    path: Path
+    target: Target
+    manifest: Manifest
+    sha256: str
+    tokenizer: TextTokenizer
+    images: ImageSettings
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """The prompt of a conversation; prepares its pictures, which takes time.
+
+        Raises:
+            PromptError: Roles are out of order.
+        """
+        form = self.manifest.contract.conversation
+        return build_prompt(messages, form, self.tokenizer, self.images)
+
+
+def image_key(pixel_values: np.ndarray) -> str:
+    """SHA-256 of what the encoder gets, float32 [1, 3, height, width], its shape included; hexadecimal."""
+    values = np.ascontiguousarray(pixel_values, np.float32)
+    digest = hashlib.sha256(repr(values.shape).encode())
+    digest.update(values.data)
+    return digest.hexdigest()
+
+
+def open_served_bundle(path: Path, name: str | None = None, target: Target | None = None) -> ServedBundle:
+    """Read a bundle's manifest and tokenizer.
+
+    Args:
+        path: Its folder.
+        name: What requests call it; the folder's name if None.
+        target: Which of its formats to run; None takes the first.
+
+    Raises:
+        BundleError: It is no bundle, or the target is not in it.
+        TokenizerError: Its tokenizer is damaged.
+    """
+    manifest = load_manifest(path)
+    chosen = chosen_target(manifest, target, path)
+    in_graph = any(takes_pictures(a) for a in manifest.artifacts if a.target == chosen)
+    return ServedBundle(
+        name=name or path.resolve().name,
+        path=path,
+        target=chosen,
+        manifest=manifest,
+        sha256=hashlib.sha256((path / FILE_NAME).read_bytes()).hexdigest(),
+        tokenizer=read_tokenizer(path),
+        images=replace(manifest.contract.images, in_graph=in_graph),
+    )
