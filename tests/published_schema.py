@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import typer
 
-import fastvlm_convert.cli.main  # noqa: F401  brings every command, and with it its documents
 from fastvlm_convert.bench.imported.latency import latency_schema
 from fastvlm_convert.cli.document import document_schema, documents
+from fastvlm_convert.cli.main import app
 from fastvlm_convert.manifest_schema import manifest_schema
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
@@ -20,6 +21,8 @@ PATH = FOLDER / "manifest.schema.json"
 
 def published() -> dict[Path, str]:
     """The content of every file, as the code has it."""
+    for command in typer.main.get_command(app).commands.values():  # imports it, and with it its documents
+        tuple(getattr(command, "commands", {}).values())
     schemas = {name: document_schema(kind) for name, kind in documents().items()}
     return {FOLDER / f"{name}.schema.json": _text(s) for name, s in schemas.items()} | {
         PATH: _text(manifest_schema()),

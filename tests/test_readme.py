@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fastvlm_convert.cli.main import main
-from fastvlm_convert.cli.recipes import describe
 from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.predict.recipe_sizes import describe
 from fastvlm_convert.recipe import load_recipe, shipped_recipes
 from tests.commands import README, ROOT, TOOL, shell_blocks
 

@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.cli.recipes import describe
 from fastvlm_convert.dataclass_io import from_plain
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export, quantize
 from fastvlm_convert.predict.export_plan import plan_export, predicted_files
+from fastvlm_convert.predict.recipe_sizes import describe
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes, without_data
 from tests.bundles import check_sizes, recipe

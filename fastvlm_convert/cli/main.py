@@ -18,30 +18,11 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from fastvlm_convert import __version__
-from fastvlm_convert.cli import (
-    bench,
-    chat,
-    doctor,
-    estimate,
-    evaluate,
-    export,
-    inspect,
-    lint,
-    mil,
-    plan,
-    quantize,
-    recipes,
-    report,
-    run,
-    scan,
-    verify,
-)
-from fastvlm_convert.cli.bundle import app as bundle_app
+from fastvlm_convert.cli.commands import Entry, group_class
 from fastvlm_convert.cli.console import err, print_error, print_json
 from fastvlm_convert.cli.document import ErrorDocument, ErrorFacts
 from fastvlm_convert.cli.flags import Invocation
 from fastvlm_convert.cli.streams import guarded_streams
-from fastvlm_convert.cli.typer_extension import Command, Group
 from fastvlm_convert.errors import ConversionError, MissingDependencyError, OutputError
 
 PROGRAM = "fastvlm-convert"
@@ -50,23 +31,43 @@ EXIT_COULD_NOT_RUN = 2
 EXIT_INTERRUPTED = 130
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
+COMMANDS: Final = {
+    "inspect": Entry("fastvlm_convert.cli.inspect", "Show what a checkpoint contains."),
+    "run": Entry("fastvlm_convert.cli.run", "Ask a checkpoint or a bundle about images."),
+    "chat": Entry("fastvlm_convert.cli.chat", "Talk with a checkpoint or a bundle about images."),
+    "plan": Entry("fastvlm_convert.cli.plan", "Predict an export: layers, file sizes and memory."),
+    "quantize": Entry(
+        "fastvlm_convert.cli.quantize", "Store a checkpoint's weights as integers, once for all exports."
+    ),
+    "export": Entry("fastvlm_convert.cli.export", "Convert a checkpoint to a bundle that an app can ship."),
+    "verify": Entry("fastvlm_convert.cli.verify", "Check a bundle against the PyTorch reference."),
+    "evaluate": Entry("fastvlm_convert.cli.evaluate", "Compare models on questions whose answers are known."),
+    "bench": Entry(
+        "fastvlm_convert.cli.bench", "Measure latency and memory, side by side or with a baseline."
+    ),
+    "lint": Entry(
+        "fastvlm_convert.cli.lint", "Check a bundle against what is publicly known of its platform."
+    ),
+    "estimate": Entry("fastvlm_convert.cli.estimate", "Estimate what phones can do with a bundle at best."),
+    "report": Entry("fastvlm_convert.cli.report", "Write one page that says what a bundle is worth."),
+    "scan": Entry("fastvlm_convert.cli.scan", "Check whether a model's activations fit float16."),
+    "mil": Entry("fastvlm_convert.cli.mil", "Show what is in a Core ML package, on any machine."),
+    "recipes": Entry("fastvlm_convert.cli.recipes", "List the shipped recipes, or print one to start from."),
+    "doctor": Entry("fastvlm_convert.cli.doctor", "Say what runs here, what cannot, and why."),
+    "bundle": Entry(
+        "fastvlm_convert.cli.bundle", "Check, compare, pack and sign bundles; feed an app's tests."
+    ),
+}
+
 app = typer.Typer(
     name=PROGRAM,
-    cls=Group,
+    cls=group_class(COMMANDS),
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 a check failed, 2 could not run, 130 interrupted.",
 )
-for _name, _module in (
-    ("inspect", inspect), ("run", run), ("chat", chat), ("plan", plan), ("quantize", quantize),
-    ("export", export), ("verify", verify), ("evaluate", evaluate), ("bench", bench), ("lint", lint),
-    ("estimate", estimate), ("report", report), ("scan", scan), ("mil", mil), ("recipes", recipes),
-    ("doctor", doctor),
-):  # fmt: skip
-    app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
-app.add_typer(bundle_app, name="bundle")
 
 
 def _print_version(asked: bool) -> None:

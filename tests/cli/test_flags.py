@@ -1,8 +1,13 @@
 """The flags are frozen: each new one is a decision, made here as well."""
 
+import subprocess
+import sys
+
 import pytest
 import typer
 
+from fastvlm_convert.cli.bundle import COMMANDS as BUNDLE_COMMANDS
+from fastvlm_convert.cli.main import COMMANDS as PROGRAM_COMMANDS
 from fastvlm_convert.cli.main import app
 
 COMMON = {"--json", "--quiet", "-q", "--verbose", "-v", "--no-color"}
@@ -91,3 +96,20 @@ def test_each_is_explained(name):
     for parameter in COMMANDS[name].params:
         assert parameter.help, parameter.name
         assert parameter.help.endswith("."), parameter.name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_commands_own_help_says(name):
+    outer, _, inner = name.partition(" ")
+    entries = BUNDLE_COMMANDS if inner else PROGRAM_COMMANDS
+    assert COMMANDS[name].help.startswith(entries[inner or outer].summary)
+
+
+def test_the_list_of_commands_imports_none_of_them():
+    code = (
+        "import sys; from fastvlm_convert.cli.main import COMMANDS, main; main(['--help']);"
+        "modules = {entry.module for entry in COMMANDS.values()};"
+        "print(sorted(modules & set(sys.modules)), 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[] False"

@@ -3,9 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from fastvlm_convert.cli.recipes import describe
+from fastvlm_convert.predict.recipe_facts import SHIPPED_FACTS
+from fastvlm_convert.predict.recipe_sizes import describe
 from fastvlm_convert.recipe import QuantizeRule, load_recipe, shipped_recipes
 from fastvlm_convert.recipe_schema import recipe_schema
+from tests.shipped_recipe_facts import facts_of_shipped_recipes
 
 
 def test_the_list_names_every_recipe(cli):
@@ -34,6 +36,10 @@ def test_the_document_says_what_each_makes(cli):
     assert recipes["ios-int4"]["targets"]["onnx"] == exported
     assert recipes["fp32"]["stored_as"]["decoder"] == ["float32"]
     assert recipes["web-q4f16"]["targets"]["onnx"]["bytes"] > exported["bytes"] + 130e6
+
+
+def test_the_list_is_read_from_a_file_that_is_what_the_exporters_predict():
+    assert SHIPPED_FACTS.read_text(encoding="utf-8") == facts_of_shipped_recipes(), "run `make docs`"
 
 
 def test_a_target_that_cannot_take_a_recipe_says_why():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastvlm_convert.cli.recipes import describe
 from fastvlm_convert.manifest import load_manifest
+from fastvlm_convert.predict.recipe_sizes import describe
 from fastvlm_convert.recipe import QuantizeRule, load_recipe, shipped_recipes
 from fastvlm_convert.runtime.loaded import load_bundle
 from tests.bundles import recipe

@@ -4,17 +4,29 @@ from typing import Final
 
 import typer
 
-from fastvlm_convert.cli.bundle import check, constants, diff, pack, sign, unpack, vectors
-from fastvlm_convert.cli.typer_extension import Command, Group
+from fastvlm_convert.cli.commands import Entry, group_class
 
 _EXIT_COULD_NOT_RUN: Final = 2
 
-app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
-for _name, _module in (
-    ("check", check), ("diff", diff), ("pack", pack), ("unpack", unpack), ("sign", sign),
-    ("constants", constants), ("vectors", vectors),
-):  # fmt: skip
-    app.command(_name, cls=Command, epilog=_module.EXAMPLES)(_module.command)
+COMMANDS: Final = {
+    "check": Entry("fastvlm_convert.cli.bundle.check", "Check every file of a bundle against its manifest."),
+    "diff": Entry(
+        "fastvlm_convert.cli.bundle.diff", "Compare two bundles: files, layers, schemes, sizes and quality."
+    ),
+    "pack": Entry("fastvlm_convert.cli.bundle.pack", "Pack a bundle for a store, or into one zip file."),
+    "unpack": Entry("fastvlm_convert.cli.bundle.unpack", "Unpack a bundle from a zip file, whoever made it."),
+    "sign": Entry("fastvlm_convert.cli.bundle.sign", "Sign a bundle: writes model.sig into it."),
+    "constants": Entry(
+        "fastvlm_convert.cli.bundle.constants", "Write what an app must know of a bundle as source code."
+    ),
+    "vectors": Entry(
+        "fastvlm_convert.cli.bundle.vectors", "Write what a bundle computes, for the tests of apps."
+    ),
+}
+
+app = typer.Typer(
+    cls=group_class(COMMANDS), invoke_without_command=True, rich_markup_mode=None, add_completion=False
+)
 
 
 @app.callback()
