@@ -232,6 +232,12 @@ class OnnxSettings:
         "4 rounds activations to int8 in products with quantized weights, which is the only fast way for 8 "
         "bits and 1.8 times as fast for 4; 0 keeps them in float.",
     )
+    vision_weights: Literal["folded", "resident"] = setting(
+        "folded",
+        "When the vision graph's integers become floats: `folded` when the runtime loads the graph, so that "
+        "the encoder is as fast as a float one; `resident` for every picture, so that its weights take no "
+        "more memory than their file between pictures, as in browsers.",
+    )
     preprocessing: Literal["in_graph", "client"] = setting(
         "client",
         "Who makes pictures square and resizes them: `in_graph` has the vision graph do it, with pictures of "

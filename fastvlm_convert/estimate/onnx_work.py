@@ -13,6 +13,7 @@ from fastvlm_convert.estimate.work import Work, most_alive
 from fastvlm_convert.regular_file import read_file
 
 _MAX_GRAPH_BYTES: Final = 64 << 20  # weights lie beside a graph; ours take a few hundred kilobytes
+_EXECUTED: Final = "DequantizeLinear"  # which ONNX Runtime does for every call, even of a weight
 _MAX_NUMBERS: Final = 64  # of a shape, or of indices
 _HINT: Final = "`fastvlm-convert bundle check` tells whether the file was changed; or export the bundle again"
 # What indexing, unpacking and looking up attributes raise where a graph contradicts itself.
@@ -70,6 +71,10 @@ class _Walk:
         self._stored: dict[str, tuple[object, int]] = {}  # where a weight lies, and its bytes
         self._roots: dict[str, str] = {}  # of another shape of the same bytes, what it is a view of
         self._whole: set[str] = set()
+        self._made: dict[
+            str, tuple[str, int]
+        ] = {}  # of a weight made when loading: its first name, its bytes
+        self._used: dict[str, int] = {}  # bytes of those that operations read
         self._rows: dict[str, int] = {}  # bytes of the rows that are looked up, by table
         self._macs = 0
         self._cache_bytes = 0
@@ -126,6 +131,11 @@ class _Walk:
         for name, value in zip(node.output, result.values, strict=False):
             if name and value is not None:
                 self._values[name] = Value(value.shape, value.bits, value.numbers, sources)
+                if node.op_type in VIEWS:
+                    if node.input[0] in self._made:
+                        self._made[name] = self._made[node.input[0]]
+                elif node.op_type != _EXECUTED:
+                    self._made[name] = (name, value.num_bytes)
 
     def _computed(self, node: Any, result: Result) -> None:  # noqa: ANN401
         self._macs += result.macs
@@ -140,6 +150,8 @@ class _Walk:
                     self._rows[source] = max(size, self._rows.get(source, 0))
             else:
                 self._whole |= sources
+            if name in self._made:
+                self._used |= [self._made[name]]
         reads = tuple(self._roots.get(name, name) for name in node.input if name)
         for name, value in zip(node.output, result.values, strict=False):
             if not name or value is None:
@@ -162,6 +174,7 @@ class _Walk:
             self._cache_bytes,
             sum(size for _, size, _ in self._writes),
             most_alive(self._writes, kept),
+            sum(self._used.values()),
         )
 
     def _error(self, problem: str) -> BundleError:

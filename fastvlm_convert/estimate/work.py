@@ -16,6 +16,7 @@ class Work:
         cache_bytes: Bytes of keys and values that it reads and writes.
         activation_bytes: Bytes of what its operations write.
         peak_bytes: Most bytes of such results that are needed at a time, with operations in the file's order.
+        made_bytes: Bytes of weights that a runtime makes of stored ones when it loads the graph.
     """
 
     macs: int = 0
@@ -24,6 +25,7 @@ class Work:
     cache_bytes: int = 0
     activation_bytes: int = 0
     peak_bytes: int = 0
+    made_bytes: int = 0
 
     @property
     def read_bytes(self) -> int:
@@ -39,6 +41,7 @@ class Work:
             self.cache_bytes + other.cache_bytes,
             self.activation_bytes + other.activation_bytes,
             max(self.peak_bytes, other.peak_bytes),
+            self.made_bytes + other.made_bytes,
         )
 
 

@@ -59,9 +59,10 @@ class TargetWork:
 
     @property
     def memory_bytes(self) -> int:
-        """Files, cache, and the most that results of operations take at a time."""
+        """Files, cache, weights made of stored ones, and the most that results take at a time."""
         works = (self.vision, self.prefill, self.decode_at_context)
-        return self.file_bytes + self.cache_bytes + max(work.peak_bytes for work in works)
+        made_bytes = self.vision.made_bytes + self.prefill.made_bytes
+        return self.file_bytes + self.cache_bytes + made_bytes + max(work.peak_bytes for work in works)
 
 
 def target_work(bundle: Path, manifest: Manifest, target: Target) -> TargetWork:
