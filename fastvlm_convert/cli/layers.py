@@ -7,7 +7,7 @@ from typing import Literal
 from rich.markup import escape
 from rich.table import Table
 
-from fastvlm_convert.amounts import size_text
+from fastvlm_convert.amounts import count_text, size_text
 from fastvlm_convert.cli.console import plain_table
 from fastvlm_convert.errors import printable
 from fastvlm_convert.quantization.score import AnswerScore
@@ -25,6 +25,7 @@ class ScoreFacts:
     kl_mean_nats: float
     top1_agreement: float
     num_tokens: int
+    num_held_out: int
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,19 @@ def score_facts(score: AnswerScore | None) -> ScoreFacts | ScoreNotRun:
     """What the integers do to the answers, or why that is not known."""
     if score is None:
         return ScoreNotRun("not_run", _NOT_RUN)
-    return ScoreFacts("measured", score.kl_mean_nats, score.top1_agreement, score.num_tokens)
+    facts = (score.kl_mean_nats, score.top1_agreement, score.num_tokens, score.num_held_out)
+    return ScoreFacts("measured", *facts)
 
 
 def score_text(score: AnswerScore | None) -> str:
     """The same in a line."""
     if score is None:
         return f"answers: not measured, because {_NOT_RUN}"
+    samples = count_text(score.num_held_out, "calibration sample")
+    where = f"{samples} held out" if score.num_held_out else "the one sample that layers were solved with"
     return (
         f"answers: KL {score.kl_mean_nats:.2g} nats, same top token in {100 * score.top1_agreement:.2f} % "
-        f"of {score.num_tokens} tokens of calibration answers"
+        f"of {score.num_tokens} tokens of {where}"
     )
 
 

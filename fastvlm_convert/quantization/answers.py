@@ -25,6 +25,7 @@ from fastvlm_convert.user_cache import cache_folder
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
 
 MAX_ANSWER_TOKENS = 64
+_TENTH = 10
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,19 @@ class CalibrationSet:
     Attributes:
         pixel_values: Images of all samples in order, float32 [images, 3, S, S].
         features: The reference's image tokens, float32 [images, num_image_tokens, hidden].
-        samples: One for each question.
+        samples: One for each question; those that are held out come last.
+        num_fitted: Samples that layers are solved with; the others only tell how good the solution is.
     """
 
     pixel_values: np.ndarray
     features: np.ndarray
     samples: tuple[Sample, ...]
+    num_fitted: int
+
+    @property
+    def num_fitted_pictures(self) -> int:
+        """Pictures of the samples that layers are solved with; they come first."""
+        return sum(sample.num_pictures for sample in self.samples[: self.num_fitted])
 
 
 @dataclass(frozen=True)
@@ -121,10 +129,22 @@ def collect_samples(
         answers = _ask(checkpoint, config, requests, on_progress)
         _save_answers(path, answers)
     on_progress(1.0)
+    return _held_out_last(prompts, answers)
+
+
+def _held_out_last(prompts: Sequence[Prompt], answers: _Answers) -> CalibrationSet:
+    """The samples, every tenth of them behind the others; at least one, unless there is no other."""
+    held_out = range(_TENTH - 1, len(prompts), _TENTH) or range(1, len(prompts))[-1:]
+    order = [*(n for n in range(len(prompts)) if n not in held_out), *held_out]
+    counts = [len(prompt.images) for prompt in prompts]
+    ends = np.cumsum(counts)
+    pictures = [i for n in order for i in range(ends[n] - counts[n], ends[n])]
+    pixel_values = np.concatenate([pixels for prompt in prompts for pixels in prompt.images])
     return CalibrationSet(
-        np.concatenate([pixels for prompt in prompts for pixels in prompt.images]),
-        answers.features,
-        tuple(Sample(p.segments, ids) for p, ids in zip(prompts, answers.token_ids, strict=True)),
+        pixel_values[pictures],
+        answers.features[pictures],
+        tuple(Sample(prompts[n].segments, answers.token_ids[n]) for n in order),
+        len(prompts) - len(held_out),
     )
 
 

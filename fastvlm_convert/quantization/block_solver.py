@@ -115,6 +115,8 @@ def solve_block(
     groups = by_shared_input(layer for layer in layers if layer in task.plans)
     block = _Block(name, task.reference.load(name), quantized, groups, real)
     count = _num_fitting(task.quantized, quantized, states.quantized)
+    if real is not None:
+        count = min(count, task.data.num_fitted)
     inputs, expected = _record_inputs(task, block, states.reference[:count])
     stored, found = _solve_groups(task, block, states.quantized[:count], inputs)
     behind = Activations(

@@ -27,6 +27,7 @@ from fastvlm_convert.user_cache import cache_folder
 from fastvlm_convert.weights.source import WeightSource
 
 _SCORE = "answers.json"
+_METHOD = 2  # counts up when the same data gives other integers
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _key(plan: WeightPlan, calibration: Calibration) -> str:
     settings = asdict(recipe.calibration)
     repairs = asdict(recipe.repairs)
     asked = (plan.checkpoint.sha256, calibration.sha256, plan.images, plan.prompt)
-    parts = (__version__, *asked, rules, settings, repairs)
+    parts = (__version__, _METHOD, *asked, rules, settings, repairs)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -125,9 +126,13 @@ def _solve(
     floats = float_pass(reference, batch, is_weighted, partial(on_progress, "token weights"))
     weights = dict(floats.weights)
     if settings.token_weights == "modality":
-        weights = {layer: averaged(tokens, batch) for layer, tokens in weights.items()}
+        fitted = data.num_fitted
+        weights = {layer: averaged(tokens, batch, fitted) for layer, tokens in weights.items()}
     task = SolverTask(reference, quantized, todo, settings, data, weights, folder)
     solved = solve_layerwise(task, partial(on_progress, "layers"))
-    pairs = zip(*(torch.split(x, LOGIT_ROWS) for x in (floats.hidden, solved.hidden)), strict=True)
-    logits = ((reference.logits(x).numpy(), quantized.logits(y).numpy()) for x, y in pairs)
-    return SolvedLayers(solved.weights, answer_score(logits))
+    num_held_out = len(data.samples) - data.num_fitted
+    # Of a single sample there is nothing to hold out; the score then says that it was fitted.
+    judged = batch.answers[0] >= data.num_fitted if num_held_out else slice(None)
+    parts = (torch.split(hidden[judged], LOGIT_ROWS) for hidden in (floats.hidden, solved.hidden))
+    logits = ((reference.logits(x).numpy(), quantized.logits(y).numpy()) for x, y in zip(*parts, strict=True))
+    return SolvedLayers(solved.weights, answer_score(logits, num_held_out))

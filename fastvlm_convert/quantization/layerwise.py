@@ -71,7 +71,7 @@ def _image_tokens(
     pixels = torch.from_numpy(task.data.pixel_values)
     if not is_solved:
         return Activations(reference, _encoded(task.quantized, pixels)), {}
-    few = max(1, MAX_PIXELS // pixels[0, 0].numel())
+    few = max(1, min(task.data.num_fitted_pictures, MAX_PIXELS // pixels[0, 0].numel()))
     states = Activations(pixels[:few], pixels[:few])
     found: dict[str, AnyWeight] = {}
     for done, block in enumerate(task.quantized.vision_blocks()):

@@ -72,12 +72,20 @@ def float_pass(model: BlockStreamer, batch: TokenBatch, backward: bool, on_progr
     return FloatPass(hidden, weights)
 
 
-def averaged(weights: Tensor, batch: TokenBatch) -> Tensor:
-    """The same weight for all image tokens, and for all text tokens: their means, [samples, tokens]."""
+def averaged(weights: Tensor, batch: TokenBatch, num_fitted: int) -> Tensor:
+    """The same weight for all image tokens, and for all text tokens: their means, [samples, tokens].
+
+    Args:
+        weights: [samples, tokens].
+        batch: The samples.
+        num_fitted: How many of them, the first, are looked at; the others tell nothing.
+    """
+    fitted = torch.arange(len(weights))[:, None] < num_fitted
     text = batch.real & ~batch.image
     result = torch.zeros_like(weights)
     for tokens in (batch.image, text):
-        result[tokens] = weights[tokens].mean()
+        if (tokens & fitted).any():
+            result[tokens] = weights[tokens & fitted].mean()
     return result
 
 

@@ -129,6 +129,23 @@ def test_special_tokens_in_questions_and_answers_are_text(own_cache):
     assert ids.count(tokenizer.end_of_turn_id) == 2  # those of the format: system and user
 
 
+def test_every_tenth_sample_is_held_out_and_comes_last(own_cache):
+    pictures = [Image.new("RGB", (5, 9), (10 * n, 0, 0)) for n in range(21)]
+    asked = [Question((picture,), f"{n}?", "No.") for n, picture in enumerate(pictures)]
+    asked[3] = Question((), "3?", "No.")
+    data = Calibration(tuple(asked), "many")
+    found = ask(data)
+    assert (len(found.samples), found.num_fitted, found.num_fitted_pictures) == (21, 19, 18)
+    tokenizer = CHECKPOINT.tokenizer
+    said = [tokenizer.decode(list(sample.segments[-1])) for sample in found.samples]
+    order = [*(n for n in range(21) if n not in (9, 19)), 9, 19]
+    assert all(f"{n}?" in text for n, text in zip(order, said, strict=True))
+    alone = ask(Calibration((asked[9],), "one"))
+    np.testing.assert_array_equal(found.pixel_values[-2], alone.pixel_values[0])
+    np.testing.assert_array_equal(found.features[-2], alone.features[0])
+    assert (alone.num_fitted, ask(Calibration(tuple(asked[:3]), "three")).num_fitted) == (1, 2)
+
+
 def test_text_alone_and_several_pictures(own_cache):
     pictures = (PICTURE, Image.new("RGB", (5, 9), "blue"))
     questions = (Question((), "Who?", "Ann."), Question(pictures, "Same?", "No."), Question((PICTURE,), "?"))

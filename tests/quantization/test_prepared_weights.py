@@ -203,20 +203,42 @@ def test_without_solvers_nothing_is_calibrated():
 
 
 def test_the_score_is_of_the_model_with_all_its_integers(first):
-    """Its parts, the encoder's too, through a model that holds the dequantized weights."""
+    """Its parts, the encoder's too, through a model that holds the dequantized weights; what is held out."""
     plan = plan_weights(CHECKPOINT, RECIPE)
     data = calibration_for(plan, None)
     reference, candidate = (
-        logits(float_weights(plan), data),
-        logits(dense_view(first.weights), data),
+        logits(float_weights(plan), data, held_out=True),
+        logits(dense_view(first.weights), data, held_out=True),
     )
     kl = float(kl_divergence(reference, candidate).mean())
     top1 = float((reference.argmax(1) == candidate.argmax(1)).mean())
-    assert first.score == AnswerScore(pytest.approx(kl, rel=1e-3), pytest.approx(top1), len(reference))
+    assert first.score == AnswerScore(pytest.approx(kl, rel=1e-3), pytest.approx(top1), len(reference), 1)
+
+
+def test_what_is_held_out_changes_no_integer(own_cache, first):
+    """The second of two samples is: with another answer all integers are the same, and the score is not."""
+    data = calibration_for(plan_weights(CHECKPOINT, RECIPE), None)
+    kept, held_out = data.questions
+
+    def with_answers(*answers: str | None) -> PreparedWeights:
+        questions = tuple(replace(q, answer=a) for q, a in zip((kept, held_out), answers, strict=True))
+        return prepare_weights(plan_weights(CHECKPOINT, RECIPE), Calibration(questions, repr(answers)))
+
+    other = with_answers(None, "A red dog, and a cat.")
+    for name, q in integers(first).items():
+        np.testing.assert_array_equal(integers(other)[name], q)
+    assert other.score != first.score
+    changed = integers(with_answers("A red dog, and a cat.", None))
+    assert any(not np.array_equal(changed[name], q) for name, q in integers(first).items())
+
+
+def test_of_a_single_sample_nothing_is_held_out(own_cache):
+    found = solved(calibrated_recipe(DECODER, INT8, num_samples=1))
+    assert found.score.num_held_out == 0
 
 
 def test_scaled_layers_are_compared_with_scaled_floats():
-    scaled = solved(replace(RECIPE, calibration=replace(RECIPE.calibration, awq=True)))
+    scaled = solved(replace(RECIPE, calibration=replace(RECIPE.calibration, num_samples=3, awq=True)))
     floats = float_weights(plan_weights(CHECKPOINT, RECIPE))
     name = "decoder.layers.0.mlp.up_proj.weight"
     found = dense_view(scaled.weights)[name].array()
@@ -226,7 +248,9 @@ def test_scaled_layers_are_compared_with_scaled_floats():
 
 
 @torch.no_grad()
-def logits(weights, data: Calibration, checkpoint=CHECKPOINT, recipe: Recipe = RECIPE) -> np.ndarray:
+def logits(
+    weights, data: Calibration, checkpoint=CHECKPOINT, recipe: Recipe = RECIPE, held_out: bool = False
+) -> np.ndarray:
     """What predicts the answers' tokens, of a model that holds some weights; float32 [tokens, vocab]."""
     said = collect_samples(plan_weights(checkpoint, recipe), data)
     chain = BlockStreamer(checkpoint.config, weights)
@@ -237,7 +261,9 @@ def logits(weights, data: Calibration, checkpoint=CHECKPOINT, recipe: Recipe = R
     x = batch.embeds
     for block in chain.decoder_blocks():
         x = chain.run(chain.load(block), x)
-    return chain.logits(x[batch.answers]).numpy()
+    sample, token = batch.answers
+    judged = sample >= said.num_fitted if held_out else slice(None)
+    return chain.logits(x[sample[judged], token[judged]]).numpy()
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def test_progress_reaches_the_end():
 def test_averages_by_modality():
     batch = golden_batch()
     weights = golden_pass().weights["decoder.layers.0.mlp.up_proj"]
-    found = averaged(weights, batch)
+    found = averaged(weights, batch, len(weights))
     text = batch.real & ~batch.image
     for tokens in (batch.image, text):
         torch.testing.assert_close(found[tokens], weights[tokens].mean().expand(int(tokens.sum())))

@@ -46,6 +46,6 @@ def test_every_graph_opens_after_conversion(name, tmp_path):
 
 def test_the_format_has_no_4_bit_tensors(tmp_path):
     """The page on ONNX says so; should it ever have them, this tells."""
-    vision = next(graph for graph in made("int4-small", tmp_path) if graph.name.startswith("vision_encoder"))
+    vision = next(graph for graph in made("web-small", tmp_path) if graph.name.startswith("vision_encoder"))
     with pytest.raises(Exception, match="Unsupported tensor data type"):
         onnxruntime.InferenceSession(convert(vision), providers=["CPUExecutionProvider"])
