@@ -39,11 +39,11 @@ class PromptCaches:
     @property
     def lookups(self) -> dict[tuple[str, str], int]:
         """Hits and misses, as `EngineStatus.cache_lookups` has them."""
-        caches = {"feature": self._features, "prefix": self._prefixes}
         return {
-            (name, result): count
-            for name, cache in caches.items()
-            for result, count in (("hit", cache.hits), ("miss", cache.misses))
+            ("feature", "hit"): self._features.hits,
+            ("feature", "miss"): self._features.misses,
+            ("prefix", "hit"): self._prefixes.hits,
+            ("prefix", "miss"): self._prefixes.misses,
         }
 
 
