@@ -103,9 +103,7 @@ class Answers:
         reply = await self._cache.get(key)
         if reply is None:
             return None
-        return replace(
-            reply, cache="hit", cached_tokens=reply.prompt_tokens, timings=StageTimings()
-        )
+        return replace(reply, cache="hit", cached_tokens=reply.prompt_tokens, timings=StageTimings())
 
     def _start(self, asked: Asked) -> "_Flight":
         flight = _Flight(asked)
@@ -199,9 +197,7 @@ class _Flight:
             self._error = error
             self._tell()
 
-    async def items_until(
-        self, deadline: float, clock: Callable[[], float]
-    ) -> AsyncIterator[Piece | Reply]:
+    async def items_until(self, deadline: float, clock: Callable[[], float]) -> AsyncIterator[Piece | Reply]:
         """Everything from the beginning, as it comes.
 
         Raises:

@@ -65,9 +65,7 @@ class _Writing:
         self._question = question
         self._clock = clock
         self._pick: Sampler = (
-            greedy
-            if sampling.is_greedy
-            else sampler(sampling.temperature, sampling.top_p, sampling.seed)
+            greedy if sampling.is_greedy else sampler(sampling.temperature, sampling.top_p, sampling.seed)
         )
         self._ids: list[int] = []
         self._logprob = 0.0
@@ -92,7 +90,7 @@ class _Writing:
         return token
 
     def settled_text(self) -> str:
-        """The text that no further token changes: without half a character, or the beginning of a stop text."""
+        """The text that no further token changes: no half character, no beginning of a stop text."""
         if self.text.endswith(_HALF_A_CHARACTER):
             return ""
         held = max((_overlap(self.text, stop) for stop in self._question.sampling.stop), default=0)
