@@ -16,12 +16,13 @@ from PIL import Image
 from fastvlm_convert.errors import ImageError, PromptError, TokenizerError
 from fastvlm_convert.pictures import as_seen
 from fastvlm_convert.prompt import Message, Picture, check_roles
+from fastvlm_convert.prompt_cache import image_key
 from fastvlm_convert.runtime.loaded import DEFAULT_NEW_TOKENS
 from fastvlm_convert.serve.answers import Asked
 from fastvlm_convert.serve.engine import Question, Sampling
 from fastvlm_convert.serve.errors import InvalidRequestError, UnprocessableError
 from fastvlm_convert.serve.schema import ChatRequest, ImagePart, TextPart
-from fastvlm_convert.serve.served_bundle import ServedBundle, image_key
+from fastvlm_convert.serve.served_bundle import ServedBundle
 from fastvlm_convert.serve.settings import Settings
 
 
