@@ -8,12 +8,12 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Generic, Protocol, Self, TypeVar, runtime_checkable
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from fastvlm_convert.prompt import Prompt
+from fastvlm_convert.session import KvPrefix
 
 _SHORTEST: Final = 2  # tokens of a chunk: runtimes read a single token with other kernels, whose bits differ
 # Some dozens of pictures of the 0.5B model, and a full context even of the 7B.
@@ -21,26 +21,6 @@ _FEATURE_BYTES: Final = 32 << 20
 _PREFIX_BYTES: Final = 128 << 20
 
 V = TypeVar("V")
-
-
-@dataclass(frozen=True)
-class KvPrefix:
-    """Keys and values of some positions of a sequence.
-
-    Attributes:
-        start: The first position.
-        stop: The position behind the last.
-        values: Every tensor of the cache in the session's own order, [heads, stop - start, head_dim] each.
-    """
-
-    start: int
-    stop: int
-    values: tuple[np.ndarray, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the values take."""
-        return sum(v.nbytes for v in self.values)
 
 
 class PromptCache(Protocol):
@@ -60,27 +40,6 @@ class PromptCache(Protocol):
 
     def put_prefix(self, key: str, prefix: KvPrefix) -> None:
         """Keep keys and values of a chunk; nobody changes them afterwards."""
-        ...
-
-
-@runtime_checkable
-class ReusesPrefixes(Protocol):
-    """A session that can begin with keys and values of an earlier sequence of the same weights."""
-
-    def another(self) -> Self:
-        """A new sequence over the same weights, for another request."""
-        ...
-
-    def copy_prefix(self, length: int, start: int = 0) -> KvPrefix:
-        """Copies of the positions of this sequence from `start` to before `length`."""
-        ...
-
-    def start_from(self, prefixes: Sequence[KvPrefix]) -> None:
-        """Begin a new sequence with prefixes; the first starts at 0, and each next where one stops."""
-        ...
-
-    def append(self, inputs_embeds: np.ndarray) -> np.ndarray:
-        """Append float32 [n, hidden]; logits of the last position, float32 [vocab]."""
         ...
 
 

@@ -1,0 +1,99 @@
+"""How a prompt gets into a session, and what need not be computed of it again."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastvlm_convert.prompt import Prompt
+from fastvlm_convert.prompt_cache import PromptCache, image_key, prefix_keys, split_prompt
+from fastvlm_convert.session import KvPrefix, ReusesPrefixes, Session
+
+
+def embed_prompt(session: Session, prompt: Prompt, features: Sequence[np.ndarray]) -> np.ndarray:
+    """Embeddings of a whole prompt, image features spliced in; float32 [tokens, hidden]."""
+    parts = []
+    for i, segment in enumerate(prompt.segments):
+        if i:
+            parts.append(features[i - 1])
+        if len(segment):
+            parts.append(session.embed(segment))
+    return np.concatenate(parts)
+
+
+class PromptReader:
+    """How a prompt gets into a session's cache, and what is known of it already.
+
+    Args:
+        session: The model.
+        prompt: The prompt.
+        cache: What is known of earlier prompts, if anything is kept.
+        image_keys: Keys of the images where they are known.
+    """
+
+    def __init__(
+        self, session: Session, prompt: Prompt, cache: PromptCache | None, image_keys: Sequence[str]
+    ) -> None:
+        self.encoded_images = 0
+        self._session = session
+        self._cache = cache
+        # A runtime that cannot begin in the middle takes the prompt whole.
+        self._chunks = split_prompt(prompt) if isinstance(session, ReusesPrefixes) else [prompt]
+        self._image_keys: Sequence[str] = ()
+        self._prefix_keys: list[str] = []
+        self._known: list[KvPrefix] = []
+        if cache is None:
+            return
+        self._image_keys = image_keys or [image_key(image) for image in prompt.images]
+        if isinstance(session, ReusesPrefixes):
+            self._prefix_keys = prefix_keys(self._chunks, self._image_keys)
+            for key in self._prefix_keys[:-1]:  # the last chunk's logits are needed
+                prefix = cache.get_prefix(key)
+                if prefix is None:
+                    break
+                self._known.append(prefix)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that need not be read."""
+        return self._known[-1].stop if self._known else 0
+
+    def encode(self, features: Sequence[np.ndarray] | None) -> list[Sequence[np.ndarray]]:
+        """Features of the images of each chunk that must be read, where they are not given."""
+        found = []
+        first = sum(len(chunk.images) for chunk in self._chunks[: len(self._known)])
+        for chunk in self._chunks[len(self._known) :]:
+            numbers = range(first, first + len(chunk.images))
+            found.append(
+                [features[n] for n in numbers]
+                if features is not None
+                else [self._encoded(image, n) for image, n in zip(chunk.images, numbers, strict=True)]
+            )
+            first = numbers.stop
+        return found
+
+    def prefill(self, images: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+        """Read what is not known; logits of the last position, float32 [vocab]."""
+        session = self._session
+        chunks = self._chunks[len(self._known) :]
+        if not isinstance(session, ReusesPrefixes):
+            return session.prefill(embed_prompt(session, chunks[0], images[0]))
+        session.start_from(self._known)
+        position = self.cached_tokens
+        logits = np.zeros(0, np.float32)
+        for number, (chunk, features) in enumerate(zip(chunks, images, strict=True), len(self._known)):
+            logits = session.append(embed_prompt(session, chunk, features))
+            start, position = position, position + chunk.length(session.num_image_tokens)
+            if self._cache is not None:
+                self._cache.put_prefix(self._prefix_keys[number], session.copy_prefix(position, start))
+        return logits
+
+    def _encoded(self, image: np.ndarray, number: int) -> np.ndarray:
+        key = self._image_keys[number] if self._cache is not None else ""
+        known = self._cache.get_features(key) if self._cache is not None else None
+        if known is not None:
+            return known
+        self.encoded_images += 1
+        features = self._session.encode_image(image)
+        if self._cache is not None:
+            self._cache.put_features(key, features)
+        return features
