@@ -161,6 +161,12 @@ def answer_tokens(
     More than six parameters: those of `generate`, and three for those who answer many prompts.
 
     Args:
+        session: The model; its cache is overwritten.
+        prompt: The prompt.
+        eos_token_ids: Ids at which the answer ends.
+        max_new_tokens: Most tokens to generate, the end token included; at least 1.
+        choose: Picks a token from logits.
+        features: The prompt's images where they are encoded already; `cache` is left alone then.
         cache: What is known of earlier prompts of this model, and where to put what this one adds. It does
             not change a bit of the answer.
         image_keys: `image_key` of each image where they are known already.
@@ -172,18 +178,14 @@ def answer_tokens(
     prompt_tokens = prompt.length(session.num_image_tokens)
     check_fits(prompt_tokens, max_new_tokens, session.context_length)
     start = time.perf_counter()
-    reader = PromptReader(session, prompt, cache, image_keys)
-    images = reader.encode(features)
-    encoded = time.perf_counter()
-    logits = reader.prefill(images)
-    prefilled = time.perf_counter()
+    reader = PromptReader(session, prompt, cache if features is None else None, image_keys)
+    logits = reader.read(features)
     tokens: list[int] = []
     chosen: list[float] = []
-    first_token_at = prefilled
+    first_token_at = time.perf_counter()
     finished = False
-    if logprobs:
-        choose = _noting(choose, chosen)
-    for token in stream_tokens(session, logits, max_new_tokens, choose):
+    noting = _noting(choose, chosen) if logprobs else choose
+    for token in stream_tokens(session, logits, max_new_tokens, noting):
         if not tokens:
             first_token_at = time.perf_counter()
         finished = token in eos_token_ids
@@ -192,8 +194,8 @@ def answer_tokens(
             break
         yield token
     timings = Timings(
-        vision_s=encoded - start,
-        prefill_s=prefilled - encoded,
+        vision_s=reader.vision_s,
+        prefill_s=reader.prefill_s,
         decode_s=time.perf_counter() - first_token_at,
         ttft_s=first_token_at - start,
         prompt_tokens=prompt_tokens,

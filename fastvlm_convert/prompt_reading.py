@@ -1,6 +1,8 @@
 """How a prompt gets into a session, and what need not be computed of it again."""
 
+import time
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -28,12 +30,18 @@ class PromptReader:
         prompt: The prompt.
         cache: What is known of earlier prompts, if anything is kept.
         image_keys: Keys of the images where they are known.
+
+    Attributes:
+        encoded_images: Images that were encoded.
+        vision_s: Seconds that went into that.
+        prefill_s: Seconds that the rest took.
     """
 
     def __init__(
         self, session: Session, prompt: Prompt, cache: PromptCache | None, image_keys: Sequence[str]
     ) -> None:
         self.encoded_images = 0
+        self.vision_s = self.prefill_s = 0.0
         self._session = session
         self._cache = cache
         # A runtime that cannot begin in the middle takes the prompt whole.
@@ -57,43 +65,47 @@ class PromptReader:
         """Tokens of the prompt that need not be read."""
         return self._known[-1].stop if self._known else 0
 
-    def encode(self, features: Sequence[np.ndarray] | None) -> list[Sequence[np.ndarray]]:
-        """Features of the images of each chunk that must be read, where they are not given."""
-        found = []
-        first = sum(len(chunk.images) for chunk in self._chunks[: len(self._known)])
-        for chunk in self._chunks[len(self._known) :]:
-            numbers = range(first, first + len(chunk.images))
-            found.append(
-                [features[n] for n in numbers]
-                if features is not None
-                else [self._encoded(image, n) for image, n in zip(chunk.images, numbers, strict=True)]
-            )
-            first = numbers.stop
-        return found
+    def read(self, features: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """Begin a new sequence with the prompt; logits of its last position, float32 [vocab].
 
-    def prefill(self, images: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-        """Read what is not known; logits of the last position, float32 [vocab]."""
+        Args:
+            features: Of all images, float32 [num_image_tokens, hidden], where they are encoded already.
+        """
+        start = time.perf_counter()
+        unread = self._chunks[len(self._known) :]
+        first = sum(len(chunk.images) for chunk in self._chunks[: len(self._known)])
+        if features is None:
+            images = [image for chunk in unread for image in chunk.images]
+            needed = [self._encoded(image, number) for number, image in enumerate(images, first)]
+        else:
+            needed = list(features[first:])
+        encoded = time.perf_counter()
+        logits = self._prefill(unread, needed)
+        self.vision_s, self.prefill_s = encoded - start, time.perf_counter() - encoded
+        return logits
+
+    def _prefill(self, chunks: Sequence[Prompt], features: Sequence[np.ndarray]) -> np.ndarray:
         session = self._session
-        chunks = self._chunks[len(self._known) :]
         if not isinstance(session, ReusesPrefixes):
-            return session.prefill(embed_prompt(session, chunks[0], images[0]))
+            return session.prefill(embed_prompt(session, chunks[0], features))
         session.start_from(self._known)
         position = self.cached_tokens
+        left = iter(features)
         logits = np.zeros(0, np.float32)
-        for number, (chunk, features) in enumerate(zip(chunks, images, strict=True), len(self._known)):
-            logits = session.append(embed_prompt(session, chunk, features))
+        for number, chunk in enumerate(chunks, len(self._known)):
+            logits = session.append(embed_prompt(session, chunk, list(islice(left, len(chunk.images)))))
             start, position = position, position + chunk.length(session.num_image_tokens)
             if self._cache is not None:
                 self._cache.put_prefix(self._prefix_keys[number], session.copy_prefix(position, start))
         return logits
 
     def _encoded(self, image: np.ndarray, number: int) -> np.ndarray:
-        key = self._image_keys[number] if self._cache is not None else ""
-        known = self._cache.get_features(key) if self._cache is not None else None
-        if known is not None:
-            return known
-        self.encoded_images += 1
-        features = self._session.encode_image(image)
-        if self._cache is not None:
-            self._cache.put_features(key, features)
+        if self._cache is None:
+            self.encoded_images += 1
+            return self._session.encode_image(image)
+        features = self._cache.get_features(self._image_keys[number])
+        if features is None:
+            self.encoded_images += 1
+            features = self._session.encode_image(image)
+            self._cache.put_features(self._image_keys[number], features)
         return features
