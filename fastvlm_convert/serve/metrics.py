@@ -36,8 +36,8 @@ REJECTED: Final = (*get_args(UnavailableReason), "rate_limited", "deadline")
 ACTIONS: Final = ("record", "block", "reject", "ban")
 BREAKER_STATES: Final = ("closed", "open", "half_open")
 STAGES: Final = ("vision", "prefill", "decode")
-SERVER_CACHES: Final = ("answer", "disk")
-"""Caches of whole answers, in memory and on disk; the server's own."""
+SERVER_CACHES: Final = ("answer",)
+"""The cache of whole answers, in memory and on disk; the server's own."""
 ENGINE_CACHES: Final = ("feature", "prefix")
 SCALING: Final = {
     "up": ("latency", "cpu", "throughput", "arrival_rate", "forecast"),
@@ -91,11 +91,11 @@ class Metrics:
         self._first = self._histogram("time_to_first_token", "From request to first token.", of_model)
         self._inter = self._histogram("inter_token", "From one token to the next.", of_model)
         self._stage = self._histogram("stage", "Stages of answers, where they ran.", [*of_model, "stage"])
-        self._prompt = self._counter("prompt_tokens", "Tokens of prompts, those of images too.", of_model)
+        self._prompt = self._counter("prompt_tokens", "Tokens of computed prompts, images' too.", of_model)
         self._answer = self._counter("answer_tokens", "Tokens generated.", of_model)
 
     def _make_events(self) -> None:
-        self._rejected = self._counter("rejected", "Requests refused before they ran.", ["reason"])
+        self._rejected = self._counter("rejected", "Requests refused, or given up.", ["reason"])
         self._cancelled = Counter("fastvlm_cancelled", "Requests whose client left.", registry=self.registry)
         self._deduplicated = Counter(
             "fastvlm_deduplicated", "Requests that shared a running answer.", registry=self.registry
@@ -173,13 +173,13 @@ class Metrics:
                 self._stage.at(name, stage).observe(milliseconds / 1000)
 
     def tokens(self, model: str, prompt: int, answer: int) -> None:
-        """Count the tokens of a prompt and of its answer."""
+        """Count the tokens of a prompt and of its answer, where the answer was computed."""
         name = self._model(model)
         self._prompt.at(name).inc(prompt)
         self._answer.at(name).inc(answer)
 
     def rejected(self, reason: str) -> None:
-        """Count a request that was refused before it ran; `reason` is the error's `code`."""
+        """Count a request that the server refused or gave up; `reason` is the error's `code`."""
         self._rejected.at(_known(reason, REJECTED)).inc()
 
     def cancelled(self) -> None:
@@ -203,14 +203,14 @@ class Metrics:
         self._scaling.at(direction, _known(reason, SCALING[direction])).inc()
 
     def cache_lookup(self, cache: str, result: str) -> None:
-        """Count a `hit` or `miss` of a cache of whole answers (`SERVER_CACHES`).
+        """Count a `hit` or `miss` of a cache of the server's own (`SERVER_CACHES`).
 
         Engines count the lookups of theirs: `EngineStatus.cache_lookups`.
         """
         self._state.cache_lookup(_known(cache, SERVER_CACHES), result)
 
     def set_cache_bytes(self, cache: str, held: int) -> None:
-        """Say how many bytes a cache of whole answers holds (`SERVER_CACHES`)."""
+        """Say how many bytes a cache of the server's own holds (`SERVER_CACHES`)."""
         self._state.cache_bytes[_known(cache, SERVER_CACHES)] = held
 
     def set_status(self, model: str, status: EngineStatus, waiting: int, breaker_state: str) -> None:
