@@ -206,9 +206,13 @@ def _decode_base64(text: str, start: int) -> bytearray:
     """
     if start == len(text) or 0 <= text.find("=", start) < len(text) - 2:
         raise ValueError("it is empty, or padded in its middle")
-    raw = bytearray()
+    raw = bytearray((len(text) - start + 3) // 4 * 3)
+    end = 0
     for place in range(start, len(text), _BASE64_BLOCK):
-        raw += binascii.a2b_base64(text[place : place + _BASE64_BLOCK], strict_mode=True)
+        block = binascii.a2b_base64(text[place : place + _BASE64_BLOCK], strict_mode=True)
+        raw[end : end + len(block)] = block
+        end += len(block)
+    del raw[end:]
     if binascii.b2a_base64(raw[-(len(raw) % 3 or 3) :], newline=False).decode() != text[-4:]:
         raise ValueError("bits beyond the last byte are not zero, so the same bytes have another encoding")
     return raw
