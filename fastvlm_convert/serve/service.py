@@ -10,7 +10,7 @@ from fastvlm_convert.serve.admission import Admission
 from fastvlm_convert.serve.answers import AnswerPath, Answers
 from fastvlm_convert.serve.breaker import Breaker
 from fastvlm_convert.serve.caches import AnswerCache, open_answer_cache
-from fastvlm_convert.serve.engine import Engine
+from fastvlm_convert.serve.engine import Engine, HasChangingSlots
 from fastvlm_convert.serve.errors import NotFoundError
 from fastvlm_convert.serve.lifecycle import Lifecycle
 from fastvlm_convert.serve.metrics import Metrics
@@ -88,6 +88,8 @@ def make_service(settings: Settings, bundles: Sequence[ServedBundle], make_engin
     def one(bundle: ServedBundle) -> BundleService:
         engine = make_engine(bundle, settings)
         admission = Admission(settings.max_queue, lambda: engine.status().slots)
+        if isinstance(engine, HasChangingSlots):
+            engine.watch_slots(admission.dispatch)
         breaker = Breaker(settings.breaker_failures, settings.breaker_reset_seconds)
         path = AnswerPath(engine, admission, breaker, cache)
         return BundleService(bundle, path, Answers(bundle.name, path, metrics))

@@ -1,7 +1,7 @@
 """Messages between the server and its workers: a JSON header, then the bytes of arrays. Nothing is unpickled.
 
-A frame is the lengths of the header (uint32) and of the payload (uint64), both big-endian, then the header and
-the payload. The header's `arrays` has dtype and shape of each array, whose bytes lie in the payload in that order.
+A frame is the lengths of the header (uint32) and of the payload (uint64), both big-endian, then the header
+and the payload. The header's `arrays` has dtype and shape of each array, whose bytes follow in that order.
 """
 
 import asyncio

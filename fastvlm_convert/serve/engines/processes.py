@@ -6,7 +6,7 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
@@ -49,7 +49,7 @@ class Workers:
     Attributes:
         min_workers: How many are started.
         max_workers: How many there may be; memory for all of them must be free.
-        threads: Of one question.
+        threads: That compute one operation; None leaves it to the runtime.
         feature_cache_bytes: Most bytes of image features, all workers together.
         prefix_cache_bytes: Most bytes of prompts' keys and values, all workers together.
         command: What starts one.
@@ -59,7 +59,7 @@ class Workers:
 
     min_workers: int = 1
     max_workers: int = 1
-    threads: int = 1
+    threads: int | None = None
     feature_cache_bytes: int = 128_000_000
     prefix_cache_bytes: int = 256_000_000
     command: tuple[str, ...] = COMMAND
@@ -119,12 +119,15 @@ class ProcessesEngine:
         self._load = Load(
             bundle=str(bundle.path),
             target=bundle.target,
+            threads=workers.threads,
+            spinning=share == 1,  # threads that wait in a busy loop would take the cores of other workers
             feature_cache_bytes=workers.feature_cache_bytes // share,
             prefix_cache_bytes=workers.prefix_cache_bytes // share,
         )
-        self._launch = Launch(workers.command, self._load, workers.threads, workers.start_s, workers.hang_s)
+        self._launch = Launch(workers.command, self._load, workers.start_s, workers.hang_s)
         self._places: dict[int, _Place] = {}
         self._change = asyncio.Event()
+        self._on_slots: Callable[[], object] = lambda: None
         self._running = 0
         self._restarts = 0
         self._executed_by = ""
@@ -244,7 +247,7 @@ class ProcessesEngine:
         self._remember_lookups(place.worker)
         del self._places[place.number]
 
-    async def answer(self, question: Question) -> AsyncIterator[Piece | Reply]:
+    async def answer(self, question: Question) -> AsyncGenerator[Piece | Reply, None]:
         """Run a question; see `Engine.answer`.
 
         Raises:
@@ -292,8 +295,13 @@ class ProcessesEngine:
         due = min((place.due for place in self._places.values()), default=0.0)
         return max(1.0, due - time.monotonic())
 
+    def watch_slots(self, on_change: Callable[[], object]) -> None:
+        """Call something whenever there may be more slots than before."""
+        self._on_slots = on_change
+
     def _wake(self) -> None:
         self._change.set()
+        self._on_slots()
 
     async def _changed(self) -> None:
         """Wait until a worker became idle or ended, or a moment."""

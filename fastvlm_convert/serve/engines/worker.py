@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -43,14 +42,12 @@ class Launch:
     Attributes:
         command: Program and arguments of a worker.
         load: What it runs.
-        threads: Of one question.
         start_s: Longest time from the start until it is ready.
         hang_s: How long it may go on with a question that nobody waits for; then it hangs, and is killed.
     """
 
     command: Sequence[str]
     load: Load
-    threads: int
     start_s: float = 300.0
     hang_s: float = 30.0
 
@@ -91,17 +88,12 @@ class Worker:
         Raises:
             ConversionError: It cannot load the bundle, or ends or takes too long before it is ready.
         """
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(self._launch.threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
-        }
         pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(
             *self._launch.command,
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,
-            env=environment,
             start_new_session=True,  # what a terminal sends to the server is the server's
         )
         assert self._process.stdout is not None

@@ -31,12 +31,16 @@ class Load:
     Attributes:
         bundle: Folder of the bundle.
         target: Which of its formats.
+        threads: That compute one operation; None leaves it to the runtime.
+        spinning: Whether they wait in a busy loop.
         feature_cache_bytes: Most bytes of image features that it keeps.
         prefix_cache_bytes: Most bytes of prompts' keys and values that it keeps.
     """
 
     bundle: str
     target: str
+    threads: int | None
+    spinning: bool
     feature_cache_bytes: int
     prefix_cache_bytes: int
 
@@ -73,6 +77,7 @@ def question_frame(question: Question, clock: Callable[[], float] = time.monoton
     fields = {
         "request_id": question.request_id,
         "num_segments": len(prompt.segments),
+        "answers_at": prompt.answers_at,
         "image_keys": question.image_keys,
         "sampling": asdict(question.sampling),
         "remaining_s": question.deadline - clock(),
@@ -94,9 +99,10 @@ def question_of(
     fields = frame.fields
     count = fields["num_segments"]
     sampling = fields["sampling"]
+    answers_at = tuple((segment, place) for segment, place in fields["answers_at"])
     return Question(
         request_id=fields["request_id"],
-        prompt=Prompt(frame.arrays[:count], frame.arrays[count:]),
+        prompt=Prompt(frame.arrays[:count], frame.arrays[count:], answers_at),
         image_keys=tuple(fields["image_keys"]),
         sampling=Sampling(**(sampling | {"stop": tuple(sampling["stop"])})),
         deadline=clock() + fields["remaining_s"],

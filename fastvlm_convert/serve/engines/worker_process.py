@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+from dataclasses import replace
 from typing import BinaryIO, Final
 
 from fastvlm_convert.errors import ConversionError
@@ -20,7 +21,7 @@ from fastvlm_convert.serve.engine import Question
 from fastvlm_convert.serve.engines.frames import receive_frame, send_frame
 from fastvlm_convert.serve.engines.sequence import answer_question
 from fastvlm_convert.serve.engines.worker_messages import (
-    NO_CACHES,
+    CacheState,
     Load,
     error_frame,
     failed_frame,
@@ -30,6 +31,7 @@ from fastvlm_convert.serve.engines.worker_messages import (
     ready_frame,
 )
 from fastvlm_convert.serve.errors import CancelledError, EngineFailedError, RequestError
+from fastvlm_convert.serve.prompt_caches import PromptCaches
 from fastvlm_convert.targets import known_target
 
 # A terminal's Ctrl-C and a service manager's SIGTERM reach all processes; the server drains, then ends us.
@@ -95,27 +97,35 @@ class _Inbox:
 def _serve(inbox: _Inbox, replies: BinaryIO) -> None:
     load = inbox.load()
     try:
-        loaded = load_bundle(load.bundle, known_target(load.target))
+        loaded = load_bundle(
+            load.bundle, known_target(load.target), threads=load.threads, spinning=load.spinning
+        )
     except ConversionError as error:
         send_frame(replies, failed_frame(error))
         return
+    caches = PromptCaches(load.feature_cache_bytes, load.prefix_cache_bytes)
+    model = replace(loaded, cache=caches.of_model(load.bundle))
     send_frame(replies, ready_frame(loaded.session.executed_by))
     while True:
-        _answer(loaded, inbox.question(), replies)
+        _answer(model, inbox.question(), caches, replies)
 
 
-def _answer(loaded: LoadedModel, question: Question, replies: BinaryIO) -> None:
+def _answer(model: LoadedModel, question: Question, caches: PromptCaches, replies: BinaryIO) -> None:
     """Send what a question gives, and how it ended."""
     try:
         if question.cancelled.is_set():
             raise _left()
-        for item in answer_question(loaded, question):
-            send_frame(replies, item_frame(item, NO_CACHES))
+        for item in answer_question(model, question):
+            send_frame(replies, item_frame(item, _state(caches)))
     except RequestError as error:
-        send_frame(replies, error_frame(error, NO_CACHES))
+        send_frame(replies, error_frame(error, _state(caches)))
     except ConversionError as error:
         failed = EngineFailedError(f"the bundle's runtime raised an error: {error}", code="engine_failed")
-        send_frame(replies, error_frame(failed, NO_CACHES))
+        send_frame(replies, error_frame(failed, _state(caches)))
+
+
+def _state(caches: PromptCaches) -> CacheState:
+    return CacheState(caches.bytes, caches.lookups)
 
 
 def _left() -> CancelledError:

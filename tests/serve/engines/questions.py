@@ -9,14 +9,15 @@ from pathlib import Path
 from PIL import Image
 
 from fastvlm_convert.prompt import user_message
+from fastvlm_convert.prompt_cache import image_key
 from fastvlm_convert.runtime.loaded import load_bundle
 from fastvlm_convert.serve.engine import Question, Sampling
-from fastvlm_convert.serve.served_bundle import image_key, open_served_bundle
+from fastvlm_convert.serve.served_bundle import open_served_bundle
 
 DEMO = Path(__file__).parents[3] / "checkpoints" / "fastvlm-demo"
 IMAGES = DEMO / "check_images"
 MAX_TOKENS = 48
-LONG = 400  # tokens of an answer that takes a while; the context holds more
+ENDLESS = 1900  # tokens of an answer that takes seconds; the context holds few more
 
 
 @dataclass(frozen=True)
