@@ -1,8 +1,8 @@
 """Which of several bundles answers a request: the one that it names, or one of the group by weight.
 
-A client of the group stays with one bundle (rendezvous hashing with weights: every bundle gets a score for each
-client, and the highest wins). Where weights change, only those clients move that must: a bundle that gains
-weight takes clients from the others, and nobody moves between the others.
+A client of the group stays with one bundle (rendezvous hashing with weights: every bundle has a score for
+every client, and the highest wins). Where weights change, only those clients move that must: a bundle that
+gains weight takes clients from the others, and nobody moves between the others.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from fastvlm_convert.serve.errors import NotFoundError
 
 GROUP: Final = "fastvlm"
 """What requests call the group where several bundles are served and FAST_VLM_MODEL_NAME is not set."""
-MAX_NAME: Final = 64  # characters; names are header values and labels of metrics
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MAX_NAME: Final = 100  # characters; names are header values and labels of metrics
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _SHARES: Final = 2**53  # doubles in [0, 1] at equal distances
 
 
@@ -199,5 +199,5 @@ def parse_weights(arguments: Sequence[str]) -> dict[str, float]:
 
 def _check_name(name: str, what: str, hint: str | None = None) -> None:
     if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
-        allowed = f"letters, digits, '.', '_' and '-', at most {MAX_NAME} of them, a letter or digit first"
+        allowed = f"at most {MAX_NAME} letters, digits and . _ : / -, with a letter or digit first"
         raise UsageError(f"{shown(name)} cannot be the name of a {what}", hint=hint or f"use {allowed}")
