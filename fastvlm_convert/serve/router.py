@@ -50,7 +50,7 @@ class Router:
         Raises:
             NotFoundError: Nothing of that name is served.
         """
-        if requested in self.weights:
+        if requested is not None and requested in self.weights:
             return requested
         if requested is None or requested == self.group:
             return split(self.weights, client)
