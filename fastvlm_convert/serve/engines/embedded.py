@@ -4,7 +4,9 @@ import asyncio
 import queue
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+from fastvlm_convert.prompt_cache import PromptCache
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle
 from fastvlm_convert.serve.engine import EngineStatus, Piece, Question, Reply, WorkerState
 from fastvlm_convert.serve.engines.sequence import answer_question
@@ -17,12 +19,22 @@ class EmbeddedEngine:
 
     Args:
         bundle: The bundle.
-        slots: Questions that run at the same time.
+        slots: Questions that run at the same time; where the runtime holds one sequence alone, it is one.
+        threads: That compute one operation; None leaves it to the runtime.
+        cache: What is kept of prompts, or None.
     """
 
-    def __init__(self, bundle: ServedBundle, slots: int) -> None:
+    def __init__(
+        self,
+        bundle: ServedBundle,
+        slots: int,
+        threads: int | None = None,
+        cache: PromptCache | None = None,
+    ) -> None:
         self._bundle = bundle
         self._slots = slots
+        self._threads = threads
+        self._cache = cache
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix=f"slot-{bundle.name}")
         self._free: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
         self._questions: dict[int, Question] = {}
@@ -39,10 +51,20 @@ class EmbeddedEngine:
         await asyncio.get_running_loop().run_in_executor(self._pool, self._load)
 
     def _load(self) -> None:
-        for _ in range(self._slots):
-            model = load_bundle(self._bundle.path, self._bundle.target)
+        # Threads that wait in a busy loop would take the processor from the other slots.
+        first = load_bundle(
+            self._bundle.path,
+            self._bundle.target,
+            threads=self._threads,
+            spinning=self._slots == 1,
+        )
+        models = [replace(first, cache=self._cache)]
+        while len(models) < self._slots and (another := models[0].another()) is not None:
+            models.append(another)
+        self._slots = len(models)
+        for model in models:
             self._free.put(model)
-        self._executed_by = model.session.executed_by
+        self._executed_by = first.session.executed_by
 
     async def stop(self) -> None:
         """End at once: what is still running ends within one token."""

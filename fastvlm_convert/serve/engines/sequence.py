@@ -1,15 +1,15 @@
 """One question on one loaded bundle, in the thread that calls; every engine runs this, wherever it is."""
 
-import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
 import numpy as np
 
-from fastvlm_convert.generate import Answer, Sampler, answer_tokens, greedy, sampler
+from fastvlm_convert.generate import Answer, Sampler, answer_tokens, greedy, log_probability, sampler
+from fastvlm_convert.prompt_cache import KvPrefix, PromptCache
 from fastvlm_convert.runtime.loaded import LoadedModel
-from fastvlm_convert.serve.engine import FinishReason, Piece, Question, Reply, StageTimings
+from fastvlm_convert.serve.engine import CacheUse, FinishReason, Piece, Question, Reply, StageTimings
 from fastvlm_convert.serve.errors import CancelledError, DeadlineError
 
 _HALF_A_CHARACTER: Final = "\ufffd"
@@ -33,12 +33,15 @@ def answer_question(
         CancelledError: `question.cancelled` was set.
     """
     writing = _Writing(model, question, clock)
+    known = None if model.cache is None else _WatchedCache(model.cache, question.scope)
     tokens: Generator[int, None, Answer] = answer_tokens(
         model.session,
         question.prompt,
         model.eos_token_ids,
         question.sampling.max_tokens,
         writing.choose,
+        cache=known,
+        image_keys=question.image_keys,
     )
     written = 0
     answer: Answer | None = None
@@ -49,9 +52,40 @@ def answer_question(
             answer = end.value
         text = writing.text if answer is not None else writing.settled_text()
         if len(text) > written:
-            yield Piece(text[written:], writing.num_tokens)
+            yield Piece(text[written:], writing.num_tokens, "miss" if known is None else known.use)
             written = len(text)
-    yield writing.reply(answer)
+    yield writing.reply(answer, "miss" if known is None else known.use)
+
+
+class _WatchedCache:
+    """The part of a cache that a question may see, which says what it was good for; a `PromptCache`."""
+
+    def __init__(self, cache: PromptCache, scope: str) -> None:
+        self.use: CacheUse = "miss"
+        self._cache = cache
+        self._scope = scope
+
+    def get_features(self, key: str) -> np.ndarray | None:
+        """Image tokens of a picture."""
+        found = self._cache.get_features(f"{self._scope}{key}")
+        if found is not None and self.use == "miss":
+            self.use = "feature"
+        return found
+
+    def put_features(self, key: str, features: np.ndarray) -> None:
+        """Keep image tokens."""
+        self._cache.put_features(f"{self._scope}{key}", features)
+
+    def put_prefix(self, key: str, prefix: KvPrefix) -> None:
+        """Keep keys and values."""
+        self._cache.put_prefix(f"{self._scope}{key}", prefix)
+
+    def get_prefix(self, key: str) -> KvPrefix | None:
+        """Keys and values of a chunk."""
+        found = self._cache.get_prefix(f"{self._scope}{key}")
+        if found is not None:
+            self.use = "prefix"
+        return found
 
 
 class _Writing:
@@ -65,9 +99,7 @@ class _Writing:
         self._question = question
         self._clock = clock
         self._pick: Sampler = (
-            greedy
-            if sampling.is_greedy
-            else sampler(sampling.temperature, sampling.top_p, sampling.seed)
+            greedy if sampling.is_greedy else sampler(sampling.temperature, sampling.top_p, sampling.seed)
         )
         self._ids: list[int] = []
         self._logprob = 0.0
@@ -92,13 +124,13 @@ class _Writing:
         return token
 
     def settled_text(self) -> str:
-        """The text that no further token changes: without half a character, or the beginning of a stop text."""
+        """The text that no further token changes: no half character, no beginning of a stop text."""
         if self.text.endswith(_HALF_A_CHARACTER):
             return ""
         held = max((_overlap(self.text, stop) for stop in self._question.sampling.stop), default=0)
         return self.text[: len(self.text) - held]
 
-    def reply(self, answer: Answer) -> Reply:
+    def reply(self, answer: Answer, cache: CacheUse) -> Reply:
         """The whole answer."""
         timings = answer.timings
         reason: FinishReason = "stop" if answer.finished else "length"
@@ -106,14 +138,14 @@ class _Writing:
             text=self.text,
             finish_reason=reason,
             prompt_tokens=timings.prompt_tokens,
-            cached_tokens=0,
+            cached_tokens=answer.cached_tokens,
             answer_tokens=timings.answer_tokens,
             timings=StageTimings(
                 vision_ms=timings.vision_s * 1000,
                 prefill_ms=timings.prefill_s * 1000,
                 decode_ms=timings.decode_s * 1000,
             ),
-            cache="miss",
+            cache=cache,
             mean_logprob=self._logprob / self.num_tokens if self._question.wants_logprob else None,
         )
 
@@ -122,12 +154,6 @@ class _Writing:
             raise CancelledError("the client left", code="cancelled")
         if self._clock() > self._question.deadline:
             raise DeadlineError("the answer was not there in time", code="deadline")
-
-
-def log_probability(logits: np.ndarray, token: int) -> float:
-    """Natural log-probability of a token, with the sums in float64; logits are float32 [vocab]."""
-    distance = logits.astype(np.float64) - float(logits.max())
-    return float(distance[token] - math.log(np.exp(distance).sum()))
 
 
 def _overlap(text: str, stop: str) -> int:
