@@ -1,4 +1,4 @@
-"""The files of the page at `/`: what is sent, and with which headers. tests/clients/test_serve_page.py uses it."""
+"""The files of the page at `/` and their headers. tests/clients/test_serve_page.py uses the page."""
 
 import re
 from importlib.resources import files
@@ -21,10 +21,8 @@ def client():
 def test_a_file_comes_with_a_type_and_a_policy(client, path):
     reply = client.get(path)
     assert reply.status_code == 200
-    kind = {"html": "text/html", "css": "text/css", "js": "text/javascript"}[
-        path.rpartition(".")[2].strip("/") or "html"
-    ]
-    assert reply.headers["content-type"].startswith(kind)
+    kinds = {"/": "text/html", ".css": "text/css", ".js": "text/javascript"}
+    assert reply.headers["content-type"].startswith(next(kinds[end] for end in kinds if path.endswith(end)))
     assert reply.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["referrer-policy"] == "no-referrer"
@@ -44,25 +42,17 @@ def test_the_policy_lets_nothing_in_but_this_server():
 
 def test_every_file_of_the_page_is_served_and_no_other_is(client):
     shipped = {file.name for file in files("fastvlm_convert.serve.page").iterdir() if file.is_file()}
-    shipped -= {"__init__.py"}
-    assert {path.rpartition("/")[2] or "index.html" for path in PATHS} == shipped
-    for path in (
-        "/page/",
-        "/page/__init__.py",
-        "/page/../__init__.py",
-        "/page/%2e%2e/settings.py",
-        "/page/x",
-    ):
-        assert client.get(path).status_code == 404, path
+    assert {path.rpartition("/")[2] or "index.html" for path in PATHS} == shipped - {"__init__.py"}
+    for path in ("", "__init__.py", "../__init__.py", "%2e%2e/settings.py", "other"):
+        assert client.get(f"/page/{path}").status_code == 404, path
 
 
 def test_nothing_of_it_is_elsewhere_or_becomes_markup(client):
+    markup = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|localStorage"
     for path in PATHS:
         text = client.get(path).text
         assert not re.search(r"https?://|//cdn|@import", text), path
-        assert not re.search(
-            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|localStorage", text
-        ), path
+        assert not re.search(markup, text), path
     page = client.get("/").text
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! type=\"module\" src=)", page)
 
