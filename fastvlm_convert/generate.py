@@ -10,6 +10,14 @@ import numpy as np
 
 from fastvlm_convert.errors import PromptError
 from fastvlm_convert.prompt import Prompt
+from fastvlm_convert.prompt_cache import (
+    KvPrefix,
+    PromptCache,
+    ReusesPrefixes,
+    image_key,
+    prefix_keys,
+    split_prompt,
+)
 
 Sampler = Callable[[np.ndarray], int]
 
@@ -69,8 +77,8 @@ class Timings:
     """Where the time of one answer went; seconds.
 
     Attributes:
-        vision_s: Encoding all images.
-        prefill_s: Embedding and prefilling the prompt.
+        vision_s: Encoding the images whose tokens were not known.
+        prefill_s: Embedding and prefilling what was not known of the prompt, and copying what was.
         decode_s: All steps after the first token.
         ttft_s: From the prepared prompt to the first token.
         prompt_tokens: Tokens of the prompt, image tokens included.
@@ -99,11 +107,18 @@ class Answer:
         token_ids: The generated ids without the end token.
         finished: Whether the model ended the answer itself, rather than the token limit.
         timings: Where the time went.
+        encoded_images: Images that were encoded for it.
+        cached_tokens: Tokens of the prompt whose keys and values came from a cache.
+        mean_logprob: Mean natural log-probability of the generated tokens, the end token included; None where
+            it was not asked for.
     """
 
     token_ids: tuple[int, ...]
     finished: bool
     timings: Timings
+    encoded_images: int = 0
+    cached_tokens: int = 0
+    mean_logprob: float | None = None
 
 
 def greedy(logits: np.ndarray) -> int:
@@ -203,8 +218,26 @@ def answer_tokens(
     max_new_tokens: int,
     choose: Sampler = greedy,
     features: Sequence[np.ndarray] | None = None,
+    *,
+    cache: PromptCache | None = None,
+    image_keys: Sequence[str] = (),
+    logprobs: bool = False,
 ) -> Generator[int, None, Answer]:
-    """The same, one token after the other as they come, the end token excepted.
+    """The same, one token after the other as they come, the end token excepted; closing it ends the answer.
+
+    More than six parameters: the last three are for servers.
+
+    Args:
+        session: The model; its cache is overwritten.
+        prompt: The prompt.
+        eos_token_ids: Ids at which the answer ends.
+        max_new_tokens: Most tokens to generate, the end token included; at least 1.
+        choose: Picks a token from logits.
+        features: The prompt's images where they are encoded already.
+        cache: What is known of earlier prompts of this model; what this one adds is put into it. The answer
+            is the same, bit for bit, whatever it holds.
+        image_keys: `prompt_cache.image_key` of the prompt's images where they are known already.
+        logprobs: Whether `Answer.mean_logprob` is wanted; takes an exponential of every logit a token.
 
     Returns:
         The whole answer, as the generator's value.
@@ -212,15 +245,22 @@ def answer_tokens(
     prompt_tokens = prompt.length(session.num_image_tokens)
     check_fits(prompt_tokens, max_new_tokens, session.context_length)
     start = time.perf_counter()
-    if features is None:
-        features = [session.encode_image(image) for image in prompt.images]
+    beginning = _Beginning(session, prompt, cache, image_keys)
+    images = beginning.encode(features)
     encoded = time.perf_counter()
-    logits = session.prefill(embed_prompt(session, prompt, features))
+    logits = beginning.prefill(images)
     prefilled = time.perf_counter()
     tokens: list[int] = []
+    chosen: list[float] = []
     first_token_at = prefilled
     finished = False
-    for token in stream_tokens(session, logits, max_new_tokens, choose):
+
+    def noting(logits: np.ndarray) -> int:
+        token = choose(logits)
+        chosen.append(log_probability(logits, token))
+        return token
+
+    for token in stream_tokens(session, logits, max_new_tokens, noting if logprobs else choose):
         if not tokens:
             first_token_at = time.perf_counter()
         finished = token in eos_token_ids
@@ -236,7 +276,99 @@ def answer_tokens(
         prompt_tokens=prompt_tokens,
         answer_tokens=len(tokens),
     )
-    return Answer(tuple(tokens[:-1] if finished else tokens), finished, timings)
+    return Answer(
+        tuple(tokens[:-1] if finished else tokens),
+        finished,
+        timings,
+        encoded_images=beginning.encoded_images,
+        cached_tokens=beginning.cached_tokens,
+        mean_logprob=sum(chosen) / len(chosen) if chosen else None,
+    )
+
+
+class _Beginning:
+    """How a prompt gets into a session's cache, and what is known of it already.
+
+    Args:
+        session: The model.
+        prompt: The prompt.
+        cache: What is known of earlier prompts, if anything is kept.
+        image_keys: Keys of the images where they are known.
+    """
+
+    def __init__(
+        self, session: Session, prompt: Prompt, cache: PromptCache | None, image_keys: Sequence[str]
+    ) -> None:
+        self.encoded_images = 0
+        self._session = session
+        self._cache = cache
+        # A runtime that cannot begin in the middle takes the prompt whole.
+        self._chunks = split_prompt(prompt) if isinstance(session, ReusesPrefixes) else [prompt]
+        self._image_keys: Sequence[str] = ()
+        self._prefix_keys: list[str] = []
+        self._known: list[KvPrefix] = []
+        if cache is None:
+            return
+        self._image_keys = image_keys or [image_key(image) for image in prompt.images]
+        if isinstance(session, ReusesPrefixes):
+            self._prefix_keys = prefix_keys(self._chunks, self._image_keys)
+            for key in self._prefix_keys[:-1]:  # the last chunk's logits are needed
+                prefix = cache.get_prefix(key)
+                if prefix is None:
+                    break
+                self._known.append(prefix)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that need not be read."""
+        return self._known[-1].stop if self._known else 0
+
+    def encode(self, features: Sequence[np.ndarray] | None) -> list[Sequence[np.ndarray]]:
+        """Features of the images of each chunk that must be read, where they are not given."""
+        found = []
+        first = sum(len(chunk.images) for chunk in self._chunks[: len(self._known)])
+        for chunk in self._chunks[len(self._known) :]:
+            numbers = range(first, first + len(chunk.images))
+            found.append(
+                [features[n] for n in numbers]
+                if features is not None
+                else [self._encoded(image, n) for image, n in zip(chunk.images, numbers, strict=True)]
+            )
+            first = numbers.stop
+        return found
+
+    def prefill(self, images: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+        """Read what is not known; logits of the last position, float32 [vocab]."""
+        session = self._session
+        chunks = self._chunks[len(self._known) :]
+        if not isinstance(session, ReusesPrefixes):
+            return session.prefill(embed_prompt(session, chunks[0], images[0]))
+        session.start_from(self._known)
+        position = self.cached_tokens
+        logits = np.zeros(0, np.float32)
+        for number, (chunk, features) in enumerate(zip(chunks, images, strict=True), len(self._known)):
+            logits = session.append(embed_prompt(session, chunk, features))
+            start, position = position, position + chunk.length(session.num_image_tokens)
+            if self._cache is not None:
+                self._cache.put_prefix(self._prefix_keys[number], session.copy_prefix(position, start))
+        return logits
+
+    def _encoded(self, image: np.ndarray, number: int) -> np.ndarray:
+        key = self._image_keys[number] if self._cache is not None else ""
+        known = self._cache.get_features(key) if self._cache is not None else None
+        if known is not None:
+            return known
+        self.encoded_images += 1
+        features = self._session.encode_image(image)
+        if self._cache is not None:
+            self._cache.put_features(key, features)
+        return features
+
+
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """Natural log-probability of a token, before any temperature."""
+    distance = logits.astype(np.float64) - logits.max()
+    return float(distance[token] - np.log(np.exp(distance).sum()))
 
 
 def stream_tokens(

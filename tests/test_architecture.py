@@ -42,7 +42,7 @@ LINES = [
         "outcomes",
         "mil",
     ],
-    ["pictures", "preprocess", "prompt", "messages", "metrics", "intervals"],
+    ["pictures", "preprocess", "prompt", "prompt_cache", "messages", "metrics", "intervals"],
     ["generate", "answer_stream", "demo", "questions", "gates"],
     ["recipe", "recipe_schema", "resolved_recipe", "manifest", "manifest_schema"],
     ["weights"],

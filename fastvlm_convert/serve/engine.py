@@ -23,6 +23,7 @@ class Sampling:
         top_p: Sample from this share of probability.
         seed: Of the sampling.
         stop: Texts at which the answer ends, without them.
+        is_seeded: Whether the client gave the seed, and so expects equal answers to equal questions.
     """
 
     max_tokens: int
@@ -30,6 +31,12 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    is_seeded: bool = False
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether equal questions have equal answers, which may be kept."""
+        return self.is_greedy or self.is_seeded
 
     @property
     def is_greedy(self) -> bool:
@@ -67,10 +74,12 @@ class Piece:
     Attributes:
         text: The text; never empty.
         answer_tokens: Tokens of the answer so far.
+        cache: The best cache that helped; known before the first piece, so that it can stand in a header.
     """
 
     text: str
     answer_tokens: int
+    cache: CacheUse = "miss"
 
 
 @dataclass(frozen=True)

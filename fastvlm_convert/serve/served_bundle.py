@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.manifest import FILE_NAME, Manifest, chosen_target, load_manifest, takes_pictures
 from fastvlm_convert.preprocess import ImageSettings
@@ -44,14 +42,6 @@ class ServedBundle:
         """
         form = self.manifest.contract.conversation
         return build_prompt(messages, form, self.tokenizer, self.images)
-
-
-def image_key(pixel_values: np.ndarray) -> str:
-    """SHA-256 of what the encoder gets, float32 [1, 3, height, width], its shape included; hexadecimal."""
-    values = np.ascontiguousarray(pixel_values, np.float32)
-    digest = hashlib.sha256(repr(values.shape).encode())
-    digest.update(values.data)
-    return digest.hexdigest()
 
 
 def open_served_bundle(path: Path, name: str | None = None, target: Target | None = None) -> ServedBundle:
