@@ -105,6 +105,12 @@ class Load:
         return statistics.quantiles(self.latencies_ms, n=100, method="inclusive")[percent - 1]
 
 
+Rounds = dict[str, list[dict[str, Load]]]
+"""By kind of request: for each round, the load of each server by its name."""
+Memory = list[tuple[float, float]]
+"""Seconds and MB."""
+
+
 def start(name: str, command: Sequence[str | Path], port: int, path: str, log: Path) -> Server:
     """A server, once it is ready."""
     began = time.monotonic()
@@ -161,7 +167,7 @@ class Requests:
 
 
 def pictures(seed: int) -> Iterator[str]:
-    """Data URLs without end; each is a drawn picture with one pixel of its own, so that none is like another."""
+    """Data URLs without end: drawn pictures, each with a pixel of its own, so that none is like another."""
     drawn = [make_sample(seed + index).image.convert("RGB") for index in range(NUM_FAMILIAR)]
     for number in itertools.count():
         image = drawn[number % len(drawn)].copy()
@@ -202,11 +208,9 @@ async def check_equal(servers: Sequence[Server], familiar: Sequence[str]) -> Non
         assert len(set(texts)) == 1, texts
 
 
-def compare(
-    servers: Sequence[Server], sources: dict[str, Requests], given: argparse.Namespace
-) -> dict[str, list[dict[str, Load]]]:
+def compare(servers: Sequence[Server], sources: dict[str, Requests], given: argparse.Namespace) -> Rounds:
     """By kind of request, what each round brought; the servers take turns, and the order alternates."""
-    results: dict[str, list[dict[str, Load]]] = {kind: [] for kind in LIMITS}
+    results: Rounds = {kind: [] for kind in LIMITS}
     for number in range(given.rounds):
         for kind in LIMITS:
             one: dict[str, Load] = {}
@@ -222,7 +226,7 @@ def compare(
     return results
 
 
-def print_comparison(results: dict[str, list[dict[str, Load]]]) -> bool:
+def print_comparison(results: Rounds) -> bool:
     """A table; whether all limits are kept."""
     print(f"{'requests':20} {'server':6} {'per s':>8} {'CPU ms':>8} {'p50':>8} {'p95':>8} {'p99':>8} errors")
     kept = True
@@ -250,9 +254,9 @@ def _figures(found: Load) -> str:
 
 async def endure(
     server: Server, make: Callable[[], bytes], users: int, minutes: float
-) -> tuple[Load, list[tuple[float, float]]]:
-    """A long load, and (seconds, MB) all along."""
-    memory: list[tuple[float, float]] = []
+) -> tuple[Load, Memory]:
+    """A long load, and what memory was all along."""
+    memory: Memory = []
     working = asyncio.create_task(load(server, make, users, 60 * minutes))
     began = time.monotonic()
     while not working.done():
@@ -261,7 +265,7 @@ async def endure(
     return await working, memory
 
 
-def slope_mb(memory: Sequence[tuple[float, float]]) -> float:
+def slope_mb(memory: Memory) -> float:
     """MB in 10 minutes, by least squares over the second half, when caches are full."""
     late = memory[len(memory) // 2 :]
     if len(late) < 3:
@@ -306,9 +310,8 @@ def measure(given: argparse.Namespace, folder: Path, servers: list[Server]) -> b
         found, memory = asyncio.run(endure(servers[0], sources["serve"].mixed, given.users, given.minutes))
         print(f"{given.minutes:g} minutes mixed      {_figures(found)}")
         slope = slope_mb(memory)
-        print(
-            f"memory: {memory[0][1]:.0f} to {memory[-1][1]:.0f} MB, at last {slope:+.2f} MB in 10 minutes, limit {MAX_SLOPE_MB:g}"
-        )
+        print(f"memory: {memory[0][1]:.0f} to {memory[-1][1]:.0f} MB; over the second half of the time")
+        print(f"        {slope:+.2f} MB in 10 minutes, limit {MAX_SLOPE_MB:g}")
         kept &= not found.errors and not slope >= MAX_SLOPE_MB
     return kept
 
