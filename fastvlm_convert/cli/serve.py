@@ -73,7 +73,7 @@ def command(
     began = time.monotonic()
     flags = flags_of(context)
     try:
-        from fastvlm_convert.serve.engines.embedded import EmbeddedEngine
+        from fastvlm_convert.serve.engines.choice import make_engine
         from fastvlm_convert.serve.server import listen, run_server
         from fastvlm_convert.serve.service import make_service
         from fastvlm_convert.serve.settings_sources import load_settings
@@ -82,7 +82,7 @@ def command(
     loaded = load_settings({"host": host, "port": port, "engine": engine}, settings).settings
     served = _open_bundles(bundles or [], None if target is None else known_target(target))
     sock = listen(loaded.host, loaded.port)
-    service = make_service(loaded, served, lambda bundle, s: EmbeddedEngine(bundle, s.slots))
+    service = make_service(loaded, served, make_engine)
 
     def on_ready() -> None:
         if not flags.is_silent:

@@ -4,13 +4,16 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 from fastvlm_convert.serve.admission import Admission
+from fastvlm_convert.serve.breaker import Breaker
+from fastvlm_convert.serve.caches import AnswerCache
 from fastvlm_convert.serve.engine import Engine, Piece, Question, Reply, StageTimings
 from fastvlm_convert.serve.errors import CancelledError, DeadlineError, EngineFailedError, RequestError
+from fastvlm_convert.serve.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -35,43 +38,48 @@ class Asked:
     deadline: float
 
 
-class ReplyCache(Protocol):
-    """Keeps whole answers."""
+@dataclass(frozen=True)
+class AnswerPath:
+    """What a question passes, in the reverse order.
 
-    async def get(self, key: str) -> Reply | None:
-        """The answer of a key."""
-        ...
+    Attributes:
+        engine: Runs the bundle.
+        admission: Its queue.
+        breaker: Its circuit breaker.
+        cache: Of whole answers, or None.
+    """
 
-    async def put(self, key: str, reply: Reply) -> None:
-        """Keep it."""
-        ...
+    engine: Engine
+    admission: Admission
+    breaker: Breaker
+    cache: AnswerCache | None
 
 
 class Answers:
     """Answers the questions of one bundle.
 
     Args:
-        engine: Runs the bundle.
-        admission: Its queue.
-        cache: Of whole answers, or None.
+        model: The bundle's name, for the metrics.
+        path: Who runs it, its queue, its breaker and the cache of whole answers.
+        metrics: Counts what happens.
         clock: Seconds that only go forward, those of the deadlines.
     """
 
     def __init__(
         self,
-        engine: Engine,
-        admission: Admission,
-        cache: ReplyCache | None = None,
+        model: str,
+        path: AnswerPath,
+        metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.engine = engine
-        self.admission = admission
-        self._cache = cache
+        self._model = model
+        self._path = path
+        self._metrics = metrics
         self._clock = clock
         self._flights: dict[str, _Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def ask(self, asked: Asked) -> AsyncIterator[Piece | Reply]:
+    async def ask(self, asked: Asked) -> AsyncGenerator[Piece | Reply, None]:
         """Pieces of text as they come, a `Reply` last.
 
         Whoever stops listening must close the iterator: the question ends when the last has.
@@ -90,6 +98,8 @@ class Answers:
         is_leader = flight is None
         if flight is None:
             flight = self._start(asked)
+        else:
+            self._metrics.deduplicated()
         flight.members += 1
         try:
             async for item in flight.items_until(asked.deadline, self._clock):
@@ -98,9 +108,10 @@ class Answers:
             self._leave(flight)
 
     async def _cached(self, key: str | None) -> Reply | None:
-        if key is None or self._cache is None:
+        if key is None or self._path.cache is None:
             return None
-        reply = await self._cache.get(key)
+        reply = await self._path.cache.get(key)
+        self._metrics.cache_lookup("answer", "miss" if reply is None else "hit")
         if reply is None:
             return None
         return replace(reply, cache="hit", cached_tokens=reply.prompt_tokens, timings=StageTimings())
@@ -121,15 +132,16 @@ class Answers:
         Raises:
             RequestError: The question is not answered.
         """
-        asked = flight.asked
-        async with self.admission.slot(asked.deadline) as waited_s:
+        asked, path = flight.asked, self._path
+        async with path.breaker.guard(), path.admission.slot(asked.deadline) as waited_s:
+            self._metrics.queued(self._model, waited_s)
             flight.is_running = True
             question = await asked.prepare(flight.cancelled)
-            async for item in self.engine.answer(question):
+            async for item in path.engine.answer(question):
                 if isinstance(item, Reply):
                     item = replace(item, timings=replace(item.timings, queue_ms=waited_s * 1000))
-                    if asked.key is not None and self._cache is not None:
-                        await self._cache.put(asked.key, item)
+                    if asked.key is not None and path.cache is not None:
+                        await path.cache.put(asked.key, item)
                 flight.add(item)
 
     def _land(self, flight: "_Flight", task: asyncio.Task[None]) -> None:

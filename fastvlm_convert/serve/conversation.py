@@ -5,7 +5,6 @@ import base64
 import binascii
 import hashlib
 import io
-import json
 import secrets
 import threading
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from fastvlm_convert.prompt import Message, Picture, check_roles
 from fastvlm_convert.prompt_cache import image_key
 from fastvlm_convert.runtime.loaded import DEFAULT_NEW_TOKENS
 from fastvlm_convert.serve.answers import Asked
+from fastvlm_convert.serve.caches import cache_key
 from fastvlm_convert.serve.engine import Question, Sampling
 from fastvlm_convert.serve.errors import InvalidRequestError, UnprocessableError
 from fastvlm_convert.serve.schema import ChatRequest, ImagePart, TextPart
@@ -110,17 +110,29 @@ def read_sampling(request: ChatRequest, settings: Settings) -> Sampling:
     )
 
 
-def key_of(bundle: ServedBundle, turns: Sequence[Turn], sampling: Sampling, scope: str) -> str | None:
-    """A word that requests with equal answers share; None where chance decides."""
+def key_of(
+    bundle: ServedBundle, turns: Sequence[Turn], sampling: Sampling, settings: Settings, scope: str
+) -> str | None:
+    """A word that requests with equal answers share; None where chance decides.
+
+    Args:
+        bundle: Who is asked.
+        turns: The messages.
+        sampling: How the answer is chosen.
+        settings: What else decides how pictures are seen.
+        scope: Requests of different scopes share nothing.
+    """
     if not sampling.is_repeatable:
         return None
-    chance = (sampling.temperature, sampling.top_p, sampling.seed) if not sampling.is_greedy else ()
-    parts = [
-        [turn.role, *(["text", p] if isinstance(p, str) else ["image", p.sha256] for p in turn.content)]
-        for turn in turns
-    ]
-    document = [bundle.sha256, scope, sampling.max_tokens, chance, sampling.stop, parts]
-    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+    chance = () if sampling.is_greedy else (sampling.temperature, sampling.top_p, sampling.seed)
+    how = (sampling.max_tokens, *chance, settings.exif_orientation)
+    parts: list[str | bytes] = [bundle.sha256, bundle.target, scope, repr(how)]
+    parts += [str(len(sampling.stop)), *sampling.stop]
+    for turn in turns:
+        parts += [turn.role, str(len(turn.content))]
+        # A picture's hash is bytes, and so is never the same as a text.
+        parts += [p if isinstance(p, str) else bytes.fromhex(p.sha256) for p in turn.content]
+    return cache_key(*parts)
 
 
 def asked(

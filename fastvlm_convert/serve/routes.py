@@ -108,7 +108,7 @@ async def _answer(service: Service, request: Request) -> Response:
     one = service.chosen(given.model)
     turns, sampling = read_turns(given), read_sampling(given, service.settings)
     request_id: str = request.state.request_id
-    key = key_of(one.bundle, turns, sampling, "")
+    key = key_of(one.bundle, turns, sampling, service.settings, "")
     question = asked(one.bundle, turns, sampling, request_id, deadline, key)
     head = ReplyHead(request_id, one.bundle.name)
     if given.stream:
