@@ -33,10 +33,11 @@ function showError(text) {
   $('error').hidden = !text;
 }
 
-/** What went wrong, in words for people; `error` is that of OpenAI's format. */
+/** What went wrong, as a sentence for people; `error` is that of OpenAI's format. */
 function explain(error, status, retryAfter) {
-  const text = error?.message ?? `The server answered with status ${status}.`;
-  return retryAfter ? `${text} Try again in ${retryAfter} s.` : text;
+  const text = error?.message || `the server answered with status ${status}`;
+  const sentence = text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? '' : '.');
+  return retryAfter ? `${sentence} Try again in ${retryAfter} s.` : sentence;
 }
 
 /** Ask the server; the key goes into a header, never into an address. */
@@ -81,23 +82,26 @@ async function loadModels() {
 async function* events(body) {
   let rest = '';
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) throw new Error('The connection ended before the answer did.');
-    const lines = (rest + value).split(/\r?\n/);
-    rest = lines.pop();
-    for (const line of lines) {
-      if (line === 'data: [DONE]') return;
-      if (line.startsWith('data:')) yield JSON.parse(line.slice(5));
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) throw new Error('The connection ended before the answer did.');
+      const lines = (rest + value).split(/\r?\n/);
+      rest = lines.pop();
+      for (const line of lines) {
+        if (line === 'data: [DONE]') return;
+        if (line.startsWith('data:')) yield JSON.parse(line.slice(5));
+      }
     }
+  } finally {
+    reader.cancel().catch(() => {}); // it may have failed
   }
 }
 
 const milliseconds = (value) => (value < 10_000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`);
 
-/** The line below an answer: what was waited for, what the server says it took, and which cache helped. */
-function facts({ firstToken, total, chunk, cache }) {
-  const { usage, timings } = chunk;
+/** What stands below an answer: what was waited for, what it took on the server, and which cache helped. */
+function facts({ firstToken, total, usage, timings, cache }) {
   const list = element('dl');
   const add = (name, text) => list.append(element('dt', name), element('dd', text));
   add('First token', milliseconds(firstToken ?? total));
@@ -121,7 +125,7 @@ function body(question) {
 
 /** Read an answer into an article while it is written. */
 async function readAnswer(response, article, began) {
-  const seen = { cache: response.headers.get('x-fastvlm-cache'), chunk: {} };
+  const seen = { cache: response.headers.get('x-fastvlm-cache') };
   for await (const chunk of events(response.body)) {
     if (chunk.error) throw new Error(explain(chunk.error));
     const text = chunk.choices?.[0]?.delta?.content;
@@ -129,8 +133,8 @@ async function readAnswer(response, article, began) {
       seen.firstToken ??= performance.now() - began;
       article.querySelector('p').append(text);
     }
-    for (const name of ['usage', 'timings']) if (chunk[name]) seen.chunk[name] = chunk[name];
-    seen.cache = chunk.cache ?? seen.cache;
+    seen.usage = chunk.usage ?? seen.usage;
+    seen.timings = chunk.timings ?? seen.timings;
   }
   article.append(facts({ ...seen, total: performance.now() - began }));
 }
