@@ -2,8 +2,8 @@
 
 Our own, and neither `circuitbreaker` 2.1 nor `purgatory` 3.0: in both, an error that does not count (a client
 that left, a deadline) ends like a success, so it clears the failures and closes a breaker that is half open;
-both let every question through then; their pause never grows, and tests cannot set their clock. A guard around
-them would have to keep all of that state once more.
+both let every question through then; their pause never grows, and tests cannot set their clock. A guard
+around them would have to keep all of that state once more.
 """
 
 import time
@@ -118,7 +118,6 @@ class Breaker:
     def _close(self) -> None:
         self._era += 1
         self._failures = 0
-        self._pause_s = self._reset_s
         self._open_until = None
 
 
