@@ -87,7 +87,9 @@ class Service:
             await one.path.engine.start()
 
     async def stop(self) -> None:
-        """End all engines at once."""
+        """End all questions and engines at once."""
+        for one in self.bundles.values():
+            one.answers.stop()
         await asyncio.gather(*(bundle.path.engine.stop() for bundle in self.bundles.values()))
 
     async def close(self) -> None:
