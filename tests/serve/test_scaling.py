@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fastvlm_convert.serve.metrics import SCALING
 from fastvlm_convert.serve.scaling import (
@@ -231,6 +232,67 @@ def test_it_comes_back_when_the_load_is_gone(strategy, rate, service_s):
     for _ in range(60):
         plant.step(strategy, window)
     assert plant.workers == 1
+
+
+class ScalingMachine(RuleBasedStateMachine):
+    """Load, memory and time go as they like; the clock is the plant's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plant = Plant(1.0, 0.3, 16)
+        self.window: list[Measurement] = []
+        self.memory = 64
+        self.strategy: Strategy = "adaptive"
+        self.calm_since_up: int | None = None
+
+    @rule(strategy=st.sampled_from(STRATEGIES))
+    def choose(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    @rule(rate=st.floats(0, 60))
+    def change_load(self, rate: float) -> None:
+        self.plant.rate = rate
+        self.calm_since_up = None
+
+    @rule(service_s=st.floats(0.005, 4))
+    def change_questions(self, service_s: float) -> None:
+        self.plant.service_s = service_s
+        self.calm_since_up = None
+
+    @rule(memory=st.integers(0, 64))
+    def change_memory(self, memory: int) -> None:
+        self.memory = memory
+
+    @rule(times=st.integers(1, 8))
+    def pass_time(self, times: int) -> None:
+        for _ in range(times):
+            self.tick()
+
+    def tick(self) -> None:
+        plant = self.plant
+        self.window.append(plant.measure())
+        there = Resources(plant.workers, plant.cores - plant.workers, 1, self.memory << 30, 1 << 30)
+        decision = decide(self.strategy, self.window[-60:], there, Limits(2, 12))
+        more = decision.workers - plant.workers
+        if more > 0:
+            assert self.window[-1].queue > 0
+            assert more <= self.memory
+            self.calm_since_up = 0
+        elif self.calm_since_up is not None:
+            self.calm_since_up += 1
+            assert more == 0 or self.calm_since_up > 50
+        plant.workers = decision.workers
+
+    @initialize()
+    def begin(self) -> None:
+        self.plant.workers = 2
+
+    @invariant()
+    def stays_within_limits(self) -> None:
+        assert 2 <= self.plant.workers <= 12 or not self.window
+
+
+TestScalingMachine = ScalingMachine.TestCase
 
 
 def trace(name: str) -> list[Measurement]:
