@@ -133,6 +133,7 @@ class EngineStatus:
         cache_bytes: Bytes that its caches hold, by cache: `feature`, `prefix`.
         cache_lookups: Hits and misses so far, by (cache, `hit` or `miss`).
         memory_bytes: Resident memory of processes of its own; 0 where there are none.
+        waiting: Questions in a queue of its own, where it has one.
     """
 
     is_ready: bool
@@ -144,6 +145,7 @@ class EngineStatus:
     cache_bytes: dict[str, int]
     cache_lookups: dict[tuple[str, str], int]
     memory_bytes: int = 0
+    waiting: int = 0
 
 
 class Engine(Protocol):

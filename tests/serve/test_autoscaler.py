@@ -11,7 +11,6 @@ from fastvlm_convert.serve.engines.processes import ProcessesEngine, Workers
 from fastvlm_convert.serve.scaling import Limits
 from fastvlm_convert.serve.served_bundle import open_served_bundle
 from fastvlm_convert.serve.traffic import Passed, Traffic
-from tests.serve.engines.conftest import demo_bundle  # noqa: F401  a fixture
 
 
 def test_traffic_is_what_passed_since_the_last_look():
@@ -60,7 +59,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-def test_workers_come_with_a_load_and_go_without_it(demo_bundle: Path):  # noqa: F811
+def test_workers_come_with_a_load_and_go_without_it(demo_bundle: Path):
     async def run() -> None:
         engine = ProcessesEngine(open_served_bundle(demo_bundle), Workers(max_workers=2, threads=1))
         await engine.start()
@@ -85,7 +84,7 @@ def test_workers_come_with_a_load_and_go_without_it(demo_bundle: Path):  # noqa:
     asyncio.run(run())
 
 
-def test_it_measures_by_itself_until_it_is_stopped(demo_bundle: Path):  # noqa: F811
+def test_it_measures_by_itself_until_it_is_stopped(demo_bundle: Path):
     async def run() -> None:
         engine = ProcessesEngine(open_served_bundle(demo_bundle), Workers(max_workers=2, threads=1))
         await engine.start()
