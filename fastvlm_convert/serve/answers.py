@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fastvlm_convert.serve.admission import Admission
@@ -20,6 +20,7 @@ from fastvlm_convert.serve.errors import (
     UnavailableError,
 )
 from fastvlm_convert.serve.metrics import Metrics
+from fastvlm_convert.serve.traffic import Traffic
 
 _LOG: Final = logging.getLogger(__name__)
 _AGAIN_S: Final = 5.0  # until another server may have taken this one's place
@@ -54,12 +55,14 @@ class AnswerPath:
         admission: Its queue.
         breaker: Its circuit breaker.
         cache: Of whole answers, or None.
+        traffic: What passes, for the number of workers.
     """
 
     engine: Engine
     admission: Admission
     breaker: Breaker
     cache: AnswerCache | None
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 class Answers:
@@ -147,9 +150,11 @@ class Answers:
             RequestError: The question is not answered.
         """
         asked, path = flight.asked, self._path
+        path.traffic.came()
         async with path.breaker.guard(), path.admission.slot(asked.deadline) as waited_s:
             self._metrics.queued(self._model, waited_s)
             flight.is_running = True
+            began = self._clock()
             question = await asked.prepare(flight.cancelled)
             async for item in path.engine.answer(question):
                 if isinstance(item, Reply):
@@ -157,6 +162,7 @@ class Answers:
                     if asked.key is not None and path.cache is not None:
                         await path.cache.put(asked.key, item)
                 flight.add(item)
+            path.traffic.answered(waited_s, self._clock() - began)
 
     def _land(self, flight: "_Flight", task: asyncio.Task[None]) -> None:
         """Tell the members how a flight ended. Any error that is not meant for clients is a bug of ours."""
