@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 fastvlm-convert serve app
 fastvlm-convert serve small=app-int4 large=app-int8 --port 9000
+fastvlm-convert serve a=app-int4 b=app-int8 --weight a=90 --weight b=10
 """
 
 BundlesArgument = Annotated[
@@ -46,6 +47,15 @@ EngineOption = Annotated[
         show_default=False,
     ),
 ]
+WeightOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weight",
+        metavar="NAME=WEIGHT",
+        help="Share of the clients that a bundle gets of those who name none; equal shares if omitted.",
+        show_default=False,
+    ),
+]
 SettingsOption = Annotated[
     Path | None,
     typer.Option(
@@ -64,6 +74,7 @@ def command(
     port: PortOption = None,
     target: BundleTargetOption = None,
     engine: EngineOption = None,
+    weight: WeightOption = None,
     settings: SettingsOption = None,
 ) -> None:
     """Answer questions about pictures over HTTP, in the form of OpenAI's API.
@@ -74,6 +85,7 @@ def command(
     flags = flags_of(context)
     try:
         from fastvlm_convert.serve.engines.choice import make_engine
+        from fastvlm_convert.serve.router import parse_weights
         from fastvlm_convert.serve.server import listen, run_server
         from fastvlm_convert.serve.service import make_service
         from fastvlm_convert.serve.settings_sources import load_settings
@@ -82,7 +94,7 @@ def command(
     loaded = load_settings({"host": host, "port": port, "engine": engine}, settings).settings
     served = _open_bundles(bundles or [], None if target is None else known_target(target))
     sock = listen(loaded.host, loaded.port)
-    service = make_service(loaded, served, make_engine)
+    service = make_service(loaded, served, make_engine, parse_weights(weight or []))
 
     def on_ready() -> None:
         if not flags.is_silent:
@@ -99,20 +111,13 @@ def _open_bundles(arguments: list[str], target: Target | None) -> "list[ServedBu
     """The bundles of a command line.
 
     Raises:
-        UsageError: There is none, or two have one name.
+        UsageError: There is none, or one has a name that cannot be used.
         BundleError: One is no bundle.
     """
+    from fastvlm_convert.serve.router import parse_bundle
     from fastvlm_convert.serve.served_bundle import open_served_bundle
 
     if not arguments:
         raise UsageError("missing argument 'BUNDLE'", hint="`fastvlm-convert export` makes one")
-    opened = []
-    for argument in arguments:
-        name, is_named, path = argument.rpartition("=")
-        folder = Path(path if is_named and not Path(argument).exists() else argument)
-        opened.append(open_served_bundle(folder, name if folder != Path(argument) else None, target))
-    names = [bundle.name for bundle in opened]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(f"two bundles are called {twice[0]!r}", hint="name them: NAME=FOLDER")
-    return opened
+    named = [parse_bundle(argument) for argument in arguments]
+    return [open_served_bundle(path, name, target) for name, path in named]

@@ -13,6 +13,7 @@ from fastvlm_convert.serve.errors import (
     RequestError,
     UnavailableError,
 )
+from fastvlm_convert.serve.escalation import Decided
 from fastvlm_convert.serve.health import Window, succeeded
 from fastvlm_convert.serve.logs import Access, ClientHasher, log_access
 from fastvlm_convert.serve.metrics import Metrics
@@ -94,6 +95,16 @@ class Accounts:
                 self.metrics.inter_token(model, (now - last_at) / tokens)
                 last_at, last_tokens = now, item.answer_tokens
             yield item
+
+    def escalated(self, decided: Decided) -> None:
+        """Note what became of an answer that was judged, and what it cost where it is not the one sent."""
+        first = decided.first
+        if first is None:
+            return
+        self.metrics.escalated(first.bundle, first.outcome)
+        if first.outcome == "escalated" and first.reply.cache != "hit":
+            self.metrics.stages(first.bundle, first.reply.timings)
+            self.metrics.tokens(first.bundle, first.reply.prompt_tokens, first.reply.answer_tokens)
 
     def ended(self, account: Account) -> None:
         """Note that a question has its last byte, or that its client left."""

@@ -17,6 +17,7 @@ from fastvlm_convert.serve.errors import (
     RequestError,
     UnsupportedMediaError,
 )
+from fastvlm_convert.serve.escalation import Decided, decide
 from fastvlm_convert.serve.replies import (
     CACHE_HEADER,
     AnswerEvents,
@@ -55,24 +56,45 @@ class Chat:
         account: Account = request.state.account
         given = await _read(request)
         conversation = read_conversation(given, service.settings)
-        bundle = service.chosen(given.model)
-        account.model, account.sampling = bundle.bundle.name, conversation.sampling
-        items = self._items(account, conversation, bundle.bundle.name)
-        head = ReplyHead(account.request_id, bundle.bundle.name)
+        account.model = service.router.choose(given.model, account.client)
+        account.sampling = conversation.sampling
+        decided = await self._decided(request, given.model, conversation)
+        account.model = decided.bundle
+        items = self._watched(account, decided)
+        head = ReplyHead(account.request_id, decided.bundle, decided.first, decided.headers)
         if given.stream:
             usage = given.stream_options is not None and bool(given.stream_options.include_usage)
             return await self._streamed(request, items, head, usage)
         return await self._whole(request, items, head)
 
-    async def _items(self, account: Account, conversation: Conversation, name: str) -> Items:
-        """The answer's items, noted as they pass; closing it leaves the question."""
+    async def _decided(self, request: Request, model: str | None, conversation: Conversation) -> Decided:
+        """Who answers, and its answer; where that may be escalated, it is known only when there is one.
+
+        Raises:
+            RequestError: The first bundle that was asked did not answer.
+        """
         service = self._service
-        bundle = service.bundles[name]
+        account: Account = request.state.account
+        name = account.model or ""
         deadline = account.began + service.settings.timeout_seconds
-        asked = bundle.preparing.asked(conversation, account.request_id, deadline)
+
+        def ask(bundle: str, wants_logprob: bool) -> Items:
+            one = service.bundles[bundle]
+            asked = one.preparing.asked(conversation, account.request_id, deadline, wants_logprob)
+            return one.answers.ask(asked)
+
+        escalation = service.escalation
+        if escalation is None or not escalation.concerns(service.router, model, name, conversation.sampling):
+            return Decided(name, ask(name, False))
+        decided = await _unless_left(request, decide(escalation, name, ask))
+        service.accounts.escalated(decided)
+        return decided
+
+    async def _watched(self, account: Account, decided: Decided) -> Items:
+        """The answer's items, noted as they pass; closing it leaves the question."""
         async with (
-            aclosing(bundle.answers.ask(asked)) as answer,
-            aclosing(service.accounts.watched(account, answer)) as items,
+            aclosing(decided.pieces) as answer,
+            aclosing(self._service.accounts.watched(account, answer)) as items,
         ):
             async for item in items:
                 yield item
@@ -81,7 +103,7 @@ class Chat:
         async with aclosing(items):
             reply = await _unless_left(request, _last(items))
         document = whole_reply(head, reply)
-        return JSONResponse(document.model_dump(), headers={CACHE_HEADER: reply.cache})
+        return JSONResponse(document.model_dump(), headers={CACHE_HEADER: reply.cache, **head.headers})
 
     async def _streamed(
         self, request: Request, items: Items, head: ReplyHead, includes_usage: bool
@@ -107,7 +129,7 @@ class Chat:
             task.add_done_callback(self._closing.discard)
 
         stream = events(head, _with_first(first, items), includes_usage, failed)
-        return AnswerEvents(stream, {CACHE_HEADER: first.cache}, end)
+        return AnswerEvents(stream, {CACHE_HEADER: first.cache, **head.headers}, end)
 
 
 async def _read(request: Request) -> ChatRequest:

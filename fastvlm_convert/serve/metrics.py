@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 
 from fastvlm_convert.serve.engine import CacheUse, EngineStatus, StageTimings, WorkerState
 from fastvlm_convert.serve.errors import UnavailableReason
+from fastvlm_convert.serve.escalation import Outcome
 
 OTHER: Final = "other"
 NO_CACHE: Final = "none"
@@ -94,6 +95,9 @@ class Metrics:
 
     def _make_events(self) -> None:
         self._rejected = self._counter("rejected", "Requests refused before they ran.", ["reason"])
+        self._escalations = self._counter(
+            "escalations", "Answers judged, by the bundle that gave them.", ["model", "outcome"]
+        )
         self._cancelled = self._counter("cancelled", "Requests whose client left.", [])
         self._deduplicated = self._counter("deduplicated", "Requests that shared a running answer.", [])
         self._incidents = self._counter("incidents", "Incidents recorded.", ["rule", "action"])
@@ -116,6 +120,8 @@ class Metrics:
                 family.labels(model)
             for stage in STAGES:
                 self._stage.labels(model, stage)
+            for outcome in get_args(Outcome):
+                self._escalations.labels(model, outcome)
         for model in (*models, OTHER):
             self._duration.labels(model)
             for code in ERROR_CODES:
@@ -182,6 +188,10 @@ class Metrics:
     def deduplicated(self) -> None:
         """Count a request that got the answer of another one that was running."""
         self._deduplicated.inc()
+
+    def escalated(self, model: str, outcome: Outcome) -> None:
+        """Count an answer that was kept or escalated."""
+        self._escalations.labels(self._model(model), outcome).inc()
 
     def incident(self, rule: str, action: str) -> None:
         """Count an incident; `action` is what became of the request."""

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -13,12 +13,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from fastvlm_convert.serve.engine import Piece, Reply
 from fastvlm_convert.serve.errors import RequestError
+from fastvlm_convert.serve.escalation import FirstAnswer
 from fastvlm_convert.serve.schema import (
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
     ChunkChoice,
     Delta,
+    EscalatedUsage,
     PromptTokensDetails,
     ReplyMessage,
     ReplyTimings,
@@ -37,11 +39,15 @@ class ReplyHead:
     Attributes:
         request_id: The request's.
         model: The bundle's name.
+        first: The answer of a bundle that was asked before, where there was one.
+        headers: Those that say who answered.
         created: When, in seconds since 1970.
     """
 
     request_id: str
     model: str
+    first: FirstAnswer | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -58,7 +64,7 @@ def whole_reply(head: ReplyHead, reply: Reply) -> ChatCompletion:
         created=head.created,
         model=head.model,
         choices=[choice],
-        usage=_usage(reply),
+        usage=_usage(head, reply),
         timings=_timings(reply),
     )
 
@@ -91,7 +97,7 @@ async def events(
             last["timings"] = _timings(item).model_dump()
             yield _event(last)
             if includes_usage:
-                yield _event(_document(head, [], _usage(item)))
+                yield _event(_document(head, [], _usage(head, item)))
         yield {"data": _DONE}
     except RequestError as error:
         on_error(error)
@@ -149,13 +155,16 @@ def _document(head: ReplyHead, choices: list[ChunkChoice], usage: Usage | None) 
     return document
 
 
-def _usage(reply: Reply) -> Usage:
-    return Usage(
+def _usage(head: ReplyHead, reply: Reply) -> Usage:
+    usage = Usage(
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.answer_tokens,
         total_tokens=reply.prompt_tokens + reply.answer_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=reply.cached_tokens),
     )
+    if head.first is None:
+        return usage
+    return EscalatedUsage(**usage.model_dump(), escalation=head.first.usage)
 
 
 def _timings(reply: Reply) -> ReplyTimings:

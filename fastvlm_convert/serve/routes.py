@@ -59,7 +59,7 @@ def make_router(service: Service) -> APIRouter:
     @router.get("/v1/models/{name:path}", responses=_errors(401, 404, 429, 503))
     async def model(name: str) -> ModelCard:
         """A bundle that is served."""
-        service.chosen(name)
+        service.router.choose(name, client="")
         return _card(service, name)
 
     _add_probes(router, service)

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from fastvlm_convert.errors import shown
 from fastvlm_convert.serve.errors import InvalidRequestError
+from fastvlm_convert.serve.escalation import EscalationUsage
 
 MAX_MESSAGES: Final = 1000
 MAX_PARTS: Final = 1000
@@ -244,6 +245,12 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
+class EscalatedUsage(Usage):
+    """The same, where an answer may be escalated; the first one's tokens are not in the sums."""
+
+    escalation: EscalationUsage
+
+
 class ReplyTimings(BaseModel):
     """Where the time went."""
 
@@ -277,7 +284,7 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: list[Choice]
-    usage: Usage
+    usage: EscalatedUsage | Usage
     timings: ReplyTimings
 
 
@@ -304,7 +311,7 @@ class ChatCompletionChunk(BaseModel):
     created: int
     model: str
     choices: list[ChunkChoice]
-    usage: Usage | None = None
+    usage: EscalatedUsage | Usage | None = None
     timings: ReplyTimings | None = None
 
 

@@ -6,12 +6,15 @@ from fastvlm_convert.bench.machine import usable_cpus
 from fastvlm_convert.prompt_cache import PromptCache
 from fastvlm_convert.serve.engine import Engine
 from fastvlm_convert.serve.engines.embedded import EmbeddedEngine
+from fastvlm_convert.serve.engines.ray import make_ray_engine
 from fastvlm_convert.serve.served_bundle import ServedBundle
 from fastvlm_convert.serve.settings import Settings
 
 
 def make_engine(bundle: ServedBundle, settings: Settings, cache: PromptCache | None) -> Engine:
     """An engine for a bundle, not started yet."""
+    if settings.engine == "ray":
+        return make_ray_engine(bundle, settings)
     return EmbeddedEngine(bundle, settings.slots, threads_of(bundle, settings), cache)
 
 
