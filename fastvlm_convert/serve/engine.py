@@ -1,9 +1,9 @@
 """What the parts of the server agree on: a question, what comes of it, and who answers."""
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from fastvlm_convert.prompt import Prompt
 
@@ -179,4 +179,13 @@ class Engine(Protocol):
 
     def status(self) -> EngineStatus:
         """How it is now."""
+        ...
+
+
+@runtime_checkable
+class HasChangingSlots(Protocol):
+    """An engine whose slots come and go, as its workers do."""
+
+    def watch_slots(self, on_change: Callable[[], object]) -> None:
+        """Call something whenever there may be more slots than before."""
         ...
