@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 fastvlm-convert serve app
 fastvlm-convert serve small=app-int4 large=app-int8 --port 9000
+fastvlm-convert serve a=app-int4 b=app-int8 --weight a=90 --weight b=10
 """
 
 BundlesArgument = Annotated[
@@ -55,8 +56,8 @@ WeightOption = Annotated[
     list[str] | None,
     typer.Option(
         "--weight",
-        metavar="NAME=NUMBER",
-        help="Share of requests that name no bundle, for each bundle; equal if omitted.",
+        metavar="NAME=WEIGHT",
+        help="Share of the clients that a bundle gets of those who name none; equal shares if omitted.",
         show_default=False,
     ),
 ]

@@ -180,6 +180,7 @@ def make_service(
     """
     names = [bundle.name for bundle in bundles]
     router = make_router(names, weights, settings.model_name, settings.escalation_to)
+    escalation = make_escalation(settings.escalation_to, settings.escalation_threshold, router)
     metrics = Metrics(__version__, names)
     cache, prompt_caches = open_answer_cache(settings), open_prompt_caches(settings)
     pictures = Pictures(settings)
@@ -203,7 +204,7 @@ def make_service(
         settings,
         {bundle.name: one(bundle) for bundle in bundles},
         router,
-        make_escalation(settings.escalation_to, settings.escalation_threshold, router),
+        escalation,
         Accounts(metrics, Window(), open_traces(__version__, os.environ)),
         cache,
         prompt_caches,

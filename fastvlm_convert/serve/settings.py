@@ -57,7 +57,8 @@ class Settings(BaseSettings):
         "development", description="production requires an API key and hides /docs."
     )
     model_name: Name | None = Field(
-        None, description="What requests call the bundle; null takes its folder's name. For a single bundle."
+        None,
+        description="What requests call all bundles together; null takes the only one's name, or fastvlm.",
     )
 
     # Who answers.
