@@ -9,6 +9,7 @@ import typer
 from fastvlm_convert.cli.answering import BundleTargetOption
 from fastvlm_convert.cli.console import err
 from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.cli.serve_settings import show_settings as print_settings
 from fastvlm_convert.errors import MissingDependencyError, UsageError
 from fastvlm_convert.targets import Target, known_target
 
@@ -55,6 +56,10 @@ SettingsOption = Annotated[
         show_default=False,
     ),
 ]
+ShowSettingsOption = Annotated[
+    bool,
+    typer.Option("--show-settings", help="Print all settings and where each is from, and serve nothing."),
+]
 
 
 def command(
@@ -65,6 +70,7 @@ def command(
     target: BundleTargetOption = None,
     engine: EngineOption = None,
     settings: SettingsOption = None,
+    show_settings: ShowSettingsOption = False,
 ) -> None:
     """Answer questions about pictures over HTTP, in the form of OpenAI's API.
 
@@ -79,7 +85,11 @@ def command(
         from fastvlm_convert.serve.settings_sources import load_settings
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, "`serve`") from error
-    loaded = load_settings({"host": host, "port": port, "engine": engine}, settings).settings
+    known = load_settings({"host": host, "port": port, "engine": engine}, settings)
+    if show_settings:
+        print_settings(context, known)
+        return
+    loaded = known.settings
     served = _open_bundles(bundles or [], None if target is None else known_target(target))
     sock = listen(loaded.host, loaded.port)
     service = make_service(loaded, served, make_engine)

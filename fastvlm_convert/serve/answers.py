@@ -133,7 +133,9 @@ class Answers:
             RequestError: The question is not answered.
         """
         asked, path = flight.asked, self._path
-        async with path.breaker.guard(), path.admission.slot(asked.deadline) as waited_s:
+        path.breaker.check()
+        # Only now can it be the trial, and what waited while the breaker opened goes no further.
+        async with path.admission.slot(asked.deadline) as waited_s, path.breaker.guard():
             self._metrics.queued(self._model, waited_s)
             flight.is_running = True
             question = await asked.prepare(flight.cancelled)

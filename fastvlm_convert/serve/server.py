@@ -12,19 +12,12 @@ from typing import Final
 
 import uvicorn
 
-from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.errors import ListenError
 from fastvlm_convert.serve.app import make_app
 from fastvlm_convert.serve.service import Service
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BACKLOG: Final = 2048
-
-
-class ListenError(ConversionError):
-    """The server cannot listen on an address."""
-
-    code = "listen"
-    next_step = "choose another with --host and --port; --port 0 takes a free one"
 
 
 def listen(host: str, port: int) -> socket.socket:

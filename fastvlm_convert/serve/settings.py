@@ -8,30 +8,13 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.errors import SettingsError
 from fastvlm_convert.pictures import MAX_PIXELS
 
 PREFIX: Final = "FAST_VLM_"
 MAX_WORKERS: Final = 16
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$")]
-
-
-class SettingsError(ConversionError):
-    """A setting of the server is unknown, impossible, or does not go with another.
-
-    Attributes:
-        settings: Names of those that it is about.
-    """
-
-    code = "settings"
-    next_step = "`fastvlm-convert serve --show-settings` lists all settings and where each value is from"
-
-    def __init__(
-        self, what: str, settings: tuple[str, ...] = (), *, where: object = None, hint: str | None = None
-    ) -> None:
-        super().__init__(what, where=where, hint=hint)
-        self.settings = settings
 
 
 class Settings(BaseSettings):
@@ -124,13 +107,16 @@ class Settings(BaseSettings):
         None, description="Folder for answers that outlive the server; null keeps them in memory alone."
     )
     feature_cache_mb: float = Field(
-        128.0, ge=0, le=1_000_000, description="Megabytes of image features to keep; 0 keeps none."
+        128.0,
+        ge=0,
+        le=1_000_000,
+        description="Megabytes of image features to keep, of each bundle in each worker; 0 keeps none.",
     )
     prefix_cache_mb: float = Field(
         256.0,
         ge=0,
         le=1_000_000,
-        description="Megabytes of prompts' keys and values to keep; 0 keeps none.",
+        description="Megabytes of prompts' keys and values to keep, likewise.",
     )
 
     # Security.

@@ -256,6 +256,21 @@ def test_only_errors_of_the_runtime_open_the_breaker(command):
     asyncio.run(main())
 
 
+def test_what_waited_while_the_breaker_opened_does_not_reach_the_engine():
+    async def run() -> None:
+        bench = Bench(ScriptedEngine(commands=["hang", "fail", "fail"], step_s=0.01), failures=2)
+        first = asyncio.create_task(bench.ask("first"))
+        await until(lambda: bench.engine.running == 1)
+        waiting = [asyncio.create_task(bench.code(f"waiting {i}")) for i in range(4)]
+        await until(lambda: bench.admission.waiting == 4)
+        first.cancel()
+        codes = await asyncio.gather(*waiting)
+        assert codes == ["engine_failed", "engine_failed", "breaker_open", "breaker_open"]
+        assert len(bench.engine.questions) == 3
+
+    asyncio.run(run())
+
+
 def test_refusals_of_the_request_itself_do_not_open_the_breaker():
     async def main() -> None:
         bench = Bench(ScriptedEngine(), failures=2)

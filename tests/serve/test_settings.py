@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.errors import RecipeError, SettingsError
 from fastvlm_convert.recipe import load_recipe, shipped_recipes
-from fastvlm_convert.serve.settings import Settings, SettingsError
+from fastvlm_convert.serve.settings import Settings
 from fastvlm_convert.serve.settings_sources import allowed_values, load_settings, setting_facts
 
 SHIPPED = Path(__file__).parent.parent.parent / "configs" / "serve.yaml"
