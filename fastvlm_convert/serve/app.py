@@ -45,7 +45,7 @@ def make_app(service: Service, on_loaded: Callable[[], None] = lambda: None) -> 
         loading = asyncio.get_running_loop().create_task(load())
         yield
         loading.cancel()
-        await service.stop()
+        await service.close()
 
     hides_docs = service.settings.env == "production"
     app = FastAPI(
@@ -57,6 +57,7 @@ def make_app(service: Service, on_loaded: Callable[[], None] = lambda: None) -> 
         lifespan=lifespan,
     )
     app.include_router(make_router(service))
+    service.accounts.traces.instrument(app)
     app.add_middleware(Gate, service=service)
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -64,8 +65,9 @@ def make_app(service: Service, on_loaded: Callable[[], None] = lambda: None) -> 
     return app
 
 
-async def _request_error(_: Request, error: Exception) -> Response:
+async def _request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
+    request.state.account.error = error
     return error_response(error)
 
 

@@ -1,91 +1,91 @@
 """A request as a question to a bundle: its messages, how to answer them, and what equal ones share."""
 
-import asyncio
-import base64
-import binascii
 import hashlib
-import io
 import secrets
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from PIL import Image
+from dataclasses import dataclass, replace
 
 from fastvlm_convert.errors import ImageError, PromptError, TokenizerError
-from fastvlm_convert.pictures import as_seen
-from fastvlm_convert.prompt import Message, Picture, check_roles
+from fastvlm_convert.prompt import Message, Picture, Role, check_roles
 from fastvlm_convert.prompt_cache import image_key
 from fastvlm_convert.runtime.loaded import DEFAULT_NEW_TOKENS
 from fastvlm_convert.serve.answers import Asked
 from fastvlm_convert.serve.caches import cache_key
 from fastvlm_convert.serve.engine import Question, Sampling
-from fastvlm_convert.serve.errors import InvalidRequestError, UnprocessableError
+from fastvlm_convert.serve.errors import InvalidRequestError
 from fastvlm_convert.serve.schema import ChatRequest, ImagePart, TextPart
 from fastvlm_convert.serve.served_bundle import ServedBundle
 from fastvlm_convert.serve.settings import Settings
-
-
-@dataclass(frozen=True)
-class EncodedPicture:
-    """A picture as it was sent.
-
-    Attributes:
-        data: The file.
-        sha256: Of it.
-        param: Where in the request it stands.
-    """
-
-    data: bytes
-    sha256: str
-    param: str
+from fastvlm_convert.serve.validate import (
+    DecodedPicture,
+    EncodedPicture,
+    Pictures,
+    check_number,
+    check_text,
+    check_url,
+)
 
 
 @dataclass(frozen=True)
 class Turn:
     """A message, its pictures not decoded yet."""
 
-    role: str
+    role: Role
     content: tuple[str | EncodedPicture, ...]
 
 
-def read_turns(request: ChatRequest) -> tuple[Turn, ...]:
-    """The messages of a request.
+@dataclass(frozen=True)
+class Conversation:
+    """What a request says and how it wants to be answered.
+
+    Attributes:
+        turns: The messages.
+        sampling: How the answer is chosen.
+        has_limit: Whether the request itself says how many tokens it wants; else they are fewer if they must.
+        scope: Who shares what is kept of it; "" for all.
+    """
+
+    turns: tuple[Turn, ...]
+    sampling: Sampling
+    has_limit: bool
+    scope: str = ""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Everything that somebody wrote."""
+        return tuple(part for turn in self.turns for part in turn.content if isinstance(part, str))
+
+    @property
+    def pictures(self) -> tuple[EncodedPicture, ...]:
+        """All pictures in their order."""
+        return tuple(part for turn in self.turns for part in turn.content if not isinstance(part, str))
+
+
+def read_conversation(request: ChatRequest, settings: Settings, scope: str = "") -> Conversation:
+    """The conversation of a request, as far as it can be checked without decoding pictures.
 
     Raises:
-        InvalidRequestError: A picture is no data URL, or the roles are out of order.
+        InvalidRequestError: Roles are out of order; a text is too long or no text; there are too many
+            pictures, or one is no data URL; it asks for more tokens than the server gives.
+        UnsupportedMediaError: A picture is of a format that is not taken.
+        TooLargeError: A picture's file is too large.
     """
     turns = tuple(
         Turn(message.role, _content(message.content, f"messages[{i}].content"))
         for i, message in enumerate(request.messages)
     )
     try:
-        check_roles([Message(turn.role, ()) for turn in turns])  # type: ignore[arg-type]
+        check_roles([Message(turn.role, ()) for turn in turns])
     except PromptError as error:
-        raise InvalidRequestError(f"{error}; {error.hint}", "messages") from error
-    return turns
-
-
-def _content(content: str | Sequence[TextPart | ImagePart], param: str) -> tuple[str | EncodedPicture, ...]:
-    if isinstance(content, str):
-        return (content,)
-    return tuple(
-        part.text
-        if isinstance(part, TextPart)
-        else _picture(part.image_url.url, f"{param}[{i}].image_url.url")
-        for i, part in enumerate(content)
-    )
-
-
-def _picture(url: str, param: str) -> EncodedPicture:
-    head, found, data = url.partition(";base64,")
-    if not found or not head.startswith("data:image/"):
-        raise InvalidRequestError("a picture is given as data:image/png;base64,...", param)
-    try:
-        encoded = base64.b64decode(data, validate=True)
-    except binascii.Error as error:
-        raise InvalidRequestError(f"not base64: {error}", param) from error
-    return EncodedPicture(encoded, hashlib.sha256(encoded).hexdigest(), param)
+        raise InvalidRequestError(f"{error.args[0]}; {error.hint}", "messages", "bad_roles") from error
+    has_limit = request.token_limit is not None
+    conversation = Conversation(turns, read_sampling(request, settings), has_limit, scope)
+    _check_texts(request, settings)
+    check_number(conversation.pictures, settings)
+    for picture in conversation.pictures:
+        check_url(picture.url, picture.param, settings)
+    return conversation
 
 
 def read_sampling(request: ChatRequest, settings: Settings) -> Sampling:
@@ -110,84 +110,142 @@ def read_sampling(request: ChatRequest, settings: Settings) -> Sampling:
     )
 
 
+def _content(content: str | Sequence[TextPart | ImagePart], param: str) -> tuple[str | EncodedPicture, ...]:
+    if isinstance(content, str):
+        return (content,)
+    return tuple(
+        part.text
+        if isinstance(part, TextPart)
+        else EncodedPicture(part.image_url.url, f"{param}[{i}].image_url.url")
+        for i, part in enumerate(content)
+    )
+
+
+def _check_texts(request: ChatRequest, settings: Settings) -> None:
+    """See that the texts can have been typed, and that they are not too long together."""
+    left = settings.max_question_chars
+    for i, message in enumerate(request.messages):
+        parts = message.content
+        texts = (
+            {"": parts}
+            if isinstance(parts, str)
+            else {f"[{j}].text": part.text for j, part in enumerate(parts) if isinstance(part, TextPart)}
+        )
+        for place, text in texts.items():
+            check_text(text, f"messages[{i}].content{place}", left)
+            left -= len(text)
+
+
 def key_of(
-    bundle: ServedBundle, turns: Sequence[Turn], sampling: Sampling, settings: Settings, scope: str
+    bundle: ServedBundle, conversation: Conversation, settings: Settings, kind: str = ""
 ) -> str | None:
     """A word that requests with equal answers share; None where chance decides.
 
     Args:
         bundle: Who is asked.
-        turns: The messages.
-        sampling: How the answer is chosen.
+        conversation: The conversation.
         settings: What else decides how pictures are seen.
-        scope: Requests of different scopes share nothing.
+        kind: What else sets a reply apart.
     """
+    sampling = conversation.sampling
     if not sampling.is_repeatable:
         return None
     chance = () if sampling.is_greedy else (sampling.temperature, sampling.top_p, sampling.seed)
-    how = (sampling.max_tokens, *chance, settings.exif_orientation)
-    parts: list[str | bytes] = [bundle.sha256, bundle.target, scope, repr(how)]
+    how = (sampling.max_tokens, conversation.has_limit, *chance, settings.exif_orientation)
+    parts: list[str | bytes] = [bundle.sha256, bundle.target, conversation.scope, kind, repr(how)]
     parts += [str(len(sampling.stop)), *sampling.stop]
-    for turn in turns:
+    for turn in conversation.turns:
         parts += [turn.role, str(len(turn.content))]
-        # A picture's hash is bytes, and so is never the same as a text.
-        parts += [p if isinstance(p, str) else bytes.fromhex(p.sha256) for p in turn.content]
+        # A picture is bytes, and so is never the same as a text; there is one encoding for every file.
+        parts += [p if isinstance(p, str) else hashlib.sha256(p.url.encode()).digest() for p in turn.content]
     return cache_key(*parts)
 
 
-def asked(
-    bundle: ServedBundle,
-    turns: Sequence[Turn],
-    sampling: Sampling,
-    request_id: str,
-    deadline: float,
-    key: str | None,
-) -> Asked:
-    """What `Answers` gets of a request."""
+@dataclass(frozen=True)
+class Preparing:
+    """What makes questions of conversations.
 
-    async def prepare(cancelled: threading.Event) -> Question:
-        return await asyncio.to_thread(_question, bundle, turns, sampling, request_id, cancelled)
-
-    return Asked(request_id, key, prepare, deadline)
-
-
-def _question(
-    bundle: ServedBundle,
-    turns: Sequence[Turn],
-    sampling: Sampling,
-    request_id: str,
-    cancelled: threading.Event,
-) -> Question:
-    """Decode the pictures and build the prompt, as `run` does.
-
-    Raises:
-        InvalidRequestError: Prompt and answer do not fit into the context, or a text cannot be expressed.
-        UnprocessableError: A picture cannot be decoded.
+    Attributes:
+        bundle: Who is asked.
+        settings: The server's.
+        pictures: Decodes pictures.
     """
-    messages = [
-        Message(turn.role, tuple(p if isinstance(p, str) else Picture(_decoded(p)) for p in turn.content))  # type: ignore[arg-type]
-        for turn in turns
-    ]
-    try:
-        prompt = bundle.prompt(messages)
-    except (PromptError, TokenizerError, ImageError) as error:
-        raise InvalidRequestError(" ".join(filter(None, (error.args[0], error.hint))), "messages") from error
-    contract = bundle.manifest.contract
-    length = prompt.length(contract.num_image_tokens)
-    if length + sampling.max_tokens > contract.context_length:
-        raise InvalidRequestError(
-            f"a prompt of {length} tokens and an answer of up to {sampling.max_tokens} exceed the context of "
-            f"{contract.context_length} tokens; shorten the messages, or lower max_tokens",
-            "messages",
-            code="context_length_exceeded",
+
+    bundle: ServedBundle
+    settings: Settings
+    pictures: Pictures
+
+    def asked(
+        self, conversation: Conversation, request_id: str, deadline: float, wants_logprob: bool = False
+    ) -> Asked:
+        """What `Answers` gets of a request; its pictures are decoded when its turn has come."""
+
+        async def prepare(cancelled: threading.Event) -> Question:
+            def build(decoded: Sequence[DecodedPicture]) -> Question:
+                return self._question(conversation, decoded, request_id, cancelled, wants_logprob)
+
+            return await self.pictures.use(conversation.pictures, build)
+
+        key = key_of(self.bundle, conversation, self.settings, "logprob" if wants_logprob else "")
+        return Asked(request_id, key, prepare, deadline)
+
+    def _question(
+        self,
+        conversation: Conversation,
+        decoded: Sequence[DecodedPicture],
+        request_id: str,
+        cancelled: threading.Event,
+        wants_logprob: bool,
+    ) -> Question:
+        """Build the prompt, as `run` does.
+
+        Raises:
+            InvalidRequestError: Prompt and answer do not fit into the context, or the bundle cannot take it.
+        """
+        images = iter(decoded)
+        messages = [
+            Message(
+                turn.role,
+                tuple(
+                    part if isinstance(part, str) else Picture(next(images).image) for part in turn.content
+                ),
+            )
+            for turn in conversation.turns
+        ]
+        try:
+            prompt = self.bundle.prompt(messages)
+        except (PromptError, TokenizerError, ImageError) as error:
+            what = "; ".join(filter(None, (error.args[0], error.hint)))
+            raise InvalidRequestError(what, "messages", "bad_prompt") from error
+        length = prompt.length(self.bundle.manifest.contract.num_image_tokens)
+        sampling = self._fitted(conversation, length)
+        keys = tuple(image_key(image) for image in prompt.images)
+        return Question(
+            request_id,
+            prompt,
+            keys,
+            sampling,
+            float("inf"),  # those who wait have deadlines, and tell by `cancelled` when nobody does
+            cancelled,
+            wants_logprob,
+            conversation.scope,
         )
-    keys = tuple(image_key(image) for image in prompt.images)
-    return Question(request_id, prompt, keys, sampling, float("inf"), cancelled)
 
+    def _fitted(self, conversation: Conversation, prompt_tokens: int) -> Sampling:
+        """The sampling with a limit that fits: as many tokens as `run` gives where none is asked for.
 
-def _decoded(picture: EncodedPicture) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(picture.data), formats=("PNG", "JPEG", "WEBP")) as image:
-            return as_seen(image)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UnprocessableError(f"the picture cannot be decoded: {error}", picture.param) from error
+        Raises:
+            InvalidRequestError: Prompt and answer do not fit into the context.
+        """
+        context = self.bundle.manifest.contract.context_length
+        limit = conversation.sampling.max_tokens
+        if not conversation.has_limit:
+            limit = max(1, min(limit, context - prompt_tokens))
+        if prompt_tokens + limit > context:
+            raise InvalidRequestError(
+                f"a prompt of {prompt_tokens} tokens and an answer of up to {limit} exceed the context of "
+                f"{context} tokens; shorten the messages, or lower max_tokens",
+                "messages",
+                "context_length_exceeded",
+            )
+        return replace(conversation.sampling, max_tokens=limit)

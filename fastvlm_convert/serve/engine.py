@@ -56,6 +56,7 @@ class Question:
         deadline: `time.monotonic()` after which nobody waits.
         cancelled: Set when the client left; the engine then ends within one token.
         wants_logprob: Whether `Reply.mean_logprob` is needed; it costs time.
+        scope: Questions of different scopes share nothing that is kept of prompts.
     """
 
     request_id: str
@@ -65,6 +66,7 @@ class Question:
     deadline: float
     cancelled: threading.Event = field(default_factory=threading.Event)
     wants_logprob: bool = False
+    scope: str = ""
 
 
 @dataclass(frozen=True)

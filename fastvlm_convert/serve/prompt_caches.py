@@ -1,18 +1,18 @@
-"""What the server keeps of a bundle's prompts: image features, and keys and values of beginnings."""
+"""What the server keeps of prompts, for all bundles: image features, and keys and values of beginnings."""
 
 from typing import Final
 
 import numpy as np
 
 from fastvlm_convert.prompt_cache import KvPrefix
-from fastvlm_convert.serve.caches import ByteCache
+from fastvlm_convert.serve.caches import ByteCache, cache_key
 from fastvlm_convert.serve.settings import Settings
 
 _MEGABYTE: Final = 1_000_000
 
 
 class PromptCaches:
-    """Features and prefixes of one model in memory; a `prompt_cache.PromptCache` for several threads.
+    """Features and prefixes in memory. The limits are those of all bundles together.
 
     Args:
         feature_bytes: Most bytes of image features; 0 keeps none.
@@ -22,6 +22,14 @@ class PromptCaches:
     def __init__(self, feature_bytes: int, prefix_bytes: int) -> None:
         self._features: ByteCache[np.ndarray] = ByteCache(feature_bytes, lambda features: features.nbytes)
         self._prefixes: ByteCache[KvPrefix] = ByteCache(prefix_bytes, lambda prefix: prefix.num_bytes)
+
+    def of_model(self, model: str) -> "ModelPromptCache":
+        """The part of one model.
+
+        Args:
+            model: What tells it from all others, such as a bundle's hash and target.
+        """
+        return ModelPromptCache(model, self._features, self._prefixes)
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -38,30 +46,38 @@ class PromptCaches:
             ("prefix", "miss"): self._prefixes.misses,
         }
 
+
+class ModelPromptCache:
+    """One model's features and prefixes; a `prompt_cache.PromptCache`."""
+
+    def __init__(self, model: str, features: ByteCache[np.ndarray], prefixes: ByteCache[KvPrefix]) -> None:
+        self._model = model
+        self._features = features
+        self._prefixes = prefixes
+
     def get_features(self, key: str) -> np.ndarray | None:
         """Image tokens of a picture, float32 [num_image_tokens, hidden], that nobody can change."""
-        return self._features.get(key)
+        return self._features.get(cache_key(self._model, key))
 
     def put_features(self, key: str, features: np.ndarray) -> None:
         """Keep image tokens, float32 [num_image_tokens, hidden]."""
-        self._features.put(key, _frozen(features))
+        self._features.put(cache_key(self._model, key), _frozen(features))
 
     def get_prefix(self, key: str) -> KvPrefix | None:
         """Keys and values of a chunk, that nobody can change."""
-        return self._prefixes.get(key)
+        return self._prefixes.get(cache_key(self._model, key))
 
     def put_prefix(self, key: str, prefix: KvPrefix) -> None:
         """Keep keys and values of a chunk."""
         values = tuple(_frozen(array) for array in prefix.values)
-        self._prefixes.put(key, KvPrefix(prefix.start, prefix.stop, values))
+        self._prefixes.put(cache_key(self._model, key), KvPrefix(prefix.start, prefix.stop, values))
 
 
 def open_prompt_caches(settings: Settings) -> PromptCaches | None:
-    """The caches of one bundle that the settings ask for; None where caches are off."""
+    """The caches that the settings ask for; None where caches are off."""
     if not settings.cache_enabled:
         return None
-    feature_bytes, prefix_bytes = settings.feature_cache_mb * _MEGABYTE, settings.prefix_cache_mb * _MEGABYTE
-    return PromptCaches(int(feature_bytes), int(prefix_bytes))
+    return PromptCaches(int(settings.feature_cache_mb * _MEGABYTE), int(settings.prefix_cache_mb * _MEGABYTE))
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

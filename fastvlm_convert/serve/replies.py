@@ -9,7 +9,7 @@ from typing import Any, Final
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from fastvlm_convert.serve.engine import Piece, Reply
 from fastvlm_convert.serve.errors import RequestError
@@ -102,17 +102,27 @@ class AnswerEvents(EventSourceResponse):
     """A streamed answer, which tells when it is over, whether it was sent to its end or not."""
 
     def __init__(
-        self, content: AsyncIterator[dict[str, str]], headers: dict[str, str], on_end: Callable[[], None]
+        self,
+        content: AsyncIterator[dict[str, str]],
+        headers: dict[str, str],
+        on_end: Callable[[bool], None],
     ) -> None:
         super().__init__(content, headers=headers, ping=_PING_S, sep="\n")
         self._on_end = on_end
+        self._is_whole = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
+
+        async def send_and_see(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self._is_whole = True
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_and_see)
         finally:
-            self._on_end()
+            self._on_end(self._is_whole)
 
 
 async def client_left(request: Request) -> None:

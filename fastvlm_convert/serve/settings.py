@@ -110,13 +110,13 @@ class Settings(BaseSettings):
         128.0,
         ge=0,
         le=1_000_000,
-        description="Megabytes of image features to keep, of each bundle in each worker; 0 keeps none.",
+        description="Megabytes of image features to keep, of all bundles, in each worker; 0 keeps none.",
     )
     prefix_cache_mb: float = Field(
         256.0,
         ge=0,
         le=1_000_000,
-        description="Megabytes of prompts' keys and values to keep, likewise.",
+        description="Megabytes of prompts' keys and values to keep, likewise; 0 keeps none.",
     )
 
     # Security.

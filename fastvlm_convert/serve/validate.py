@@ -125,13 +125,7 @@ class Pictures:
         Raises:
             RequestError: As `open_picture`, or there are too many; whatever the function raises.
         """
-        limit = self._settings.max_images
-        if len(encoded) > limit:
-            raise InvalidRequestError(
-                f"the request has {len(encoded)} pictures, at most {limit} are taken",
-                param=encoded[limit].param,
-                code="too_many_images",
-            )
+        check_number(encoded, self._settings)
 
         def work() -> T:
             return function([open_picture(each.url, each.param, self._settings) for each in encoded])
@@ -141,6 +135,21 @@ class Pictures:
     def close(self) -> None:
         """Let the threads end once what they do is done."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def check_number(encoded: Sequence[EncodedPicture], settings: PictureSettings) -> None:
+    """See that a request has no more pictures than are allowed.
+
+    Raises:
+        InvalidRequestError: It has.
+    """
+    limit = settings.max_images
+    if len(encoded) > limit:
+        raise InvalidRequestError(
+            f"the request has {len(encoded)} pictures, at most {limit} are taken",
+            param=encoded[limit].param,
+            code="too_many_images",
+        )
 
 
 def open_picture(url: str, param: str, settings: PictureSettings) -> DecodedPicture:
@@ -173,8 +182,14 @@ def open_picture(url: str, param: str, settings: PictureSettings) -> DecodedPict
     return DecodedPicture(_decode(file.content, declared, size, param, settings), digest)
 
 
-def _decode_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, bytes]:
-    """The declared format and the bytes of a data URL."""
+def check_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, str]:
+    """The declared format and the base64 of a data URL, of which nothing is decoded.
+
+    Raises:
+        InvalidRequestError: It is no data URL.
+        UnsupportedMediaError: It is of a format that is not taken.
+        TooLargeError: Its file exceeds the limit.
+    """
     head = _HEAD.match(url)
     if head is None:
         raise _no_data_url(url, param)
@@ -182,9 +197,14 @@ def _decode_url(url: str, param: str, settings: PictureSettings) -> tuple[Pictur
     if media_type not in FORMATS:
         raise UnsupportedMediaError(f"{media_type} is not taken; {_TAKEN}", param, "unsupported_type")
     encoded = url[head.end() :]
-    limit = int(settings.max_image_size_mb * BYTES_PER_MB)
-    if len(encoded) // 4 * 3 - 2 > limit:
+    if len(encoded) // 4 * 3 - 2 > settings.max_image_size_mb * BYTES_PER_MB:
         raise _too_many_bytes(param, settings)
+    return FORMATS[media_type], encoded
+
+
+def _decode_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, bytes]:
+    """The declared format and the bytes of a data URL."""
+    declared, encoded = check_url(url, param, settings)
     try:
         raw = binascii.a2b_base64(encoded, strict_mode=True)
         # Bits that no byte needs must be zero, so that every file has one encoding.
@@ -200,9 +220,9 @@ def _decode_url(url: str, param: str, settings: PictureSettings) -> tuple[Pictur
             param=param,
             code="bad_base64",
         )
-    if len(raw) > limit:
+    if len(raw) > settings.max_image_size_mb * BYTES_PER_MB:
         raise _too_many_bytes(param, settings)
-    return FORMATS[media_type], raw
+    return declared, raw
 
 
 def _no_data_url(url: str, param: str) -> InvalidRequestError:

@@ -3,17 +3,16 @@
 import os
 
 from fastvlm_convert.bench.machine import usable_cpus
+from fastvlm_convert.prompt_cache import PromptCache
 from fastvlm_convert.serve.engine import Engine
 from fastvlm_convert.serve.engines.embedded import EmbeddedEngine
-from fastvlm_convert.serve.prompt_caches import open_prompt_caches
 from fastvlm_convert.serve.served_bundle import ServedBundle
 from fastvlm_convert.serve.settings import Settings
 
 
-def make_engine(bundle: ServedBundle, settings: Settings) -> Engine:
+def make_engine(bundle: ServedBundle, settings: Settings, cache: PromptCache | None) -> Engine:
     """An engine for a bundle, not started yet."""
-    threads = threads_of(bundle, settings)
-    return EmbeddedEngine(bundle, settings.slots, threads, open_prompt_caches(settings))
+    return EmbeddedEngine(bundle, settings.slots, threads_of(bundle, settings), cache)
 
 
 def threads_of(bundle: ServedBundle, settings: Settings) -> int | None:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from fastvlm_convert.prompt_cache import PromptCache
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle
 from fastvlm_convert.serve.engine import EngineStatus, Piece, Question, Reply, WorkerState
 from fastvlm_convert.serve.engines.sequence import answer_question
 from fastvlm_convert.serve.errors import CancelledError, EngineFailedError, RequestError, UnavailableError
-from fastvlm_convert.serve.prompt_caches import PromptCaches
 from fastvlm_convert.serve.served_bundle import ServedBundle
 
 
@@ -29,7 +29,7 @@ class EmbeddedEngine:
         bundle: ServedBundle,
         slots: int,
         threads: int | None = None,
-        cache: PromptCaches | None = None,
+        cache: PromptCache | None = None,
     ) -> None:
         self._bundle = bundle
         self._slots = slots
@@ -103,12 +103,14 @@ class EmbeddedEngine:
                 yield item
             self._raise_error_of(work)
         finally:
-            question.cancelled.set()
             del self._questions[id(question)]
-            if not work.done():  # the slot is taken until the thread has ended
+            if not work.done():  # closed early; the slot is taken until the thread has ended
+                question.cancelled.set()
                 await asyncio.wait([work])
 
     def _raise_error_of(self, work: "asyncio.Future[None]") -> None:
+        if work.cancelled():  # it had not begun
+            raise _stops()
         error = work.exception()
         if error is None:
             return
@@ -129,8 +131,8 @@ class EmbeddedEngine:
             workers={"busy" if is_ready and self._questions else state: 1},
             restarts=0,
             executed_by=self._executed_by,
-            cache_bytes={} if self._cache is None else self._cache.bytes,
-            cache_lookups={} if self._cache is None else self._cache.lookups,
+            cache_bytes={},
+            cache_lookups={},
         )
 
 

@@ -33,7 +33,7 @@ def answer_question(
         CancelledError: `question.cancelled` was set.
     """
     writing = _Writing(model, question, clock)
-    known = None if model.cache is None else _WatchedCache(model.cache)
+    known = None if model.cache is None else _WatchedCache(model.cache, question.scope)
     tokens: Generator[int, None, Answer] = answer_tokens(
         model.session,
         question.prompt,
@@ -58,24 +58,31 @@ def answer_question(
 
 
 class _WatchedCache:
-    """A cache that says what it was good for in one question; implements `PromptCache`."""
+    """The part of a cache that a question may see, which says what it was good for; a `PromptCache`."""
 
-    def __init__(self, cache: PromptCache) -> None:
+    def __init__(self, cache: PromptCache, scope: str) -> None:
         self.use: CacheUse = "miss"
         self._cache = cache
-        self.put_features = cache.put_features
-        self.put_prefix = cache.put_prefix
+        self._scope = scope
 
     def get_features(self, key: str) -> np.ndarray | None:
         """Image tokens of a picture."""
-        found = self._cache.get_features(key)
+        found = self._cache.get_features(f"{self._scope}{key}")
         if found is not None and self.use == "miss":
             self.use = "feature"
         return found
 
+    def put_features(self, key: str, features: np.ndarray) -> None:
+        """Keep image tokens."""
+        self._cache.put_features(f"{self._scope}{key}", features)
+
+    def put_prefix(self, key: str, prefix: KvPrefix) -> None:
+        """Keep keys and values."""
+        self._cache.put_prefix(f"{self._scope}{key}", prefix)
+
     def get_prefix(self, key: str) -> KvPrefix | None:
         """Keys and values of a chunk."""
-        found = self._cache.get_prefix(key)
+        found = self._cache.get_prefix(f"{self._scope}{key}")
         if found is not None:
             self.use = "prefix"
         return found
