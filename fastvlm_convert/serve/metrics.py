@@ -8,7 +8,7 @@ import threading
 from collections import Counter as Counts
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, get_args
+from typing import Final, Generic, TypeVar, get_args
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -26,6 +26,8 @@ from prometheus_client.registry import Collector
 from fastvlm_convert.serve.engine import CacheUse, EngineStatus, StageTimings, WorkerState
 from fastvlm_convert.serve.errors import UnavailableReason
 
+Family = TypeVar("Family", Counter, Histogram)
+
 OTHER: Final = "other"
 NO_CACHE: Final = "none"
 """The label `cache` of requests that got no answer."""
@@ -34,8 +36,8 @@ REJECTED: Final = (*get_args(UnavailableReason), "rate_limited", "deadline")
 ACTIONS: Final = ("record", "block", "reject", "ban")
 BREAKER_STATES: Final = ("closed", "open", "half_open")
 STAGES: Final = ("vision", "prefill", "decode")
-SERVER_CACHES: Final = ("answer", "disk")
-"""Caches of whole answers, in memory and on disk; the server's own."""
+SERVER_CACHES: Final = ("answer",)
+"""The cache of whole answers, in memory and on disk; the server's own."""
 ENGINE_CACHES: Final = ("feature", "prefix")
 SCALING: Final = {
     "up": ("latency", "cpu", "throughput", "arrival_rate", "forecast"),
@@ -89,45 +91,50 @@ class Metrics:
         self._first = self._histogram("time_to_first_token", "From request to first token.", of_model)
         self._inter = self._histogram("inter_token", "From one token to the next.", of_model)
         self._stage = self._histogram("stage", "Stages of answers, where they ran.", [*of_model, "stage"])
-        self._prompt = self._counter("prompt_tokens", "Tokens of prompts, those of images too.", of_model)
+        self._prompt = self._counter("prompt_tokens", "Tokens of computed prompts, images' too.", of_model)
         self._answer = self._counter("answer_tokens", "Tokens generated.", of_model)
 
     def _make_events(self) -> None:
-        self._rejected = self._counter("rejected", "Requests refused before they ran.", ["reason"])
-        self._cancelled = self._counter("cancelled", "Requests whose client left.", [])
-        self._deduplicated = self._counter("deduplicated", "Requests that shared a running answer.", [])
+        self._rejected = self._counter("rejected", "Requests refused, or given up.", ["reason"])
+        self._cancelled = Counter("fastvlm_cancelled", "Requests whose client left.", registry=self.registry)
+        self._deduplicated = Counter(
+            "fastvlm_deduplicated", "Requests that shared a running answer.", registry=self.registry
+        )
         self._incidents = self._counter("incidents", "Incidents recorded.", ["rule", "action"])
         self._scaling = self._counter(
             "scaling_decisions", "Changes of the number of workers.", ["direction", "reason"]
         )
 
-    def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
-        return Counter(f"fastvlm_{name}", text, labels, registry=self.registry)
+    def _counter(self, name: str, text: str, labels: Sequence[str]) -> "_Series[Counter]":
+        return _Series(Counter(f"fastvlm_{name}", text, labels, registry=self.registry))
 
-    def _histogram(self, name: str, text: str, labels: Sequence[str]) -> Histogram:
-        return Histogram(f"fastvlm_{name}_seconds", text, labels, buckets=BUCKETS, registry=self.registry)
+    def _histogram(self, name: str, text: str, labels: Sequence[str]) -> "_Series[Histogram]":
+        name = f"fastvlm_{name}_seconds"
+        return _Series(Histogram(name, text, labels, buckets=BUCKETS, registry=self.registry))
 
     def _fill(self, models: Sequence[str]) -> None:
         """Make the series that events will move."""
         for model in models:
             for cache in get_args(CacheUse):
-                self._requests.labels(model, "200", cache)
-            for family in (self._queue, self._first, self._inter, self._prompt, self._answer):
-                family.labels(model)
+                self._requests.at(model, "200", cache)
+            for durations in (self._queue, self._first, self._inter):
+                durations.at(model)
+            for tokens in (self._prompt, self._answer):
+                tokens.at(model)
             for stage in STAGES:
-                self._stage.labels(model, stage)
+                self._stage.at(model, stage)
         for model in (*models, OTHER):
-            self._duration.labels(model)
+            self._duration.at(model)
             for code in ERROR_CODES:
-                self._requests.labels(model, str(code), NO_CACHE)
+                self._requests.at(model, str(code), NO_CACHE)
         for reason in (*REJECTED, OTHER):
-            self._rejected.labels(reason)
+            self._rejected.at(reason)
         for rule in (*sorted(self._rules), OTHER):
             for action in (*ACTIONS, OTHER):
-                self._incidents.labels(rule, action)
+                self._incidents.at(rule, action)
         for direction, reasons in SCALING.items():
             for reason in (*reasons, OTHER):
-                self._scaling.labels(direction, reason)
+                self._scaling.at(direction, reason)
 
     def _model(self, model: str | None) -> str:
         return model if model in self._models else OTHER
@@ -142,20 +149,20 @@ class Metrics:
             seconds: From its arrival to the last byte.
         """
         name = self._model(model)
-        self._requests.labels(name, str(code), cache or NO_CACHE).inc()
-        self._duration.labels(name).observe(seconds)
+        self._requests.at(name, str(code), cache or NO_CACHE).inc()
+        self._duration.at(name).observe(seconds)
 
     def queued(self, model: str, seconds: float) -> None:
         """Record how long a request waited for a slot."""
-        self._queue.labels(self._model(model)).observe(seconds)
+        self._queue.at(self._model(model)).observe(seconds)
 
     def first_token(self, model: str, seconds: float) -> None:
         """Record the time from a request to the first token of its answer."""
-        self._first.labels(self._model(model)).observe(seconds)
+        self._first.at(self._model(model)).observe(seconds)
 
     def inter_token(self, model: str, seconds: float) -> None:
         """Record the time from one token to the next."""
-        self._inter.labels(self._model(model)).observe(seconds)
+        self._inter.at(self._model(model)).observe(seconds)
 
     def stages(self, model: str, timings: StageTimings) -> None:
         """Record the stages that an answer went through; one that took no time came from a cache."""
@@ -163,17 +170,17 @@ class Metrics:
         spent = (timings.vision_ms, timings.prefill_ms, timings.decode_ms)
         for stage, milliseconds in zip(STAGES, spent, strict=True):
             if milliseconds > 0:
-                self._stage.labels(name, stage).observe(milliseconds / 1000)
+                self._stage.at(name, stage).observe(milliseconds / 1000)
 
     def tokens(self, model: str, prompt: int, answer: int) -> None:
-        """Count the tokens of a prompt and of its answer."""
+        """Count the tokens of a prompt and of its answer, where the answer was computed."""
         name = self._model(model)
-        self._prompt.labels(name).inc(prompt)
-        self._answer.labels(name).inc(answer)
+        self._prompt.at(name).inc(prompt)
+        self._answer.at(name).inc(answer)
 
     def rejected(self, reason: str) -> None:
-        """Count a request that was refused before it ran; `reason` is the error's `code`."""
-        self._rejected.labels(_known(reason, REJECTED)).inc()
+        """Count a request that the server refused or gave up; `reason` is the error's `code`."""
+        self._rejected.at(_known(reason, REJECTED)).inc()
 
     def cancelled(self) -> None:
         """Count a request whose client left."""
@@ -185,7 +192,7 @@ class Metrics:
 
     def incident(self, rule: str, action: str) -> None:
         """Count an incident; `action` is what became of the request."""
-        self._incidents.labels(_known(rule, self._rules), _known(action, ACTIONS)).inc()
+        self._incidents.at(_known(rule, self._rules), _known(action, ACTIONS)).inc()
 
     def scaling_decision(self, direction: str, reason: str) -> None:
         """Count a change of the number of workers, `up` or `down`.
@@ -193,17 +200,17 @@ class Metrics:
         Raises:
             KeyError: It is neither.
         """
-        self._scaling.labels(direction, _known(reason, SCALING[direction])).inc()
+        self._scaling.at(direction, _known(reason, SCALING[direction])).inc()
 
     def cache_lookup(self, cache: str, result: str) -> None:
-        """Count a `hit` or `miss` of a cache of whole answers (`SERVER_CACHES`).
+        """Count a `hit` or `miss` of a cache of the server's own (`SERVER_CACHES`).
 
         Engines count the lookups of theirs: `EngineStatus.cache_lookups`.
         """
         self._state.cache_lookup(_known(cache, SERVER_CACHES), result)
 
     def set_cache_bytes(self, cache: str, held: int) -> None:
-        """Say how many bytes a cache of whole answers holds (`SERVER_CACHES`)."""
+        """Say how many bytes a cache of the server's own holds (`SERVER_CACHES`)."""
         self._state.cache_bytes[_known(cache, SERVER_CACHES)] = held
 
     def set_status(self, model: str, status: EngineStatus, waiting: int, breaker_state: str) -> None:
@@ -221,6 +228,21 @@ class Metrics:
     def render(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Series(Generic[Family]):
+    """The series of a family. Prometheus' client takes a lock and longer to find one than to move it."""
+
+    def __init__(self, family: Family) -> None:
+        self._family: Family = family
+        self._found: dict[tuple[str, ...], Family] = {}
+
+    def at(self, *labels: str) -> Family:
+        """The series with these values of its labels."""
+        found = self._found.get(labels)
+        if found is None:
+            found = self._found[labels] = self._family.labels(*labels)
+        return found
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,6 @@ def test_stages_are_seconds_and_one_that_did_not_run_is_not_counted(metrics):
         (lambda m: m.cancelled(), {("cancelled_total",): 1}),
         (lambda m: m.deduplicated(), {("deduplicated_total",): 1}),
         (lambda m: m.cache_lookup("answer", "miss"), {("cache_lookups_total", "answer", "miss"): 1}),
-        (lambda m: m.cache_lookup("disk", "hit"), {("cache_lookups_total", "disk", "hit"): 1}),
         (lambda m: m.set_cache_bytes("answer", 4096), {("cache_bytes", "answer"): 4096}),
         (
             lambda m: m.incident("path_traversal", "block"),
