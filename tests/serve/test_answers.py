@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fastvlm_convert.serve.admission import Admission
 from fastvlm_convert.serve.answers import AnswerPath, Answers, Asked
 from fastvlm_convert.serve.breaker import Breaker
 from fastvlm_convert.serve.caches import AnswerCache, open_answer_cache
-from fastvlm_convert.serve.engine import Piece, Question, Reply, Sampling
+from fastvlm_convert.serve.engine import EngineStatus, Piece, Question, Reply, Sampling
 from fastvlm_convert.serve.errors import DeadlineError, InvalidRequestError, RequestError
 from fastvlm_convert.serve.metrics import Metrics
 from fastvlm_convert.serve.settings import Settings
@@ -292,6 +293,24 @@ def test_a_full_queue_is_told_and_costs_nothing():
         assert bench.breaker.state == "closed"
         running.cancel()
         await until(lambda: bench.admission.running == 0)
+
+    asyncio.run(main())
+
+
+class AnotherRuntime(ScriptedEngine):
+    def status(self) -> EngineStatus:
+        return replace(super().status(), executed_by="another script")
+
+
+def test_answers_do_not_outlive_the_runtime_that_gave_them(tmp_path: Path):
+    async def main() -> None:
+        first = open_answer_cache(Settings(cache_dir=tmp_path))
+        assert first is not None
+        await Bench(ScriptedEngine(), first).ask()
+        bench = Bench(AnotherRuntime(), first)
+        assert (await bench.ask())[1].cache == "miss"
+        assert (await bench.ask())[1].cache == "hit"
+        await first.close()
 
     asyncio.run(main())
 

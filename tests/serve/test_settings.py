@@ -240,6 +240,7 @@ def test_what_the_bundle_decides(tmp_path, monkeypatch, name):
             {"engine": "processes", "min_workers": 3, "max_workers": 2},
             "min_workers 3 is more than max_workers 2",
         ),
+        ({"batch_decode": True}, "batch_decode true is not offered"),
         ({"max_workers": 2}, "max_workers 2 has no effect with engine embedded"),
         ({"min_workers": 2, "max_workers": 2}, "min_workers 2 has no effect with engine embedded"),
         (
