@@ -4,7 +4,7 @@
 
 One row for each kind of access: answers in memory, in the file (with the way to its thread and back, as
 requests see it), and image features and KV prefixes of the 0.5B model's size. Peer: computing an answer
-again, 22 ms of vision and 5 ms of prefill on the demo bundle. Limit: a hundredth of that for a lookup, 270 us.
+again, 22 ms of vision and 5 ms of prefill on the demo bundle. Limit: a hundredth of that, 270 us a lookup.
 """
 
 import argparse
