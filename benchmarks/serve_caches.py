@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvlm_convert.prompt_cache import KvPrefix
 from fastvlm_convert.serve.caches import AnswerCache, cache_key, open_answer_cache
 from fastvlm_convert.serve.disk_cache import DiskCache
 from fastvlm_convert.serve.engine import Reply, StageTimings
 from fastvlm_convert.serve.prompt_caches import PromptCaches
 from fastvlm_convert.serve.settings import Settings
+from fastvlm_convert.session import KvPrefix
 
 KEYS = [cache_key(str(number)) for number in range(90)]  # as many as the cache in memory holds
 REPLY = Reply("A red square beside two blue circles. " * 8, "stop", 80, 48, 60, StageTimings(), "miss")

@@ -207,13 +207,6 @@ class SettingsError(ConversionError):
         self.settings = settings
 
 
-class ListenError(ConversionError):
-    """The server cannot listen on an address."""
-
-    code = "listen"
-    next_step = "choose another with --host and --port; --port 0 takes a free one"
-
-
 # Packages that a plain installation leaves out, and the extras that bring them.
 EXTRAS = {
     "torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml",

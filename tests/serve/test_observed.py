@@ -173,7 +173,9 @@ def test_what_clients_do_wrong_counts_and_is_no_failure(fp32_bundle):
     with scripted(fp32_bundle, ScriptedEngine()) as server:
         assert server.ask(model="another").status_code == 404
         assert server.ask(no_such_field=1).status_code == 400
-        assert server.client.post(PATH, content=b"x", headers={"content-type": "text/plain"}).status_code == 415
+        assert (
+            server.client.post(PATH, content=b"x", headers={"content-type": "text/plain"}).status_code == 415
+        )
         counted = server.requests()
         assert sum(counted.values()) == 3
         assert {code for _, code, _ in counted} == {"404", "400", "415"}
@@ -252,7 +254,9 @@ class DyingEngine(ScriptedEngine):
     """One whose workers died before."""
 
     def status(self):
-        return replace(super().status(), restarts=2, workers={"ready": 1, "restarting": 1}, memory_bytes=1 << 30)
+        return replace(
+            super().status(), restarts=2, workers={"ready": 1, "restarting": 1}, memory_bytes=1 << 30
+        )
 
 
 def test_workers_are_told_by_their_engine(fp32_bundle):
