@@ -1,5 +1,7 @@
 """`fastvlm-convert serve`: answer questions about pictures over HTTP."""
 
+import logging
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,6 +76,7 @@ def command(
     flags = flags_of(context)
     try:
         from fastvlm_convert.serve.engines.choice import make_engine
+        from fastvlm_convert.serve.logs import set_up_logs
         from fastvlm_convert.serve.server import listen, run_server
         from fastvlm_convert.serve.service import make_service
         from fastvlm_convert.serve.settings_sources import load_settings
@@ -81,6 +84,7 @@ def command(
         raise MissingDependencyError.of(error, "`serve`") from error
     loaded = load_settings({"host": host, "port": port, "engine": engine}, settings).settings
     served = _open_bundles(bundles or [], None if target is None else known_target(target))
+    set_up_logs(loaded.log_format, sys.stderr, logging.ERROR if flags.is_silent else logging.INFO)
     sock = listen(loaded.host, loaded.port)
     service = make_service(loaded, served, make_engine)
 

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     model_name: Name | None = Field(
         None, description="What requests call the bundle; null takes its folder's name. For a single bundle."
     )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="How log lines look; auto is text at a terminal, and json elsewhere."
+    )
 
     # Who answers.
     engine: Literal["embedded", "processes", "ray"] = Field(
