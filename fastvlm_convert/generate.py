@@ -4,72 +4,16 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from fastvlm_convert.errors import PromptError
 from fastvlm_convert.prompt import Prompt
-from fastvlm_convert.prompt_cache import (
-    KvPrefix,
-    PromptCache,
-    ReusesPrefixes,
-    image_key,
-    prefix_keys,
-    split_prompt,
-)
+from fastvlm_convert.prompt_cache import PromptCache
+from fastvlm_convert.prompt_reading import PromptReader
+from fastvlm_convert.session import Session
 
 Sampler = Callable[[np.ndarray], int]
-
-
-class Session(Protocol):
-    """A model that can be run, holding one KV cache.
-
-    Attributes:
-        executed_by: What executes it, for reports: `torch 2.13.0`, `onnxruntime 1.32.0`.
-        context_length: Tokens the cache holds, prompt and answer together.
-        num_image_tokens: Tokens one image becomes.
-    """
-
-    executed_by: str
-    context_length: int
-    num_image_tokens: int
-
-    @property
-    def trouble(self) -> str | None:
-        """The operation that first gave NaN or infinity, in words, where the runtime can tell."""
-        ...
-
-    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
-        """float32 [1, 3, S, S] -> projected image tokens, float32 [num_image_tokens, hidden]."""
-        ...
-
-    def prepare(self, pictures: np.ndarray) -> np.ndarray:
-        """What the encoder gets of what `encode_image` is given, float32 [1, 3, S, S].
-
-        The same, but for a graph that prepares pictures itself.
-        """
-        ...
-
-    def embed(self, token_ids: np.ndarray) -> np.ndarray:
-        """int64 [n] -> float32 [n, hidden]."""
-        ...
-
-    def prefill(self, inputs_embeds: np.ndarray) -> np.ndarray:
-        """Start a new sequence with float32 [n, hidden]; logits of the last position, float32 [vocab]."""
-        ...
-
-    def decode(self, inputs_embeds: np.ndarray) -> np.ndarray:
-        """Append one token, float32 [1, hidden]; its logits, float32 [vocab]."""
-        ...
-
-    def extend(self, inputs_embeds: np.ndarray, position: int) -> np.ndarray:
-        """Append float32 [n, hidden] from a position on; logits of the last, float32 [vocab].
-
-        Keys and values of the positions that are skipped are zero. Where a runtime takes tokens in chunks,
-        both the tokens before and the position must be a multiple of the chunk.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -156,17 +100,6 @@ def sampler(temperature: float, top_p: float, seed: int) -> Sampler:
     return draw
 
 
-def embed_prompt(session: Session, prompt: Prompt, features: Sequence[np.ndarray]) -> np.ndarray:
-    """Embeddings of a whole prompt, image features spliced in; float32 [tokens, hidden]."""
-    parts = []
-    for i, segment in enumerate(prompt.segments):
-        if i:
-            parts.append(features[i - 1])
-        if len(segment):
-            parts.append(session.embed(segment))
-    return np.concatenate(parts)
-
-
 def check_fits(prompt_tokens: int, new_tokens: int, context_length: int) -> None:
     """Refuse a prompt and answer that the cache cannot hold.
 
@@ -225,7 +158,7 @@ def answer_tokens(
 ) -> Generator[int, None, Answer]:
     """The same, one token after the other as they come, the end token excepted; closing it ends the answer.
 
-    More than six parameters: the last three are for servers.
+    More than six parameters: those of `generate`, and three for those who answer many prompts.
 
     Args:
         session: The model; its cache is overwritten.
@@ -233,11 +166,11 @@ def answer_tokens(
         eos_token_ids: Ids at which the answer ends.
         max_new_tokens: Most tokens to generate, the end token included; at least 1.
         choose: Picks a token from logits.
-        features: The prompt's images where they are encoded already.
-        cache: What is known of earlier prompts of this model; what this one adds is put into it. The answer
-            is the same, bit for bit, whatever it holds.
-        image_keys: `prompt_cache.image_key` of the prompt's images where they are known already.
-        logprobs: Whether `Answer.mean_logprob` is wanted; takes an exponential of every logit a token.
+        features: The prompt's images where they are encoded already; `cache` is left alone then.
+        cache: What is known of earlier prompts of this model, and where to put what this one adds. It does
+            not change a bit of the answer.
+        image_keys: `image_key` of each image where they are known already.
+        logprobs: Whether `Answer.mean_logprob` is wanted; costs an exponential of each logit a token.
 
     Returns:
         The whole answer, as the generator's value.
@@ -245,22 +178,14 @@ def answer_tokens(
     prompt_tokens = prompt.length(session.num_image_tokens)
     check_fits(prompt_tokens, max_new_tokens, session.context_length)
     start = time.perf_counter()
-    beginning = _Beginning(session, prompt, cache, image_keys)
-    images = beginning.encode(features)
-    encoded = time.perf_counter()
-    logits = beginning.prefill(images)
-    prefilled = time.perf_counter()
+    reader = PromptReader(session, prompt, cache if features is None else None, image_keys)
+    logits = reader.read(features)
     tokens: list[int] = []
     chosen: list[float] = []
-    first_token_at = prefilled
+    first_token_at = time.perf_counter()
     finished = False
-
-    def noting(logits: np.ndarray) -> int:
-        token = choose(logits)
-        chosen.append(log_probability(logits, token))
-        return token
-
-    for token in stream_tokens(session, logits, max_new_tokens, noting if logprobs else choose):
+    noting = _noting(choose, chosen) if logprobs else choose
+    for token in stream_tokens(session, logits, max_new_tokens, noting):
         if not tokens:
             first_token_at = time.perf_counter()
         finished = token in eos_token_ids
@@ -269,100 +194,27 @@ def answer_tokens(
             break
         yield token
     timings = Timings(
-        vision_s=encoded - start,
-        prefill_s=prefilled - encoded,
+        vision_s=reader.vision_s,
+        prefill_s=reader.prefill_s,
         decode_s=time.perf_counter() - first_token_at,
         ttft_s=first_token_at - start,
         prompt_tokens=prompt_tokens,
         answer_tokens=len(tokens),
     )
-    return Answer(
-        tuple(tokens[:-1] if finished else tokens),
-        finished,
-        timings,
-        encoded_images=beginning.encoded_images,
-        cached_tokens=beginning.cached_tokens,
-        mean_logprob=sum(chosen) / len(chosen) if chosen else None,
-    )
+    said = tuple(tokens[:-1] if finished else tokens)
+    mean_logprob = sum(chosen) / len(chosen) if chosen else None
+    return Answer(said, finished, timings, reader.encoded_images, reader.cached_tokens, mean_logprob)
 
 
-class _Beginning:
-    """How a prompt gets into a session's cache, and what is known of it already.
+def _noting(choose: Sampler, chosen: list[float]) -> Sampler:
+    """The same choice, whose log-probabilities are appended to a list."""
 
-    Args:
-        session: The model.
-        prompt: The prompt.
-        cache: What is known of earlier prompts, if anything is kept.
-        image_keys: Keys of the images where they are known.
-    """
+    def choose_and_note(logits: np.ndarray) -> int:
+        token = choose(logits)
+        chosen.append(log_probability(logits, token))
+        return token
 
-    def __init__(
-        self, session: Session, prompt: Prompt, cache: PromptCache | None, image_keys: Sequence[str]
-    ) -> None:
-        self.encoded_images = 0
-        self._session = session
-        self._cache = cache
-        # A runtime that cannot begin in the middle takes the prompt whole.
-        self._chunks = split_prompt(prompt) if isinstance(session, ReusesPrefixes) else [prompt]
-        self._image_keys: Sequence[str] = ()
-        self._prefix_keys: list[str] = []
-        self._known: list[KvPrefix] = []
-        if cache is None:
-            return
-        self._image_keys = image_keys or [image_key(image) for image in prompt.images]
-        if isinstance(session, ReusesPrefixes):
-            self._prefix_keys = prefix_keys(self._chunks, self._image_keys)
-            for key in self._prefix_keys[:-1]:  # the last chunk's logits are needed
-                prefix = cache.get_prefix(key)
-                if prefix is None:
-                    break
-                self._known.append(prefix)
-
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens of the prompt that need not be read."""
-        return self._known[-1].stop if self._known else 0
-
-    def encode(self, features: Sequence[np.ndarray] | None) -> list[Sequence[np.ndarray]]:
-        """Features of the images of each chunk that must be read, where they are not given."""
-        found = []
-        first = sum(len(chunk.images) for chunk in self._chunks[: len(self._known)])
-        for chunk in self._chunks[len(self._known) :]:
-            numbers = range(first, first + len(chunk.images))
-            found.append(
-                [features[n] for n in numbers]
-                if features is not None
-                else [self._encoded(image, n) for image, n in zip(chunk.images, numbers, strict=True)]
-            )
-            first = numbers.stop
-        return found
-
-    def prefill(self, images: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-        """Read what is not known; logits of the last position, float32 [vocab]."""
-        session = self._session
-        chunks = self._chunks[len(self._known) :]
-        if not isinstance(session, ReusesPrefixes):
-            return session.prefill(embed_prompt(session, chunks[0], images[0]))
-        session.start_from(self._known)
-        position = self.cached_tokens
-        logits = np.zeros(0, np.float32)
-        for number, (chunk, features) in enumerate(zip(chunks, images, strict=True), len(self._known)):
-            logits = session.append(embed_prompt(session, chunk, features))
-            start, position = position, position + chunk.length(session.num_image_tokens)
-            if self._cache is not None:
-                self._cache.put_prefix(self._prefix_keys[number], session.copy_prefix(position, start))
-        return logits
-
-    def _encoded(self, image: np.ndarray, number: int) -> np.ndarray:
-        key = self._image_keys[number] if self._cache is not None else ""
-        known = self._cache.get_features(key) if self._cache is not None else None
-        if known is not None:
-            return known
-        self.encoded_images += 1
-        features = self._session.encode_image(image)
-        if self._cache is not None:
-            self._cache.put_features(key, features)
-        return features
+    return choose_and_note
 
 
 def log_probability(logits: np.ndarray, token: int) -> float:

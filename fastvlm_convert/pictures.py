@@ -5,6 +5,7 @@ photo on its side, sixteen-bit gray turned white, a black logo on transparent gr
 person's view wins; docs/pictures.md lists the differences.
 """
 
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ MAX_FILE_BYTES: Final = 1 << 30
 MAX_IMAGE_EDGE: Final = 1 << 14
 
 # What Pillow raises for damaged files.
-DAMAGE: Final = (OSError, RuntimeError, ValueError, SyntaxError, EOFError, MemoryError)
+DAMAGE: Final = (OSError, RuntimeError, ValueError, SyntaxError, EOFError, MemoryError, struct.error)
 
 _HEIC_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _WHITE: Final = (255, 255, 255)

@@ -7,39 +7,20 @@ is kept or not: results then cannot depend on what a cache holds.
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Generic, Protocol, Self, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from fastvlm_convert.prompt import Prompt
+from fastvlm_convert.session import KvPrefix
 
 _SHORTEST: Final = 2  # tokens of a chunk: runtimes read a single token with other kernels, whose bits differ
-_NUM_FEATURES: Final = 16  # pictures of a conversation
-_NUM_PREFIXES: Final = 64
+# Some dozens of pictures of the 0.5B model, and a full context even of the 7B.
+_FEATURE_BYTES: Final = 32 << 20
+_PREFIX_BYTES: Final = 128 << 20
 
 V = TypeVar("V")
-
-
-@dataclass(frozen=True)
-class KvPrefix:
-    """Keys and values of some positions of a sequence.
-
-    Attributes:
-        start: The first position.
-        stop: The position behind the last.
-        values: Every tensor of the cache in the session's own order, [heads, stop - start, head_dim] each.
-    """
-
-    start: int
-    stop: int
-    values: tuple[np.ndarray, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the values take."""
-        return sum(v.nbytes for v in self.values)
 
 
 class PromptCache(Protocol):
@@ -62,38 +43,17 @@ class PromptCache(Protocol):
         ...
 
 
-@runtime_checkable
-class ReusesPrefixes(Protocol):
-    """A session that can begin with keys and values of an earlier sequence of the same weights."""
-
-    def another(self) -> Self:
-        """A new sequence over the same weights, for another request."""
-        ...
-
-    def copy_prefix(self, length: int, start: int = 0) -> KvPrefix:
-        """Copies of the positions of this sequence from `start` to before `length`."""
-        ...
-
-    def start_from(self, prefixes: Sequence[KvPrefix]) -> None:
-        """Begin a new sequence with prefixes; the first starts at 0, and each next where one stops."""
-        ...
-
-    def append(self, inputs_embeds: np.ndarray) -> np.ndarray:
-        """Append float32 [n, hidden]; logits of the last position, float32 [vocab]."""
-        ...
-
-
 class MemoryPromptCache:
-    """The latest pictures and prefixes, a fixed number of each; implements `PromptCache`.
+    """What was used last, in memory; implements `PromptCache`.
 
     Args:
-        num_features: Pictures whose image tokens are kept.
-        num_prefixes: Chunks whose keys and values are kept.
+        feature_bytes: Most bytes of image tokens.
+        prefix_bytes: Most bytes of keys and values.
     """
 
-    def __init__(self, num_features: int = _NUM_FEATURES, num_prefixes: int = _NUM_PREFIXES) -> None:
-        self._features = _Latest[np.ndarray](num_features)
-        self._prefixes = _Latest[KvPrefix](num_prefixes)
+    def __init__(self, feature_bytes: int = _FEATURE_BYTES, prefix_bytes: int = _PREFIX_BYTES) -> None:
+        self._features = _Latest[np.ndarray](feature_bytes, lambda features: features.nbytes)
+        self._prefixes = _Latest[KvPrefix](prefix_bytes, lambda prefix: prefix.num_bytes)
 
     def get_features(self, key: str) -> np.ndarray | None:
         """Image tokens of a picture, float32 [num_image_tokens, hidden]."""
@@ -115,8 +75,9 @@ class MemoryPromptCache:
 class _Latest(Generic[V]):
     """The values that were used last."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, max_bytes: int, size_of: Callable[[V], int]) -> None:
+        self._left = max_bytes
+        self._size_of = size_of
         self._values: OrderedDict[str, V] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -128,10 +89,16 @@ class _Latest(Generic[V]):
 
     def put(self, key: str, value: V) -> None:
         with self._lock:
+            self._drop(key)
             self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
+            self._left -= self._size_of(value)
+            while self._left < 0:
+                self._drop(next(iter(self._values)))
+
+    def _drop(self, key: str) -> None:
+        old = self._values.pop(key, None)
+        if old is not None:
+            self._left += self._size_of(old)
 
 
 def image_key(pixel_values: np.ndarray) -> str:

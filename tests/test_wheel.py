@@ -38,6 +38,9 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     location, count, name = done.stdout.split()
     assert name == "fp16"
     assert (Path(location).parent / "py.typed").is_file()
+    page = Path("serve", "page")
+    shipped = {file.name for file in (Path(location).parent / page).iterdir()}
+    assert shipped >= {file.name for file in (ROOT / "fastvlm_convert" / page).glob("*.*")}
     assert Path(location).is_relative_to(site)
     assert int(count) == len(shipped_recipes())
     packed = sorted(path.name for path in (Path(location).parent / "configs").iterdir())

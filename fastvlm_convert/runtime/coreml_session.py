@@ -100,7 +100,7 @@ class InterpretedPackage:
 
 
 class CoreMLSession:
-    """Runs the vision and decoder packages of a bundle; implements `decode.Session`."""
+    """Runs the vision and decoder packages of a bundle; implements `session.Session`."""
 
     def __init__(self, manifest: Manifest, vision: Runner, decoder: Runner) -> None:
         self.executed_by = decoder.executed_by

@@ -13,20 +13,21 @@ from fastvlm_convert.answer_stream import AnswerStream
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.errors import MissingDependencyError
-from fastvlm_convert.generate import Session, answer_tokens, check_fits, greedy, sampler
+from fastvlm_convert.generate import answer_tokens, check_fits, greedy, sampler
 from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import chosen_target, load_manifest, takes_pictures
 from fastvlm_convert.pictures import as_seen, load_image
 from fastvlm_convert.preprocess import ImageSettings, picture_of, pixel_values
 from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
 from fastvlm_convert.prompt import Message, Prompt, PromptFormat, build_prompt, user_message
-from fastvlm_convert.prompt_cache import PromptCache, ReusesPrefixes
+from fastvlm_convert.prompt_cache import MemoryPromptCache, PromptCache
 from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.sessions import open_session
 from fastvlm_convert.runtime.threads import Threads
+from fastvlm_convert.session import ReusesPrefixes, Session
 from fastvlm_convert.targets import Target
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
 from fastvlm_convert.weights.source import WeightSource
@@ -178,7 +179,8 @@ def load_reference(
     folded = checkpoint.quantized is not None
     weights = dense_view(checkpoint.folded) if folded else checkpoint.weights
     loaded, _ = _load_model(checkpoint, config, weights, folded, context_length, on_progress)
-    return replace(loaded, images=images, prompt_format=prompt_format or checkpoint.prompt.format)
+    prompt_format = prompt_format or checkpoint.prompt.format
+    return replace(loaded, images=images, prompt_format=prompt_format, cache=MemoryPromptCache())
 
 
 def load_folded_reference(
@@ -282,4 +284,5 @@ def load_bundle(
         eos_token_ids=manifest.contract.eos_token_ids,
         images=replace(manifest.contract.images, in_graph=in_graph),
         prompt_format=manifest.contract.conversation,
+        cache=MemoryPromptCache(),
     )

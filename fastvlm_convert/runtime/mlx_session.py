@@ -23,7 +23,7 @@ _GROUP_SIZES, _BITS = (32, 64, 128), (4, 8)
 
 
 class MlxSession:
-    """Runs the weights that mlx-vlm loads, with the same operations; implements `decode.Session`.
+    """Runs the weights that mlx-vlm loads, with the same operations; implements `session.Session`.
 
     Args:
         manifest: The bundle's.

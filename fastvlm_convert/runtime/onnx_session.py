@@ -22,10 +22,10 @@ from fastvlm_convert.io_names import (
     Precision,
 )
 from fastvlm_convert.manifest import Manifest, takes_pictures
-from fastvlm_convert.prompt_cache import KvPrefix
 from fastvlm_convert.runtime.onnx_contract import check_manifest
 from fastvlm_convert.runtime.onnx_graphs import TARGET, load_exact, load_front, load_graph, refusals
 from fastvlm_convert.runtime.threads import DEFAULT_THREADS, Threads
+from fastvlm_convert.session import KvPrefix
 
 EXECUTED_BY: Final = f"onnxruntime {onnxruntime.__version__}"
 
@@ -83,7 +83,7 @@ class OnnxWeights:
 
 
 class OnnxSequence:
-    """One request: a KV cache over shared weights; implements `generate.Session` and `ReusesPrefixes`.
+    """One request: a KV cache over shared weights; implements `session.Session` and `ReusesPrefixes`.
 
     The KV cache is one fixed buffer a tensor, bound as past and as present: attention writes new positions
     in place and nothing is copied between steps. A sequence is for one thread at a time.

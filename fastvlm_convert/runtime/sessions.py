@@ -7,10 +7,10 @@ from typing import Final
 
 from fastvlm_convert.errors import MissingDependencyError
 from fastvlm_convert.exporters.backends import backend_of
-from fastvlm_convert.generate import Session
 from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.runtime.threads import DEFAULT_THREADS, Threads
+from fastvlm_convert.session import Session
 from fastvlm_convert.targets import Target
 
 OpenSession = Callable[[Path, Manifest, Precision | None, Threads], Session]

@@ -14,6 +14,7 @@ from fastvlm_convert import __version__
 from fastvlm_convert.errors import ConversionError
 from fastvlm_convert.serve.errors import InvalidRequestError, NotFoundError, RequestError
 from fastvlm_convert.serve.gate import Gate
+from fastvlm_convert.serve.page import add_page
 from fastvlm_convert.serve.replies import error_response
 from fastvlm_convert.serve.routes import make_router
 from fastvlm_convert.serve.schema import ChatRequest
@@ -57,6 +58,7 @@ def make_app(service: Service, on_loaded: Callable[[], None] = lambda: None) -> 
         lifespan=lifespan,
     )
     app.include_router(make_router(service))
+    add_page(app)
     service.accounts.traces.instrument(app)
     app.add_middleware(Gate, service=service)
     app.add_exception_handler(RequestError, _request_error)

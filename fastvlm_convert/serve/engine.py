@@ -1,9 +1,9 @@
 """What the parts of the server agree on: a question, what comes of it, and who answers."""
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from fastvlm_convert.prompt import Prompt
 
@@ -133,6 +133,7 @@ class EngineStatus:
         cache_bytes: Bytes that its caches hold, by cache: `feature`, `prefix`.
         cache_lookups: Hits and misses so far, by (cache, `hit` or `miss`).
         memory_bytes: Resident memory of processes of its own; 0 where there are none.
+        waiting: Questions in a queue of its own, where it has one.
     """
 
     is_ready: bool
@@ -144,6 +145,7 @@ class EngineStatus:
     cache_bytes: dict[str, int]
     cache_lookups: dict[tuple[str, str], int]
     memory_bytes: int = 0
+    waiting: int = 0
 
 
 class Engine(Protocol):
@@ -177,4 +179,13 @@ class Engine(Protocol):
 
     def status(self) -> EngineStatus:
         """How it is now."""
+        ...
+
+
+@runtime_checkable
+class HasChangingSlots(Protocol):
+    """An engine whose slots come and go, as its workers do."""
+
+    def watch_slots(self, on_change: Callable[[], object]) -> None:
+        """Call something whenever there may be more slots than before."""
         ...

@@ -54,7 +54,7 @@ class ExcessivePictureError(ValueError):
     """A file has more pieces or scans than pictures have."""
 
 
-def picture_file(raw: bytes, kind: PictureFormat) -> PictureFile:
+def picture_file(raw: bytes | bytearray, kind: PictureFormat) -> PictureFile:
     """Take a file apart, without decoding pixels, and put together what a decoder needs.
 
     Raises:

@@ -16,7 +16,7 @@ from fastvlm_convert.serve.answers import AnswerPath, Answers
 from fastvlm_convert.serve.breaker import Breaker
 from fastvlm_convert.serve.caches import AnswerCache, open_answer_cache
 from fastvlm_convert.serve.conversation import Preparing
-from fastvlm_convert.serve.engine import Engine, EngineStatus
+from fastvlm_convert.serve.engine import Engine, EngineStatus, HasChangingSlots
 from fastvlm_convert.serve.errors import NotFoundError
 from fastvlm_convert.serve.health import BundleState, ServerState, Window
 from fastvlm_convert.serve.lifecycle import Lifecycle
@@ -179,6 +179,8 @@ def make_service(settings: Settings, bundles: Sequence[ServedBundle], make_engin
             bundle, settings, None if prompt_caches is None else prompt_caches.of_model(model)
         )
         admission = Admission(settings.max_queue, lambda: engine.status().slots)
+        if isinstance(engine, HasChangingSlots):
+            engine.watch_slots(admission.dispatch)
         breaker = Breaker(settings.breaker_failures, settings.breaker_reset_seconds)
         path = AnswerPath(engine, admission, breaker, cache)
         return BundleService(

@@ -44,6 +44,7 @@ DECODERS: Final = 2  # a picture of 16 megapixels takes some 200 MB while it is 
 _DETECTED: Final = {"image/png": "PNG", "image/apng": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 _HEAD: Final = re.compile(r"data:([a-z0-9.+-]{1,40}/[a-z0-9.+-]{1,80});base64,", re.IGNORECASE)
 _SCHEME: Final = re.compile(r"\s{0,8}([a-z][a-z0-9.+-]{0,20}):", re.IGNORECASE)
+_BASE64_BLOCK: Final = 4 << 16
 _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _TAKEN: Final = "PNG, JPEG and WebP pictures are taken"
@@ -182,8 +183,8 @@ def open_picture(url: str, param: str, settings: PictureSettings) -> DecodedPict
     return DecodedPicture(_decode(file.content, declared, size, param, settings), digest)
 
 
-def check_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, str]:
-    """The declared format and the base64 of a data URL, of which nothing is decoded.
+def check_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, int]:
+    """The declared format of a data URL, of which nothing is decoded, and where its base64 begins.
 
     Raises:
         InvalidRequestError: It is no data URL.
@@ -196,33 +197,45 @@ def check_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureF
     media_type = head[1].lower()
     if media_type not in FORMATS:
         raise UnsupportedMediaError(f"{media_type} is not taken; {_TAKEN}", param, "unsupported_type")
-    encoded = url[head.end() :]
-    if len(encoded) // 4 * 3 - 2 > settings.max_image_size_mb * BYTES_PER_MB:
+    if (len(url) - head.end()) // 4 * 3 - 2 > int(settings.max_image_size_mb * BYTES_PER_MB):
         raise _too_many_bytes(param, settings)
-    return FORMATS[media_type], encoded
+    return FORMATS[media_type], head.end()
 
 
-def _decode_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, bytes]:
+def _decode_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, bytearray]:
     """The declared format and the bytes of a data URL."""
-    declared, encoded = check_url(url, param, settings)
+    declared, start = check_url(url, param, settings)
     try:
-        raw = binascii.a2b_base64(encoded, strict_mode=True)
-        # Bits that no byte needs must be zero, so that every file has one encoding.
-        is_strict = bool(raw) and len(encoded) % 4 == 0
-        is_strict = is_strict and binascii.b2a_base64(raw[-(len(raw) % 3 or 3) :], newline=False) == (
-            encoded[-4:].encode()
-        )
-    except ValueError:
-        is_strict = False
-    if not is_strict:
+        raw = _decode_base64(url, start)
+    except ValueError as error:
         raise InvalidRequestError(
             "the picture is not in strict base64: the letters A-Z a-z 0-9 + /, padded with =, no spaces",
             param=param,
             code="bad_base64",
-        )
-    if len(raw) > settings.max_image_size_mb * BYTES_PER_MB:
+        ) from error
+    if len(raw) > int(settings.max_image_size_mb * BYTES_PER_MB):
         raise _too_many_bytes(param, settings)
     return declared, raw
+
+
+def _decode_base64(text: str, start: int) -> bytearray:
+    """Bytes of the strict base64 that begins at a place of a text, in blocks so that no copy of it is made.
+
+    Raises:
+        ValueError: It has other characters, no or wrong padding, or bits beyond its last byte.
+    """
+    if start == len(text) or 0 <= text.find("=", start) < len(text) - 2:
+        raise ValueError("it is empty, or padded in its middle")
+    raw = bytearray((len(text) - start + 3) // 4 * 3)
+    end = 0
+    for place in range(start, len(text), _BASE64_BLOCK):
+        block = binascii.a2b_base64(text[place : place + _BASE64_BLOCK], strict_mode=True)
+        raw[end : end + len(block)] = block
+        end += len(block)
+    del raw[end:]
+    if binascii.b2a_base64(raw[-(len(raw) % 3 or 3) :], newline=False).decode() != text[-4:]:
+        raise ValueError("bits beyond the last byte are not zero, so the same bytes have another encoding")
+    return raw
 
 
 def _no_data_url(url: str, param: str) -> InvalidRequestError:

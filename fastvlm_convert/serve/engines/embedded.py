@@ -103,12 +103,14 @@ class EmbeddedEngine:
                 yield item
             self._raise_error_of(work)
         finally:
-            question.cancelled.set()
             del self._questions[id(question)]
-            if not work.done():  # the slot is taken until the thread has ended
+            if not work.done():  # closed early; the slot is taken until the thread has ended
+                question.cancelled.set()
                 await asyncio.wait([work])
 
     def _raise_error_of(self, work: "asyncio.Future[None]") -> None:
+        if work.cancelled():  # it had not begun
+            raise _stops()
         error = work.exception()
         if error is None:
             return
