@@ -24,6 +24,7 @@ from fastvlm_convert.serve.metrics import Metrics
 from fastvlm_convert.serve.prompt_caches import ModelPromptCache, PromptCaches, open_prompt_caches
 from fastvlm_convert.serve.served_bundle import ServedBundle
 from fastvlm_convert.serve.settings import Settings
+from fastvlm_convert.serve.threats import rules
 from fastvlm_convert.serve.traces import open_traces
 from fastvlm_convert.serve.validate import Pictures
 
@@ -169,7 +170,7 @@ def make_service(settings: Settings, bundles: Sequence[ServedBundle], make_engin
         UsageError: The environment asks for traces that are not offered.
         MissingDependencyError: It asks for traces, and the extra `otel` is not installed.
     """
-    metrics = Metrics(__version__, [bundle.name for bundle in bundles])
+    metrics = Metrics(__version__, [bundle.name for bundle in bundles], [rule.name for rule in rules()])
     cache, prompt_caches = open_answer_cache(settings), open_prompt_caches(settings)
     pictures = Pictures(settings)
 

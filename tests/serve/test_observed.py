@@ -24,6 +24,7 @@ from fastvlm_convert.serve.otel_traces import OtelTraces
 from fastvlm_convert.serve.served_bundle import open_served_bundle
 from fastvlm_convert.serve.service import make_service
 from fastvlm_convert.serve.settings import Settings
+from fastvlm_convert.serve.threats import rules
 from tests.serve.pictures import data_url, noise, saved
 from tests.serve.scripted_engine import ScriptedEngine
 
@@ -148,6 +149,13 @@ def test_answers_move_what_is_counted_of_them_by_their_cache(fp32_bundle, pictur
     assert health["models"][0]["id"] == "tiny"
     assert health["models"][0]["executed_by"].startswith("onnxruntime")
     assert health["memory_mb"] > 10
+
+
+def test_every_threat_rule_has_its_series_before_its_first_incident(fp32_bundle):
+    with scripted(fp32_bundle, ScriptedEngine()) as server:
+        labels = [dict(labels) for name, labels in server.metrics() if name == "incidents_total"]
+    assert {label["rule"] for label in labels} == {rule.name for rule in rules()} | {"other"}
+    assert {"record", "block"} <= {label["action"] for label in labels}
 
 
 def test_before_the_first_request_nothing_is_said_of_requests(fp32_bundle):
