@@ -17,8 +17,8 @@ from fastvlm_convert.serve.errors import (
     RequestError,
     UnsupportedMediaError,
 )
+from fastvlm_convert.serve.escalation import Decided, decide
 from fastvlm_convert.serve.replies import (
-    CACHE_HEADER,
     AnswerEvents,
     ReplyHead,
     client_left,
@@ -54,34 +54,47 @@ class Chat:
         service = self._service
         account: Account = request.state.account
         given = await _read(request)
-        conversation = read_conversation(given, service.settings)
-        bundle = service.chosen(given.model)
-        account.model, account.sampling = bundle.bundle.name, conversation.sampling
-        items = self._items(account, conversation, bundle.bundle.name)
-        head = ReplyHead(account.request_id, bundle.bundle.name)
+        scope = account.client if service.settings.cache_scope == "key" else ""
+        conversation = read_conversation(given, service.settings, scope)
+        account.sampling = conversation.sampling
+        name = service.router.choose(given.model, account.client)
+        account.model = name
+        decided = await _unless_left(request, self._decided(account, conversation, given.model, name))
+        account.model = decided.bundle
+        items = service.accounts.watched(account, decided.pieces)
+        head = ReplyHead(account.request_id, decided)
         if given.stream:
             usage = given.stream_options is not None and bool(given.stream_options.include_usage)
             return await self._streamed(request, items, head, usage)
         return await self._whole(request, items, head)
 
-    async def _items(self, account: Account, conversation: Conversation, name: str) -> Items:
-        """The answer's items, noted as they pass; closing it leaves the question."""
+    async def _decided(
+        self, account: Account, conversation: Conversation, requested: str | None, name: str
+    ) -> Decided:
+        """Who answers; where a small bundle is asked first, once it is known whether its answer is kept."""
         service = self._service
-        bundle = service.bundles[name]
         deadline = account.began + service.settings.timeout_seconds
-        asked = bundle.preparing.asked(conversation, account.request_id, deadline)
-        async with (
-            aclosing(bundle.answers.ask(asked)) as answer,
-            aclosing(service.accounts.watched(account, answer)) as items,
+
+        def ask(bundle: str, wants_logprob: bool) -> Items:
+            one = service.bundles[bundle]
+            asked = one.preparing.asked(conversation, account.request_id, deadline, wants_logprob)
+            return one.answers.ask(asked)
+
+        escalation = service.escalation
+        if escalation is None or not escalation.concerns(
+            service.router, requested, name, conversation.sampling
         ):
-            async for item in items:
-                yield item
+            return Decided(name, ask(name, False))
+        decided = await decide(escalation, name, ask)
+        if decided.first is not None and decided.first.outcome == "escalated":
+            service.accounts.judged(name, decided.first.reply)
+        return decided
 
     async def _whole(self, request: Request, items: Items, head: ReplyHead) -> Response:
         async with aclosing(items):
             reply = await _unless_left(request, _last(items))
         document = whole_reply(head, reply)
-        return JSONResponse(document.model_dump(), headers={CACHE_HEADER: reply.cache})
+        return JSONResponse(document.model_dump(exclude_none=True), headers=head.headers(reply.cache))
 
     async def _streamed(
         self, request: Request, items: Items, head: ReplyHead, includes_usage: bool
@@ -107,7 +120,7 @@ class Chat:
             task.add_done_callback(self._closing.discard)
 
         stream = events(head, _with_first(first, items), includes_usage, failed)
-        return AnswerEvents(stream, {CACHE_HEADER: first.cache}, end)
+        return AnswerEvents(stream, head.headers(first.cache), end)
 
 
 async def _read(request: Request) -> ChatRequest:

@@ -131,7 +131,7 @@ async def decide(escalation: Escalation, bundle: str, ask: Ask) -> Decided:
     """
     pieces: list[Piece] = []
     reply: Reply | None = None
-    async with aclosing(_closable(ask(bundle, True))) as answer:
+    async with aclosing(closable(ask(bundle, True))) as answer:
         async for item in answer:
             if isinstance(item, Reply):
                 reply = item
@@ -149,7 +149,7 @@ async def _replayed(items: Sequence[Piece | Reply]) -> AsyncIterator[Piece | Rep
         yield item
 
 
-async def _closable(items: AsyncIterator[Piece | Reply]) -> AsyncGenerator[Piece | Reply, None]:
+async def closable(items: AsyncIterator[Piece | Reply]) -> AsyncGenerator[Piece | Reply, None]:
     """The same, and closed with it where it can be: a cancelled request must not leave a generator behind."""
     try:
         async for item in items:

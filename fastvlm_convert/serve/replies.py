@@ -11,8 +11,9 @@ from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from fastvlm_convert.serve.engine import Piece, Reply
+from fastvlm_convert.serve.engine import CacheUse, Piece, Reply
 from fastvlm_convert.serve.errors import RequestError
+from fastvlm_convert.serve.escalation import Decided
 from fastvlm_convert.serve.schema import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -36,18 +37,27 @@ class ReplyHead:
 
     Attributes:
         request_id: The request's.
-        model: The bundle's name.
+        decided: Who answers.
         created: When, in seconds since 1970.
     """
 
     request_id: str
-    model: str
+    decided: Decided
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def id(self) -> str:
         """The reply's name."""
         return f"chatcmpl-{self.request_id}"
+
+    @property
+    def model(self) -> str:
+        """The bundle's name."""
+        return self.decided.bundle
+
+    def headers(self, cache: CacheUse) -> dict[str, str]:
+        """Headers that say who answers, and from what."""
+        return {CACHE_HEADER: cache, **self.decided.headers}
 
 
 def whole_reply(head: ReplyHead, reply: Reply) -> ChatCompletion:
@@ -58,7 +68,7 @@ def whole_reply(head: ReplyHead, reply: Reply) -> ChatCompletion:
         created=head.created,
         model=head.model,
         choices=[choice],
-        usage=_usage(reply),
+        usage=_usage(head, reply),
         timings=_timings(reply),
     )
 
@@ -91,7 +101,7 @@ async def events(
             last["timings"] = _timings(item).model_dump()
             yield _event(last)
             if includes_usage:
-                yield _event(_document(head, [], _usage(item)))
+                yield _event(_document(head, [], _usage(head, item)))
         yield {"data": _DONE}
     except RequestError as error:
         on_error(error)
@@ -149,12 +159,13 @@ def _document(head: ReplyHead, choices: list[ChunkChoice], usage: Usage | None) 
     return document
 
 
-def _usage(reply: Reply) -> Usage:
+def _usage(head: ReplyHead, reply: Reply) -> Usage:
     return Usage(
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.answer_tokens,
         total_tokens=reply.prompt_tokens + reply.answer_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=reply.cached_tokens),
+        escalation=head.decided.usage.get("escalation"),
     )
 
 

@@ -22,7 +22,9 @@ UTILIZATION: Final = 0.7  # of its time that a worker is meant to work
 HORIZON_S: Final = 60.0
 LEVEL_SHARE: Final = 0.5  # of the newest measurement in Holt's level
 TREND_SHARE: Final = 0.3  # and in his trend
-CALMER: Final = 0.8  # the share of an arrival rate that was too much below which fewer workers are tried again
+CALMER: Final = (
+    0.8  # the share of an arrival rate that was too much below which fewer workers are tried again
+)
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,16 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int = Field(description="Tokens that were not computed again.")
 
 
+class EscalationUsage(BaseModel):
+    """The answer of the bundle that was asked first, and what became of it."""
+
+    outcome: Literal["kept", "escalated"]
+    first_model: str
+    first_mean_logprob: float
+    first_prompt_tokens: int
+    first_completion_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens of a question and its answer."""
 
@@ -242,6 +252,7 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    escalation: EscalationUsage | None = Field(None, description="Where bundles are asked one after another.")
 
 
 class ReplyTimings(BaseModel):

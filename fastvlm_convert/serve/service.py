@@ -17,12 +17,13 @@ from fastvlm_convert.serve.breaker import Breaker
 from fastvlm_convert.serve.caches import AnswerCache, open_answer_cache
 from fastvlm_convert.serve.conversation import Preparing
 from fastvlm_convert.serve.engine import Engine, EngineStatus, HasChangingSlots
-from fastvlm_convert.serve.errors import NotFoundError
+from fastvlm_convert.serve.escalation import Escalation, make_escalation
 from fastvlm_convert.serve.health import BundleState, ServerState, Window
 from fastvlm_convert.serve.lifecycle import Lifecycle
 from fastvlm_convert.serve.metrics import Metrics
 from fastvlm_convert.serve.prompt_caches import ModelPromptCache, PromptCaches, open_prompt_caches
-from fastvlm_convert.serve.served_bundle import ServedBundle
+from fastvlm_convert.serve.router import Router, make_router
+from fastvlm_convert.serve.served_bundle import ServedBundle, check_files
 from fastvlm_convert.serve.settings import Settings
 from fastvlm_convert.serve.threats import rules
 from fastvlm_convert.serve.traces import open_traces
@@ -49,7 +50,9 @@ class Service:
 
     Attributes:
         settings: The server's.
-        bundles: By name, the first is the one that answers where none is named.
+        bundles: By name.
+        router: Which of them answers a request.
+        escalation: When another one is asked; None for never.
         accounts: What becomes of requests.
         cache: Of whole answers, of all bundles; None where caches are off.
         prompt_caches: Of image features and prefixes, of all bundles; None where caches are off.
@@ -60,6 +63,8 @@ class Service:
 
     settings: Settings
     bundles: Mapping[str, BundleService]
+    router: Router
+    escalation: Escalation | None
     accounts: Accounts
     cache: AnswerCache | None
     prompt_caches: PromptCaches | None
@@ -72,35 +77,15 @@ class Service:
         """What is counted."""
         return self.accounts.metrics
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Names that requests may give."""
-        return tuple(self.bundles)
-
-    def chosen(self, name: str | None) -> BundleService:
-        """The bundle of a request.
-
-        Raises:
-            NotFoundError: There is none of that name.
-        """
-        if name is None:
-            return next(iter(self.bundles.values()))
-        if name not in self.bundles:
-            raise NotFoundError(
-                f"there is no model of that name; there are: {', '.join(self.bundles)}",
-                "model",
-                code="model_not_found",
-            )
-        return self.bundles[name]
-
     async def load(self) -> None:
         """Load all bundles, one after the other.
 
         Raises:
-            ConversionError: One cannot be loaded.
+            ConversionError: One is not what its manifest says, or cannot be loaded.
         """
-        for bundle in self.bundles.values():
-            await bundle.path.engine.start()
+        for one in self.bundles.values():
+            await asyncio.to_thread(check_files, one.bundle.path)
+            await one.path.engine.start()
 
     async def stop(self) -> None:
         """End all engines at once."""
@@ -130,7 +115,7 @@ class Service:
         """All metrics as they are now, in Prometheus' text format."""
         for name, status in self.statuses().items():
             path = self.bundles[name].path
-            self.metrics.set_status(name, status, path.admission.waiting, path.breaker.state)
+            self.metrics.set_status(name, status, _waiting(path), path.breaker.state)
         if self.cache is not None:
             self.metrics.set_cache_bytes("answer", self.cache.bytes)
         return self.metrics.render()
@@ -149,7 +134,7 @@ class Service:
                 for name, one in self.bundles.items()
             ],
             recent=self.accounts.window.recent(),
-            queue_length=sum(path.admission.waiting for path in paths),
+            queue_length=sum(_waiting(path) for path in paths),
             queue_limit=sum(path.admission.max_queue for path in paths),
             expected_wait_s=max(path.admission.expected_wait_s() for path in paths),
             security_enabled=settings.security_enabled,
@@ -163,14 +148,32 @@ class Service:
         )
 
 
-def make_service(settings: Settings, bundles: Sequence[ServedBundle], make_engine: MakeEngine) -> Service:
+def _waiting(path: AnswerPath) -> int:
+    """Requests that wait, wherever the queue is."""
+    return path.admission.waiting + path.engine.status().waiting
+
+
+def make_service(
+    settings: Settings,
+    bundles: Sequence[ServedBundle],
+    make_engine: MakeEngine,
+    weights: Mapping[str, float] | None = None,
+) -> Service:
     """A service that has loaded nothing yet.
 
+    Args:
+        settings: The server's.
+        bundles: What is served; at least one.
+        make_engine: Makes a bundle's engine.
+        weights: Of the bundles in the group; None shares equally.
+
     Raises:
-        UsageError: The environment asks for traces that are not offered.
+        UsageError: Names or weights do not fit, or the environment asks for traces that are not offered.
         MissingDependencyError: It asks for traces, and the extra `otel` is not installed.
     """
-    metrics = Metrics(__version__, [bundle.name for bundle in bundles], [rule.name for rule in rules()])
+    names = [bundle.name for bundle in bundles]
+    router = make_router(names, weights, settings.model_name, settings.escalation_to)
+    metrics = Metrics(__version__, names, [rule.name for rule in rules()])
     cache, prompt_caches = open_answer_cache(settings), open_prompt_caches(settings)
     pictures = Pictures(settings)
 
@@ -191,6 +194,8 @@ def make_service(settings: Settings, bundles: Sequence[ServedBundle], make_engin
     return Service(
         settings,
         {bundle.name: one(bundle) for bundle in bundles},
+        router,
+        make_escalation(settings.escalation_to, settings.escalation_threshold, router),
         Accounts(metrics, Window(), open_traces(__version__, os.environ)),
         cache,
         prompt_caches,
