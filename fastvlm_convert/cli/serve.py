@@ -1,5 +1,6 @@
 """`fastvlm-convert serve`: answer questions about pictures over HTTP."""
 
+import logging
 import sys
 import time
 from dataclasses import dataclass
@@ -161,8 +162,8 @@ def _serve(
 
     with listen(settings.host, settings.port) as sock:
         url = f"http://{_shown_host(settings.host)}:{sock.getsockname()[1]}"
-        if not flags.is_silent:
-            set_up_logs("auto", sys.stderr)
+        level = logging.ERROR if flags.is_silent else logging.INFO
+        set_up_logs(settings.log_format, sys.stderr, level)
         run_server(service, sock, on_ready)
 
 

@@ -26,6 +26,7 @@ from fastvlm_convert.serve.prompt_caches import ModelPromptCache, PromptCaches, 
 from fastvlm_convert.serve.router import Router, make_router
 from fastvlm_convert.serve.served_bundle import ServedBundle, check_files
 from fastvlm_convert.serve.settings import Settings
+from fastvlm_convert.serve.threats import rules
 from fastvlm_convert.serve.traces import open_traces
 from fastvlm_convert.serve.validate import Pictures
 
@@ -181,7 +182,7 @@ def make_service(
     names = [bundle.name for bundle in bundles]
     router = make_router(names, weights, settings.model_name, settings.escalation_to)
     escalation = make_escalation(settings.escalation_to, settings.escalation_threshold, router)
-    metrics = Metrics(__version__, names)
+    metrics = Metrics(__version__, names, [rule.name for rule in rules()])
     cache, prompt_caches = open_answer_cache(settings), open_prompt_caches(settings)
     pictures = Pictures(settings)
 

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
         None,
         description="What requests call all bundles together; null takes the only one's name, or fastvlm.",
     )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="How log lines look; auto is text at a terminal, and json elsewhere."
+    )
 
     # Who answers.
     engine: Literal["embedded", "processes", "ray"] = Field(

@@ -17,7 +17,7 @@ SHIPPED = Path(__file__).parent.parent.parent / "configs" / "serve.yaml"
 
 # The names and defaults of the issue, written down once more.
 DEFAULTS = {
-    "host": "127.0.0.1", "port": 8000, "env": "development", "model_name": None,
+    "host": "127.0.0.1", "port": 8000, "env": "development", "model_name": None, "log_format": "auto",
     "engine": "embedded", "slots": 2, "threads": None, "batch_decode": False,
     "min_workers": 1, "max_workers": 1, "scaling_strategy": "adaptive",
     "timeout_seconds": 30, "max_queue": 64, "drain_seconds": 30,
