@@ -99,6 +99,7 @@ format: setup
 docs: setup
 	$(BIN)/python -m tests.layers
 	$(BIN)/python -m tests.published_schema
+	$(BIN)/python -m tests.settings_table
 
 bench: setup
 	$(BIN)/python benchmarks/demo_accuracy.py

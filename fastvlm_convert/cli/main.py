@@ -34,6 +34,7 @@ from fastvlm_convert.cli import (
     report,
     run,
     scan,
+    serve,
     verify,
 )
 from fastvlm_convert.cli.bundle import app as bundle_app
@@ -60,8 +61,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a check failed, 2 could not run, 130 interrupted.",
 )
 for _name, _module in (
-    ("inspect", inspect), ("run", run), ("chat", chat), ("plan", plan), ("quantize", quantize),
-    ("export", export), ("verify", verify), ("evaluate", evaluate), ("bench", bench), ("lint", lint),
+    ("inspect", inspect), ("run", run), ("chat", chat), ("serve", serve), ("plan", plan),
+    ("quantize", quantize), ("export", export), ("verify", verify), ("evaluate", evaluate),
+    ("bench", bench), ("lint", lint),
     ("estimate", estimate), ("report", report), ("scan", scan), ("mil", mil), ("recipes", recipes),
     ("doctor", doctor),
 ):  # fmt: skip

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from fastvlm_convert.errors import did_you_mean, shown
+from fastvlm_convert.serve.setting_facts import SettingFacts, SettingValue
 from fastvlm_convert.serve.settings import PREFIX, Settings, SettingsError
 from fastvlm_convert.yaml_file import lines_of_keys, read_yaml_file
 
@@ -37,29 +38,6 @@ class LoadedSettings:
 
     settings: Settings
     origins: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class SettingFacts:
-    """What is known of a setting.
-
-    Attributes:
-        name: Its name in a file; `environment` has that in the environment.
-        environment: Its name there.
-        value: Its value; texts for paths.
-        default: Its value where nothing is given.
-        origin: Where the value is from.
-        allowed: The values that it may have.
-        description: What it means.
-    """
-
-    name: str
-    environment: str
-    value: str | int | float | bool | None
-    default: str | int | float | bool | None
-    origin: str
-    allowed: str
-    description: str
 
 
 def load_settings(options: Mapping[str, Any] | None = None, file: Path | None = None) -> LoadedSettings:
@@ -143,20 +121,19 @@ def allowed_values(field: FieldInfo) -> str:
 
 
 def _range(field: FieldInfo) -> str:
-    low = high = ""
+    """The limits of a number, which all numbers but some without a lower one have."""
+    low, high = "", ""
     for limit in field.metadata:
         if isinstance(limit, annotated_types.Ge):
-            low = f" from {limit.ge}"
+            low = f" from {limit.ge} to "
         elif isinstance(limit, annotated_types.Gt):
-            low = f" above {limit.gt}"
+            low = f" above {limit.gt}, at most "
         elif isinstance(limit, annotated_types.Le):
-            high = f"{limit.le}"
-    if not high:
-        return low
-    return f"{low} to {high}" if low else f" of at most {high}"
+            high = str(limit.le)
+    return f"{low or ' of at most '}{high}"
 
 
-def _plain(value: object) -> str | int | float | bool | None:
+def _plain(value: object) -> SettingValue:
     if isinstance(value, tuple):
         return ",".join(value)
     if value is None or isinstance(value, str | bool | int | float):

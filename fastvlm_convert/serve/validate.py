@@ -127,13 +127,7 @@ class Pictures:
         Raises:
             RequestError: As `open_picture`, or there are too many; whatever the function raises.
         """
-        limit = self._settings.max_images
-        if len(encoded) > limit:
-            raise InvalidRequestError(
-                f"the request has {len(encoded)} pictures, at most {limit} are taken",
-                param=encoded[limit].param,
-                code="too_many_images",
-            )
+        check_number(encoded, self._settings)
 
         def work() -> T:
             return function([open_picture(each.url, each.param, self._settings) for each in encoded])
@@ -143,6 +137,21 @@ class Pictures:
     def close(self) -> None:
         """Let the threads end once what they do is done."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def check_number(encoded: Sequence[EncodedPicture], settings: PictureSettings) -> None:
+    """See that a request has no more pictures than are allowed.
+
+    Raises:
+        InvalidRequestError: It has.
+    """
+    limit = settings.max_images
+    if len(encoded) > limit:
+        raise InvalidRequestError(
+            f"the request has {len(encoded)} pictures, at most {limit} are taken",
+            param=encoded[limit].param,
+            code="too_many_images",
+        )
 
 
 def open_picture(url: str, param: str, settings: PictureSettings) -> DecodedPicture:
@@ -198,28 +207,39 @@ def _checked(raw: bytearray, declared: PictureFormat, param: str, settings: Pict
     return _decode(file.content, declared, size, param, settings)
 
 
-def _decode_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, bytearray]:
-    """The declared format and the bytes of a data URL."""
+def check_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, int]:
+    """The declared format of a data URL, of which nothing is decoded, and where its base64 begins.
+
+    Raises:
+        InvalidRequestError: It is no data URL.
+        UnsupportedMediaError: It is of a format that is not taken.
+        TooLargeError: Its file exceeds the limit.
+    """
     head = _HEAD.match(url)
     if head is None:
         raise _no_data_url(url, param)
     media_type = head[1].lower()
     if media_type not in FORMATS:
         raise UnsupportedMediaError(f"{media_type} is not taken; {_TAKEN}", param, "unsupported_type")
-    limit = int(settings.max_image_size_mb * BYTES_PER_MB)
-    if (len(url) - head.end()) // 4 * 3 - 2 > limit:
+    if (len(url) - head.end()) // 4 * 3 - 2 > int(settings.max_image_size_mb * BYTES_PER_MB):
         raise _too_many_bytes(param, settings)
+    return FORMATS[media_type], head.end()
+
+
+def _decode_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, bytearray]:
+    """The declared format and the bytes of a data URL."""
+    declared, start = check_url(url, param, settings)
     try:
-        raw = _decode_base64(url, head.end())
+        raw = _decode_base64(url, start)
     except ValueError as error:
         raise InvalidRequestError(
             "the picture is not in strict base64: the letters A-Z a-z 0-9 + /, padded with =, no spaces",
             param=param,
             code="bad_base64",
         ) from error
-    if len(raw) > limit:
+    if len(raw) > int(settings.max_image_size_mb * BYTES_PER_MB):
         raise _too_many_bytes(param, settings)
-    return FORMATS[media_type], raw
+    return declared, raw
 
 
 def _decode_base64(text: str, start: int) -> bytearray:

@@ -1,0 +1,170 @@
+"""`POST /v1/chat/completions`: from a request's body to its reply, whole or in pieces."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Final, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from fastvlm_convert.serve.accounting import Account
+from fastvlm_convert.serve.conversation import Conversation, read_conversation
+from fastvlm_convert.serve.engine import Piece, Reply
+from fastvlm_convert.serve.errors import (
+    CancelledError,
+    EngineFailedError,
+    RequestError,
+    UnsupportedMediaError,
+)
+from fastvlm_convert.serve.escalation import Decided, decide
+from fastvlm_convert.serve.replies import (
+    AnswerEvents,
+    ReplyHead,
+    client_left,
+    events,
+    whole_reply,
+)
+from fastvlm_convert.serve.schema import ChatRequest, read_request
+from fastvlm_convert.serve.service import Service
+
+T = TypeVar("T")
+Items = AsyncGenerator[Piece | Reply, None]
+
+_JSON: Final = "application/json"
+
+
+class Chat:
+    """Answers requests.
+
+    Args:
+        service: The server's.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def answer(self, request: Request) -> Response:
+        """The reply to a request.
+
+        Raises:
+            RequestError: It is not answered.
+        """
+        service = self._service
+        account: Account = request.state.account
+        given = await _read(request)
+        scope = account.client if service.settings.cache_scope == "key" else ""
+        conversation = read_conversation(given, service.settings, scope)
+        account.sampling = conversation.sampling
+        name = service.router.choose(given.model, account.client)
+        account.model = name
+        decided = await _unless_left(request, self._decided(account, conversation, given.model, name))
+        account.model = decided.bundle
+        items = service.accounts.watched(account, decided.pieces)
+        head = ReplyHead(account.request_id, decided)
+        if given.stream:
+            usage = given.stream_options is not None and bool(given.stream_options.include_usage)
+            return await self._streamed(request, items, head, usage)
+        return await self._whole(request, items, head)
+
+    async def _decided(
+        self, account: Account, conversation: Conversation, requested: str | None, name: str
+    ) -> Decided:
+        """Who answers; where a small bundle is asked first, once it is known whether its answer is kept."""
+        service = self._service
+        deadline = account.began + service.settings.timeout_seconds
+
+        def ask(bundle: str, wants_logprob: bool) -> Items:
+            one = service.bundles[bundle]
+            asked = one.preparing.asked(conversation, account.request_id, deadline, wants_logprob)
+            return one.answers.ask(asked)
+
+        escalation = service.escalation
+        if escalation is None or not escalation.concerns(
+            service.router, requested, name, conversation.sampling
+        ):
+            return Decided(name, ask(name, False))
+        decided = await decide(escalation, name, ask)
+        if decided.first is not None and decided.first.outcome == "escalated":
+            service.accounts.judged(name, decided.first.reply)
+        return decided
+
+    async def _whole(self, request: Request, items: Items, head: ReplyHead) -> Response:
+        async with aclosing(items):
+            reply = await _unless_left(request, _last(items))
+        document = whole_reply(head, reply)
+        return JSONResponse(document.model_dump(exclude_none=True), headers=head.headers(reply.cache))
+
+    async def _streamed(
+        self, request: Request, items: Items, head: ReplyHead, includes_usage: bool
+    ) -> Response:
+        """A stream, begun when there is something to say: what goes wrong before has its own status."""
+        account: Account = request.state.account
+        first: Piece | Reply | None = None
+        try:
+            first = await _unless_left(request, _first(items))
+        finally:
+            if first is None:
+                await items.aclose()
+
+        def failed(error: RequestError) -> None:
+            account.error = error
+
+        def end(is_whole: bool) -> None:
+            if not is_whole and account.error is None:
+                account.error = _left()
+            # The response may be cancelled while it ends; a task of its own is not.
+            task = asyncio.get_running_loop().create_task(items.aclose())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+        stream = events(head, _with_first(first, items), includes_usage, failed)
+        return AnswerEvents(stream, head.headers(first.cache), end)
+
+
+async def _read(request: Request) -> ChatRequest:
+    kind = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
+    if kind != _JSON:
+        raise UnsupportedMediaError(f"the body is to be {_JSON}", code="content_type")
+    return read_request(await request.body())
+
+
+async def _with_first(first: Piece | Reply, rest: AsyncIterator[Piece | Reply]) -> Items:
+    yield first
+    async for item in rest:
+        yield item
+
+
+async def _first(items: Items) -> Piece | Reply:
+    return await anext(items)
+
+
+async def _last(items: Items) -> Reply:
+    async for item in items:
+        if isinstance(item, Reply):
+            return item
+    raise EngineFailedError("the engine gave no reply", code="no_reply")
+
+
+def _left() -> CancelledError:
+    return CancelledError("the client left", code="cancelled")
+
+
+async def _unless_left(request: Request, work: Coroutine[None, None, T]) -> T:
+    """The result of some work, which is given up when the client leaves.
+
+    Raises:
+        CancelledError: The client left.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(client_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise _left()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)

@@ -1,0 +1,15 @@
+"""A bundle whose answers take long, for engines that run it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.bundles import copy_bundle, edit_manifest
+
+
+@pytest.fixture(scope="session")
+def endless_bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with an end token that it never says, for answers of any length."""
+    bundle = copy_bundle(demo_bundle, tmp_path_factory.mktemp("endless"))
+    edit_manifest(bundle, lambda manifest: manifest["contract"].update(eos_token_ids=[0]))
+    return bundle
