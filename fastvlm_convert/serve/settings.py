@@ -40,7 +40,8 @@ class Settings(BaseSettings):
         "development", description="production requires an API key and hides /docs."
     )
     model_name: Name | None = Field(
-        None, description="What requests call the bundle; null takes its folder's name. For a single bundle."
+        None,
+        description="What requests call the model; null takes the only bundle's name, or fastvlm for several.",
     )
 
     # Who answers.
