@@ -18,6 +18,7 @@ from fastvlm_convert.serve.service import Service
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BACKLOG: Final = 2048
+_LAST_WORDS_S: Final = 1.0  # to tell those who get no answer
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -110,4 +111,5 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         if not await self._service.lifecycle.drained(self._service.settings.drain_seconds):
             await self._service.stop()
+            await self._service.lifecycle.drained(_LAST_WORDS_S)
         self.should_exit = True

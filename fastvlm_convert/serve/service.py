@@ -13,6 +13,7 @@ from fastvlm_convert import __version__
 from fastvlm_convert.serve.accounting import Accounts
 from fastvlm_convert.serve.admission import Admission
 from fastvlm_convert.serve.answers import AnswerPath, Answers
+from fastvlm_convert.serve.autoscaler import Autoscaler, autoscaler
 from fastvlm_convert.serve.breaker import Breaker
 from fastvlm_convert.serve.caches import AnswerCache, open_answer_cache
 from fastvlm_convert.serve.conversation import Preparing
@@ -35,12 +36,13 @@ MakeEngine = Callable[[ServedBundle, Settings, ModelPromptCache | None], Engine]
 
 @dataclass(frozen=True)
 class BundleService:
-    """A bundle, and everything between a request and its answer."""
+    """A bundle, everything between a request and its answer, and what scales its workers, if anything does."""
 
     bundle: ServedBundle
     path: AnswerPath
     answers: Answers
     preparing: Preparing
+    scaler: Autoscaler | None
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,15 @@ class Service:
         for one in self.bundles.values():
             await asyncio.to_thread(check_files, one.bundle.path)
             await one.path.engine.start()
+            if one.scaler is not None:
+                one.scaler.start()
 
     async def stop(self) -> None:
-        """End all engines at once."""
+        """End all questions and engines at once."""
+        for one in self.bundles.values():
+            one.answers.stop()
+            if one.scaler is not None:
+                one.scaler.stop()
         await asyncio.gather(*(bundle.path.engine.stop() for bundle in self.bundles.values()))
 
     async def close(self) -> None:
@@ -186,8 +194,9 @@ def make_service(
             engine.watch_slots(admission.dispatch)
         breaker = Breaker(settings.breaker_failures, settings.breaker_reset_seconds)
         path = AnswerPath(engine, admission, breaker, cache)
+        scaler = autoscaler(path, settings, metrics)
         return BundleService(
-            bundle, path, Answers(bundle.name, path, metrics), Preparing(bundle, settings, pictures)
+            bundle, path, Answers(bundle.name, path, metrics), Preparing(bundle, settings, pictures), scaler
         )
 
     return Service(

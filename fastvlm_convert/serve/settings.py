@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     )
     model_name: Name | None = Field(
         None,
-        description="What requests call the model; null takes the only bundle's name, or fastvlm for several.",
+        description="What requests call the model; null takes the name of a single bundle, else fastvlm.",
     )
 
     # Who answers.

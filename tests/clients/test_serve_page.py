@@ -69,7 +69,7 @@ def test_a_picture_is_dropped_and_an_answer_is_seen_while_it_is_written(visit):
 
 def test_the_request_is_openais_and_the_picture_is_sent_as_it_is(visit):
     first = visit["posts"][0]
-    assert (first["model"], first["stream"]) == ("small", True)
+    assert (first["model"], first["stream"]) == (visit["modelsOffered"][0], True)
     (message,) = first["messages"]
     picture, text = message["content"]
     assert text == {"type": "text", "text": QUESTIONS[0]}
@@ -105,7 +105,7 @@ def test_nothing_fails_and_nothing_is_loaded_from_elsewhere(visit):
 
 
 def test_a_model_is_chosen_where_there_are_several(visit):
-    assert visit["modelsOffered"] == ["small", "large"]
+    assert {"small", "large"} <= set(visit["modelsOffered"])
     assert visit["modelChoice"]
     assert visit["otherModel"].startswith(f"{QUESTIONS[0]} (large)")
     assert "large" in {post["model"] for post in visit["posts"]}

@@ -24,7 +24,7 @@ TIMINGS = StageTimings(vision_ms=22, prefill_ms=5, decode_ms=12)
 class ScriptedEngine:
     """Answers by a word of the question (hostile, endless, fail, break, busy), else with six words."""
 
-    def __init__(self, bundle: ServedBundle, settings: Settings) -> None:
+    def __init__(self, bundle: ServedBundle, settings: Settings, _cache: object) -> None:
         self._bundle = bundle
         self._slots = settings.slots
         self._running = 0
