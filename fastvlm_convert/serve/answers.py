@@ -165,7 +165,8 @@ class Answers:
             question = await asked.prepare(flight.cancelled)
             async for item in path.engine.answer(question):
                 if isinstance(item, Reply):
-                    item = replace(item, timings=replace(item.timings, queue_ms=waited_s * 1000))
+                    queue_ms = waited_s * 1000 + item.timings.queue_ms  # of the engine's own queue, too
+                    item = replace(item, timings=replace(item.timings, queue_ms=queue_ms))
                     if asked.key is not None and path.cache is not None:
                         await path.cache.put(self._kept_as(asked.key), item)
                 flight.add(item)

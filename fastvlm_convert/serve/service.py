@@ -26,6 +26,7 @@ from fastvlm_convert.serve.prompt_caches import ModelPromptCache, PromptCaches, 
 from fastvlm_convert.serve.router import Router, make_router
 from fastvlm_convert.serve.served_bundle import ServedBundle, check_files
 from fastvlm_convert.serve.settings import Settings
+from fastvlm_convert.serve.threats import rules
 from fastvlm_convert.serve.traces import open_traces
 from fastvlm_convert.serve.validate import Pictures
 
@@ -36,7 +37,7 @@ MakeEngine = Callable[[ServedBundle, Settings, ModelPromptCache | None], Engine]
 
 @dataclass(frozen=True)
 class BundleService:
-    """A bundle, everything between a request and its answer, and what scales its workers, if anything does."""
+    """A bundle, everything between a request and its answer, and what scales its workers, if any."""
 
     bundle: ServedBundle
     path: AnswerPath
@@ -180,7 +181,8 @@ def make_service(
     """
     names = [bundle.name for bundle in bundles]
     router = make_router(names, weights, settings.model_name, settings.escalation_to)
-    metrics = Metrics(__version__, names)
+    escalation = make_escalation(settings.escalation_to, settings.escalation_threshold, router)
+    metrics = Metrics(__version__, names, [rule.name for rule in rules()])
     cache, prompt_caches = open_answer_cache(settings), open_prompt_caches(settings)
     pictures = Pictures(settings)
 
@@ -203,7 +205,7 @@ def make_service(
         settings,
         {bundle.name: one(bundle) for bundle in bundles},
         router,
-        make_escalation(settings.escalation_to, settings.escalation_threshold, router),
+        escalation,
         Accounts(metrics, Window(), open_traces(__version__, os.environ)),
         cache,
         prompt_caches,

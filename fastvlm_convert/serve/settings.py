@@ -41,7 +41,10 @@ class Settings(BaseSettings):
     )
     model_name: Name | None = Field(
         None,
-        description="What requests call the model; null takes the name of a single bundle, else fastvlm.",
+        description="What requests call all bundles together; null takes the only one's name, or fastvlm.",
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="How log lines look; auto is text at a terminal, and json elsewhere."
     )
 
     # Who answers.
