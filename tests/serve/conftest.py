@@ -1,5 +1,8 @@
 """The bundle that servers serve in tests."""
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,14 @@ import pytest
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.recipe import load_recipe, without_data
 from tests.planted import DEMO
+
+
+@pytest.fixture(scope="module")
+def ray_home() -> Iterator[dict[str, str]]:
+    """Ray writes a token into HOME, and sockets into RAY_TMPDIR, whose name must be short."""
+    folder = tempfile.mkdtemp(prefix="ray")
+    yield {"HOME": folder, "RAY_TMPDIR": folder}
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
