@@ -1,19 +1,25 @@
 """`fastvlm-convert serve`: answer questions about pictures over HTTP."""
 
+import logging
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from fastvlm_convert.cli.answering import BundleTargetOption
-from fastvlm_convert.cli.console import err
+from fastvlm_convert.cli.console import err, report
+from fastvlm_convert.cli.document import Document
 from fastvlm_convert.cli.flags import flags_of
+from fastvlm_convert.cli.serve_settings import show_settings as print_settings
 from fastvlm_convert.errors import MissingDependencyError, UsageError
-from fastvlm_convert.targets import Target, known_target
+from fastvlm_convert.targets import known_target
 
 if TYPE_CHECKING:
-    from fastvlm_convert.serve.served_bundle import ServedBundle
+    from fastvlm_convert.serve.settings import Settings
 
 EXAMPLES = """
 fastvlm-convert serve app
@@ -65,6 +71,24 @@ SettingsOption = Annotated[
         show_default=False,
     ),
 ]
+ShowSettingsOption = Annotated[
+    bool, typer.Option("--show-settings", help="Print every setting and where it is from, and end.")
+]
+
+
+@dataclass(frozen=True)
+class ServeDocument(Document, name="serve"):
+    """A server that can be asked; printed once it is ready, and it runs on.
+
+    Attributes:
+        url: Where, without a path.
+        models: Names that requests may give.
+        seconds: From the start until it was ready.
+    """
+
+    url: str
+    models: tuple[str, ...]
+    seconds: float
 
 
 def command(
@@ -76,48 +100,77 @@ def command(
     engine: EngineOption = None,
     weight: WeightOption = None,
     settings: SettingsOption = None,
+    show_settings: ShowSettingsOption = False,
 ) -> None:
     """Answer questions about pictures over HTTP, in the form of OpenAI's API.
 
-    The answers are those of `run`, bit for bit. Ctrl-C or SIGTERM finishes what was asked and ends.
+    The answers are those of `run`, bit for bit. Ctrl-C or SIGTERM lets the server finish what it was asked;
+    a second one ends it at once.
     """
     began = time.monotonic()
-    flags = flags_of(context)
     try:
-        from fastvlm_convert.serve.engines.choice import make_engine
-        from fastvlm_convert.serve.router import parse_weights
-        from fastvlm_convert.serve.server import listen, run_server
-        from fastvlm_convert.serve.service import make_service
         from fastvlm_convert.serve.settings_sources import load_settings
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, "`serve`") from error
-    loaded = load_settings({"host": host, "port": port, "engine": engine}, settings).settings
-    served = _open_bundles(bundles or [], None if target is None else known_target(target))
-    sock = listen(loaded.host, loaded.port)
-    service = make_service(loaded, served, make_engine, parse_weights(weight or []))
+    loaded = load_settings({"host": host, "port": port, "engine": engine}, settings)
+    if show_settings:
+        print_settings(context, loaded)
+        return
+    if not bundles:
+        raise UsageError("missing argument 'BUNDLE'", hint="`fastvlm-convert export` makes one")
+    _serve(context, loaded.settings, bundles, weight or [], target, began)
+
+
+def _serve(
+    context: typer.Context,
+    settings: "Settings",
+    bundles: list[str],
+    weights: list[str],
+    target: str | None,
+    began: float,
+) -> None:
+    """Serve until a signal.
+
+    Args:
+        context: The command's.
+        settings: The server's.
+        bundles: `PATH` or `NAME=PATH` each.
+        weights: `NAME=NUMBER` each.
+        target: Which of the bundles' formats is run.
+        began: When the command did, on `time.monotonic()`.
+    """
+    try:
+        from fastvlm_convert.serve.engines.choice import make_engine
+        from fastvlm_convert.serve.logs import set_up_logs
+        from fastvlm_convert.serve.router import parse_bundle, parse_weights
+        from fastvlm_convert.serve.served_bundle import open_served_bundle
+        from fastvlm_convert.serve.server import listen, run_server
+        from fastvlm_convert.serve.service import make_service
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "`serve`") from error
+    chosen = None if target is None else known_target(target)
+    named = [parse_bundle(argument) for argument in bundles]
+    served = [open_served_bundle(path, name, chosen) for name, path in named]
+    service = make_service(settings, served, make_engine, parse_weights(weights))
+    flags = flags_of(context)
 
     def on_ready() -> None:
-        if not flags.is_silent:
-            where = f"http://{loaded.host}:{sock.getsockname()[1]}"
-            err.print(
-                f"serving {', '.join(service.bundles)} at {where} (ready in {time.monotonic() - began:.1f} s)"
-            )
+        seconds = round(time.monotonic() - began, 3)
+        document = ServeDocument(url, service.router.models, seconds)
+        report(context, "passed", document, lambda: err.print(_greeting(document), highlight=False), url)
+        sys.stdout.flush()  # a program may wait for it
 
-    with sock:
+    with listen(settings.host, settings.port) as sock:
+        url = f"http://{_shown_host(settings.host)}:{sock.getsockname()[1]}"
+        level = logging.ERROR if flags.is_silent else logging.INFO
+        set_up_logs(settings.log_format, sys.stderr, level)
         run_server(service, sock, on_ready)
 
 
-def _open_bundles(arguments: list[str], target: Target | None) -> "list[ServedBundle]":
-    """The bundles of a command line.
+def _greeting(document: ServeDocument) -> str:
+    names = ", ".join(document.models)
+    return f"serving {escape(names)} at {document.url} (ready in {document.seconds:.1f} s)"
 
-    Raises:
-        UsageError: There is none, or one has a name that cannot be used.
-        BundleError: One is no bundle.
-    """
-    from fastvlm_convert.serve.router import parse_bundle
-    from fastvlm_convert.serve.served_bundle import open_served_bundle
 
-    if not arguments:
-        raise UsageError("missing argument 'BUNDLE'", hint="`fastvlm-convert export` makes one")
-    named = [parse_bundle(argument) for argument in arguments]
-    return [open_served_bundle(path, name, target) for name, path in named]
+def _shown_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -55,7 +55,8 @@ class Chat:
         service = self._service
         account: Account = request.state.account
         given = await _read(request)
-        conversation = read_conversation(given, service.settings)
+        scope = account.client if service.settings.cache_scope == "key" else ""
+        conversation = read_conversation(given, service.settings, scope)
         account.model = service.router.choose(given.model, account.client)
         account.sampling = conversation.sampling
         decided = await self._decided(request, given.model, conversation)

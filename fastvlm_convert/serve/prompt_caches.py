@@ -4,9 +4,9 @@ from typing import Final
 
 import numpy as np
 
-from fastvlm_convert.prompt_cache import KvPrefix
 from fastvlm_convert.serve.caches import ByteCache, cache_key
 from fastvlm_convert.serve.settings import Settings
+from fastvlm_convert.session import KvPrefix
 
 _MEGABYTE: Final = 1_000_000
 

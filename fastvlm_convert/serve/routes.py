@@ -54,12 +54,12 @@ def make_router(service: Service) -> APIRouter:
     @router.get("/v1/models", responses=_errors(401, 429, 503))
     async def models() -> ModelList:
         """The bundles that are served."""
-        return ModelList(data=[_card(service, name) for name in service.models])
+        return ModelList(data=[_card(service, name) for name in service.router.models])
 
     @router.get("/v1/models/{name:path}", responses=_errors(401, 404, 429, 503))
     async def model(name: str) -> ModelCard:
         """A bundle that is served."""
-        service.router.choose(name, client="")
+        service.router.choose(name, "")
         return _card(service, name)
 
     _add_probes(router, service)

@@ -22,7 +22,9 @@ UTILIZATION: Final = 0.7  # of its time that a worker is meant to work
 HORIZON_S: Final = 60.0
 LEVEL_SHARE: Final = 0.5  # of the newest measurement in Holt's level
 TREND_SHARE: Final = 0.3  # and in his trend
-CALMER: Final = 0.8  # the share of an arrival rate that was too much below which fewer workers are tried again
+CALMER: Final = (
+    0.8  # the share of an arrival rate that was too much below which fewer workers are tried again
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def decide(
     now = resources.workers
     if not window:
         return _stay(now, "no_measurements")
+    if now > limits.max_workers:
+        return Decision(limits.max_workers, "down", "max_workers")
     policy = _POLICIES[strategy]
     if (reason := policy.why_up(window)) is not None:
         return _up(policy.more(window, now), reason, window[-1], resources, limits)
@@ -138,7 +142,13 @@ def _up(wanted: int, reason: str, newest: Measurement, resources: Resources, lim
 
 
 def _down(wanted: int, reason: str, window: Sequence[Measurement], now: int, limits: Limits) -> Decision:
-    wanted = max(wanted, limits.min_workers, _needed(window[-1].arrivals_per_s, _service_s(window) or 0.0))
+    arrivals = window[-1].arrivals_per_s
+    wanted = max(
+        wanted,
+        limits.min_workers,
+        _needed(arrivals, _service_s(window) or 0.0),
+        math.ceil(arrivals / MANY_A_SECOND),
+    )
     while wanted < now and _was_too_few(window, wanted):
         wanted += 1
     if wanted >= now:

@@ -12,33 +12,30 @@ from typing import Final
 
 import uvicorn
 
-from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.errors import UsageError
 from fastvlm_convert.serve.app import make_app
 from fastvlm_convert.serve.service import Service
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BACKLOG: Final = 2048
-
-
-class ListenError(ConversionError):
-    """The server cannot listen on an address."""
-
-    code = "listen"
-    next_step = "choose another with --host and --port; --port 0 takes a free one"
+_LAST_WORDS_S: Final = 1.0  # to tell those who get no answer
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens already, so that a port that is taken is told before anything is loaded.
 
     Raises:
-        ListenError: The address is not this machine's, or the port is taken or not allowed.
+        UsageError: The address is not this machine's, or the port is taken or not allowed.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ListenError(f"cannot listen on {host} port {port}: {reason}") from error
+        raise UsageError(
+            f"cannot listen on {host} port {port}: {reason}",
+            hint="choose another with --host and --port; --port 0 takes a free one",
+        ) from error
 
 
 def run_server(service: Service, sock: socket.socket, on_ready: Callable[[], None]) -> None:
@@ -63,6 +60,7 @@ def run_server(service: Service, sock: socket.socket, on_ready: Callable[[], Non
         make_app(service, on_loaded),
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # trusts every local client; trusted_proxies says who is believed
         server_header=False,
         timeout_graceful_shutdown=1,
         lifespan="on",
@@ -114,4 +112,5 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         if not await self._service.lifecycle.drained(self._service.settings.drain_seconds):
             await self._service.stop()
+            await self._service.lifecycle.drained(_LAST_WORDS_S)
         self.should_exit = True

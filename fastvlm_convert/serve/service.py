@@ -13,6 +13,7 @@ from fastvlm_convert import __version__
 from fastvlm_convert.serve.accounting import Accounts
 from fastvlm_convert.serve.admission import Admission
 from fastvlm_convert.serve.answers import AnswerPath, Answers
+from fastvlm_convert.serve.autoscaler import Autoscaler, autoscaler
 from fastvlm_convert.serve.breaker import Breaker
 from fastvlm_convert.serve.caches import AnswerCache, open_answer_cache
 from fastvlm_convert.serve.conversation import Preparing
@@ -23,8 +24,9 @@ from fastvlm_convert.serve.lifecycle import Lifecycle
 from fastvlm_convert.serve.metrics import Metrics
 from fastvlm_convert.serve.prompt_caches import ModelPromptCache, PromptCaches, open_prompt_caches
 from fastvlm_convert.serve.router import Router, make_router
-from fastvlm_convert.serve.served_bundle import ServedBundle
+from fastvlm_convert.serve.served_bundle import ServedBundle, check_files
 from fastvlm_convert.serve.settings import Settings
+from fastvlm_convert.serve.threats import rules
 from fastvlm_convert.serve.traces import open_traces
 from fastvlm_convert.serve.validate import Pictures
 
@@ -35,12 +37,13 @@ MakeEngine = Callable[[ServedBundle, Settings, ModelPromptCache | None], Engine]
 
 @dataclass(frozen=True)
 class BundleService:
-    """A bundle, and everything between a request and its answer."""
+    """A bundle, everything between a request and its answer, and what scales its workers, if any."""
 
     bundle: ServedBundle
     path: AnswerPath
     answers: Answers
     preparing: Preparing
+    scaler: Autoscaler | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Service:
         settings: The server's.
         bundles: By name.
         router: Which of them answers a request.
-        escalation: When another one does instead; None where that is off.
+        escalation: When another one is asked; None for never.
         accounts: What becomes of requests.
         cache: Of whole answers, of all bundles; None where caches are off.
         prompt_caches: Of image features and prefixes, of all bundles; None where caches are off.
@@ -76,22 +79,24 @@ class Service:
         """What is counted."""
         return self.accounts.metrics
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Names that requests may give."""
-        return self.router.models
-
     async def load(self) -> None:
         """Load all bundles, one after the other.
 
         Raises:
-            ConversionError: One cannot be loaded.
+            ConversionError: One is not what its manifest says, or cannot be loaded.
         """
-        for bundle in self.bundles.values():
-            await bundle.path.engine.start()
+        for one in self.bundles.values():
+            await asyncio.to_thread(check_files, one.bundle.path)
+            await one.path.engine.start()
+            if one.scaler is not None:
+                one.scaler.start()
 
     async def stop(self) -> None:
-        """End all engines at once."""
+        """End all questions and engines at once."""
+        for one in self.bundles.values():
+            one.answers.stop()
+            if one.scaler is not None:
+                one.scaler.stop()
         await asyncio.gather(*(bundle.path.engine.stop() for bundle in self.bundles.values()))
 
     async def close(self) -> None:
@@ -118,8 +123,7 @@ class Service:
         """All metrics as they are now, in Prometheus' text format."""
         for name, status in self.statuses().items():
             path = self.bundles[name].path
-            waiting = path.admission.waiting + status.waiting
-            self.metrics.set_status(name, status, waiting, path.breaker.state)
+            self.metrics.set_status(name, status, _waiting(path), path.breaker.state)
         if self.cache is not None:
             self.metrics.set_cache_bytes("answer", self.cache.bytes)
         return self.metrics.render()
@@ -138,8 +142,7 @@ class Service:
                 for name, one in self.bundles.items()
             ],
             recent=self.accounts.window.recent(),
-            queue_length=sum(path.admission.waiting for path in paths)
-            + sum(status.waiting for status in statuses.values()),
+            queue_length=sum(_waiting(path) for path in paths),
             queue_limit=sum(path.admission.max_queue for path in paths),
             expected_wait_s=max(path.admission.expected_wait_s() for path in paths),
             security_enabled=settings.security_enabled,
@@ -153,6 +156,11 @@ class Service:
         )
 
 
+def _waiting(path: AnswerPath) -> int:
+    """Requests that wait, wherever the queue is."""
+    return path.admission.waiting + path.engine.status().waiting
+
+
 def make_service(
     settings: Settings,
     bundles: Sequence[ServedBundle],
@@ -163,19 +171,18 @@ def make_service(
 
     Args:
         settings: The server's.
-        bundles: What is served.
-        make_engine: Makes the engine of each.
-        weights: Of the bundles, as `make_router` takes them.
+        bundles: What is served; at least one.
+        make_engine: Makes a bundle's engine.
+        weights: Of the bundles in the group; None shares equally.
 
     Raises:
-        UsageError: Names and weights do not fit together, nothing can be escalated, or the environment asks
-            for traces that are not offered.
+        UsageError: Names or weights do not fit, or the environment asks for traces that are not offered.
         MissingDependencyError: It asks for traces, and the extra `otel` is not installed.
     """
     names = [bundle.name for bundle in bundles]
     router = make_router(names, weights, settings.model_name, settings.escalation_to)
     escalation = make_escalation(settings.escalation_to, settings.escalation_threshold, router)
-    metrics = Metrics(__version__, names)
+    metrics = Metrics(__version__, names, [rule.name for rule in rules()])
     cache, prompt_caches = open_answer_cache(settings), open_prompt_caches(settings)
     pictures = Pictures(settings)
 
@@ -189,8 +196,9 @@ def make_service(
             engine.watch_slots(admission.dispatch)
         breaker = Breaker(settings.breaker_failures, settings.breaker_reset_seconds)
         path = AnswerPath(engine, admission, breaker, cache)
+        scaler = autoscaler(path, settings, metrics)
         return BundleService(
-            bundle, path, Answers(bundle.name, path, metrics), Preparing(bundle, settings, pictures)
+            bundle, path, Answers(bundle.name, path, metrics), Preparing(bundle, settings, pictures), scaler
         )
 
     return Service(

@@ -114,7 +114,7 @@ from ray import serve
 from fastvlm_convert.serve.ray_app import Arguments, application
 
 port, *bundles = sys.argv[1:]
-ray.init(include_dashboard=False, log_to_driver=False)
+ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)  # one each, wherever this runs
 serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
 serve.run(application(Arguments(bundles=bundles, weights=["a=1", "b=0"])), name="fastvlm", route_prefix="/")
 print("ready", flush=True)

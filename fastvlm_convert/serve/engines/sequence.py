@@ -7,10 +7,11 @@ from typing import Final
 import numpy as np
 
 from fastvlm_convert.generate import Answer, Sampler, answer_tokens, greedy, log_probability, sampler
-from fastvlm_convert.prompt_cache import KvPrefix, PromptCache
+from fastvlm_convert.prompt_cache import PromptCache
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.serve.engine import CacheUse, FinishReason, Piece, Question, Reply, StageTimings
 from fastvlm_convert.serve.errors import CancelledError, DeadlineError
+from fastvlm_convert.session import KvPrefix
 
 _HALF_A_CHARACTER: Final = "\ufffd"
 
@@ -141,7 +142,7 @@ class _Writing:
             cached_tokens=answer.cached_tokens,
             answer_tokens=timings.answer_tokens,
             timings=StageTimings(
-                vision_ms=timings.vision_s * 1000,
+                vision_ms=timings.vision_s * 1000 if answer.encoded_images else 0.0,
                 prefill_ms=timings.prefill_s * 1000,
                 decode_ms=timings.decode_s * 1000,
             ),
