@@ -114,6 +114,8 @@ def decide(
     now = resources.workers
     if not window:
         return _stay(now, "no_measurements")
+    if now > limits.max_workers:
+        return Decision(limits.max_workers, "down", "max_workers")
     policy = _POLICIES[strategy]
     if (reason := policy.why_up(window)) is not None:
         return _up(policy.more(window, now), reason, window[-1], resources, limits)
@@ -140,7 +142,13 @@ def _up(wanted: int, reason: str, newest: Measurement, resources: Resources, lim
 
 
 def _down(wanted: int, reason: str, window: Sequence[Measurement], now: int, limits: Limits) -> Decision:
-    wanted = max(wanted, limits.min_workers, _needed(window[-1].arrivals_per_s, _service_s(window) or 0.0))
+    arrivals = window[-1].arrivals_per_s
+    wanted = max(
+        wanted,
+        limits.min_workers,
+        _needed(arrivals, _service_s(window) or 0.0),
+        math.ceil(arrivals / MANY_A_SECOND),
+    )
     while wanted < now and _was_too_few(window, wanted):
         wanted += 1
     if wanted >= now:

@@ -13,6 +13,7 @@ from fastvlm_convert import __version__
 from fastvlm_convert.serve.accounting import Accounts
 from fastvlm_convert.serve.admission import Admission
 from fastvlm_convert.serve.answers import AnswerPath, Answers
+from fastvlm_convert.serve.autoscaler import Autoscaler, autoscaler
 from fastvlm_convert.serve.breaker import Breaker
 from fastvlm_convert.serve.caches import AnswerCache, open_answer_cache
 from fastvlm_convert.serve.conversation import Preparing
@@ -25,6 +26,7 @@ from fastvlm_convert.serve.prompt_caches import ModelPromptCache, PromptCaches, 
 from fastvlm_convert.serve.router import Router, make_router
 from fastvlm_convert.serve.served_bundle import ServedBundle, check_files
 from fastvlm_convert.serve.settings import Settings
+from fastvlm_convert.serve.threats import rules
 from fastvlm_convert.serve.traces import open_traces
 from fastvlm_convert.serve.validate import Pictures
 
@@ -35,12 +37,13 @@ MakeEngine = Callable[[ServedBundle, Settings, ModelPromptCache | None], Engine]
 
 @dataclass(frozen=True)
 class BundleService:
-    """A bundle, and everything between a request and its answer."""
+    """A bundle, everything between a request and its answer, and what scales its workers, if any."""
 
     bundle: ServedBundle
     path: AnswerPath
     answers: Answers
     preparing: Preparing
+    scaler: Autoscaler | None
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,15 @@ class Service:
         for one in self.bundles.values():
             await asyncio.to_thread(check_files, one.bundle.path)
             await one.path.engine.start()
+            if one.scaler is not None:
+                one.scaler.start()
 
     async def stop(self) -> None:
-        """End all engines at once."""
+        """End all questions and engines at once."""
+        for one in self.bundles.values():
+            one.answers.stop()
+            if one.scaler is not None:
+                one.scaler.stop()
         await asyncio.gather(*(bundle.path.engine.stop() for bundle in self.bundles.values()))
 
     async def close(self) -> None:
@@ -172,7 +181,8 @@ def make_service(
     """
     names = [bundle.name for bundle in bundles]
     router = make_router(names, weights, settings.model_name, settings.escalation_to)
-    metrics = Metrics(__version__, names)
+    escalation = make_escalation(settings.escalation_to, settings.escalation_threshold, router)
+    metrics = Metrics(__version__, names, [rule.name for rule in rules()])
     cache, prompt_caches = open_answer_cache(settings), open_prompt_caches(settings)
     pictures = Pictures(settings)
 
@@ -186,15 +196,16 @@ def make_service(
             engine.watch_slots(admission.dispatch)
         breaker = Breaker(settings.breaker_failures, settings.breaker_reset_seconds)
         path = AnswerPath(engine, admission, breaker, cache)
+        scaler = autoscaler(path, settings, metrics)
         return BundleService(
-            bundle, path, Answers(bundle.name, path, metrics), Preparing(bundle, settings, pictures)
+            bundle, path, Answers(bundle.name, path, metrics), Preparing(bundle, settings, pictures), scaler
         )
 
     return Service(
         settings,
         {bundle.name: one(bundle) for bundle in bundles},
         router,
-        make_escalation(settings.escalation_to, settings.escalation_threshold, router),
+        escalation,
         Accounts(metrics, Window(), open_traces(__version__, os.environ)),
         cache,
         prompt_caches,

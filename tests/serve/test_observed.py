@@ -1,4 +1,4 @@
-"""What a running server tells of itself: each metric moves when it should, and so do health, logs and traces."""
+"""What a running server tells of itself: each metric moves when it should; health, logs and traces agree."""
 
 import io
 import json
@@ -24,6 +24,7 @@ from fastvlm_convert.serve.otel_traces import OtelTraces
 from fastvlm_convert.serve.served_bundle import open_served_bundle
 from fastvlm_convert.serve.service import make_service
 from fastvlm_convert.serve.settings import Settings
+from fastvlm_convert.serve.threats import rules
 from tests.serve.pictures import data_url, noise, saved
 from tests.serve.scripted_engine import ScriptedEngine
 
@@ -80,7 +81,7 @@ def served(bundle, make=make_engine, traces=None, **settings):
     service = make_service(Settings(**settings), [open_served_bundle(bundle, "tiny")], make)
     if traces is not None:
         service = replace(service, accounts=replace(service.accounts, traces=traces))
-    config = uvicorn.Config(make_app(service), port=0, log_config=None, access_log=False, log_level="error")
+    config = uvicorn.Config(make_app(service), port=0, log_config=None, access_log=False, proxy_headers=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -150,6 +151,13 @@ def test_answers_move_what_is_counted_of_them_by_their_cache(fp32_bundle, pictur
     assert health["memory_mb"] > 10
 
 
+def test_every_threat_rule_has_its_series_before_its_first_incident(fp32_bundle):
+    with scripted(fp32_bundle, ScriptedEngine()) as server:
+        labels = [dict(labels) for name, labels in server.metrics() if name == "incidents_total"]
+    assert {label["rule"] for label in labels} == {rule.name for rule in rules()} | {"other"}
+    assert {"record", "block"} <= {label["action"] for label in labels}
+
+
 def test_before_the_first_request_nothing_is_said_of_requests(fp32_bundle):
     with scripted(fp32_bundle, ScriptedEngine()) as server:
         health = server.health()
@@ -165,7 +173,7 @@ def test_a_stream_tells_the_time_between_tokens(fp32_bundle):
         assert "[DONE]" in server.ask(stream=True).text
         server.until(lambda: server.requests() == {("tiny", "200", "miss"): 1})
         assert server.value("inter_token_seconds_count", model="tiny") == 2
-        assert server.value("inter_token_seconds_sum", model="tiny") == pytest.approx(0.04, abs=0.03)
+        assert 0.03 < server.value("inter_token_seconds_sum", model="tiny") < 5
         assert server.value("time_to_first_token_seconds_sum", model="tiny") > 0.02
 
 

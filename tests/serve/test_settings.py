@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.errors import RecipeError, SettingsError
 from fastvlm_convert.recipe import load_recipe, shipped_recipes
-from fastvlm_convert.serve.settings import Settings, SettingsError
+from fastvlm_convert.serve.settings import Settings
 from fastvlm_convert.serve.settings_sources import allowed_values, load_settings, setting_facts
 
 SHIPPED = Path(__file__).parent.parent.parent / "configs" / "serve.yaml"
 
 # The names and defaults of the issue, written down once more.
 DEFAULTS = {
-    "host": "127.0.0.1", "port": 8000, "env": "development", "model_name": None,
+    "host": "127.0.0.1", "port": 8000, "env": "development", "model_name": None, "log_format": "auto",
     "engine": "embedded", "slots": 2, "threads": None, "batch_decode": False,
     "min_workers": 1, "max_workers": 1, "scaling_strategy": "adaptive",
     "timeout_seconds": 30, "max_queue": 64, "drain_seconds": 30,
@@ -240,6 +240,7 @@ def test_what_the_bundle_decides(tmp_path, monkeypatch, name):
             {"engine": "processes", "min_workers": 3, "max_workers": 2},
             "min_workers 3 is more than max_workers 2",
         ),
+        ({"batch_decode": True}, "batch_decode true is not offered"),
         ({"max_workers": 2}, "max_workers 2 has no effect with engine embedded"),
         ({"min_workers": 2, "max_workers": 2}, "min_workers 2 has no effect with engine embedded"),
         (

@@ -43,7 +43,7 @@ class Frame:
 def encode(frame: Frame) -> list[memoryview]:
     """The bytes of a frame, in parts that lie where the arrays lie."""
     arrays = [np.ascontiguousarray(array) for array in frame.arrays]
-    described = [[str(array.dtype), list(array.shape)] for array in arrays]
+    described = [[str(array.dtype), array.shape] for array in frame.arrays]
     header = json.dumps({"kind": frame.kind, "fields": frame.fields, "arrays": described}).encode()
     payload = sum(array.nbytes for array in arrays)
     if len(header) > MAX_HEADER or payload > MAX_PAYLOAD:
@@ -65,8 +65,8 @@ def _decode(header: bytes, payload: bytes | bytearray) -> Frame:
         kind, fields, described = value["kind"], value["fields"], value["arrays"]
         arrays, offset = [], 0
         for dtype, shape in described:
-            if dtype not in _DTYPES:
-                raise FrameError(f"an array of {dtype} in a frame")
+            if dtype not in _DTYPES or min(shape, default=0) < 0:
+                raise FrameError(f"an array of {dtype} and shape {shape} in a frame")
             count = math.prod(shape)
             arrays.append(np.frombuffer(payload, dtype, count, offset).reshape(shape))
             offset += arrays[-1].nbytes

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
+from fastvlm_convert.bench.machine import usable_cpus
 from fastvlm_convert.errors import ConversionError
 from fastvlm_convert.serve.engine import EngineStatus, Piece, Question, Reply, WorkerState
 from fastvlm_convert.serve.engines.worker import Launch, Worker, check_waiting, draining, ending
@@ -339,6 +340,16 @@ class ProcessesEngine:
             cache_lookups=lookups,
             memory_bytes=sum(place.worker.memory_bytes for place in places),
         )
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that there are to stay."""
+        return sum(not place.is_leaving for place in self._places.values())
+
+    @property
+    def cores_per_worker(self) -> int:
+        """Cores that a worker keeps busy while it runs a question."""
+        return self._load.threads or len(usable_cpus())
 
     @property
     def cpu_s(self) -> float:

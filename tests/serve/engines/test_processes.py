@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,16 +28,18 @@ DESCRIBE = Asked("00.png", "Describe the image.")
 
 Work = Callable[[ProcessesEngine], Awaitable[None]]
 
+_SHARED: set[int] = set()  # workers of engines that tests share
+
 
 def with_engine(bundle: Path, work: Work, **settings: object) -> None:
-    """Do something with an engine that is ready."""
+    """Do something with an engine of its own that is ready."""
 
     async def run() -> None:
         engine = ProcessesEngine(open_served_bundle(bundle), Workers(**settings))  # type: ignore[arg-type]
         await engine.start()
         children = pids()
         try:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(600):
                 await work(engine)
         finally:
             await engine.stop()
@@ -47,9 +49,28 @@ def with_engine(bundle: Path, work: Work, **settings: object) -> None:
     asyncio.run(run())
 
 
+@pytest.fixture(scope="module")
+def shared(endless_bundle: Path) -> Iterator[Callable[[Work], None]]:
+    """Do something with an engine that others use, too; it must be as before afterwards."""
+    engine = ProcessesEngine(open_served_bundle(endless_bundle), Workers())
+    with asyncio.Runner() as runner:
+        runner.run(engine.start())
+        _SHARED.update(psutil.Process(pid).pid for pid in pids())
+
+        def run(work: Work) -> None:
+            runner.run(asyncio.wait_for(work(engine), 120))  # type: ignore[arg-type]
+            assert engine.status().workers == {"ready": 1}
+            assert (engine.status().running, engine.status().restarts) == (0, 0)
+
+        yield run
+        runner.run(engine.stop())
+    _SHARED.clear()
+
+
 def pids() -> list[int]:
-    """The workers that run."""
-    return [child.pid for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    """The workers that run, but for those of a shared engine."""
+    children = psutil.Process().children()
+    return [c.pid for c in children if c.pid not in _SHARED and c.status() != psutil.STATUS_ZOMBIE]
 
 
 async def ask(engine: ProcessesEngine, asked: Question) -> Reply:
@@ -162,7 +183,7 @@ def test_a_worker_that_hangs_is_killed_after_the_deadline(demo_bundle):
 
 
 @pytest.mark.parametrize("how", ["event", "close", "task"])
-def test_a_cancelled_question_frees_its_worker_at_once(endless_bundle, how):
+def test_a_cancelled_question_frees_its_worker_at_once(shared, endless_bundle, how):
     async def work(engine: ProcessesEngine) -> None:
         asked = question(endless_bundle, DESCRIBE, max_tokens=ENDLESS)
         items = engine.answer(asked)
@@ -185,29 +206,29 @@ def test_a_cancelled_question_frees_its_worker_at_once(endless_bundle, how):
         assert (engine.status().running, engine.status().restarts) == (0, 0)
         await ask(engine, question(endless_bundle, DESCRIBE))
 
-    with_engine(endless_bundle, work)
+    shared(work)
 
 
-def test_the_deadline_ends_an_answer(endless_bundle):
+def test_the_deadline_ends_an_answer(shared, endless_bundle):
     async def work(engine: ProcessesEngine) -> None:
         await ask(engine, question(endless_bundle, DESCRIBE))
         with pytest.raises(DeadlineError):
             await _exhaust(engine.answer(question(endless_bundle, DESCRIBE, seconds=0.3, max_tokens=ENDLESS)))
         await until(lambda: engine.status().workers == {"ready": 1})
 
-    with_engine(endless_bundle, work)
+    shared(work)
 
 
-def test_a_failure_of_the_runtime_is_told_and_the_worker_goes_on(demo_bundle):
+def test_a_failure_of_the_runtime_is_told_and_the_worker_goes_on(shared, endless_bundle):
     async def work(engine: ProcessesEngine) -> None:
-        asked = question(demo_bundle, DESCRIBE)
+        asked = question(endless_bundle, DESCRIBE)
         small = replace(asked.prompt, images=(asked.prompt.images[0][:, :, :7, :7],))
         with pytest.raises(EngineFailedError, match="ONNX Runtime refuses"):
             await ask(engine, replace(asked, prompt=small))
         await ask(engine, asked)
         assert engine.status().restarts == 0
 
-    with_engine(demo_bundle, work)
+    shared(work)
 
 
 def test_stopping_tells_what_runs_and_what_waits(endless_bundle):
@@ -370,7 +391,7 @@ def test_scaling_adds_workers_and_lets_busy_ones_finish(endless_bundle):
     async def work(engine: ProcessesEngine) -> None:
         await engine.scale_to(2)
         assert engine.status().workers == {"ready": 2}
-        running = [engine.answer(question(endless_bundle, DESCRIBE, max_tokens=ENDLESS)) for _ in range(2)]
+        running = [engine.answer(question(endless_bundle, DESCRIBE, max_tokens=600)) for _ in range(2)]
         for items in running:
             await anext(items)
         fewer = asyncio.create_task(engine.scale_to(1))
@@ -431,8 +452,4 @@ def test_kills_under_load_lose_only_what_was_in_flight(demo_bundle, request):
         await until(lambda: engine.status().workers == {"ready": 2}, 60)
         assert engine.status().restarts == kills
 
-    async def patient(engine: ProcessesEngine) -> None:
-        async with asyncio.timeout(None):
-            await work(engine)
-
-    with_engine(demo_bundle, patient, min_workers=2, max_workers=2)
+    with_engine(demo_bundle, work, min_workers=2, max_workers=2)

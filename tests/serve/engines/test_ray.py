@@ -36,6 +36,7 @@ from fastvlm_convert.serve.errors import (
     UnsupportedMediaError,
 )
 from fastvlm_convert.serve.served_bundle import open_served_bundle
+from fastvlm_convert.serve.settings import Settings
 from tests.serve.engines.obedient import obedient, without_bundle
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
@@ -285,7 +286,8 @@ def test_answers_are_those_of_run_bit_for_bit(run: Run, engine: RayEngine, fp32_
     served = open_served_bundle(fp32_bundle)
     loaded = load_bundle(fp32_bundle, served.target)
     settings = RaySettings("golden", slots=2, cpus=1)
-    make = partial(embedded, fp32_bundle, "golden", served.target, 2)
+    own = Settings(slots=2, threads=1)
+    make = partial(embedded, fp32_bundle, "golden", served.target, own)
     ray_engine, here = RayEngine(settings, partial(deploy, make, settings)), EmbeddedEngine(served, 1)
     prompts = [
         loaded.prompt(asked.question, [sample.image])
