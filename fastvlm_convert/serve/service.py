@@ -36,7 +36,7 @@ MakeEngine = Callable[[ServedBundle, Settings, ModelPromptCache | None], Engine]
 
 @dataclass(frozen=True)
 class BundleService:
-    """A bundle, everything between a request and its answer, and what scales its workers, if anything does."""
+    """A bundle, everything between a request and its answer, and what scales its workers, if any."""
 
     bundle: ServedBundle
     path: AnswerPath
