@@ -61,6 +61,7 @@ def run_server(service: Service, sock: socket.socket, on_ready: Callable[[], Non
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # or it believes X-Forwarded-For of whoever connects from this machine
         timeout_graceful_shutdown=1,
         lifespan="on",
         ws="none",
