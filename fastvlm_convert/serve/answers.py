@@ -8,9 +8,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from fastvlm_convert import __version__
 from fastvlm_convert.serve.admission import Admission
 from fastvlm_convert.serve.breaker import Breaker
-from fastvlm_convert.serve.caches import AnswerCache
+from fastvlm_convert.serve.caches import AnswerCache, cache_key
 from fastvlm_convert.serve.engine import Engine, Piece, Question, Reply, StageTimings
 from fastvlm_convert.serve.errors import (
     CancelledError,
@@ -128,11 +129,15 @@ class Answers:
     async def _cached(self, key: str | None) -> Reply | None:
         if key is None or self._path.cache is None:
             return None
-        reply = await self._path.cache.get(key)
+        reply = await self._path.cache.get(self._kept_as(key))
         self._metrics.cache_lookup("answer", "miss" if reply is None else "hit")
         if reply is None:
             return None
         return replace(reply, cache="hit", cached_tokens=reply.prompt_tokens, timings=StageTimings())
+
+    def _kept_as(self, key: str) -> str:
+        """The key of an answer in a cache that outlives the server: another version can answer otherwise."""
+        return cache_key(key, __version__, self._path.engine.status().executed_by)
 
     def _start(self, asked: Asked) -> "_Flight":
         flight = _Flight(asked)
@@ -151,16 +156,19 @@ class Answers:
         """
         asked, path = flight.asked, self._path
         path.traffic.came()
-        async with path.breaker.guard(), path.admission.slot(asked.deadline) as waited_s:
+        path.breaker.check()
+        # Only now can it be the trial, and what waited while the breaker opened goes no further.
+        async with path.admission.slot(asked.deadline) as waited_s, path.breaker.guard():
             self._metrics.queued(self._model, waited_s)
             flight.is_running = True
             began = self._clock()
             question = await asked.prepare(flight.cancelled)
             async for item in path.engine.answer(question):
                 if isinstance(item, Reply):
-                    item = replace(item, timings=replace(item.timings, queue_ms=waited_s * 1000))
+                    queue_ms = waited_s * 1000 + item.timings.queue_ms  # of the engine's own queue, too
+                    item = replace(item, timings=replace(item.timings, queue_ms=queue_ms))
                     if asked.key is not None and path.cache is not None:
-                        await path.cache.put(asked.key, item)
+                        await path.cache.put(self._kept_as(asked.key), item)
                 flight.add(item)
             path.traffic.answered(waited_s, self._clock() - began)
 

@@ -38,7 +38,7 @@ MakeEngine = Callable[[ServedBundle, Settings, ModelPromptCache | None], Engine]
 
 @dataclass(frozen=True)
 class BundleService:
-    """A bundle, everything between a request and its answer, and what scales its workers, if anything does."""
+    """A bundle, everything between a request and its answer, and what scales its workers, if any."""
 
     bundle: ServedBundle
     path: AnswerPath
@@ -186,6 +186,7 @@ def make_service(
     """
     names = [bundle.name for bundle in bundles]
     router = make_router(names, weights, settings.model_name, settings.escalation_to)
+    escalation = make_escalation(settings.escalation_to, settings.escalation_threshold, router)
     metrics = Metrics(__version__, names, [rule.name for rule in rules()])
     accounts = Accounts(metrics, Window(), open_traces(__version__, os.environ))
     security = Security(settings, metrics, accounts.hash_client)
@@ -211,7 +212,7 @@ def make_service(
         settings,
         {bundle.name: one(bundle) for bundle in bundles},
         router,
-        make_escalation(settings.escalation_to, settings.escalation_threshold, router),
+        escalation,
         accounts,
         cache,
         prompt_caches,

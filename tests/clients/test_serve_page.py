@@ -5,18 +5,20 @@ With SERVE_SCREENSHOTS set to a folder, it also gets pictures of the page at bot
 
 import json
 import os
-from contextlib import ExitStack
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from fastvlm_convert.checkpoint.tokenizer import read_tokenizer
 from fastvlm_convert.serve.page import PATHS
-from fastvlm_convert.serve.served_bundle import open_served_bundle
 from tests.clients.browser import find_chromium
 from tests.clients.cases import DEMO
 from tests.clients.node import run_node
-from tests.serve.scripted import HOSTILE, WORDS, scripted_server
+from tests.clients.obedient_engine import HOSTILE, WORDS, ObedientEngine
+from tests.serve.servers import serving
 
 PICTURE = DEMO / "check_images" / "00.png"
 QUESTIONS = ["Describe the image.", "Say something hostile.", "Describe the image."]
@@ -34,11 +36,13 @@ def visit(fp32_bundle, tmp_path_factory) -> dict[str, Any]:
     Image.open(PICTURE).save(folder / "picture.avif")
     (folder / "keys").write_text(f"{KEY}\n")
     (folder / "keys").chmod(0o600)
-    bundles = [open_served_bundle(fp32_bundle, name) for name in ("small", "large")]
-    with ExitStack() as servers:
-        address = servers.enter_context(scripted_server(bundles))
-        key_file = folder / "keys"
-        locked = servers.enter_context(scripted_server(bundles[:1], api_key_file=key_file))
+    small, large = (Path(shutil.copytree(fp32_bundle, folder / name)) for name in ("small", "large"))
+    engine = ObedientEngine(read_tokenizer(small))
+    with (
+        serving(small, large, engine=engine) as server,
+        serving(small, engine=engine, api_key_file=folder / "keys") as locked_server,
+    ):
+        address, locked = (f"{one.url}/" for one in (server, locked_server))
         job = {
             "chromium": chromium,
             "parts": ["ask", "troubles", "key"],
