@@ -88,7 +88,7 @@ test-all: setup
 
 # Fuzzes, kills and full disks, tried far more often than in `make test`; some hours, and not part of CI.
 soak: setup
-	$(BIN)/python -m pytest -q --soak -m '' tests/test_fuzz.py tests/test_fuzz_structure.py tests/bundle/test_kills.py
+	$(BIN)/python -m pytest -q --soak -m '' tests/test_fuzz.py tests/test_fuzz_structure.py tests/bundle/test_kills.py tests/serve/test_fuzz_pictures.py
 	$(BIN)/python -m benchmarks.mil_fuzz
 
 lint: setup
@@ -104,6 +104,7 @@ docs: setup
 	$(BIN)/python -m tests.layers
 	$(BIN)/python -m tests.published_schema
 	$(BIN)/python -m tests.shipped_recipe_facts
+	$(BIN)/python -m tests.settings_table
 
 bench: setup
 	$(BIN)/python benchmarks/demo_accuracy.py

@@ -26,6 +26,8 @@ from typing import Any
 
 from random_checkpoint import write_checkpoint
 
+from fastvlm_convert.recipe import shipped_recipes
+
 ROOT = Path(__file__).parent.parent
 TARGETS = ("onnx", "coreml")
 # Files that hold weights or graphs; the others describe them.
@@ -46,7 +48,7 @@ def checkpoints(scratch: Path) -> dict[str, Path]:
 
 def cases(paths: dict[str, Path]) -> Iterator[Case]:
     """Name, checkpoint and options of every run, without its output folder."""
-    recipes = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+    recipes = sorted(shipped_recipes())
     for name, path in paths.items():
         for recipe in recipes:
             for data in ("none", "default") if name == "demo" else ("none",):

@@ -4,64 +4,16 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from fastvlm_convert.errors import PromptError
 from fastvlm_convert.prompt import Prompt
+from fastvlm_convert.prompt_cache import PromptCache
+from fastvlm_convert.prompt_reading import PromptReader
+from fastvlm_convert.session import Session
 
 Sampler = Callable[[np.ndarray], int]
-
-
-class Session(Protocol):
-    """A model that can be run, holding one KV cache.
-
-    Attributes:
-        executed_by: What executes it, for reports: `torch 2.13.0`, `onnxruntime 1.32.0`.
-        context_length: Tokens the cache holds, prompt and answer together.
-        num_image_tokens: Tokens one image becomes.
-    """
-
-    executed_by: str
-    context_length: int
-    num_image_tokens: int
-
-    @property
-    def trouble(self) -> str | None:
-        """The operation that first gave NaN or infinity, in words, where the runtime can tell."""
-        ...
-
-    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
-        """float32 [1, 3, S, S] -> projected image tokens, float32 [num_image_tokens, hidden]."""
-        ...
-
-    def prepare(self, pictures: np.ndarray) -> np.ndarray:
-        """What the encoder gets of what `encode_image` is given, float32 [1, 3, S, S].
-
-        The same, but for a graph that prepares pictures itself.
-        """
-        ...
-
-    def embed(self, token_ids: np.ndarray) -> np.ndarray:
-        """int64 [n] -> float32 [n, hidden]."""
-        ...
-
-    def prefill(self, inputs_embeds: np.ndarray) -> np.ndarray:
-        """Start a new sequence with float32 [n, hidden]; logits of the last position, float32 [vocab]."""
-        ...
-
-    def decode(self, inputs_embeds: np.ndarray) -> np.ndarray:
-        """Append one token, float32 [1, hidden]; its logits, float32 [vocab]."""
-        ...
-
-    def extend(self, inputs_embeds: np.ndarray, position: int) -> np.ndarray:
-        """Append float32 [n, hidden] from a position on; logits of the last, float32 [vocab].
-
-        Keys and values of the positions that are skipped are zero. Where a runtime takes tokens in chunks,
-        both the tokens before and the position must be a multiple of the chunk.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,8 +21,8 @@ class Timings:
     """Where the time of one answer went; seconds.
 
     Attributes:
-        vision_s: Encoding all images.
-        prefill_s: Embedding and prefilling the prompt.
+        vision_s: Encoding the images whose tokens were not known.
+        prefill_s: Embedding and prefilling what was not known of the prompt, and copying what was.
         decode_s: All steps after the first token.
         ttft_s: From the prepared prompt to the first token.
         prompt_tokens: Tokens of the prompt, image tokens included.
@@ -99,11 +51,18 @@ class Answer:
         token_ids: The generated ids without the end token.
         finished: Whether the model ended the answer itself, rather than the token limit.
         timings: Where the time went.
+        encoded_images: Images that were encoded for it.
+        cached_tokens: Tokens of the prompt whose keys and values came from a cache.
+        mean_logprob: Mean natural log-probability of the generated tokens, the end token included; None where
+            it was not asked for.
     """
 
     token_ids: tuple[int, ...]
     finished: bool
     timings: Timings
+    encoded_images: int = 0
+    cached_tokens: int = 0
+    mean_logprob: float | None = None
 
 
 def greedy(logits: np.ndarray) -> int:
@@ -139,17 +98,6 @@ def sampler(temperature: float, top_p: float, seed: int) -> Sampler:
         return int(rng.choice(kept, p=weights[kept] / weights[kept].sum()))
 
     return draw
-
-
-def embed_prompt(session: Session, prompt: Prompt, features: Sequence[np.ndarray]) -> np.ndarray:
-    """Embeddings of a whole prompt, image features spliced in; float32 [tokens, hidden]."""
-    parts = []
-    for i, segment in enumerate(prompt.segments):
-        if i:
-            parts.append(features[i - 1])
-        if len(segment):
-            parts.append(session.embed(segment))
-    return np.concatenate(parts)
 
 
 def check_fits(prompt_tokens: int, new_tokens: int, context_length: int) -> None:
@@ -203,8 +151,26 @@ def answer_tokens(
     max_new_tokens: int,
     choose: Sampler = greedy,
     features: Sequence[np.ndarray] | None = None,
+    *,
+    cache: PromptCache | None = None,
+    image_keys: Sequence[str] = (),
+    logprobs: bool = False,
 ) -> Generator[int, None, Answer]:
-    """The same, one token after the other as they come, the end token excepted.
+    """The same, one token after the other as they come, the end token excepted; closing it ends the answer.
+
+    More than six parameters: those of `generate`, and three for those who answer many prompts.
+
+    Args:
+        session: The model; its cache is overwritten.
+        prompt: The prompt.
+        eos_token_ids: Ids at which the answer ends.
+        max_new_tokens: Most tokens to generate, the end token included; at least 1.
+        choose: Picks a token from logits.
+        features: The prompt's images where they are encoded already; `cache` is left alone then.
+        cache: What is known of earlier prompts of this model, and where to put what this one adds. It does
+            not change a bit of the answer.
+        image_keys: `image_key` of each image where they are known already.
+        logprobs: Whether `Answer.mean_logprob` is wanted; costs an exponential of each logit a token.
 
     Returns:
         The whole answer, as the generator's value.
@@ -212,15 +178,14 @@ def answer_tokens(
     prompt_tokens = prompt.length(session.num_image_tokens)
     check_fits(prompt_tokens, max_new_tokens, session.context_length)
     start = time.perf_counter()
-    if features is None:
-        features = [session.encode_image(image) for image in prompt.images]
-    encoded = time.perf_counter()
-    logits = session.prefill(embed_prompt(session, prompt, features))
-    prefilled = time.perf_counter()
+    reader = PromptReader(session, prompt, cache if features is None else None, image_keys)
+    logits = reader.read(features)
     tokens: list[int] = []
-    first_token_at = prefilled
+    chosen: list[float] = []
+    first_token_at = time.perf_counter()
     finished = False
-    for token in stream_tokens(session, logits, max_new_tokens, choose):
+    noting = _noting(choose, chosen) if logprobs else choose
+    for token in stream_tokens(session, logits, max_new_tokens, noting):
         if not tokens:
             first_token_at = time.perf_counter()
         finished = token in eos_token_ids
@@ -229,14 +194,33 @@ def answer_tokens(
             break
         yield token
     timings = Timings(
-        vision_s=encoded - start,
-        prefill_s=prefilled - encoded,
+        vision_s=reader.vision_s,
+        prefill_s=reader.prefill_s,
         decode_s=time.perf_counter() - first_token_at,
         ttft_s=first_token_at - start,
         prompt_tokens=prompt_tokens,
         answer_tokens=len(tokens),
     )
-    return Answer(tuple(tokens[:-1] if finished else tokens), finished, timings)
+    said = tuple(tokens[:-1] if finished else tokens)
+    mean_logprob = sum(chosen) / len(chosen) if chosen else None
+    return Answer(said, finished, timings, reader.encoded_images, reader.cached_tokens, mean_logprob)
+
+
+def _noting(choose: Sampler, chosen: list[float]) -> Sampler:
+    """The same choice, whose log-probabilities are appended to a list."""
+
+    def choose_and_note(logits: np.ndarray) -> int:
+        token = choose(logits)
+        chosen.append(log_probability(logits, token))
+        return token
+
+    return choose_and_note
+
+
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """Natural log-probability of a token, before any temperature."""
+    distance = logits.astype(np.float64) - logits.max()
+    return float(distance[token] - np.log(np.exp(distance).sum()))
 
 
 def stream_tokens(

@@ -5,6 +5,7 @@ photo on its side, sixteen-bit gray turned white, a black logo on transparent gr
 person's view wins; docs/pictures.md lists the differences.
 """
 
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ MAX_PIXELS: Final = 64_000_000
 MAX_FILE_BYTES: Final = 1 << 30
 # A longer edge would make more than 268 million pixels of a padded square.
 MAX_IMAGE_EDGE: Final = 1 << 14
+
+# What Pillow raises for damaged files.
+DAMAGE: Final = (OSError, RuntimeError, ValueError, SyntaxError, EOFError, MemoryError, struct.error)
 
 _HEIC_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _WHITE: Final = (255, 255, 255)
@@ -63,8 +67,7 @@ def load_image(path: Path) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         raise _too_large(f"more than {MAX_PIXELS // 1_000_000} megapixels", path) from error
-    # What Pillow raises for damaged files.
-    except (OSError, RuntimeError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+    except DAMAGE as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(
             f"the image cannot be decoded: {reason}", where=path, hint="is the file complete? copy it again"
@@ -132,13 +135,17 @@ def _too_large(what: str, path: Path) -> ImageError:
     )
 
 
-def as_seen(image: Image.Image) -> Image.Image:
+def as_seen(image: Image.Image, *, exif_orientation: bool = True) -> Image.Image:
     """The first frame of a picture in RGB, upright, on white where it is transparent.
+
+    Args:
+        image: The picture, decoded or not.
+        exif_orientation: Whether to turn it as its metadata say.
 
     Raises:
         ValueError: Its gray values have no defined white.
     """
-    upright = ImageOps.exif_transpose(image)
+    upright = ImageOps.exif_transpose(image) if exif_orientation else image
     if upright.mode.startswith("I") or upright.mode == "F":
         return _eight_bits(upright).convert("RGB")
     if not upright.has_transparency_data:

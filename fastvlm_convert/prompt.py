@@ -7,6 +7,7 @@ so that neither a bundle nor an app needs a template engine.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Final, Literal, Protocol
 
 import numpy as np
@@ -154,10 +155,12 @@ class Text:
     Attributes:
         content: The text.
         is_format: Whether the format wrote it, so that special tokens in it are tokens.
+        is_answer: Whether an earlier answer begins with it.
     """
 
     content: str
     is_format: bool = False
+    is_answer: bool = False
 
 
 class TextEncoder(Protocol):
@@ -175,10 +178,13 @@ class Prompt:
     Attributes:
         segments: Token ids of the text, int64; an image stands between consecutive segments.
         images: float32 [1, 3, S, S] each; one fewer than segments.
+        answers_at: Where earlier answers begin: a segment's number and a place in it, in order. What stands
+            before each was a prompt of its own.
     """
 
     segments: tuple[np.ndarray, ...]
     images: tuple[np.ndarray, ...]
+    answers_at: tuple[tuple[int, int], ...] = ()
 
     def length(self, tokens_per_image: int) -> int:
         """Tokens the prompt takes in the context."""
@@ -201,18 +207,37 @@ def build_prompt(
         TokenizerError: The tokenizer cannot express a text.
         ImageError: A picture is too narrow to crop.
     """
-    pieces = list(conversation_pieces(messages, prompt_format))
     # The text around an image is tokenized piece by piece, as the reference does.
     segments: list[list[Text]] = [[]]
     images: list[Image.Image] = []
-    for piece in pieces:
+    for piece in conversation_pieces(messages, prompt_format):
         if isinstance(piece, Text):
             segments[-1].append(piece)
         else:
             images.append(piece)
             segments.append([])
     ids = tuple(np.asarray(encoder.encode_texts(texts), np.int64) for texts in segments)
-    return Prompt(ids, tuple(pixel_values(image, settings) for image in images))
+    answers_at = tuple(
+        (number, place)
+        for number, texts in enumerate(segments)
+        for place in _answer_places(texts, ids[number], encoder)
+    )
+    return Prompt(ids, tuple(pixel_values(image, settings) for image in images), answers_at)
+
+
+def _answer_places(texts: Sequence[Text], ids: np.ndarray, encoder: TextEncoder) -> list[int]:
+    """Where answers begin in a segment; nowhere if byte-pair encoding joins one with what is before."""
+    runs: list[list[Text]] = [[]]
+    for text in texts:
+        if text.is_answer:
+            runs.append([])
+        runs[-1].append(text)
+    if len(runs) == 1:
+        return []
+    parts = [encoder.encode_texts(run) for run in runs]
+    if [token for part in parts for token in part] != ids.tolist():
+        return []
+    return list(accumulate(len(part) for part in parts[:-1]))
 
 
 def conversation_pieces(
@@ -236,7 +261,10 @@ def conversation_pieces(
         if message.role == "user":
             yield from _turn(form.user_before, message, form.user_after, form)
         else:
-            yield from _turn(form.assistant_before, message, form.assistant_after, form)
+            before, *said, after = _turn(form.assistant_before, message, form.assistant_after, form)
+            if said and isinstance(said[0], Text) and form.assistant_before == form.generation:
+                said[0] = replace(said[0], is_answer=True)
+            yield from (before, *said, after)
     yield _format(form.generation)
 
 

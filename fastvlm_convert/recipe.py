@@ -23,6 +23,7 @@ MAX_CONTEXT_LENGTH: Final = 131072
 MIN_WIDTH: Final = 64  # of the parts of wide matrices
 MAX_GROUP_SIZE: Final = 1024
 MAX_RECIPE_BYTES: Final = 64 << 10  # the longest shipped one has 5 kB
+SERVER_SETTINGS: Final = "serve.yaml"  # stands beside the recipes, and is none
 MAX_RESIDUAL_SHIFT: Final = 8  # beyond it, float16 no longer holds the norms' epsilon well
 
 
@@ -341,7 +342,7 @@ def shipped_recipes() -> dict[str, Path]:
     packaged = Path(str(resources.files("fastvlm_convert"))) / "configs"
     checkout = Path(__file__).parent.parent / "configs"
     folder = packaged if packaged.is_dir() else checkout
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.name != SERVER_SETTINGS}
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:

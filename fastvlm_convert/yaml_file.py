@@ -91,6 +91,19 @@ def parse_yaml(text: str) -> Any:  # noqa: ANN401
         raise ValueError("it is nested too deeply") from None
 
 
+def lines_of_keys(text: str) -> dict[Any, int]:
+    """On which line each key of the outermost mapping stands, counted from 1; {} where there is no mapping.
+
+    Args:
+        text: What `parse_yaml` takes.
+    """
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if not isinstance(node, yaml.MappingNode):
+        return {}
+    return {loader.construct_object(key): key.start_mark.line + 1 for key, _ in node.value}
+
+
 def read_yaml_file(path: Path, max_bytes: int) -> Any:  # noqa: ANN401
     """The value in a YAML file.
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from fastvlm_convert.generate import Session
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.metrics import max_abs_error, sqnr_db
 from fastvlm_convert.runtime.core_ml import has_core_ml
 from fastvlm_convert.runtime.loaded import load_bundle
+from fastvlm_convert.session import Session
 
 MIN_SQNR_DB = 40
 NUM_DECODE_STEPS = 8

@@ -12,7 +12,8 @@ import torch
 from fastvlm_convert.checkpoint.checkpoint import content_hash, open_checkpoint
 from fastvlm_convert.float16.report import RangeReport
 from fastvlm_convert.float16.scan import scan
-from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
+from fastvlm_convert.generate import generate, teacher_forced
+from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.questions import Question, read_questions
 from fastvlm_convert.runtime.loaded import LoadedModel, load_folded_reference
 from tests.checkpoints import read_tensors, write_tensors

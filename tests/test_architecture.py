@@ -43,7 +43,7 @@ LINES = [
         "mil",
     ],
     ["pictures", "preprocess", "prompt", "messages", "metrics", "intervals"],
-    ["generate", "answer_stream", "demo", "questions", "gates"],
+    ["session", "prompt_cache", "prompt_reading", "generate", "answer_stream", "demo", "questions", "gates"],
     ["recipe", "recipe_schema", "resolved_recipe", "manifest", "manifest_schema"],
     ["weights"],
     ["quantized"],

@@ -8,13 +8,15 @@ from fastvlm_convert.generate import (
     Timings,
     answer_tokens,
     check_fits,
-    embed_prompt,
     generate,
     greedy,
+    log_probability,
     sampler,
     teacher_forced,
 )
 from fastvlm_convert.prompt import Prompt
+from fastvlm_convert.prompt_cache import MemoryPromptCache
+from fastvlm_convert.prompt_reading import embed_prompt
 
 VOCAB, HIDDEN = 10, 3
 EOS = (8, 9)
@@ -145,6 +147,87 @@ def test_timings_add_up():
     assert timings.decode_tokens_per_s == 3 / timings.decode_s
     assert replace(timings, answer_tokens=1).decode_tokens_per_s is None
     assert Timings(0, 0, 2.0, 0, 5, 5).decode_tokens_per_s == 2.0
+
+
+class TestCache:
+    """Of a runtime that takes a prompt whole; `tests/runtime` has one that begins in the middle."""
+
+    def ask(self, question, cache, **options):
+        session = Script([3, 8])
+        tokens = answer_tokens(session, question, EOS, 9, cache=cache, **options)
+        assert next(tokens) == 3
+        with pytest.raises(StopIteration) as end:
+            next(tokens)
+        return session, end.value.value
+
+    def test_a_picture_that_is_known_is_not_encoded(self):
+        cache = MemoryPromptCache()
+        found = []
+        for images in ((0.5, 0.25), (0.25, 0.75), (0.75, 0.5)):
+            session, answer = self.ask(prompt([1], [2], [3], images=images), cache)
+            found.append((session.calls.count("encode_image"), answer.encoded_images))
+            a, b = images
+            assert ("prefill", [1, a, a, 2, b, b, 3]) in session.calls
+            assert answer.cached_tokens == 0
+        assert found == [(2, 2), (1, 1), (0, 0)]
+
+    def test_without_a_cache_each_is(self):
+        session, answer = self.ask(prompt([1], [2], images=[0.5]), None)
+        assert (session.calls.count("encode_image"), answer.encoded_images) == (1, 1)
+
+    def test_keys_that_are_given_are_taken(self):
+        cache = MemoryPromptCache()
+        cache.put_features("other", np.full((2, HIDDEN), 7, np.float32))
+        question = prompt([1], [2], images=[0.5])
+        session, answer = self.ask(question, cache, image_keys=["other"])
+        assert ("prefill", [1, 7, 7, 2]) in session.calls
+        assert answer.encoded_images == 0
+        assert self.ask(question, cache)[1].encoded_images == 1
+
+    def test_features_that_are_given_are_not_looked_up(self):
+        features = [np.full((2, HIDDEN), 4, np.float32)]
+        session, answer = self.ask(prompt([1], [2], images=[0.5]), MemoryPromptCache(), features=features)
+        assert ("prefill", [1, 4, 4, 2]) in session.calls
+        assert answer.encoded_images == 0
+
+
+def test_the_mean_log_probability_is_that_of_the_tokens_taken():
+    session = Script([3, 1, 8])
+    rows = [session.logits() for session.fed in range(3)]
+    expected = np.mean(
+        [
+            row[t] - np.log(np.exp(row.astype(np.float64)).sum())
+            for row, t in zip(rows, [3, 1, 8], strict=True)
+        ]
+    )
+
+    def answer(**options):
+        found = answer_tokens(Script([3, 1, 8]), prompt([1]), EOS, 9, **options)
+        while True:
+            try:
+                next(found)
+            except StopIteration as end:
+                return end.value
+
+    assert answer(logprobs=True).mean_logprob == pytest.approx(expected, abs=1e-6)
+    assert answer().mean_logprob is None
+    unlikely = answer(logprobs=True, choose=lambda row: 8 if row.argmax() == 1 else int(row.argmin()))
+    assert unlikely.mean_logprob < expected - 1
+
+
+def test_log_probabilities_of_huge_logits_are_finite():
+    logits = np.array([6e4, -6e4, 6e4], np.float32)
+    assert log_probability(logits, 0) == pytest.approx(np.log(0.5))
+    assert log_probability(logits, 1) == pytest.approx(-1.2e5 + np.log(0.5))
+
+
+def test_closing_ends_the_answer_between_tokens():
+    session = Script([3, 1, 4, 1, 5])
+    tokens = answer_tokens(session, prompt([1]), (), 5)
+    assert [next(tokens), next(tokens)] == [3, 1]
+    tokens.close()
+    assert [c for c in session.calls if c[0] == "decode"] == [("decode", 3)]  # none is computed in vain
+    assert generate(session, prompt([1]), (), 2).token_ids == (3, 1)  # and the session can be used again
 
 
 def test_greedy_takes_the_first_of_equals():

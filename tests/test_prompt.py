@@ -65,6 +65,7 @@ def build(messages, form=QWEN_2):
     prompt = build_prompt(messages, form, letters, SETTINGS)
     assert all(s.dtype == np.int64 for s in prompt.segments)
     texts = ["".join(map(chr, segment)) for segment in prompt.segments]
+    del letters.texts[len(texts) :]  # those that look for the beginnings of answers
     assert texts == ["".join(text.content for text in asked) for asked in letters.texts]
     return prompt, texts, letters
 
@@ -127,6 +128,33 @@ def test_several_turns():
     ]
     _, texts, _ = build(messages[1:], LLAVA_STYLE)
     assert texts == ["<s>USER: ", "\nWho? ASSISTANT: Ann.</s>USER: Where? ASSISTANT:"]
+
+
+def test_what_stands_before_an_answer_was_a_prompt_of_its_own():
+    messages = [user_message("Who?", pictures(1)), Message("assistant", ("Ann.",)), user_message("Who?", ())]
+    longer = [*messages, Message("assistant", ("",)), user_message("Where?", pictures(1))]
+    for conversation, earlier in ((messages, [messages[:1]]), (longer, [messages[:1], messages])):
+        prompt, _, _ = build(conversation)
+        assert len(prompt.answers_at) == len(earlier)
+        for (number, place), before in zip(prompt.answers_at, earlier, strict=True):
+            segments = [*prompt.segments[:number], prompt.segments[number][:place]]
+            for ours, theirs in zip(segments, build(before)[0].segments, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+    # Nothing is reused where a format begins an answer in another way than it asks for one.
+    assert build(messages, LLAVA_STYLE)[0].answers_at == ()
+
+
+def test_an_answer_that_joins_what_is_before_is_no_place_to_begin():
+    class Lines(Letters):
+        """Two line breaks are one token."""
+
+        def encode_texts(self, texts):
+            self.texts.append(tuple(texts))
+            return [ord(c) for c in "".join(text.content for text in texts).replace("\n\n", "\v")]
+
+    for answer, found in (("Ann.", 1), ("\nAnn.", 0)):
+        messages = [user_message("Who?", ()), Message("assistant", (answer,)), user_message("Who?", ())]
+        assert len(build_prompt(messages, QWEN_2, Lines(), SETTINGS).answers_at) == found
 
 
 def test_a_format_may_move_pictures_first():

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fastvlm_convert.recipe import shipped_recipes
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -36,8 +38,13 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     location, count, name = done.stdout.split()
     assert name == "fp16"
     assert (Path(location).parent / "py.typed").is_file()
+    page = Path("serve", "page")
+    shipped = {file.name for file in (Path(location).parent / page).iterdir()}
+    assert shipped >= {file.name for file in (ROOT / "fastvlm_convert" / page).glob("*.*")}
     assert Path(location).is_relative_to(site)
-    assert int(count) == len(list((ROOT / "configs").glob("*.yaml")))
+    assert int(count) == len(shipped_recipes())
+    packed = sorted(path.name for path in (Path(location).parent / "configs").iterdir())
+    assert packed == sorted(path.name for path in (ROOT / "configs").iterdir())
     help_text = subprocess.run(
         [sys.executable, "-m", "fastvlm_convert", "--help"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,

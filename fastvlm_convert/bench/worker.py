@@ -19,8 +19,9 @@ from fastvlm_convert.bench.energy import Meter, open_meter
 from fastvlm_convert.bench.result import CALIBRATION, ENERGY
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import ConversionError
-from fastvlm_convert.generate import check_fits, embed_prompt, stream_tokens
+from fastvlm_convert.generate import check_fits, stream_tokens
 from fastvlm_convert.peak_memory import peak_memory_bytes
+from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 
 

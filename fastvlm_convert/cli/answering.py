@@ -157,6 +157,8 @@ class AnswerFacts:
         token_ids: Its tokens.
         finished: Whether the model ended it.
         executed_by: What executed the model.
+        encoded_images: Images that were encoded for it; 0 where they were known from earlier answers.
+        cached_tokens: Tokens of the prompt that were not read again.
         timings: Where the time went.
     """
 
@@ -164,6 +166,8 @@ class AnswerFacts:
     token_ids: tuple[int, ...]
     finished: bool
     executed_by: str
+    encoded_images: int
+    cached_tokens: int
     timings: TimingFacts
 
 
@@ -176,5 +180,7 @@ def answer_facts(loaded: LoadedModel, stream: AnswerStream) -> AnswerFacts:
         token_ids=tuple(answer.token_ids),
         finished=answer.finished,
         executed_by=loaded.session.executed_by,
+        encoded_images=answer.encoded_images,
+        cached_tokens=answer.cached_tokens,
         timings=TimingFacts(**asdict(timings), decode_tokens_per_s=timings.decode_tokens_per_s),
     )

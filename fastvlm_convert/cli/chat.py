@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
-import numpy as np
 import typer
 from PIL import Image
 
@@ -36,9 +35,7 @@ from fastvlm_convert.cli.options import (
 )
 from fastvlm_convert.errors import ConversionError, UsageError
 from fastvlm_convert.pictures import load_image
-from fastvlm_convert.preprocess import pixel_values
-from fastvlm_convert.prompt import Message, Picture, user_message
-from fastvlm_convert.runtime.loaded import LoadedModel
+from fastvlm_convert.prompt import Message, user_message
 
 EXAMPLES = """
 fastvlm-convert chat FastVLM-0.5B photo.jpg
@@ -104,7 +101,7 @@ def command(
     reply = partial(
         loaded.reply, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
-    talk = _Conversation(loaded, reply, system, pending)
+    talk = _Conversation(reply, system, pending)
     turns: list[Turn] = []
     for line in _lines(is_watched):
         if line == "/quit":
@@ -126,10 +123,9 @@ def command(
 
 
 class _Conversation:
-    """The messages so far, and the image tokens of their pictures, encoded once.
+    """The messages so far; the model itself knows what it has read of them already.
 
     Args:
-        loaded: The model.
         reply: Answers messages.
         system: The system message, or None for the model's own.
         pending: Pictures of the next message.
@@ -137,17 +133,14 @@ class _Conversation:
 
     def __init__(
         self,
-        loaded: LoadedModel,
         reply: Callable[..., AnswerStream],
         system: str | None,
         pending: list[Image.Image],
     ) -> None:
-        self._loaded = loaded
         self._reply = reply
         self._system = system
         self._pending = pending
         self._messages: list[Message] = []
-        self._features: list[np.ndarray] = []
 
     def take(self, line: str) -> AnswerStream | None:
         """Do what a line says; the beginning of the answer where it is a message.
@@ -158,7 +151,7 @@ class _Conversation:
             PromptError: The conversation is too long.
         """
         if line == "/reset":
-            self._messages, self._features, self._pending = [], [], []
+            self._messages, self._pending = [], []
             return None
         if line.startswith("/image "):
             path = Path(line.removeprefix("/image ").strip()).expanduser()
@@ -168,7 +161,7 @@ class _Conversation:
             raise UsageError(f"unknown command '{line.split()[0]}'", hint=_HELP)
         self._messages.append(user_message(line, self._pending))
         self._pending = []
-        return self._reply(with_system(self._messages, self._system), features=self._image_tokens())
+        return self._reply(with_system(self._messages, self._system))
 
     def keep(self, answer: str) -> None:
         """Remember the answer to the last message."""
@@ -178,17 +171,6 @@ class _Conversation:
         """Take back a last message that got no answer."""
         if self._messages and self._messages[-1].role == "user":
             self._messages.pop()
-            del self._features[len(self._pictures()) :]
-
-    def _pictures(self) -> list[Picture]:
-        return [part for m in self._messages for part in m.content if isinstance(part, Picture)]
-
-    def _image_tokens(self) -> list[np.ndarray]:
-        """Of all pictures in order."""
-        for picture in self._pictures()[len(self._features) :]:
-            pixels = pixel_values(picture.image, self._loaded.images)
-            self._features.append(self._loaded.session.encode_image(pixels))
-        return self._features
 
 
 def _lines(is_watched: bool) -> Iterator[str]:

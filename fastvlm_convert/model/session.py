@@ -7,7 +7,7 @@ from fastvlm_convert.model.fastvlm import FastVLM
 
 
 class TorchSession:
-    """Runs the torch reference in float32; implements `decode.Session`."""
+    """Runs the torch reference in float32; implements `session.Session`."""
 
     trouble: str | None = None  # not watched
 

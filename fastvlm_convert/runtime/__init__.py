@@ -1,1 +1,1 @@
-"""Run what a checkpoint holds or a bundle ships: one session per runtime, one protocol (`decode.Session`)."""
+"""Run what a checkpoint holds or a bundle ships: a session per runtime, one protocol (`session.Session`)."""

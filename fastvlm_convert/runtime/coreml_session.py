@@ -30,6 +30,7 @@ from fastvlm_convert.preprocess import picture_of
 from fastvlm_convert.runtime.contract import AGAIN
 from fastvlm_convert.runtime.core_ml import has_core_ml
 from fastvlm_convert.runtime.coreml_contract import check_manifest
+from fastvlm_convert.runtime.threads import Threads, refuse_threads
 
 _TARGET: Final = "coreml"
 
@@ -99,7 +100,7 @@ class InterpretedPackage:
 
 
 class CoreMLSession:
-    """Runs the vision and decoder packages of a bundle; implements `decode.Session`."""
+    """Runs the vision and decoder packages of a bundle; implements `session.Session`."""
 
     def __init__(self, manifest: Manifest, vision: Runner, decoder: Runner) -> None:
         self.executed_by = decoder.executed_by
@@ -197,7 +198,9 @@ class CoreMLSession:
         }
 
 
-def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> CoreMLSession:
+def open_session(
+    bundle: Path, manifest: Manifest, precision: Precision | None, threads: Threads
+) -> CoreMLSession:
     """Run the packages of a bundle.
 
     Args:
@@ -205,12 +208,14 @@ def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) 
         manifest: Its manifest.
         precision: How the interpreter runs them; None leaves them to Core ML where there is one, and else
             means `exact`.
+        threads: Must be left to the runtime.
 
     Raises:
         BundleError: The manifest lists other artifacts than the session runs, or a package is missing,
             damaged or refused.
         MissingDependencyError: A library is not installed.
     """
+    refuse_threads(_TARGET, threads)
     check_manifest(manifest)
     vision, decoder = (
         (bundle / manifest.artifact(_TARGET, part).files[0]).parent for part in ("vision", "decoder")

@@ -13,18 +13,21 @@ from fastvlm_convert.answer_stream import AnswerStream
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
 from fastvlm_convert.errors import MissingDependencyError
-from fastvlm_convert.generate import Session, answer_tokens, check_fits, greedy, sampler
+from fastvlm_convert.generate import answer_tokens, check_fits, greedy, sampler
 from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import chosen_target, load_manifest, takes_pictures
 from fastvlm_convert.pictures import as_seen, load_image
 from fastvlm_convert.preprocess import ImageSettings, picture_of, pixel_values
 from fastvlm_convert.progress import OnShare, OnStage, ignore_share, ignore_stage
 from fastvlm_convert.prompt import Message, Prompt, PromptFormat, build_prompt, user_message
+from fastvlm_convert.prompt_cache import MemoryPromptCache, PromptCache
 from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.sessions import open_session
+from fastvlm_convert.runtime.threads import Threads
+from fastvlm_convert.session import ReusesPrefixes, Session
 from fastvlm_convert.targets import Target
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
 from fastvlm_convert.weights.source import WeightSource
@@ -48,6 +51,7 @@ class LoadedModel:
         eos_token_ids: Ids at which an answer ends.
         images: How pictures are prepared.
         prompt_format: How conversations are written.
+        cache: What is known of earlier prompts, so that a picture is encoded once; None keeps nothing.
     """
 
     session: Session
@@ -55,6 +59,12 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     images: ImageSettings
     prompt_format: PromptFormat
+    cache: PromptCache | None = None
+
+    def another(self) -> "LoadedModel | None":
+        """The same model with a KV cache of its own, for another thread; None if the runtime holds one."""
+        session = self.session
+        return replace(self, session=session.another()) if isinstance(session, ReusesPrefixes) else None
 
     def prompt(self, question: str, images: Sequence[Image.Image]) -> Prompt:
         """The prompt for a question about some images, which come first; `<image>` in it is text."""
@@ -116,16 +126,12 @@ class LoadedModel:
         self,
         messages: Sequence[Message],
         *,
-        features: Sequence[np.ndarray] | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
     ) -> AnswerStream:
         """Answer the last message of a conversation; see `ask`.
-
-        More than six parameters, as `ask` has them: `features` are the image tokens of all its images, where
-        they are known, float32 [num_image_tokens, hidden] each.
 
         Raises:
             PromptError: Roles are out of order, or prompt and answer do not fit into the context.
@@ -136,7 +142,7 @@ class LoadedModel:
             max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, session.context_length - length))
         check_fits(length, max_new_tokens, session.context_length)
         choose = greedy if temperature == 0 else sampler(temperature, top_p, seed)
-        tokens = answer_tokens(session, prompt, self.eos_token_ids, max_new_tokens, choose, features)
+        tokens = answer_tokens(session, prompt, self.eos_token_ids, max_new_tokens, choose, cache=self.cache)
         return AnswerStream(tokens, self.tokenizer.decode)
 
 
@@ -173,7 +179,8 @@ def load_reference(
     folded = checkpoint.quantized is not None
     weights = dense_view(checkpoint.folded) if folded else checkpoint.weights
     loaded, _ = _load_model(checkpoint, config, weights, folded, context_length, on_progress)
-    return replace(loaded, images=images, prompt_format=prompt_format or checkpoint.prompt.format)
+    prompt_format = prompt_format or checkpoint.prompt.format
+    return replace(loaded, images=images, prompt_format=prompt_format, cache=MemoryPromptCache())
 
 
 def load_folded_reference(
@@ -245,7 +252,12 @@ def _load_model(
 
 
 def load_bundle(
-    bundle: str | Path, target: Target | None = None, precision: Precision | None = None
+    bundle: str | Path,
+    target: Target | None = None,
+    precision: Precision | None = None,
+    *,
+    threads: int | None = None,
+    spinning: bool = True,
 ) -> LoadedModel:
     """A bundle, ready to answer.
 
@@ -254,10 +266,12 @@ def load_bundle(
         target: Which of its formats to run; None takes the first.
         precision: Core ML: how the interpreter runs the packages; None leaves them to Core ML where there is
             one, and else means `exact`. ONNX: `exact` does without int8 activations; None runs it as it is.
+        threads: ONNX: how many compute one operation; None takes OMP_NUM_THREADS, or one for each core.
+        spinning: ONNX: whether they wait in a busy loop; turn it off where several requests run at a time.
 
     Raises:
         BundleError: It is no bundle, damaged or of another version; the target is not in it, or its runtime
-            refuses it.
+            refuses it, or the number of threads.
         MissingDependencyError: The target's runtime is not installed.
     """
     bundle = Path(bundle)
@@ -265,9 +279,10 @@ def load_bundle(
     target = chosen_target(manifest, target, bundle)
     in_graph = any(takes_pictures(artifact) for artifact in manifest.artifacts if artifact.target == target)
     return LoadedModel(
-        session=open_session(bundle, manifest, target, precision),
+        session=open_session(bundle, manifest, target, precision, Threads(threads, spinning)),
         tokenizer=read_tokenizer(bundle),
         eos_token_ids=manifest.contract.eos_token_ids,
         images=replace(manifest.contract.images, in_graph=in_graph),
         prompt_format=manifest.contract.conversation,
+        cache=MemoryPromptCache(),
     )

@@ -15,6 +15,7 @@ from fastvlm_convert.json_file import read_json_file
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.runtime.contract import AGAIN
 from fastvlm_convert.runtime.mlx_network import Cache, Decoder, Groups, Weights, decode, embed, encode
+from fastvlm_convert.runtime.threads import Threads, refuse_threads
 
 _TARGET: Final = "mlx"
 _ERRORS: Final = (RuntimeError, ValueError, IndexError)  # what MLX raises for files and shapes
@@ -22,7 +23,7 @@ _GROUP_SIZES, _BITS = (32, 64, 128), (4, 8)
 
 
 class MlxSession:
-    """Runs the weights that mlx-vlm loads, with the same operations; implements `decode.Session`.
+    """Runs the weights that mlx-vlm loads, with the same operations; implements `session.Session`.
 
     Args:
         manifest: The bundle's.
@@ -81,17 +82,21 @@ class MlxSession:
             return _numpy(decode(self._weights, self._decoder, x, self._cache))
 
 
-def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> MlxSession:
+def open_session(
+    bundle: Path, manifest: Manifest, precision: Precision | None, threads: Threads
+) -> MlxSession:
     """Run the `mlx/` folder of a bundle.
 
     Args:
         bundle: Its folder.
         manifest: Its manifest.
         precision: `exact` computes in float32 on the stored weights; None as MLX does for users.
+        threads: Must be left to the runtime.
 
     Raises:
         BundleError: The folder is not one that this tool writes, or MLX refuses it.
     """
+    refuse_threads(_TARGET, threads)
     path = bundle / manifest.artifact(_TARGET, "decoder").files[0]
     decoder, default, others = _config(path.parent / "config.json")
     with _refusals():

@@ -1,4 +1,4 @@
-"""What the manifest of an ONNX bundle must list, so that `OnnxSession` can feed it."""
+"""What the manifest of an ONNX bundle must list, so that `OnnxWeights` can feed it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final

@@ -1,15 +1,12 @@
-"""An ONNX bundle as a session, executed by ONNX Runtime."""
+"""An ONNX bundle as a session, executed by ONNX Runtime: weights that many share, and a sequence of one."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import onnxruntime
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from fastvlm_convert.errors import BundleError
 from fastvlm_convert.io_names import (
@@ -22,62 +19,45 @@ from fastvlm_convert.io_names import (
     MERGE,
     PIXEL_VALUES,
     PREPARED_PIXELS,
-    Component,
     Precision,
-    TensorSpec,
 )
-from fastvlm_convert.manifest import Artifact, Manifest, takes_pictures
-from fastvlm_convert.runtime.contract import check_graph
+from fastvlm_convert.manifest import Manifest, takes_pictures
 from fastvlm_convert.runtime.onnx_contract import check_manifest
-
-if TYPE_CHECKING:
-    import onnx
+from fastvlm_convert.runtime.onnx_graphs import TARGET, load_exact, load_front, load_graph, refusals
+from fastvlm_convert.runtime.threads import DEFAULT_THREADS, Threads
+from fastvlm_convert.session import KvPrefix
 
 EXECUTED_BY: Final = f"onnxruntime {onnxruntime.__version__}"
-_TARGET: Final = "onnx"
-
-# ONNX Runtime's errors have no common base, and a run with bound buffers raises Python's own.
-_NATIVE = [e for e in vars(_native).values() if isinstance(e, type) and issubclass(e, Exception)]
-# A TypeError is how pybind11 refuses a path that is no UTF-8, a DecodeError how protobuf refuses a file.
-_ERRORS: tuple[type[Exception], ...] = (RuntimeError, TypeError, DecodeError, *_NATIVE)
-_SEVERITY = 4  # ONNX Runtime logs nothing but fatal errors; it raises the others, which is enough
 
 
-class OnnxSession:
-    """Runs the three graphs of a bundle; implements `decode.Session`.
-
-    The KV cache is one fixed buffer a tensor, bound as past and as present: attention writes new positions
-    in place and nothing is copied between steps.
+class OnnxWeights:
+    """The graphs of a bundle, loaded once; any number of threads may use them at a time.
 
     Args:
         bundle: Its folder.
         manifest: Its manifest.
         exact: Whether quantized matrices multiply float activations; slower by far, and as exact as the file.
+        threads: How many compute one operation.
 
     Raises:
         BundleError: ONNX Runtime refuses a graph, here or when it is run.
     """
 
-    trouble: str | None = None  # ONNX Runtime does not say where a value came from
-
-    def __init__(self, bundle: Path, manifest: Manifest, exact: bool = False) -> None:
+    def __init__(
+        self, bundle: Path, manifest: Manifest, exact: bool = False, threads: Threads = DEFAULT_THREADS
+    ) -> None:
         self.executed_by = f"{EXECUTED_BY} (float activations)" if exact else EXECUTED_BY
         self.context_length = manifest.contract.context_length
         self.num_image_tokens = manifest.contract.num_image_tokens
-        self._vision = _load(bundle, manifest, "vision")
-        vision = manifest.artifact(_TARGET, "vision")
+        self._vision = load_graph(bundle, manifest, "vision", threads=threads)
+        vision = manifest.artifact(TARGET, "vision")
         self._vision_path, self._takes_pictures = bundle / vision.files[0], takes_pictures(vision)
-        self._front: onnxruntime.InferenceSession | None = None
-        self._embed = _load(bundle, manifest, "embed")
-        self._decoder = (_load_exact if exact else _load)(bundle, manifest, "decoder")
-        decoder = manifest.artifact(_TARGET, "decoder")
-        past = [t for t in decoder.inputs if t.name not in (INPUTS_EMBEDS, ATTENTION_MASK)]
-        present = [t.name for t in decoder.outputs if t.name != LOGITS]
-        self._cache = [
-            (spec.name, output, self._buffer(spec.shape, spec.dtype))
-            for spec, output in zip(past, present, strict=True)
-        ]
-        self._length = 0
+        self._embed = load_graph(bundle, manifest, "embed", threads=threads)
+        self.decoder = (load_exact if exact else load_graph)(bundle, manifest, "decoder", threads=threads)
+        decoder = manifest.artifact(TARGET, "decoder")
+        self.past = [t for t in decoder.inputs if t.name not in (INPUTS_EMBEDS, ATTENTION_MASK)]
+        self.present = [t.name for t in decoder.outputs if t.name != LOGITS]
+        self.vocabulary = int(next(t.shape[-1] for t in decoder.outputs if t.name == LOGITS))
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S], or pictures of any size -> float32 [num_image_tokens, hidden]."""
@@ -86,9 +66,7 @@ class OnnxSession:
 
     def prepare(self, pictures: np.ndarray) -> np.ndarray:
         """What the encoder gets: the same, or what the graph makes of float32 [1, 3, height, width]."""
-        if self._takes_pictures and self._front is None:
-            self._front = _load_front(self._vision_path)
-        if self._front is None:
+        if not self._takes_pictures:
             return pictures
         with refusals("vision"):
             return np.asarray(self._front.run([PREPARED_PIXELS], {PIXEL_VALUES: pictures})[0])
@@ -98,59 +76,143 @@ class OnnxSession:
         with refusals("embed"):
             return np.asarray(self._embed.run([INPUTS_EMBEDS], {INPUT_IDS: token_ids[None]})[0][0])
 
+    @cached_property
+    def _front(self) -> onnxruntime.InferenceSession:
+        """Threads that ask for it at once may each load one, and all are the same."""
+        return load_front(self._vision_path)
+
+
+class OnnxSequence:
+    """One request: a KV cache over shared weights; implements `session.Session` and `ReusesPrefixes`.
+
+    The KV cache is one fixed buffer a tensor, bound as past and as present: attention writes new positions
+    in place and nothing is copied between steps. A sequence is for one thread at a time.
+
+    Args:
+        weights: What computes.
+    """
+
+    trouble: str | None = None  # ONNX Runtime does not say where a value came from
+
+    def __init__(self, weights: OnnxWeights) -> None:
+        self.weights = weights
+        self.executed_by = weights.executed_by
+        self.context_length = weights.context_length
+        self.num_image_tokens = weights.num_image_tokens
+        self._length = 0
+        self._cache = [
+            np.zeros((1, int(t.shape[1]), self.context_length, int(t.shape[3])), t.dtype)
+            for t in weights.past
+        ]
+        self._logits = np.zeros((1, 1, weights.vocabulary), np.float32)
+        self._ones = np.ones((1, self.context_length), np.int64)
+        # Bound once: what ONNX Runtime reads and writes is the memory of these arrays.
+        self._binding = weights.decoder.io_binding()
+        names = zip(weights.past, weights.present, self._cache, strict=True)
+        with refusals("decoder"):
+            for past, present, array in names:
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+                self._binding.bind_ortvalue_input(past.name, value)
+                self._binding.bind_ortvalue_output(present, value)
+            logits = onnxruntime.OrtValue.ortvalue_from_numpy(self._logits)
+            self._binding.bind_ortvalue_output(LOGITS, logits)
+
+    def another(self) -> "OnnxSequence":
+        """A new sequence over the same weights, for another request."""
+        return OnnxSequence(self.weights)
+
+    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
+        """float32 [1, 3, S, S], or pictures of any size -> float32 [num_image_tokens, hidden]."""
+        return self.weights.encode_image(pixel_values)
+
+    def prepare(self, pictures: np.ndarray) -> np.ndarray:
+        """What the encoder gets: the same, or what the graph makes of float32 [1, 3, height, width]."""
+        return self.weights.prepare(pictures)
+
+    def embed(self, token_ids: np.ndarray) -> np.ndarray:
+        """int64 [n] -> float32 [n, hidden]."""
+        return self.weights.embed(token_ids)
+
     def prefill(self, inputs_embeds: np.ndarray) -> np.ndarray:
         """Start a new sequence; logits of the last position, float32 [vocab]."""
         self._length = 0
-        return self._append(inputs_embeds)
+        return self.append(inputs_embeds)
 
     def decode(self, inputs_embeds: np.ndarray) -> np.ndarray:
         """Append one token; its logits, float32 [vocab]."""
-        return self._append(inputs_embeds)
+        return self.append(inputs_embeds)
 
     def extend(self, inputs_embeds: np.ndarray, position: int) -> np.ndarray:
         """Append tokens from a position on; keys and values that are skipped are zero."""
-        for _, _, buffer in self._cache:
-            values = np.array(buffer.numpy())
+        for values in self._cache:
             values[:, :, self._length : position] = 0  # an earlier sequence may have been longer
-            buffer.update_inplace(values)
         self._length = position
-        return self._append(inputs_embeds)
+        return self.append(inputs_embeds)
 
-    def _append(self, inputs_embeds: np.ndarray) -> np.ndarray:
-        length = self._length + len(inputs_embeds)
-        binding = self._decoder.io_binding()
-        binding.bind_cpu_input(INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds[None]))
-        # As long as the sequence really is, not as the buffer: its sum and length tell the positions.
-        binding.bind_cpu_input(ATTENTION_MASK, np.ones((1, length), np.int64))
-        binding.bind_output(LOGITS)
-        for past, present, buffer in self._cache:
-            binding.bind_ortvalue_input(past, buffer)
-            binding.bind_ortvalue_output(present, buffer)
-        with refusals("decoder"):
-            self._decoder.run_with_iobinding(binding)
+    def copy_prefix(self, length: int, start: int = 0) -> KvPrefix:
+        """Copies of the positions of this sequence from `start` to before `length`.
+
+        Raises:
+            ValueError: It has no such positions.
+        """
+        if not 0 <= start <= length <= self._length:
+            raise ValueError(f"positions {start} to {length} of a sequence of {self._length}")
+        return KvPrefix(start, length, tuple(values[0, :, start:length].copy() for values in self._cache))
+
+    def start_from(self, prefixes: Sequence[KvPrefix]) -> None:
+        """Begin a new sequence with prefixes, the first of which starts at 0 and each next where one stops.
+
+        Raises:
+            ValueError: They do not follow each other like that.
+        """
+        length = 0
+        for prefix in prefixes:
+            if prefix.start != length:
+                raise ValueError(f"a prefix from {prefix.start} on, behind one of {length} positions")
+            for values, known in zip(self._cache, prefix.values, strict=True):
+                values[0, :, prefix.start : prefix.stop] = known
+            length = prefix.stop
         self._length = length
-        return np.asarray(binding.get_outputs()[0].numpy()[0, -1])
 
-    def _buffer(self, shape: tuple[int | str, ...], dtype: str) -> onnxruntime.OrtValue:
-        heads, head_dim = int(shape[1]), int(shape[3])
-        return onnxruntime.OrtValue.ortvalue_from_numpy(
-            np.zeros((1, heads, self.context_length, head_dim), dtype)
-        )
+    def append(self, inputs_embeds: np.ndarray) -> np.ndarray:
+        """Append float32 [n, hidden]; logits of the last position, float32 [vocab].
+
+        Raises:
+            BundleError: The cache cannot hold them, or ONNX Runtime refuses the graph.
+        """
+        length = self._length + len(inputs_embeds)
+        if length > self.context_length:
+            raise BundleError(
+                f"a sequence of {length} tokens exceeds the context of {self.context_length}",
+                hint="export with a larger max_context_length",
+            )
+        given = np.ascontiguousarray(inputs_embeds[None], np.float32)
+        # As long as the sequence really is, not as the buffer: its sum and length tell the positions.
+        mask = self._ones[:, :length]
+        with refusals("decoder"):
+            for name, array in ((INPUTS_EMBEDS, given), (ATTENTION_MASK, mask)):
+                self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            self.weights.decoder.run_with_iobinding(self._binding)
+        self._length = length
+        return self._logits[0, 0].copy()
 
 
-def open_session(bundle: Path, manifest: Manifest, precision: Precision | None) -> OnnxSession:
+def open_session(
+    bundle: Path, manifest: Manifest, precision: Precision | None, threads: Threads
+) -> OnnxSequence:
     """Run the graphs of a bundle.
 
     Args:
         bundle: Its folder.
         manifest: Its manifest.
         precision: `exact` does without int8 activations; anything else runs the graphs as they are.
+        threads: How many compute one operation.
 
     Raises:
         BundleError: The manifest lists other artifacts than the session runs, or ONNX Runtime refuses one.
     """
     check_manifest(manifest)
-    return OnnxSession(bundle, manifest, exact=precision == "exact")
+    return OnnxSequence(OnnxWeights(bundle, manifest, precision == "exact", threads))
 
 
 def embed_apart(
@@ -174,118 +236,6 @@ def embed_apart(
     given = {INPUT_IDS: token_ids[None]}
     if image_features is not None:
         given[IMAGE_FEATURES] = image_features
-    session = _load(bundle, manifest, "embed", MAIN if image_features is None else MERGE)
+    session = load_graph(bundle, manifest, "embed", MAIN if image_features is None else MERGE)
     with refusals("embed"):
         return np.asarray(session.run([INPUTS_EMBEDS], given)[0][0])
-
-
-def _load(
-    bundle: Path, manifest: Manifest, component: Component, function: str = MAIN
-) -> onnxruntime.InferenceSession:
-    artifact = manifest.artifact(_TARGET, component, function)
-    path = bundle / artifact.files[0]
-    options = _options()
-    with refusals(path):
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return _checked(session, artifact)
-
-
-def _load_exact(bundle: Path, manifest: Manifest, component: Component) -> onnxruntime.InferenceSession:
-    """A copy of the graph, in memory, whose MatMulNBits do not round activations to int8."""
-    import onnx
-
-    artifact = manifest.artifact(_TARGET, component)
-    path = bundle / artifact.files[0]
-    with refusals(path):
-        model = onnx.load(path, load_external_data=False)
-    without_int8_activations(model)
-    session = session_of(model, path)
-    return _checked(session, artifact)
-
-
-def without_int8_activations(model: "onnx.ModelProto") -> None:
-    """Let a graph's MatMulNBits multiply floats."""
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 0
-
-
-def session_of(model: "onnx.ModelProto", path: Path) -> onnxruntime.InferenceSession:
-    """A session of a graph in memory, whose weights lie beside a file.
-
-    Raises:
-        BundleError: ONNX Runtime refuses it.
-    """
-    options = _options()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    with refusals(path):
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-
-
-def _options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _SEVERITY
-    # As torch and NumPy do it; ONNX Runtime itself would start a thread for every core.
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal():
-        options.intra_op_num_threads = int(threads)
-    return options
-
-
-def _load_front(path: Path) -> onnxruntime.InferenceSession:
-    """The part of a vision graph that prepares pictures; it has no weights."""
-    import onnx
-
-    with refusals(path):
-        model = onnx.load(path, load_external_data=False)
-        names = [node.output[0] for node in model.graph.node]
-        nodes = model.graph.node[: names.index(PREPARED_PIXELS) + 1 if PREPARED_PIXELS in names else 0]
-        read = {name for node in nodes for name in node.input}
-        graph = onnx.helper.make_graph(
-            nodes,
-            "front",
-            model.graph.input,
-            [onnx.helper.make_tensor_value_info(PREPARED_PIXELS, onnx.TensorProto.FLOAT, None)],
-            [tensor for tensor in model.graph.initializer if tensor.name in read],
-        )
-        front = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-        return onnxruntime.InferenceSession(
-            front.SerializeToString(), _options(), providers=["CPUExecutionProvider"]
-        )
-
-
-def _checked(session: onnxruntime.InferenceSession, artifact: Artifact) -> onnxruntime.InferenceSession:
-    """A session whose graph is the one that the manifest describes."""
-    for what, listed, found in (
-        ("inputs", artifact.inputs, session.get_inputs()),
-        ("outputs", artifact.outputs, session.get_outputs()),
-    ):
-        specs = [TensorSpec(value.name, _dtype(value.type), tuple(value.shape)) for value in found]
-        check_graph(f"the {what} of {artifact.files[0]}", listed, specs)
-    return session
-
-
-def _dtype(kind: str) -> str:
-    """`tensor(float16)` -> `float16`."""
-    name = kind.removeprefix("tensor(").removesuffix(")")
-    return "float32" if name == "float" else name
-
-
-@contextmanager
-def refusals(where: object) -> Iterator[None]:
-    """Turn ONNX Runtime's errors into ours.
-
-    Raises:
-        BundleError: It raised one.
-    """
-    try:
-        yield
-    except _ERRORS as error:
-        raise BundleError(
-            f"ONNX Runtime refuses the graph: {' '.join(str(error).split())}",
-            where=where,
-            hint="`fastvlm-convert verify` tells whether files were changed; or export the bundle again",
-        ) from error

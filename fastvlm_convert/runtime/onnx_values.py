@@ -22,7 +22,7 @@ from fastvlm_convert.io_names import (
     op_component,
 )
 from fastvlm_convert.manifest import Manifest
-from fastvlm_convert.runtime.onnx_session import refusals, session_of, without_int8_activations
+from fastvlm_convert.runtime.onnx_graphs import refusals, session_of, without_int8_activations
 
 _TARGET: Final = "onnx"
 _AT_ONCE: Final = 512 << 20  # bytes of values that one run hands out

@@ -7,12 +7,13 @@ from typing import Final
 
 from fastvlm_convert.errors import MissingDependencyError
 from fastvlm_convert.exporters.backends import backend_of
-from fastvlm_convert.generate import Session
 from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import Manifest
+from fastvlm_convert.runtime.threads import DEFAULT_THREADS, Threads
+from fastvlm_convert.session import Session
 from fastvlm_convert.targets import Target
 
-OpenSession = Callable[[Path, Manifest, Precision | None], Session]
+OpenSession = Callable[[Path, Manifest, Precision | None, Threads], Session]
 
 # Module that has `open_session`; it is imported late, because the runtimes take seconds.
 SESSIONS: Final[dict[Target, str]] = {
@@ -22,7 +23,13 @@ SESSIONS: Final[dict[Target, str]] = {
 }
 
 
-def open_session(bundle: Path, manifest: Manifest, target: Target, precision: Precision | None) -> Session:
+def open_session(
+    bundle: Path,
+    manifest: Manifest,
+    target: Target,
+    precision: Precision | None,
+    threads: Threads = DEFAULT_THREADS,
+) -> Session:
     """Run one target of a bundle.
 
     Args:
@@ -30,6 +37,7 @@ def open_session(bundle: Path, manifest: Manifest, target: Target, precision: Pr
         manifest: Its manifest.
         target: One that the bundle has.
         precision: How exactly, where the runtime leaves a choice (see `runtime.loaded.load_bundle`).
+        threads: How many compute one operation, where the runtime leaves a choice.
 
     Raises:
         BundleError: The runtime refuses the bundle.
@@ -41,4 +49,4 @@ def open_session(bundle: Path, manifest: Manifest, target: Target, precision: Pr
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, f"running {title} bundles") from error
     open_one: OpenSession = module.open_session
-    return open_one(bundle, manifest, precision)
+    return open_one(bundle, manifest, precision, threads)

@@ -1,9 +1,9 @@
 """What the parts of the server agree on: a question, what comes of it, and who answers."""
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from fastvlm_convert.prompt import Prompt
 
@@ -23,6 +23,7 @@ class Sampling:
         top_p: Sample from this share of probability.
         seed: Of the sampling.
         stop: Texts at which the answer ends, without them.
+        is_seeded: Whether the client gave the seed, and so expects equal answers to equal questions.
     """
 
     max_tokens: int
@@ -30,6 +31,12 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    is_seeded: bool = False
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether equal questions have equal answers, which may be kept."""
+        return self.is_greedy or self.is_seeded
 
     @property
     def is_greedy(self) -> bool:
@@ -49,6 +56,7 @@ class Question:
         deadline: `time.monotonic()` after which nobody waits.
         cancelled: Set when the client left; the engine then ends within one token.
         wants_logprob: Whether `Reply.mean_logprob` is needed; it costs time.
+        scope: Questions of different scopes share nothing that is kept of prompts.
     """
 
     request_id: str
@@ -58,6 +66,7 @@ class Question:
     deadline: float
     cancelled: threading.Event = field(default_factory=threading.Event)
     wants_logprob: bool = False
+    scope: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,10 +76,12 @@ class Piece:
     Attributes:
         text: The text; never empty.
         answer_tokens: Tokens of the answer so far.
+        cache: The best cache that helped; known before the first piece, so that it can stand in a header.
     """
 
     text: str
     answer_tokens: int
+    cache: CacheUse = "miss"
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,7 @@ class EngineStatus:
         cache_bytes: Bytes that its caches hold, by cache: `feature`, `prefix`.
         cache_lookups: Hits and misses so far, by (cache, `hit` or `miss`).
         memory_bytes: Resident memory of processes of its own; 0 where there are none.
+        waiting: Questions in a queue of its own, where it has one.
     """
 
     is_ready: bool
@@ -133,6 +145,7 @@ class EngineStatus:
     cache_bytes: dict[str, int]
     cache_lookups: dict[tuple[str, str], int]
     memory_bytes: int = 0
+    waiting: int = 0
 
 
 class Engine(Protocol):
@@ -166,4 +179,13 @@ class Engine(Protocol):
 
     def status(self) -> EngineStatus:
         """How it is now."""
+        ...
+
+
+@runtime_checkable
+class HasChangingSlots(Protocol):
+    """An engine whose slots come and go, as its workers do."""
+
+    def watch_slots(self, on_change: Callable[[], object]) -> None:
+        """Call something whenever there may be more slots than before."""
         ...

@@ -4,14 +4,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
+from typing import Final
 
 from fastvlm_convert.checkpoint.tokenizer import TextTokenizer, read_tokenizer
+from fastvlm_convert.delivery.check import check_bundle
+from fastvlm_convert.errors import BundleError
 from fastvlm_convert.manifest import FILE_NAME, Manifest, chosen_target, load_manifest, takes_pictures
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.prompt import Message, Prompt, build_prompt
 from fastvlm_convert.targets import Target
+
+_CHECKED: Final = ("manifest", "files")  # whoever runs a bundle may put files of their own beside
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,19 @@ class ServedBundle:
         return build_prompt(messages, form, self.tokenizer, self.images)
 
 
-def image_key(pixel_values: np.ndarray) -> str:
-    """SHA-256 of what the encoder gets, float32 [1, 3, height, width], its shape included; hexadecimal."""
-    values = np.ascontiguousarray(pixel_values, np.float32)
-    digest = hashlib.sha256(repr(values.shape).encode())
-    digest.update(values.data)
-    return digest.hexdigest()
+def check_files(bundle: Path) -> None:
+    """See that a bundle's files are those that its manifest lists, by their hashes.
+
+    Raises:
+        BundleError: One is not, or cannot be read.
+    """
+    found = check_bundle(bundle)
+    wrong = [c.reason for c in found.checks if c.stage in _CHECKED and c.status != "passed" and c.reason]
+    if wrong:
+        hint = f"`fastvlm-convert bundle check {bundle}` lists everything; copy it again, or export it again"
+        raise BundleError(
+            f"the bundle is not what its manifest says: {'; '.join(wrong)}", where=bundle, hint=hint
+        )
 
 
 def open_served_bundle(path: Path, name: str | None = None, target: Target | None = None) -> ServedBundle:

@@ -7,8 +7,9 @@ from itertools import takewhile
 import numpy as np
 
 from fastvlm_convert.demo.samples import Sample
-from fastvlm_convert.generate import embed_prompt, stream_tokens
+from fastvlm_convert.generate import stream_tokens
 from fastvlm_convert.progress import OnShare, ignore_share
+from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.runtime.loaded import LoadedModel
 
 MAX_ANSWER_TOKENS = 96  # longer than any answer of the generator

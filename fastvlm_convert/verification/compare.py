@@ -12,9 +12,10 @@ import numpy as np
 
 from fastvlm_convert import metrics
 from fastvlm_convert.errors import BundleError, CheckpointError
-from fastvlm_convert.generate import check_fits, embed_prompt, teacher_forced
+from fastvlm_convert.generate import check_fits, teacher_forced
 from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.prompt import Prompt
+from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.answers import Answer, AnswerFigures, compare_answer, figures_of

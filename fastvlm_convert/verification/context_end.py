@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastvlm_convert import metrics
-from fastvlm_convert.generate import Session
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
+from fastvlm_convert.session import Session
 from fastvlm_convert.verification.check import Check, Measurement, at_least
 from fastvlm_convert.verification.compare import Comparison, StageGates
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from fastvlm_convert import metrics
 from fastvlm_convert.errors import BundleError
-from fastvlm_convert.generate import embed_prompt
 from fastvlm_convert.io_names import Component, op_component
+from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastvlm_convert.generate import check_fits, embed_prompt, greedy
+from fastvlm_convert.generate import check_fits, greedy
 from fastvlm_convert.prompt import Prompt
+from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
 

@@ -2,14 +2,16 @@
 
 import io
 import json
+from typing import Any
 
 import pytest
 
 from fastvlm_convert.prompt import Message, user_message
-from fastvlm_convert.runtime.loaded import LoadedModel, load_reference
-from tests.checkpoints import golden_checkpoint
+from fastvlm_convert.runtime.loaded import load_reference
+from tests.checkpoints import GOLDEN, LLAVA, golden_checkpoint
 from tests.cli.conftest import CHECKPOINT, IMAGE, Cli
 
+OTHER = GOLDEN / LLAVA / "image1.png"
 SHORT = ("--max-new-tokens", "8")
 
 
@@ -44,20 +46,39 @@ def test_a_second_question_has_the_first_before_it(cli: Cli, typed, tmp_path):
     assert cli("run", CHECKPOINT, "--messages", path, *SHORT).out == f"{second}\n"
 
 
-def test_a_picture_is_encoded_once(cli: Cli, typed, monkeypatch):
-    """What image tokens cost is most of an answer's time."""
-    asked = []
-    reply = LoadedModel.reply
+@pytest.fixture(params=["checkpoint", "bundle"])
+def model(request, fp32_bundle):
+    return CHECKPOINT if request.param == "checkpoint" else fp32_bundle
 
-    def counting(self, messages, **options):
-        asked.append([id(features) for features in options["features"]])
-        return reply(self, messages, **options)
 
-    monkeypatch.setattr(LoadedModel, "reply", counting)
-    typed("What?", "Who?", "Where?")
-    assert cli("chat", CHECKPOINT, IMAGE, *SHORT).code == 0
-    assert len(asked) == 3
-    assert asked[0] == asked[1] == asked[2]
+def test_a_picture_is_encoded_once_and_what_was_said_is_not_read_again(cli: Cli, typed, model, tmp_path):
+    typed("What is this?", "Who?", "Where?", f"/image {OTHER}", "And this?")
+    turns = cli("chat", model, IMAGE, "--json", *SHORT).document["turns"]
+    assert [turn["encoded_images"] for turn in turns] == [1, 0, 0, 1]
+    # Only ONNX Runtime's sequences can begin in the middle: each then reads from the last answer on.
+    lengths = [turn["timings"]["prompt_tokens"] for turn in turns]
+    known = [0, 0, 0, 0] if model == CHECKPOINT else [0, *lengths[:-1]]
+    assert [turn["cached_tokens"] for turn in turns] == known
+    # And the answers are those of whoever reads all of it at once.
+    for number, turn in enumerate(turns):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(_messages(turns[: number + 1])))
+        alone = cli("run", model, "--messages", path, "--json", *SHORT).document
+        assert (alone["encoded_images"], alone["cached_tokens"]) == (2 if number == 3 else 1, 0)
+        assert alone["token_ids"] == turn["token_ids"]
+
+
+def _messages(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation of the turns up to the last question, which has no answer yet."""
+    messages: list[dict[str, Any]] = []
+    for number, turn in enumerate(turns):
+        pictures = {0: [IMAGE], 3: [OTHER]}.get(number, [])
+        parts = [{"type": "image", "image": str(path)} for path in pictures]
+        messages += [
+            {"role": "user", "content": [*parts, {"type": "text", "text": turn["question"]}]},
+            {"role": "assistant", "content": turn["text"]},
+        ]
+    return messages[:-1]
 
 
 def test_a_document(cli: Cli, typed):

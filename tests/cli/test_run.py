@@ -42,6 +42,8 @@ def test_document(cli, model):
         "text": CASE.greedy_text,
         "token_ids": CASE.greedy_token_ids,
         "finished": False,
+        "encoded_images": 1,
+        "cached_tokens": 0,
     }
     assert executed_by.startswith("torch" if model == CHECKPOINT else "onnxruntime")
     assert timings["prompt_tokens"] == len(CASE.ids_before_image) + 16 + len(CASE.ids_after_image)

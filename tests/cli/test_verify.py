@@ -114,7 +114,7 @@ def test_nan_is_reported_as_a_failure_and_not_as_a_bug(cli, fp32_bundle, picture
     def encode_image(self, pixels):
         return np.full((16, 64), np.nan, np.float32)
 
-    monkeypatch.setattr(onnx_session.OnnxSession, "encode_image", encode_image)
+    monkeypatch.setattr(onnx_session.OnnxSequence, "encode_image", encode_image)
     result = verify(cli, fp32_bundle, pictures, "--json")
     assert result.code == 1
     (check,) = (c for c in result.document["checks"] if c["stage"] == "image_features")

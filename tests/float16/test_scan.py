@@ -10,10 +10,10 @@ from fastvlm_convert.exporters.coreml.paths import FILES
 from fastvlm_convert.float16.repairs import needed_repairs, settings_of
 from fastvlm_convert.float16.report import RangeReport, save_report
 from fastvlm_convert.float16.scan import scan
-from fastvlm_convert.generate import embed_prompt
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
+from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import load_folded_reference
 from tests.bundles import FP16, FP32, recipe

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
+from fastvlm_convert.generate import generate, teacher_forced
 from fastvlm_convert.model.session import TorchSession
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.prompt import Prompt, build_prompt, user_message
+from fastvlm_convert.prompt_reading import embed_prompt
 from tests.checkpoints import GoldenCase, golden_cases, golden_checkpoint, golden_model
 
 CASES = golden_cases()

@@ -10,11 +10,12 @@ from fastvlm_convert.exporters.coreml.graph import Graph
 from fastvlm_convert.exporters.coreml.metadata import Metadata
 from fastvlm_convert.exporters.coreml.proto import write_package
 from fastvlm_convert.exporters.coreml.vision import build_apple_vision
-from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
+from fastvlm_convert.generate import generate, teacher_forced
 from fastvlm_convert.metrics import sqnr_db, top1_agreement
 from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
+from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.recipe import FloatSettings, RepairSettings
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 from fastvlm_convert.weights.fold import fold

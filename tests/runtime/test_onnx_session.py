@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -5,10 +8,12 @@ from PIL import Image
 
 from fastvlm_convert import metrics
 from fastvlm_convert.errors import BundleError, PromptError
-from fastvlm_convert.generate import embed_prompt, generate
+from fastvlm_convert.generate import answer_tokens, generate
 from fastvlm_convert.pictures import load_image
-from fastvlm_convert.runtime.loaded import load_reference
-from tests.bundles import copy_bundle, export_bundle, open_bundle, recipe
+from fastvlm_convert.prompt_cache import MemoryPromptCache
+from fastvlm_convert.prompt_reading import embed_prompt
+from fastvlm_convert.runtime.loaded import load_bundle, load_reference
+from tests.bundles import copy_bundle, export_bundle, mixed_recipe, open_bundle, recipe
 from tests.checkpoints import GOLDEN, LLAVA, golden_checkpoint
 
 IMAGES = [load_image(GOLDEN / LLAVA / f"image{i}.png") for i in range(2)]
@@ -76,13 +81,10 @@ def test_results_are_copies(candidate):
 
 def test_the_cache_is_one_buffer_that_is_written_in_place(fp32_bundle):
     session = open_bundle(fp32_bundle).session
-    places = [buffer.data_ptr() for _, _, buffer in session._cache]
     session.prefill(embeds_of(5))
-    before = [buffer.numpy().copy() for _, _, buffer in session._cache]
+    before = [buffer.copy() for buffer in session._cache]
     session.decode(embeds_of(1))
-    assert [buffer.data_ptr() for _, _, buffer in session._cache] == places
-    for old, (_, _, buffer) in zip(before, session._cache, strict=True):
-        new = buffer.numpy()
+    for old, new in zip(before, session._cache, strict=True):
         assert new.shape == (1, 2, 2048, 16)
         np.testing.assert_array_equal(new[:, :, :5], old[:, :, :5])
         assert np.abs(new[:, :, 5]).max() > 0
@@ -141,7 +143,7 @@ class TestContext:
         session = short.session
         session.prefill(embeds_of(63))
         last = session.decode(embeds_of(1))
-        with pytest.raises(BundleError, match="total_sequence_length"):
+        with pytest.raises(BundleError, match="a sequence of 65 tokens exceeds the context of 64"):
             session.decode(embeds_of(1))
         session.prefill(embeds_of(63))
         np.testing.assert_array_equal(session.decode(embeds_of(1)), last)
@@ -171,3 +173,191 @@ def test_an_image_of_another_size_is_prepared(candidate, reference):
     np.testing.assert_array_equal(prompts[0].images[0], prompts[1].images[0])
     features = [candidate.session.encode_image(prompts[0].images[0])]
     assert embed_prompt(candidate.session, prompts[0], features).shape == (prompts[0].length(16), 64)
+
+
+NOISE = Image.effect_noise((64, 64), 90).convert("RGB")
+QUESTIONS = ("What is this?", "How many circles are there?", "Is <image> like <image>?")
+
+
+class Partial(MemoryPromptCache):
+    """A cache that has lost something: image tokens, or the prefixes after some."""
+
+    def __init__(self, has_features: bool, num_prefixes: int) -> None:
+        super().__init__()
+        self.has_features = has_features
+        self.left = num_prefixes
+
+    def get_features(self, key):
+        return super().get_features(key) if self.has_features else None
+
+    def get_prefix(self, key):
+        self.left -= 1
+        return super().get_prefix(key) if self.left >= 0 else None
+
+
+def fill(cache: MemoryPromptCache, full: MemoryPromptCache) -> MemoryPromptCache:
+    """Give a cache what another one holds."""
+    cache._features, cache._prefixes = full._features, full._prefixes
+    return cache
+
+
+def answer_of(session, prompt, cache=None, **options):
+    """The answer, and the logits that its tokens were taken from."""
+    rows = []
+
+    def choose(logits):
+        rows.append(logits)
+        return int(logits.argmax())
+
+    tokens = answer_tokens(session, prompt, (), 8, choose, cache=cache, **options)
+    while True:
+        try:
+            next(tokens)
+        except StopIteration as end:
+            return end.value, np.stack(rows)
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16", "mixed"])
+def any_model(request, fp32_bundle, fp16_bundle, tmp_path_factory):
+    if request.param == "mixed":
+        output = tmp_path_factory.mktemp("mixed") / "bundle"
+        return open_bundle(export_bundle(GOLDEN / LLAVA / "checkpoint", output, mixed_recipe()))
+    return open_bundle({"fp32": fp32_bundle, "fp16": fp16_bundle}[request.param])
+
+
+class TestReuse:
+    @pytest.mark.parametrize("question", QUESTIONS)
+    def test_no_state_of_the_cache_changes_a_bit(self, any_model, question):
+        """A prompt of two pictures, after another one about the same, after itself, and after evictions."""
+        before = any_model.prompt("Is this something else?", IMAGES)
+        prompt = any_model.prompt(question, IMAGES)
+        ends = np.cumsum([len(segment) + 16 for segment in prompt.segments[:2]])
+        first, second = (int(end + end % 2) for end in ends)
+        expected, rows = answer_of(any_model.another().session, prompt)
+        assert (expected.encoded_images, expected.cached_tokens) == (2, 0)
+        full = MemoryPromptCache()
+        answer_of(any_model.another().session, before, full)
+        shares = prompt.segments[1].size == before.segments[1].size
+        states = {
+            "empty": (MemoryPromptCache(), 2, 0),
+            "another question": (full, 0, second if shares else 0),
+            "the same question": (full, 0, second),
+            "no features": (fill(Partial(False, 9), full), 0, second),
+            "the first picture's prefix": (fill(Partial(True, 1), full), 0, first),
+            "no features but that": (fill(Partial(False, 1), full), 1, first),
+            "features": (fill(Partial(True, 0), full), 0, 0),
+            "nothing": (fill(Partial(False, 0), full), 2, 0),
+        }
+        for name, (cache, encoded, known) in states.items():
+            found, again = answer_of(any_model.another().session, prompt, cache)
+            assert found.token_ids == expected.token_ids, name
+            np.testing.assert_array_equal(again, rows, err_msg=name)
+            assert (found.encoded_images, found.cached_tokens) == (encoded, known), name
+
+    def test_pictures_in_another_order_are_another_prompt(self, candidate):
+        cache = MemoryPromptCache()
+        answers = {}
+        for _ in range(2):
+            for order in (IMAGES, IMAGES[::-1], IMAGES[:1], IMAGES[1:]):
+                prompt = candidate.prompt("Describe the image.", order)
+                found, rows = answer_of(candidate.another().session, prompt, cache)
+                alone, expected = answer_of(candidate.another().session, prompt)
+                np.testing.assert_array_equal(rows, expected)
+                assert found.token_ids == alone.token_ids
+                answers.setdefault(tuple(map(id, order)), found.token_ids)
+        assert len(set(answers.values())) > 2
+        assert found.encoded_images == 0
+
+    def test_from_the_third_request_on_it_is_still_about_its_own_picture(self, candidate):
+        """A known fault of others: the previous picture's cache answered."""
+        loaded = candidate.another()
+        pictures = [
+            *IMAGES,
+            NOISE,
+            Image.new("RGB", (40, 60), "red"),
+        ]
+        expected = [answer_of(loaded.session, loaded.prompt("Who?", [p]))[1] for p in pictures]
+        cache = MemoryPromptCache()
+        for number in (0, 1, 2, 3, 1, 0, 3, 3, 2, 0):
+            prompt = loaded.prompt("Who?", [pictures[number]])
+            np.testing.assert_array_equal(answer_of(loaded.session, prompt, cache)[1], expected[number])
+
+    def test_what_is_kept_is_a_copy(self, candidate):
+        """The sequence goes on, and its buffers are the next request's."""
+        loaded, cache = candidate.another(), MemoryPromptCache()
+        prompt, other = (loaded.prompt(text, IMAGES[:1]) for text in ("What is this?", "Who?" * 20))
+        _, expected = answer_of(loaded.session, prompt, cache)
+        loaded.session.prefill(embeds_of(300))
+        answer_of(loaded.session, other, cache)
+        np.testing.assert_array_equal(answer_of(loaded.session, prompt, cache)[1], expected)
+
+    def test_an_answer_that_is_closed_leaves_no_trace(self, candidate):
+        loaded, cache = candidate.another(), MemoryPromptCache()
+        prompt = loaded.prompt("What is this?", IMAGES[:1])
+        _, expected = answer_of(candidate.another().session, prompt)
+        tokens = answer_tokens(loaded.session, loaded.prompt("Who?", IMAGES), (), 8, cache=cache)
+        next(tokens)
+        tokens.close()
+        found, rows = answer_of(loaded.session, prompt, cache)
+        np.testing.assert_array_equal(rows, expected)
+        assert found.cached_tokens == len(prompt.segments[0]) + 16  # even; what was read before it was closed
+
+    def test_prefixes_that_do_not_follow_each_other_are_refused(self, candidate):
+        session = candidate.another().session
+        session.prefill(embeds_of(9))
+        with pytest.raises(ValueError, match="positions 4 to 10 of a sequence of 9"):
+            session.copy_prefix(10, 4)
+        first, second = session.copy_prefix(4), session.copy_prefix(9, 4)
+        assert (first.start, first.stop, second.start, second.stop) == (0, 4, 4, 9)
+        assert (
+            first.num_bytes == 2 * 2 * 2 * 4 * 16 * 4
+        )  # layers, keys and values, heads, tokens, head_dim, float32
+        for wrong in ([second], [first, first]):
+            with pytest.raises(ValueError, match="a prefix from"):
+                session.start_from(wrong)
+        expected = session.decode(embeds_of(1))
+        session.start_from([first, second])
+        np.testing.assert_array_equal(session.decode(embeds_of(1)), expected)
+
+
+class TestThreads:
+    def test_sequences_at_a_time_give_the_answers_of_one(self, any_model):
+        """A known fault of others: two requests at a time corrupted both answers."""
+        pictures = [*IMAGES, NOISE]
+        prompts = [
+            any_model.prompt(q, [p]) for p in pictures for q in ("What?", "Who is it?", "Why so? " * 9)
+        ]
+        expected = [answer_of(any_model.another().session, prompt)[1] for prompt in prompts]
+        cache = MemoryPromptCache()
+        barrier = threading.Barrier(6)
+
+        def work(number):
+            session = any_model.another().session
+            barrier.wait()
+            order = np.random.default_rng(number).permutation(len(prompts) * 2) % len(prompts)
+            kept = cache if number % 2 else None
+            return [(n, answer_of(session, prompts[n], kept)[1]) for n in order]
+
+        with ThreadPoolExecutor(6) as pool:
+            for found in pool.map(work, range(6)):
+                for n, rows in found:
+                    np.testing.assert_array_equal(rows, expected[n])
+
+    def test_spinning_and_the_number_of_threads_are_the_callers(self, fp32_bundle, candidate):
+        prompt = candidate.prompt("What is this?", IMAGES[:1])
+        expected = answer_of(candidate.session, prompt)[1]
+        loaded = load_bundle(fp32_bundle, threads=2, spinning=False)
+        options = loaded.session.weights.decoder.get_session_options()
+        assert options.intra_op_num_threads == 2
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        np.testing.assert_array_equal(answer_of(loaded.session, prompt)[1], expected)
+
+    def test_sequences_share_weights_and_nothing_else(self, candidate):
+        first, second = candidate.another(), candidate.another()
+        assert first.session.weights is second.session.weights is candidate.session.weights
+        a = first.session.prefill(embeds_of(9))
+        second.session.prefill(embeds_of(40))
+        b = first.session.decode(embeds_of(1))
+        first.session.prefill(embeds_of(9))
+        np.testing.assert_array_equal(first.session.decode(embeds_of(1)), b)
+        np.testing.assert_array_equal(first.session.prefill(embeds_of(9)), a)

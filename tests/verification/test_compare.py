@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastvlm_convert.generate import Session
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.prompt import Prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel, load_reference
+from fastvlm_convert.session import Session
 from fastvlm_convert.verification.check import Check
 from fastvlm_convert.verification.compare import Comparison, compare
 from fastvlm_convert.verification.executions import executions

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastvlm_convert.generate import Session
 from fastvlm_convert.runtime.loaded import LoadedModel
+from fastvlm_convert.session import Session
 
 
 class Around:
-    """A session that hands everything on; implements `generate.Session`.
+    """A session that hands everything on; implements `session.Session`.
 
     Args:
         session: Does the work.

@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 
 from fastvlm_convert.exporters.rotary import rotary_tables
-from fastvlm_convert.generate import Session
 from fastvlm_convert.runtime.loaded import LoadedModel
+from fastvlm_convert.session import Session
 from fastvlm_convert.verification.faults.around import Around, around
 from fastvlm_convert.verification.faults.bundle_copy import Copy
 from fastvlm_convert.verification.faults.constants import store_of

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastvlm_convert.generate import Session
+from fastvlm_convert.session import Session
 from fastvlm_convert.verification.faults.around import Around
 
 Call = Callable[[], np.ndarray]

@@ -9,8 +9,9 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from fastvlm_convert import metrics
-from fastvlm_convert.generate import embed_prompt, generate, teacher_forced
+from fastvlm_convert.generate import generate, teacher_forced
 from fastvlm_convert.pictures import load_image
+from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.weights.fold import fold
 from tests.bundles import export_bundle, graph_path, load_graph, open_bundle, recipe
 from tests.checkpoints import HF, LLAVA, edit_tensors, golden_cases, golden_checkpoint, read_tensors

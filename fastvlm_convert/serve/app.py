@@ -1,0 +1,111 @@
+"""The server as an ASGI application."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from fastvlm_convert import __version__
+from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.serve.errors import InvalidRequestError, NotFoundError, RequestError
+from fastvlm_convert.serve.gate import Gate
+from fastvlm_convert.serve.guard import Guard
+from fastvlm_convert.serve.page import PATHS, add_page
+from fastvlm_convert.serve.replies import error_response
+from fastvlm_convert.serve.routes import make_router
+from fastvlm_convert.serve.schema import ChatRequest
+from fastvlm_convert.serve.service import Service
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+def make_app(service: Service, on_loaded: Callable[[], None] = lambda: None) -> FastAPI:
+    """The application of a service; it loads the bundles when it starts, and listens while it does.
+
+    Args:
+        service: What it serves.
+        on_loaded: Called when the bundles are loaded, or cannot be (`service.lifecycle.failure`).
+    """
+
+    async def load() -> None:
+        try:
+            await service.load()
+        except ConversionError as error:
+            service.lifecycle.failure = error
+        else:
+            if service.lifecycle.phase == "loading":
+                service.lifecycle.phase = "ready"
+        on_loaded()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.get_running_loop().create_task(load())
+        yield
+        loading.cancel()
+        await service.close()
+
+    hides_docs = service.settings.env == "production"
+    app = FastAPI(
+        title="fastvlm-convert serve",
+        version=__version__,
+        description="Ask bundles about pictures; the answers are those of `fastvlm-convert run`.",
+        docs_url=None if hides_docs else "/docs",
+        redoc_url=None,
+        lifespan=lifespan,
+        # FastAPI's own, which sends messages of exceptions; ours is `traces`.
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
+    )
+    app.include_router(make_router(service))
+    add_page(app)
+    service.accounts.traces.instrument(app)
+    app.add_middleware(Guard, security=service.security, settings=service.settings, public=PATHS)
+    app.add_middleware(Gate, service=service)
+    app.add_exception_handler(RequestError, _request_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    _describe_requests(app)
+    return app
+
+
+async def _request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    request.state.account.error = error
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: unknown paths, and methods that a path does not have."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return error_response(NotFoundError(f"there is nothing at {request.url.path}", code="not_found"))
+    refusal = InvalidRequestError(str(error.detail), code="method_not_allowed")
+    response = error_response(refusal)
+    response.status_code = error.status_code
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _describe_requests(app: FastAPI) -> None:
+    """Add the request's schema to the OpenAPI document: the body is read by `schema.read_request`."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, object]:
+        document = describe()
+        schemas = document["components"]["schemas"]
+        if "ChatRequest" not in schemas:
+            schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= schema.pop("$defs")
+            schemas["ChatRequest"] = schema
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
