@@ -102,7 +102,7 @@ def command(
     settings: SettingsOption = None,
     show_settings: ShowSettingsOption = False,
 ) -> None:
-    """Answer questions about pictures over HTTP, in the form of OpenAI's API.
+    """Answer questions over HTTP, in the form of OpenAI's API.
 
     The answers are those of `run`, bit for bit. Ctrl-C or SIGTERM lets the server finish what it was asked;
     a second one ends it at once.

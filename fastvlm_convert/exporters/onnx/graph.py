@@ -99,6 +99,8 @@ class Graph:
         compute: Dtype they are used in; a Cast stands between where the two differ (runtimes fold it).
         on_bytes: Called with the number of bytes of each weight written.
         accuracy_level: Of products with quantized weights, see `OnnxSettings`.
+
+    Attributes:
         folds_weights: Whether runtimes turn integers of other weights into floats when they load the graph.
     """
 
@@ -110,7 +112,6 @@ class Graph:
         compute: FloatName,
         on_bytes: OnBytes,
         accuracy_level: int = 4,
-        folds_weights: bool = False,
     ) -> None:
         self.name = name
         self.data = data
@@ -118,7 +119,7 @@ class Graph:
         self.compute = compute
         self.on_bytes = on_bytes
         self.accuracy_level = accuracy_level
-        self.folds_weights = folds_weights
+        self.folds_weights = False
         self.opset = OPSET
         self.nodes: list[Node] = []
         self.constants: dict[str, Constant] = {}

@@ -106,15 +106,8 @@ class _Lowering:
     def vision(self) -> Artifact:
         settings, file = self.recipe.vision, self._file("vision")
         with self.files.data(onnx_data_name(file)) as data:
-            folds = self.recipe.onnx.vision_weights == "folded"
-            graph = Graph(
-                "fastvlm_vision",
-                data,
-                settings.storage,
-                settings.compute,
-                self.on_bytes,
-                folds_weights=folds,
-            )
+            graph = Graph("fastvlm_vision", data, settings.storage, settings.compute, self.on_bytes)
+            graph.folds_weights = self.recipe.onnx.vision_weights == "folded"
             images = self.inputs.images if self.recipe.onnx.preprocessing == "in_graph" else None
             build_vision(graph, self.config, self.weights, images)
             self.files.save(graph, file)
