@@ -4,8 +4,8 @@
 
 One worker with one thread answers questions about the demo's pictures, which arrive at random times
 (Poisson), at a rate that follows each pattern; it is measured every two seconds for forty. Rates are
-multiples of what the worker answers when it is always busy, which is measured first. It keeps neither features
-nor prefixes.
+multiples of what the worker answers when it is always busy, which is measured first. It keeps no features
+and no prefixes.
 """
 
 import argparse

@@ -22,6 +22,10 @@ FLAGS = {
         "MODEL", "[IMAGE]...", "--system", "--max-new-tokens", "--temperature", "--top-p", "--seed",
         "--target", *PARTS, *COMMON,
     },
+    "serve": {
+        "BUNDLE...", "--host", "--port", "--target", "--engine", "--weight", "--settings", "--show-settings",
+        *COMMON,
+    },
     "plan": {"CHECKPOINT", "--target", "--recipe", *PARTS, *COMMON},
     "quantize": {
         "CHECKPOINT", "--recipe", "--output", "-o", *PARTS, "--calibration", "--overwrite", *COMMON,
