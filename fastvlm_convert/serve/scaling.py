@@ -21,7 +21,7 @@ PATIENCE: Final = 3  # measurements that agree before a worker is removed, or a 
 UTILIZATION: Final = 0.7  # of its time that a worker is meant to work
 HORIZON_S: Final = 60.0
 LEVEL_SHARE: Final = 0.5  # of the newest measurement in Holt's level
-TREND_SHARE: Final = 0.3  # and in his trend
+TREND_SHARE: Final = 0.1  # and in his trend
 CALMER: Final = (
     0.8  # the share of an arrival rate that was too much below which fewer workers are tried again
 )
@@ -224,8 +224,10 @@ def _for_rate(rate: Callable[[Sequence[Measurement]], float]) -> Callable[[Seque
     """Workers for a rate of arrivals; as many as there are while nothing is known of their speed."""
 
     def workers(window: Sequence[Measurement], now: int) -> int:
-        service_s = _service_s(window)
-        return now if service_s is None else _needed(rate(window), service_s)
+        arrivals_per_s, service_s = rate(window), _service_s(window)
+        if arrivals_per_s and service_s is None:
+            return now
+        return _needed(arrivals_per_s, service_s or 0.0)
 
     return workers
 

@@ -75,7 +75,8 @@ def test_it_does_not_load_torch(demo_bundle):
     code = (
         "import sys, threading, time; from fastvlm_convert.cli.main import main\n"
         "def look():\n"
-        "    time.sleep(6); print(sorted({'torch', 'onnx', 'coremltools', 'openai'} & set(sys.modules)), flush=True)\n"
+        "    time.sleep(6)\n"
+        "    print(sorted({'torch', 'onnx', 'coremltools', 'ray'} & set(sys.modules)), flush=True)\n"
         "threading.Thread(target=look, daemon=True).start()\n"
         f"main(['serve', {str(demo_bundle)!r}, '--port', '0', '--quiet'])\n"
     )
@@ -156,7 +157,7 @@ def test_a_second_signal_ends_at_once(demo_bundle):
         url = url_of(server)
         body = json.dumps({**question("x", PICTURES / "00.png"), "temperature": 2})
         sock = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
         sock.sendall(f"{head}\r\n{body[:-5]}".encode())  # a request that never ends
         time.sleep(0.3)
         server.send_signal(signal.SIGTERM)

@@ -1,5 +1,6 @@
 """What a running server tells of itself: each metric moves when it should; health, logs and traces agree."""
 
+import gzip
 import io
 import json
 import logging
@@ -8,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
@@ -319,6 +321,39 @@ def test_each_request_is_one_line_without_anything_that_its_client_sent(fp32_bun
     assert "127.0.0.1" not in "".join(json.dumps(line) for line in access)
     assert picture[30:60] not in log.getvalue()
     assert SECRET not in exposed
+
+
+def test_fastapi_sends_nothing_of_its_own(fp32_bundle, monkeypatch):
+    received = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            is_packed = self.headers.get("content-encoding") == "gzip"
+            received.append((self.path, gzip.decompress(body) if is_packed else body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+        monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+        monkeypatch.setenv("OTEL_BLRP_SCHEDULE_DELAY", "10")
+        monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "10")
+        with scripted(fp32_bundle, ScriptedEngine(commands=["answer", "bug"])) as server:
+            server.ask(f"About {SECRET}")
+            server.ask(SECRET)
+            server.client.post(PATH, json={"messages": SECRET})
+        collector.shutdown()
+        thread.join()
+    assert {path for path, _ in received} == {"/v1/traces"}
+    sent = b"".join(body for _, body in received)
+    assert sent.count(b"POST /v1/chat/completions") == 3
+    assert SECRET.encode() not in sent
 
 
 def test_the_answer_is_a_span_below_its_request_below_its_caller(fp32_bundle, picture):

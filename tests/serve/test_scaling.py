@@ -308,3 +308,55 @@ def replayed(strategy: Strategy, name: str) -> list[Decision]:
         decide(strategy, window[: n + 1], replace(PLENTY, workers=m.workers), LIMITS)
         for n, m in enumerate(window)
     ]
+
+
+def first_up(strategy: Strategy, name: str) -> int:
+    """The first measurement after which workers are added."""
+    return next(n for n, decision in enumerate(replayed(strategy, name)) if decision.direction == "up")
+
+
+@pytest.mark.parametrize("name", ["idle", "steady", "burst", "ramp", "sawtooth"])
+def test_recorded_loads_say_how_they_were_recorded(name):
+    value = json.loads((TRACES / f"{name}.json").read_text())
+    assert value["made"].startswith("Recorded by benchmarks/serve_traces.py: ")
+    assert len(value["measurements"]) == 19
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", ["idle", "steady"])
+def test_recorded_calm_changes_nothing(strategy, name):
+    assert {decision.direction for decision in replayed(strategy, name)} == {"none"}
+
+
+def test_four_workers_without_questions_become_fewer():
+    window = [replace(m, workers=4) for m in trace("idle")][:3]
+    down = [decide(s, window, replace(PLENTY, workers=4), LIMITS) for s in STRATEGIES]
+    assert [d.workers for d in down] == [3, 2, 1, 1]
+
+
+def test_a_recorded_burst_is_answered_by_each_strategy_in_its_way():
+    assert max(m.queue for m in trace("burst")[:5]) == 0
+    decisions = {s: replayed(s, "burst") for s in STRATEGIES}
+    assert all(d.direction == "none" for of in decisions.values() for d in of[:5])
+    began = {s: first_up(s, "burst") for s in STRATEGIES}
+    assert began == {"conservative": 7, "aggressive": 5, "adaptive": 5, "predictive": 5}
+    assert decisions["conservative"][7].workers == decisions["aggressive"][5].workers == 2
+    peak = max(trace("burst"), key=lambda m: m.arrivals_per_s)
+    assert 2 < max(d.workers for d in decisions["adaptive"]) <= 8
+    assert peak.service_s is not None
+    assert peak.arrivals_per_s * peak.service_s / 0.7 > 7  # what one measurement alone would ask for
+    assert all(d.direction == "none" for of in decisions.values() for d in of[-3:])
+
+
+def test_predictive_is_ahead_of_a_recorded_ramp():
+    assert first_up("predictive", "ramp") < first_up("adaptive", "ramp") < first_up("conservative", "ramp")
+    soon, now = (max(d.workers for d in replayed(s, "ramp")) for s in ("predictive", "adaptive"))
+    assert soon > now > 2
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_recorded_sawtooth_never_takes_workers_away_while_somebody_waits(strategy):
+    window = trace("sawtooth")
+    decisions = replayed(strategy, "sawtooth")
+    assert "up" in {d.direction for d in decisions}
+    assert not any(d.direction == "down" for d, m in zip(decisions, window, strict=True) if m.queue)

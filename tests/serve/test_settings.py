@@ -13,7 +13,9 @@ from fastvlm_convert.recipe import load_recipe, shipped_recipes
 from fastvlm_convert.serve.settings import Settings
 from fastvlm_convert.serve.settings_sources import allowed_values, load_settings, setting_facts
 
-SHIPPED = Path(__file__).parent.parent.parent / "configs" / "serve.yaml"
+ROOT = Path(__file__).parent.parent.parent
+SHIPPED = ROOT / "configs" / "serve.yaml"
+PACKAGE = ROOT / "fastvlm_convert"
 
 # The names and defaults of the issue, written down once more.
 DEFAULTS = {
@@ -330,3 +332,12 @@ def test_facts_of_every_setting(tmp_path, monkeypatch):
     assert facts["cache_enabled"].value is True
     assert all(fact.allowed and fact.description.endswith(".") for fact in facts.values())
     assert "sk-secret" not in repr(facts)
+
+
+def test_every_setting_is_read_somewhere():
+    """One that nobody reads would be a promise that nobody keeps."""
+    own = {"settings.py", "settings_sources.py"}
+    sources = [path for path in (PACKAGE / "serve").rglob("*.py") if path.name not in own]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in [*sources, PACKAGE / "cli" / "serve.py"])
+    unread = [name for name in Settings.model_fields if not re.search(rf"settings\.{name}\b", text)]
+    assert unread == ["batch_decode"]  # which is refused

@@ -19,7 +19,7 @@ from fastvlm_convert.bench.machine import usable_cpus
 from fastvlm_convert.serve import errors
 from fastvlm_convert.serve.engine import EngineStatus, Piece, Question, Reply, WorkerState
 from fastvlm_convert.serve.engines.ray_cluster import Deployed, RaySettings, Stream, deploy
-from fastvlm_convert.serve.engines.ray_replica import Asked, Ended, Message, Started, embedded
+from fastvlm_convert.serve.engines.ray_replica import Asked, Ended, MakeEngine, Message, Started, embedded
 from fastvlm_convert.serve.errors import (
     CancelledError,
     DeadlineError,
@@ -283,6 +283,23 @@ def make_ray_engine(bundle: ServedBundle, settings: Settings) -> RayEngine:
     Raises:
         UsageError: The queue holds nothing.
     """
+    make, deployed = ray_deployment(bundle, settings)
+    return RayEngine(deployed, partial(deploy, make, deployed))
+
+
+def ray_deployment(
+    bundle: ServedBundle, settings: Settings, deployment: str = "bundle"
+) -> tuple[MakeEngine, RaySettings]:
+    """What a replica of a bundle runs, and how it is deployed.
+
+    Args:
+        bundle: The bundle.
+        settings: The server's.
+        deployment: Ray's name for it.
+
+    Raises:
+        UsageError: The queue holds nothing.
+    """
     threads = settings.threads
     if threads is None:
         threads = max(1, len(usable_cpus()) // (settings.slots * settings.max_workers))
@@ -293,10 +310,10 @@ def make_ray_engine(bundle: ServedBundle, settings: Settings) -> RayEngine:
         min_replicas=settings.min_workers,
         max_replicas=settings.max_workers,
         max_queue=settings.max_queue,
+        deployment=deployment,
     )
     own = settings.model_copy(update={"threads": threads})
-    make = partial(embedded, bundle.path.resolve(), bundle.name, bundle.target, own)
-    return RayEngine(deployed, partial(deploy, make, deployed))
+    return partial(embedded, bundle.path.resolve(), bundle.name, bundle.target, own), deployed
 
 
 def _retrieved(task: "asyncio.Future[Message]") -> None:

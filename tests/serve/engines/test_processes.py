@@ -224,7 +224,7 @@ def test_a_failure_of_the_runtime_is_told_and_the_worker_goes_on(shared, endless
         asked = question(endless_bundle, DESCRIBE)
         small = replace(asked.prompt, images=(asked.prompt.images[0][:, :, :7, :7],))
         with pytest.raises(EngineFailedError, match="ONNX Runtime refuses"):
-            await ask(engine, replace(asked, prompt=small))
+            await ask(engine, replace(asked, prompt=small, image_keys=("small",)))
         await ask(engine, asked)
         assert engine.status().restarts == 0
 

@@ -1,13 +1,10 @@
 """The engine over Ray Serve: its router, its queue and its replicas, and the same answers."""
 
 import asyncio
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -38,11 +35,8 @@ from fastvlm_convert.serve.errors import (
 from fastvlm_convert.serve.served_bundle import open_served_bundle
 from fastvlm_convert.serve.settings import Settings
 from tests.serve.engines.obedient import obedient, without_bundle
+from tests.serve.needs_ray import HAS_RAY, needs_ray
 
-HAS_RAY = importlib.util.find_spec("ray") is not None
-needs_ray = pytest.mark.skipif(
-    not HAS_RAY, reason="Ray is not installed: pip install -e '.[ray]' -c constraints.txt (500 MB)"
-)
 EMPTY = Prompt((np.zeros(1, np.int64),), ())
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -65,18 +59,16 @@ async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Path]:
-    """Ray writes a token into HOME, and sockets into RAY_TMPDIR, whose name must be short."""
-    folder = Path(tempfile.mkdtemp(prefix="ray"))
-    before = {name: os.environ.get(name) for name in ("HOME", "RAY_TMPDIR")}
-    os.environ |= {"HOME": str(folder), "RAY_TMPDIR": str(folder)}
-    yield folder
+def home(ray_home: dict[str, str]) -> Iterator[Path]:
+    """Ray's folder, for this process and those that it starts."""
+    before = {name: os.environ.get(name) for name in ray_home}
+    os.environ |= ray_home
+    yield Path(ray_home["HOME"])
     for name, value in before.items():
         if value is None:
             del os.environ[name]
         else:
             os.environ[name] = value
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
