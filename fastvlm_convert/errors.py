@@ -190,6 +190,23 @@ class WorkerError(ConversionError):
     code = "worker"
 
 
+class SettingsError(ConversionError):
+    """A setting of the server is unknown, impossible, or does not go with another.
+
+    Attributes:
+        settings: Names of those that it is about.
+    """
+
+    code = "settings"
+    next_step = "`fastvlm-convert serve --show-settings` lists all settings and where each value is from"
+
+    def __init__(
+        self, what: str, settings: tuple[str, ...] = (), *, where: object = None, hint: str | None = None
+    ) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.settings = settings
+
+
 # Packages that a plain installation leaves out, and the extras that bring them.
 EXTRAS = {
     "torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml",

@@ -7,7 +7,7 @@ is kept or not: results then cannot depend on what a cache holds.
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -109,19 +109,28 @@ def image_key(pixel_values: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def split_prompt(prompt: Prompt) -> list[Prompt]:
+def split_prompt(prompt: Prompt, tokens_per_image: int) -> list[Prompt]:
     """The chunks in which a prompt is read, in order: they end after pictures and before earlier answers.
 
-    None but that of a prompt of one token is a single token.
+    A picture's chunk that would end at an odd position takes one more token of the text that follows:
+    quantized matrices are multiplied two rows at a time, and a row without a partner comes out with other
+    bits. Chunks before answers end where the earlier prompt did. None but that of a prompt of one token is a
+    single token.
     """
-    chunks = list(_natural_chunks(prompt))
-    merged = chunks[:1]
-    for chunk in chunks[1:]:
-        if min(_least_length(merged[-1]), _least_length(chunk)) < _SHORTEST:
-            merged[-1] = _joined(merged[-1], chunk)
-        else:
-            merged.append(chunk)
-    return merged
+    length = prompt.length(tokens_per_image)
+    places = sorted({*((number, 0) for number in range(1, len(prompt.segments))), *prompt.answers_at})
+    chunks: list[Prompt] = []
+    begin, read = (0, 0), 0
+    for segment, place in places:
+        position = sum(map(len, prompt.segments[:segment])) + segment * tokens_per_image + place
+        is_picture = (segment, place) not in prompt.answers_at
+        if is_picture and position % 2 and place < len(prompt.segments[segment]):
+            place, position = place + 1, position + 1
+        if position - read >= _SHORTEST and length - position >= _SHORTEST:
+            chunks.append(_between(prompt, begin, (segment, place)))
+            begin, read = (segment, place), position
+    last = len(prompt.segments) - 1
+    return [*chunks, _between(prompt, begin, (last, len(prompt.segments[last])))]
 
 
 def prefix_keys(chunks: Sequence[Prompt], image_keys: Sequence[str]) -> list[str]:
@@ -150,25 +159,9 @@ def _add(digest: "hashlib._Hash", kind: bytes, content: bytes) -> None:
     digest.update(kind + len(content).to_bytes(8, "little") + content)
 
 
-def _natural_chunks(prompt: Prompt) -> Iterator[Prompt]:
-    last = len(prompt.segments) - 1
-    for number, segment in enumerate(prompt.segments):
-        start = 0
-        for place in (p for s, p in prompt.answers_at if s == number):
-            yield Prompt((segment[start:place],), ())
-            start = place
-        if number < last:
-            yield Prompt((segment[start:], segment[:0]), (prompt.images[number],))
-        else:
-            yield Prompt((segment[start:],), ())
-
-
-def _least_length(chunk: Prompt) -> int:
-    """Tokens, where a picture counts as many as are needed."""
-    return chunk.length(_SHORTEST)
-
-
-def _joined(first: Prompt, second: Prompt) -> Prompt:
-    *head, end = first.segments
-    begin, *tail = second.segments
-    return Prompt((*head, np.concatenate([end, begin]), *tail), first.images + second.images)
+def _between(prompt: Prompt, begin: tuple[int, int], end: tuple[int, int]) -> Prompt:
+    """A part of a prompt; both ends are a segment's number and a place in it."""
+    segments = list(prompt.segments[begin[0] : end[0] + 1])
+    segments[-1] = segments[-1][: end[1]]
+    segments[0] = segments[0][begin[1] :]
+    return Prompt(tuple(segments), prompt.images[begin[0] : end[0]])

@@ -45,7 +45,8 @@ class PromptReader:
         self._session = session
         self._cache = cache
         # A runtime that cannot begin in the middle takes the prompt whole.
-        self._chunks = split_prompt(prompt) if isinstance(session, ReusesPrefixes) else [prompt]
+        is_split = isinstance(session, ReusesPrefixes)
+        self._chunks = split_prompt(prompt, session.num_image_tokens) if is_split else [prompt]
         self._image_keys: Sequence[str] = ()
         self._prefix_keys: list[str] = []
         self._known: list[KvPrefix] = []

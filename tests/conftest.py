@@ -7,9 +7,11 @@ import hypothesis
 import pytest
 import torch
 
-from fastvlm_convert.pipeline import quantize
+from fastvlm_convert.pipeline import export, quantize
+from fastvlm_convert.recipe import load_recipe, without_data
 from tests.bundles import FP16, FP32, export_bundle, mixed_recipe, recipe
 from tests.checkpoints import GOLDEN, HF, LLAVA, SHARDED, copy_checkpoint
+from tests.planted import DEMO
 
 # The models are tiny: a second thread saves nothing, and on a busy machine waiting for it costs seconds.
 torch.set_num_threads(1)
@@ -83,4 +85,12 @@ def golden_quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden checkpoint in Apple's layout, quantized by `mixed_recipe`; copy it before changing it."""
     output = tmp_path_factory.mktemp("quantized") / "mixed"
     quantize(GOLDEN / LLAVA / "checkpoint", output, recipe=mixed_recipe())
+    return output
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo in four bits, as ONNX: it answers sensibly; copy it before changing it."""
+    output = tmp_path_factory.mktemp("served") / "demo"
+    export(DEMO, output, recipe=without_data(load_recipe("int4")), targets=["onnx"])
     return output

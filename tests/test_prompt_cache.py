@@ -20,45 +20,63 @@ def shape_of(chunk):
     return [s.tolist() for s in chunk.segments]
 
 
+def split(whole):
+    return split_prompt(whole, IMAGE_TOKENS)
+
+
 class TestSplit:
     def test_a_chunk_ends_after_each_picture(self):
-        chunks = split_prompt(prompt([1, 2], [3], [4, 5]))
-        assert [shape_of(c) for c in chunks] == [[[1, 2], []], [[3], []], [[4, 5]]]
+        chunks = split(prompt([1, 2], [3, 4], [5, 6]))
+        assert [shape_of(c) for c in chunks] == [[[1, 2], []], [[3, 4], []], [[5, 6]]]
         assert [float(c.images[0].flat[0]) for c in chunks[:2]] == [0, 1]
 
     def test_and_where_an_earlier_answer_begins(self):
-        chunks = split_prompt(prompt([1, 2], [3, 4, 5, 6, 7, 8], answers_at=((1, 2), (1, 4))))
+        chunks = split(prompt([1, 2], [3, 4, 5, 6, 7, 8], answers_at=((1, 2), (1, 4))))
         assert [shape_of(c) for c in chunks] == [[[1, 2], []], [[3, 4]], [[5, 6]], [[7, 8]]]
 
     def test_text_alone_is_one(self):
-        assert [shape_of(c) for c in split_prompt(prompt([1, 2, 3]))] == [[[1, 2, 3]]]
-        assert [shape_of(c) for c in split_prompt(prompt([1]))] == [[[1]]]
+        assert [shape_of(c) for c in split(prompt([1, 2, 3]))] == [[[1, 2, 3]]]
+        assert [shape_of(c) for c in split(prompt([1]))] == [[[1]]]
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            (prompt([1], [2, 3, 4]), [[[1], [2]], [[3, 4]]]),
+            (prompt([1], [2], [3, 4, 5, 6]), [[[1], [2]], [[], []], [[3, 4, 5, 6]]]),
+            (prompt([1], [], [3, 4, 5]), [[[1], []], [[], [3]], [[4, 5]]]),  # no text to take from
+            (prompt([1, 2, 3, 4, 5, 6], answers_at=((0, 3),)), [[[1, 2, 3]], [[4, 5, 6]]]),
+            (prompt([1], [2, 3, 4, 5], answers_at=((1, 2),)), [[[1], [2]], [[3, 4, 5]]]),
+        ],
+    )
+    def test_pictures_end_at_even_positions_and_answers_begin_where_they_did(self, given, expected):
+        assert [shape_of(c) for c in split(given)] == expected
 
     @pytest.mark.parametrize(
         ("given", "expected"),
         [
             (prompt([1, 2], [3]), [[[1, 2], [3]]]),  # one token behind a picture
             (prompt([1, 2], []), [[[1, 2], []]]),  # none
-            (prompt([1, 2, 3, 4], answers_at=((0, 1),)), [[[1, 2, 3, 4]]]),
-            (prompt([1, 2, 3, 4], answers_at=((0, 3),)), [[[1, 2, 3, 4]]]),
-            (prompt([1, 2, 3], [4], answers_at=((0, 3),)), [[[1, 2, 3]], [[], [4]]]),
+            (prompt([1, 2, 3, 4], answers_at=((0, 0),)), [[[1, 2, 3, 4]]]),
+            (prompt([1, 2, 3, 4, 5], answers_at=((0, 4),)), [[[1, 2, 3, 4, 5]]]),
+            (prompt([1, 2, 3, 4, 5, 6], answers_at=((0, 3), (0, 4))), [[[1, 2, 3]], [[4, 5, 6]]]),
         ],
     )
     def test_no_chunk_is_a_single_token(self, given, expected):
-        assert [shape_of(c) for c in split_prompt(given)] == expected
+        assert [shape_of(c) for c in split(given)] == expected
 
     @given(
         st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=4).filter(
             lambda segments: len(segments) > 1 or segments[0]
         ),
+        st.integers(1, 5),
         st.data(),
     )
-    def test_chunks_are_the_prompt(self, segments, data):
+    def test_chunks_are_the_prompt(self, segments, image_tokens, data):
         places = [(s, p) for s, ids in enumerate(segments) for p in range(len(ids) + 1)]
         cuts = data.draw(st.lists(st.sampled_from(places), max_size=4, unique=True).map(sorted))
         whole = prompt(*segments, answers_at=tuple(cuts))
-        chunks = split_prompt(whole)
-        assert sum(c.length(IMAGE_TOKENS) for c in chunks) == whole.length(IMAGE_TOKENS)
+        chunks = split_prompt(whole, image_tokens)
+        assert sum(c.length(image_tokens) for c in chunks) == whole.length(image_tokens)
         assert [id(i) for c in chunks for i in c.images] == [id(i) for i in whole.images]
         flat = [
             part
@@ -69,13 +87,13 @@ class TestSplit:
         assert flat == [
             part for n, ids in enumerate(segments) for part in (["picture"] if n else []) + list(ids)
         ]
-        if whole.length(IMAGE_TOKENS) > 1:
-            assert min(c.length(IMAGE_TOKENS) for c in chunks) > 1
+        if whole.length(image_tokens) > 1:
+            assert min(c.length(image_tokens) for c in chunks) > 1
 
 
 class TestKeys:
     def test_equal_beginnings_have_equal_keys(self):
-        first, second = (split_prompt(prompt([1, 2], [3, 4], end)) for end in ([5, 6], [7, 8, 9]))
+        first, second = (split(prompt([1, 2], [3, 4], end)) for end in ([5, 6], [7, 8, 9]))
         ours, theirs = prefix_keys(first, ["a", "b"]), prefix_keys(second, ["a", "b"])
         assert ours[:2] == theirs[:2]
         assert ours[2] != theirs[2]
@@ -83,7 +101,7 @@ class TestKeys:
 
     def test_whatever_differs_before_changes_all_keys_after(self):
         keys = [
-            prefix_keys(split_prompt(prompt(*segments)), images)[-2]
+            prefix_keys(split(prompt(*segments)), images)[-2]
             for segments, images in [
                 (([1, 2], [3, 4], [5, 6]), ["a", "b"]),
                 (([1, 2], [3, 4], [5, 6]), ["b", "a"]),

@@ -1,5 +1,6 @@
 """`fastvlm-convert serve`: answer questions about pictures over HTTP."""
 
+import logging
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 fastvlm-convert serve app
 fastvlm-convert serve small=app-int4 large=app-int8 --port 9000
+fastvlm-convert serve a=app-int4 b=app-int8 --weight a=90 --weight b=10
 """
 
 BundlesArgument = Annotated[
@@ -55,8 +57,8 @@ WeightOption = Annotated[
     list[str] | None,
     typer.Option(
         "--weight",
-        metavar="NAME=NUMBER",
-        help="Share of requests that name no bundle, for each bundle; equal if omitted.",
+        metavar="NAME=WEIGHT",
+        help="Share of the clients that a bundle gets of those who name none; equal shares if omitted.",
         show_default=False,
     ),
 ]
@@ -160,8 +162,8 @@ def _serve(
 
     with listen(settings.host, settings.port) as sock:
         url = f"http://{_shown_host(settings.host)}:{sock.getsockname()[1]}"
-        if not flags.is_silent:
-            set_up_logs("auto", sys.stderr)
+        level = logging.ERROR if flags.is_silent else logging.INFO
+        set_up_logs(settings.log_format, sys.stderr, level)
         run_server(service, sock, on_ready)
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,7 +13,7 @@ from fastvlm_convert.serve.errors import (
     RequestError,
     UnavailableError,
 )
-from fastvlm_convert.serve.escalation import closable
+from fastvlm_convert.serve.escalation import Decided
 from fastvlm_convert.serve.health import Window, succeeded
 from fastvlm_convert.serve.logs import Access, ClientHasher, log_access
 from fastvlm_convert.serve.metrics import Metrics
@@ -80,29 +79,32 @@ class Accounts:
     async def watched(
         self, account: Account, items: AsyncIterator[Piece | Reply]
     ) -> AsyncGenerator[Piece | Reply, None]:
-        """The same items, noted as they pass, and closed with this."""
+        """The same items, noted as they pass."""
         last_at, last_tokens = account.began, 0
-        async with aclosing(closable(items)) as source:
-            async for item in source:
-                now = self.clock()
-                model = account.model or ""
-                if isinstance(item, Reply):
-                    account.reply = item
-                elif account.first_token_at is None:
-                    account.first_token_at = now
-                    self.metrics.first_token(model, now - account.began)
-                    last_at, last_tokens = now, item.answer_tokens
-                else:
-                    tokens = max(1, item.answer_tokens - last_tokens)
-                    self.metrics.inter_token(model, (now - last_at) / tokens)
-                    last_at, last_tokens = now, item.answer_tokens
-                yield item
+        async for item in items:
+            now = self.clock()
+            model = account.model or ""
+            if isinstance(item, Reply):
+                account.reply = item
+            elif account.first_token_at is None:
+                account.first_token_at = now
+                self.metrics.first_token(model, now - account.began)
+                last_at, last_tokens = now, item.answer_tokens
+            else:
+                tokens = max(1, item.answer_tokens - last_tokens)
+                self.metrics.inter_token(model, (now - last_at) / tokens)
+                last_at, last_tokens = now, item.answer_tokens
+            yield item
 
-    def judged(self, model: str, reply: Reply) -> None:
-        """Note an answer that was computed, whether its client gets it or not."""
-        if reply.cache != "hit":
-            self.metrics.stages(model, reply.timings)
-            self.metrics.tokens(model, reply.prompt_tokens, reply.answer_tokens)
+    def escalated(self, decided: Decided) -> None:
+        """Note what became of an answer that was judged, and what it cost where it is not the one sent."""
+        first = decided.first
+        if first is None:
+            return
+        self.metrics.escalated(first.bundle, first.outcome)
+        if first.outcome == "escalated" and first.reply.cache != "hit":
+            self.metrics.stages(first.bundle, first.reply.timings)
+            self.metrics.tokens(first.bundle, first.reply.prompt_tokens, first.reply.answer_tokens)
 
     def ended(self, account: Account) -> None:
         """Note that a question has its last byte, or that its client left."""
@@ -115,8 +117,9 @@ class Accounts:
             self.metrics.rejected(error.code)
         if isinstance(error, CancelledError):
             self.metrics.cancelled()
-        if reply is not None and account.model is not None:
-            self.judged(account.model, reply)
+        if reply is not None and reply.cache != "hit" and account.model is not None:
+            self.metrics.stages(account.model, reply.timings)
+            self.metrics.tokens(account.model, reply.prompt_tokens, reply.answer_tokens)
         if account.sampling is not None and account.model is not None:
             self.traces.answered(self._traced(account, account.model, account.sampling, seconds))
 

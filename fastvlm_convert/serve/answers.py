@@ -8,15 +8,23 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from fastvlm_convert import __version__
 from fastvlm_convert.serve.admission import Admission
 from fastvlm_convert.serve.breaker import Breaker
-from fastvlm_convert.serve.caches import AnswerCache
+from fastvlm_convert.serve.caches import AnswerCache, cache_key
 from fastvlm_convert.serve.engine import Engine, Piece, Question, Reply, StageTimings
-from fastvlm_convert.serve.errors import CancelledError, DeadlineError, EngineFailedError, RequestError
+from fastvlm_convert.serve.errors import (
+    CancelledError,
+    DeadlineError,
+    EngineFailedError,
+    RequestError,
+    UnavailableError,
+)
 from fastvlm_convert.serve.metrics import Metrics
 from fastvlm_convert.serve.traffic import Traffic
 
 _LOG: Final = logging.getLogger(__name__)
+_AGAIN_S: Final = 5.0  # until another server may have taken this one's place
 
 Prepare = Callable[[threading.Event], Awaitable[Question]]
 """Decodes the pictures and builds the prompt; the event is the question's `cancelled`."""
@@ -80,7 +88,7 @@ class Answers:
         self._metrics = metrics
         self._clock = clock
         self._flights: dict[str, _Flight] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._flying: dict[asyncio.Task[None], _Flight] = {}
 
     async def ask(self, asked: Asked) -> AsyncGenerator[Piece | Reply, None]:
         """Pieces of text as they come, a `Reply` last.
@@ -110,22 +118,33 @@ class Answers:
         finally:
             self._leave(flight)
 
+    def stop(self) -> None:
+        """End everything that is not answered yet; those who wait hear that the server shuts down."""
+        for flight in self._flying.values():
+            flight.end(
+                UnavailableError("the server is shutting down", code="draining", retry_after_s=_AGAIN_S)
+            )
+            self._cancel(flight)
+
     async def _cached(self, key: str | None) -> Reply | None:
         if key is None or self._path.cache is None:
             return None
-        reply = await self._path.cache.get(key)
+        reply = await self._path.cache.get(self._kept_as(key))
         self._metrics.cache_lookup("answer", "miss" if reply is None else "hit")
         if reply is None:
             return None
         return replace(reply, cache="hit", cached_tokens=reply.prompt_tokens, timings=StageTimings())
+
+    def _kept_as(self, key: str) -> str:
+        """The key of an answer in a cache that outlives the server: another version can answer otherwise."""
+        return cache_key(key, __version__, self._path.engine.status().executed_by)
 
     def _start(self, asked: Asked) -> "_Flight":
         flight = _Flight(asked)
         if asked.key is not None:
             self._flights[asked.key] = flight
         task = asyncio.get_running_loop().create_task(self._fly(flight))
-        flight.task = task
-        self._tasks.add(task)
+        self._flying[task] = flight
         task.add_done_callback(lambda done: self._land(flight, done))
         return flight
 
@@ -137,22 +156,25 @@ class Answers:
         """
         asked, path = flight.asked, self._path
         path.traffic.came()
-        async with path.breaker.guard(), path.admission.slot(asked.deadline) as waited_s:
+        path.breaker.check()
+        # Only now can it be the trial, and what waited while the breaker opened goes no further.
+        async with path.admission.slot(asked.deadline) as waited_s, path.breaker.guard():
             self._metrics.queued(self._model, waited_s)
             flight.is_running = True
             began = self._clock()
             question = await asked.prepare(flight.cancelled)
             async for item in path.engine.answer(question):
                 if isinstance(item, Reply):
-                    item = replace(item, timings=replace(item.timings, queue_ms=waited_s * 1000))
+                    queue_ms = waited_s * 1000 + item.timings.queue_ms  # of the engine's own queue, too
+                    item = replace(item, timings=replace(item.timings, queue_ms=queue_ms))
                     if asked.key is not None and path.cache is not None:
-                        await path.cache.put(asked.key, item)
+                        await path.cache.put(self._kept_as(asked.key), item)
                 flight.add(item)
             path.traffic.answered(waited_s, self._clock() - began)
 
     def _land(self, flight: "_Flight", task: asyncio.Task[None]) -> None:
         """Tell the members how a flight ended. Any error that is not meant for clients is a bug of ours."""
-        self._tasks.discard(task)
+        del self._flying[task]
         self._forget(flight)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, RequestError):
@@ -171,9 +193,14 @@ class Answers:
         if flight.members or flight.has_ended:
             return
         self._forget(flight)  # whoever comes now starts anew
+        self._cancel(flight)
+
+    def _cancel(self, flight: "_Flight") -> None:
+        """Let a question end: at once in the queue, within a token in the engine."""
         flight.cancelled.set()
-        if not flight.is_running and flight.task is not None:
-            flight.task.cancel()
+        if not flight.is_running:
+            for task in [task for task, flown in self._flying.items() if flown is flight]:
+                task.cancel()
 
     def _forget(self, flight: "_Flight") -> None:
         key = flight.asked.key
@@ -189,7 +216,6 @@ class _Flight:
         self.cancelled = threading.Event()
         self.members = 0
         self.is_running = False
-        self.task: asyncio.Task[None] | None = None
         self._items: list[Piece | Reply] = []
         self._error: RequestError | None = None
         self._news = asyncio.Event()

@@ -56,6 +56,14 @@ def make_app(service: Service, on_loaded: Callable[[], None] = lambda: None) -> 
         docs_url=None if hides_docs else "/docs",
         redoc_url=None,
         lifespan=lifespan,
+        # FastAPI's own, which sends messages of exceptions; ours is `traces`.
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
     app.include_router(make_router(service))
     add_page(app)

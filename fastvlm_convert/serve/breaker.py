@@ -51,6 +51,22 @@ class Breaker:
             return "closed"
         return "open" if self._clock() < self._open_until else "half_open"
 
+    def check(self) -> None:
+        """See whether a question would pass now, before it waits for its turn.
+
+        Raises:
+            UnavailableError: Nothing passes now (`breaker_open`).
+        """
+        if self._open_until is None:
+            return
+        left_s = self._open_until - self._clock()
+        if left_s > 0 or self._trial is not None:
+            raise UnavailableError(
+                "the bundle's runtime keeps failing, so it is left alone for a while; try again later",
+                code="breaker_open",
+                retry_after_s=left_s if left_s > 0 else _TRIAL_S,
+            )
+
     def before(self) -> "Pass":
         """Let a question through.
 
@@ -60,17 +76,9 @@ class Breaker:
         Raises:
             UnavailableError: Nothing passes now (`breaker_open`).
         """
-        is_trial = self._open_until is not None
-        if self._open_until is not None:
-            left_s = self._open_until - self._clock()
-            if left_s > 0 or self._trial is not None:
-                raise UnavailableError(
-                    "the bundle's runtime keeps failing, so it is left alone for a while; try again later",
-                    code="breaker_open",
-                    retry_after_s=left_s if left_s > 0 else _TRIAL_S,
-                )
+        self.check()
         given = Pass(self, self._era)
-        if is_trial:
+        if self._open_until is not None:
             self._trial = given
         return given
 

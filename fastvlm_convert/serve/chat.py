@@ -19,6 +19,7 @@ from fastvlm_convert.serve.errors import (
 )
 from fastvlm_convert.serve.escalation import Decided, decide
 from fastvlm_convert.serve.replies import (
+    CACHE_HEADER,
     AnswerEvents,
     ReplyHead,
     client_left,
@@ -56,23 +57,26 @@ class Chat:
         given = await _read(request)
         scope = account.client if service.settings.cache_scope == "key" else ""
         conversation = read_conversation(given, service.settings, scope)
+        account.model = service.router.choose(given.model, account.client)
         account.sampling = conversation.sampling
-        name = service.router.choose(given.model, account.client)
-        account.model = name
-        decided = await _unless_left(request, self._decided(account, conversation, given.model, name))
+        decided = await self._decided(request, given.model, conversation)
         account.model = decided.bundle
-        items = service.accounts.watched(account, decided.pieces)
-        head = ReplyHead(account.request_id, decided)
+        items = self._watched(account, decided)
+        head = ReplyHead(account.request_id, decided.bundle, decided.first, decided.headers)
         if given.stream:
             usage = given.stream_options is not None and bool(given.stream_options.include_usage)
             return await self._streamed(request, items, head, usage)
         return await self._whole(request, items, head)
 
-    async def _decided(
-        self, account: Account, conversation: Conversation, requested: str | None, name: str
-    ) -> Decided:
-        """Who answers; where a small bundle is asked first, once it is known whether its answer is kept."""
+    async def _decided(self, request: Request, model: str | None, conversation: Conversation) -> Decided:
+        """Who answers, and its answer; where that may be escalated, it is known only when there is one.
+
+        Raises:
+            RequestError: The first bundle that was asked did not answer.
+        """
         service = self._service
+        account: Account = request.state.account
+        name = account.model or ""
         deadline = account.began + service.settings.timeout_seconds
 
         def ask(bundle: str, wants_logprob: bool) -> Items:
@@ -81,20 +85,26 @@ class Chat:
             return one.answers.ask(asked)
 
         escalation = service.escalation
-        if escalation is None or not escalation.concerns(
-            service.router, requested, name, conversation.sampling
-        ):
+        if escalation is None or not escalation.concerns(service.router, model, name, conversation.sampling):
             return Decided(name, ask(name, False))
-        decided = await decide(escalation, name, ask)
-        if decided.first is not None and decided.first.outcome == "escalated":
-            service.accounts.judged(name, decided.first.reply)
+        decided = await _unless_left(request, decide(escalation, name, ask))
+        service.accounts.escalated(decided)
         return decided
+
+    async def _watched(self, account: Account, decided: Decided) -> Items:
+        """The answer's items, noted as they pass; closing it leaves the question."""
+        async with (
+            aclosing(decided.pieces) as answer,
+            aclosing(self._service.accounts.watched(account, answer)) as items,
+        ):
+            async for item in items:
+                yield item
 
     async def _whole(self, request: Request, items: Items, head: ReplyHead) -> Response:
         async with aclosing(items):
             reply = await _unless_left(request, _last(items))
         document = whole_reply(head, reply)
-        return JSONResponse(document.model_dump(exclude_none=True), headers=head.headers(reply.cache))
+        return JSONResponse(document.model_dump(), headers={CACHE_HEADER: reply.cache, **head.headers})
 
     async def _streamed(
         self, request: Request, items: Items, head: ReplyHead, includes_usage: bool
@@ -120,7 +130,7 @@ class Chat:
             task.add_done_callback(self._closing.discard)
 
         stream = events(head, _with_first(first, items), includes_usage, failed)
-        return AnswerEvents(stream, head.headers(first.cache), end)
+        return AnswerEvents(stream, {CACHE_HEADER: first.cache, **head.headers}, end)
 
 
 async def _read(request: Request) -> ChatRequest:

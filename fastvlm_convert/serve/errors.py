@@ -18,6 +18,7 @@ class RequestError(Exception):
         param: The field that it is about, as `messages[0].content[1]`; None where it is about none.
         code: A word for programs; it stays when the message changes.
         retry_after_s: When trying again makes sense, or None.
+        evidence: SHA-256 of the text or picture that it is about, for the incident log.
         status: The HTTP status of the kind.
         kind: What OpenAI's API calls the kind.
     """
@@ -26,6 +27,7 @@ class RequestError(Exception):
     param: str | None = None
     code: str = "invalid_value"
     retry_after_s: float | None = None
+    evidence: tuple[str, ...] = ()
 
     status: ClassVar[HTTPStatus] = HTTPStatus.BAD_REQUEST
     kind: ClassVar[str] = "invalid_request_error"

@@ -6,17 +6,20 @@ until it is whole, and its client waits for the first token as long as for the l
 says is streamed.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
+
+from pydantic import BaseModel
 
 from fastvlm_convert.errors import UsageError, did_you_mean
 from fastvlm_convert.serve.engine import Piece, Reply, Sampling
 from fastvlm_convert.serve.errors import EngineFailedError
 from fastvlm_convert.serve.router import Router
 
-Ask = Callable[[str, bool], AsyncIterator[Piece | Reply]]
+Answer = AsyncGenerator[Piece | Reply, None]
+Ask = Callable[[str, bool], Answer]
 """Asks a bundle by its name for an answer, with its mean log-probability or without.
 
 Both of a request's asks share its deadline and the event that says that its client left.
@@ -65,6 +68,16 @@ class Escalation:
         return router.is_group(requested) and sampling.is_greedy and bundle != self.large
 
 
+class EscalationUsage(BaseModel):
+    """A bundle was asked first, and its answer kept, or given up for that of another one."""
+
+    outcome: Outcome
+    first_model: str
+    first_mean_logprob: float | None
+    first_prompt_tokens: int
+    first_completion_tokens: int
+
+
 @dataclass(frozen=True)
 class FirstAnswer:
     """What the small bundle said.
@@ -79,6 +92,17 @@ class FirstAnswer:
     reply: Reply
     outcome: Outcome
 
+    @property
+    def usage(self) -> EscalationUsage:
+        """What the reply's `usage` says about it; its tokens are not in the sums there."""
+        return EscalationUsage(
+            outcome=self.outcome,
+            first_model=self.bundle,
+            first_mean_logprob=self.reply.mean_logprob,
+            first_prompt_tokens=self.reply.prompt_tokens,
+            first_completion_tokens=self.reply.answer_tokens,
+        )
+
 
 @dataclass(frozen=True)
 class Decided:
@@ -91,7 +115,7 @@ class Decided:
     """
 
     bundle: str
-    pieces: AsyncIterator[Piece | Reply]
+    pieces: Answer
     first: FirstAnswer | None = None
 
     @property
@@ -99,21 +123,6 @@ class Decided:
         """Headers of the reply that say who answered."""
         outcome = {} if self.first is None else {OUTCOME_HEADER: self.first.outcome}
         return {MODEL_HEADER: self.bundle, **outcome}
-
-    @property
-    def usage(self) -> dict[str, Any]:
-        """What the reply's `usage` holds besides: the tokens of the answer that was judged."""
-        if self.first is None:
-            return {}
-        reply = self.first.reply
-        judged = {
-            "outcome": self.first.outcome,
-            "first_model": self.first.bundle,
-            "first_mean_logprob": reply.mean_logprob,
-            "first_prompt_tokens": reply.prompt_tokens,
-            "first_completion_tokens": reply.answer_tokens,
-        }
-        return {"escalation": judged}
 
 
 async def decide(escalation: Escalation, bundle: str, ask: Ask) -> Decided:
@@ -131,7 +140,7 @@ async def decide(escalation: Escalation, bundle: str, ask: Ask) -> Decided:
     """
     pieces: list[Piece] = []
     reply: Reply | None = None
-    async with aclosing(closable(ask(bundle, True))) as answer:
+    async with aclosing(ask(bundle, True)) as answer:
         async for item in answer:
             if isinstance(item, Reply):
                 reply = item
@@ -144,20 +153,9 @@ async def decide(escalation: Escalation, bundle: str, ask: Ask) -> Decided:
     return Decided(escalation.large, ask(escalation.large, False), FirstAnswer(bundle, reply, "escalated"))
 
 
-async def _replayed(items: Sequence[Piece | Reply]) -> AsyncIterator[Piece | Reply]:
+async def _replayed(items: Sequence[Piece | Reply]) -> Answer:
     for item in items:
         yield item
-
-
-async def closable(items: AsyncIterator[Piece | Reply]) -> AsyncGenerator[Piece | Reply, None]:
-    """The same, and closed with it where it can be: a cancelled request must not leave a generator behind."""
-    try:
-        async for item in items:
-            yield item
-    finally:
-        close = getattr(items, "aclose", None)
-        if close is not None:
-            await close()
 
 
 def make_escalation(large: str | None, threshold: float | None, router: Router) -> Escalation | None:

@@ -96,7 +96,7 @@ def log_access(access: Access) -> None:
     _ACCESS.log(level, "request", extra={"fields": access.fields()})
 
 
-def set_up_logs(form: LogForm, stream: TextIO) -> None:
+def set_up_logs(form: LogForm, stream: TextIO, level: int = logging.INFO) -> None:
     """Send every log of this process, those of uvicorn too, to a stream; replaces what was set up before.
 
     uvicorn must leave logging alone (`log_config=None`) and log no requests itself (`access_log=False`): its
@@ -105,6 +105,7 @@ def set_up_logs(form: LogForm, stream: TextIO) -> None:
     Args:
         form: How lines look.
         stream: Where they go; standard error, for a server.
+        level: Of ours and of uvicorn's; requests are logged for information.
     """
     is_text = form == "text" or (form == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
@@ -116,7 +117,7 @@ def set_up_logs(form: LogForm, stream: TextIO) -> None:
     for name in ("fastvlm_convert", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
-        logger.setLevel(logging.INFO)
+        logger.setLevel(level)
     logging.captureWarnings(True)
 
 

@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 
 from fastvlm_convert.serve.engine import CacheUse, EngineStatus, StageTimings, WorkerState
 from fastvlm_convert.serve.errors import UnavailableReason
+from fastvlm_convert.serve.escalation import Outcome
 
 Family = TypeVar("Family", Counter, Histogram)
 
@@ -96,6 +97,9 @@ class Metrics:
 
     def _make_events(self) -> None:
         self._rejected = self._counter("rejected", "Requests refused, or given up.", ["reason"])
+        self._escalations = self._counter(
+            "escalations", "Answers judged, by the bundle that gave them.", ["model", "outcome"]
+        )
         self._cancelled = Counter("fastvlm_cancelled", "Requests whose client left.", registry=self.registry)
         self._deduplicated = Counter(
             "fastvlm_deduplicated", "Requests that shared a running answer.", registry=self.registry
@@ -123,6 +127,8 @@ class Metrics:
                 tokens.at(model)
             for stage in STAGES:
                 self._stage.at(model, stage)
+            for outcome in get_args(Outcome):
+                self._escalations.at(model, outcome)
         for model in (*models, OTHER):
             self._duration.at(model)
             for code in ERROR_CODES:
@@ -189,6 +195,10 @@ class Metrics:
     def deduplicated(self) -> None:
         """Count a request that got the answer of another one that was running."""
         self._deduplicated.inc()
+
+    def escalated(self, model: str, outcome: Outcome) -> None:
+        """Count an answer that was kept or escalated."""
+        self._escalations.at(self._model(model), outcome).inc()
 
     def incident(self, rule: str, action: str) -> None:
         """Count an incident; `action` is what became of the request."""

@@ -1,5 +1,6 @@
 """Traces with OpenTelemetry's SDK; imported only where they are asked for (`traces.py`)."""
 
+import threading
 import time
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from fastvlm_convert.serve.engine import Reply
 from fastvlm_convert.serve.traces import TracedAnswer
 
 _QUIET: Final = "livez,readyz,health,metrics"  # asked for every few seconds, by machines
+_CLOSE_S: Final = 2.0  # the SDK tries for 10 seconds, in which the server would not end
 _PRIVATE: Final = ("http.url", "url.full", "url.query", "net.peer.ip", "client.address")
 """Attributes that tell who asked, or hold what clients put behind a question mark."""
 
@@ -61,8 +63,10 @@ class OtelTraces:
                 started = stage_end
 
     def close(self) -> None:
-        """Send what was recorded and not sent."""
-        self._provider.shutdown()
+        """Send what was recorded and not sent; what a collector does not take in time is lost."""
+        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(_CLOSE_S)
 
 
 def open_exported(exporter: str, version: str) -> OtelTraces:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,15 +11,16 @@ from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from fastvlm_convert.serve.engine import CacheUse, Piece, Reply
+from fastvlm_convert.serve.engine import Piece, Reply
 from fastvlm_convert.serve.errors import RequestError
-from fastvlm_convert.serve.escalation import Decided
+from fastvlm_convert.serve.escalation import FirstAnswer
 from fastvlm_convert.serve.schema import (
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
     ChunkChoice,
     Delta,
+    EscalatedUsage,
     PromptTokensDetails,
     ReplyMessage,
     ReplyTimings,
@@ -37,27 +38,22 @@ class ReplyHead:
 
     Attributes:
         request_id: The request's.
-        decided: Who answers.
+        model: The bundle's name.
+        first: The answer of a bundle that was asked before, where there was one.
+        headers: Those that say who answered.
         created: When, in seconds since 1970.
     """
 
     request_id: str
-    decided: Decided
+    model: str
+    first: FirstAnswer | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def id(self) -> str:
         """The reply's name."""
         return f"chatcmpl-{self.request_id}"
-
-    @property
-    def model(self) -> str:
-        """The bundle's name."""
-        return self.decided.bundle
-
-    def headers(self, cache: CacheUse) -> dict[str, str]:
-        """Headers that say who answers, and from what."""
-        return {CACHE_HEADER: cache, **self.decided.headers}
 
 
 def whole_reply(head: ReplyHead, reply: Reply) -> ChatCompletion:
@@ -160,13 +156,15 @@ def _document(head: ReplyHead, choices: list[ChunkChoice], usage: Usage | None) 
 
 
 def _usage(head: ReplyHead, reply: Reply) -> Usage:
-    return Usage(
+    usage = Usage(
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.answer_tokens,
         total_tokens=reply.prompt_tokens + reply.answer_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=reply.cached_tokens),
-        escalation=head.decided.usage.get("escalation"),
     )
+    if head.first is None:
+        return usage
+    return EscalatedUsage(**usage.model_dump(), escalation=head.first.usage)
 
 
 def _timings(reply: Reply) -> ReplyTimings:

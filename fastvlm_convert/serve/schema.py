@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from fastvlm_convert.errors import shown
 from fastvlm_convert.serve.errors import InvalidRequestError
+from fastvlm_convert.serve.escalation import EscalationUsage
 
 MAX_MESSAGES: Final = 1000
 MAX_PARTS: Final = 1000
@@ -235,16 +236,6 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int = Field(description="Tokens that were not computed again.")
 
 
-class EscalationUsage(BaseModel):
-    """The answer of the bundle that was asked first, and what became of it."""
-
-    outcome: Literal["kept", "escalated"]
-    first_model: str
-    first_mean_logprob: float
-    first_prompt_tokens: int
-    first_completion_tokens: int
-
-
 class Usage(BaseModel):
     """Tokens of a question and its answer."""
 
@@ -252,7 +243,12 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
-    escalation: EscalationUsage | None = Field(None, description="Where bundles are asked one after another.")
+
+
+class EscalatedUsage(Usage):
+    """The same, where an answer may be escalated; the first one's tokens are not in the sums."""
+
+    escalation: EscalationUsage
 
 
 class ReplyTimings(BaseModel):
@@ -288,7 +284,7 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: list[Choice]
-    usage: Usage
+    usage: EscalatedUsage | Usage
     timings: ReplyTimings
 
 
@@ -315,7 +311,7 @@ class ChatCompletionChunk(BaseModel):
     created: int
     model: str
     choices: list[ChunkChoice]
-    usage: Usage | None = None
+    usage: EscalatedUsage | Usage | None = None
     timings: ReplyTimings | None = None
 
 

@@ -18,6 +18,7 @@ from fastvlm_convert.serve.service import Service
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BACKLOG: Final = 2048
+_LAST_WORDS_S: Final = 1.0  # to tell those who get no answer
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -59,6 +60,7 @@ def run_server(service: Service, sock: socket.socket, on_ready: Callable[[], Non
         make_app(service, on_loaded),
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # trusts every local client; trusted_proxies says who is believed
         server_header=False,
         timeout_graceful_shutdown=1,
         lifespan="on",
@@ -110,4 +112,5 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         if not await self._service.lifecycle.drained(self._service.settings.drain_seconds):
             await self._service.stop()
+            await self._service.lifecycle.drained(_LAST_WORDS_S)
         self.should_exit = True

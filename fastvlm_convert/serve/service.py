@@ -26,6 +26,7 @@ from fastvlm_convert.serve.prompt_caches import ModelPromptCache, PromptCaches, 
 from fastvlm_convert.serve.router import Router, make_router
 from fastvlm_convert.serve.served_bundle import ServedBundle, check_files
 from fastvlm_convert.serve.settings import Settings
+from fastvlm_convert.serve.threats import rules
 from fastvlm_convert.serve.traces import open_traces
 from fastvlm_convert.serve.validate import Pictures
 
@@ -91,10 +92,11 @@ class Service:
                 one.scaler.start()
 
     async def stop(self) -> None:
-        """End all engines at once."""
-        for bundle in self.bundles.values():
-            if bundle.scaler is not None:
-                bundle.scaler.stop()
+        """End all questions and engines at once."""
+        for one in self.bundles.values():
+            one.answers.stop()
+            if one.scaler is not None:
+                one.scaler.stop()
         await asyncio.gather(*(bundle.path.engine.stop() for bundle in self.bundles.values()))
 
     async def close(self) -> None:
@@ -179,7 +181,8 @@ def make_service(
     """
     names = [bundle.name for bundle in bundles]
     router = make_router(names, weights, settings.model_name, settings.escalation_to)
-    metrics = Metrics(__version__, names)
+    escalation = make_escalation(settings.escalation_to, settings.escalation_threshold, router)
+    metrics = Metrics(__version__, names, [rule.name for rule in rules()])
     cache, prompt_caches = open_answer_cache(settings), open_prompt_caches(settings)
     pictures = Pictures(settings)
 
@@ -202,7 +205,7 @@ def make_service(
         settings,
         {bundle.name: one(bundle) for bundle in bundles},
         router,
-        make_escalation(settings.escalation_to, settings.escalation_threshold, router),
+        escalation,
         Accounts(metrics, Window(), open_traces(__version__, os.environ)),
         cache,
         prompt_caches,

@@ -10,9 +10,9 @@ import annotated_types
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from fastvlm_convert.errors import did_you_mean, shown
+from fastvlm_convert.errors import SettingsError, did_you_mean, shown
 from fastvlm_convert.serve.setting_facts import SettingFacts, SettingValue
-from fastvlm_convert.serve.settings import PREFIX, Settings, SettingsError
+from fastvlm_convert.serve.settings import PREFIX, Settings
 from fastvlm_convert.yaml_file import lines_of_keys, read_yaml_file
 
 _MAX_BYTES: Final = 1_000_000

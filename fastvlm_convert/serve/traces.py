@@ -52,7 +52,7 @@ class Traces(Protocol):
         ...
 
     def close(self) -> None:
-        """Send what was recorded and not sent; takes seconds if the collector does not answer."""
+        """Send what was recorded and not sent; takes two seconds if the collector does not answer."""
         ...
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from fastvlm_convert.pictures import DAMAGE, MAX_IMAGE_EDGE, as_seen
 from fastvlm_convert.serve.errors import (
     InvalidRequestError,
+    RequestError,
     TooLargeError,
     UnprocessableError,
     UnsupportedMediaError,
@@ -162,7 +163,31 @@ def open_picture(url: str, param: str, settings: PictureSettings) -> DecodedPict
         TooLargeError: Its file, its pixels or the number of its parts exceed a limit.
         UnprocessableError: It is damaged.
     """
+    try:
+        return _opened(url, param, settings)
+    except RequestError as error:
+        error.evidence = error.evidence or (sha256_of(url),)
+        raise
+
+
+def sha256_of(text: str) -> str:
+    """SHA-256 of a text that a client sent, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _opened(url: str, param: str, settings: PictureSettings) -> DecodedPicture:
+    """As `open_picture`."""
     declared, raw = _decode_url(url, param, settings)
+    digest = hashlib.sha256(raw).hexdigest()
+    try:
+        return DecodedPicture(_checked(raw, declared, param, settings), digest)
+    except RequestError as error:
+        error.evidence = (digest,)
+        raise
+
+
+def _checked(raw: bytearray, declared: PictureFormat, param: str, settings: PictureSettings) -> Image.Image:
+    """The picture in a file of a declared format."""
     detected = _DETECTED.get(filetype.guess_mime(raw[:8192]) or "")
     if detected != declared:
         found = "of another format" if detected is None else f"a {detected}"
@@ -171,7 +196,6 @@ def open_picture(url: str, param: str, settings: PictureSettings) -> DecodedPict
             param=param,
             code="signature_mismatch",
         )
-    digest = hashlib.sha256(raw).hexdigest()
     try:
         file = picture_file(raw, declared)
     except MalformedPictureError as error:
@@ -180,7 +204,7 @@ def open_picture(url: str, param: str, settings: PictureSettings) -> DecodedPict
         raise TooLargeError(f"the picture is not taken: {error}", param, "picture_too_complex") from error
     _check_pixels(file.width, file.height, param, settings.max_image_pixels)
     size = (file.width, file.height)
-    return DecodedPicture(_decode(file.content, declared, size, param, settings), digest)
+    return _decode(file.content, declared, size, param, settings)
 
 
 def check_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, int]:
@@ -331,17 +355,16 @@ def check_text(text: str, param: str, max_chars: int) -> None:
         InvalidRequestError: It is too long, or has control characters or halves of characters.
     """
     if len(text) > max_chars:
-        raise InvalidRequestError(
-            f"the text has {len(text)} characters, at most {max_chars} are taken", param, "text_too_long"
-        )
-    if found := _SURROGATE.search(text):
-        raise InvalidRequestError(
-            f"the text has half of a character at {found.start()}; encode it as UTF-8", param, "not_utf8"
-        )
-    if found := _CONTROL.search(text):
-        raise InvalidRequestError(
+        what, code = f"the text has {len(text)} characters, at most {max_chars} are taken", "text_too_long"
+    elif found := _SURROGATE.search(text):
+        what = f"the text has half of a character at {found.start()}; encode it as UTF-8"
+        code = "not_utf8"
+    elif found := _CONTROL.search(text):
+        what = (
             f"the text has the control character U+{ord(found[0]):04X} at {found.start()}; of these only "
-            "tab, line feed and carriage return are taken",
-            param,
-            "control_characters",
+            "tab, line feed and carriage return are taken"
         )
+        code = "control_characters"
+    else:
+        return
+    raise InvalidRequestError(what, param, code, evidence=(sha256_of(text),))

@@ -102,6 +102,7 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
     "scan": [lambda i: [CHECKPOINT, "--images", i.pictures, "--max-new-tokens", 1]],
     "mil": [lambda i: [i.package], lambda i: [i.package, "--profile"]],
     "recipes": [lambda i: [], lambda i: ["int4"]],
+    "serve": [lambda i: ["--show-settings"]],
     "doctor": [lambda i: [], lambda i: [CHECKPOINT]],
     "bundle check": [lambda i: [i.bundle], lambda i: [i.damaged]],
     "bundle diff": [lambda i: [i.bundle, i.another], lambda i: [i.bundle, i.bundle]],
@@ -115,7 +116,12 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
     "bundle vectors": [lambda i: [i.bundle, "-o", i.out("a.json")]],
 }  # fmt: skip
 # Documents of a command beside the one that is named after it.
-OTHERS = {"recipes": ["recipe"], "lint": ["lint-rule"], "verify": ["verify-self-test"]}
+OTHERS = {
+    "recipes": ["recipe"],
+    "serve": ["serve-settings"],
+    "lint": ["lint-rule"],
+    "verify": ["verify-self-test"],
+}
 CASES = [(name, n) for name, runs in RUNS.items() for n in range(len(runs))]
 
 

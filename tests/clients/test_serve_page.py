@@ -5,18 +5,20 @@ With SERVE_SCREENSHOTS set to a folder, it also gets pictures of the page at bot
 
 import json
 import os
-from contextlib import ExitStack
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from fastvlm_convert.checkpoint.tokenizer import read_tokenizer
 from fastvlm_convert.serve.page import PATHS
-from fastvlm_convert.serve.served_bundle import open_served_bundle
 from tests.clients.browser import find_chromium
 from tests.clients.cases import DEMO
 from tests.clients.node import run_node
-from tests.serve.scripted import HOSTILE, WORDS, scripted_server
+from tests.clients.obedient_engine import HOSTILE, WORDS, ObedientEngine
+from tests.serve.servers import serving
 
 PICTURE = DEMO / "check_images" / "00.png"
 QUESTIONS = ["Describe the image.", "Say something hostile.", "Describe the image."]
@@ -34,11 +36,13 @@ def visit(fp32_bundle, tmp_path_factory) -> dict[str, Any]:
     Image.open(PICTURE).save(folder / "picture.avif")
     (folder / "keys").write_text(f"{KEY}\n")
     (folder / "keys").chmod(0o600)
-    bundles = [open_served_bundle(fp32_bundle, name) for name in ("small", "large")]
-    with ExitStack() as servers:
-        address = servers.enter_context(scripted_server(bundles))
-        key_file = folder / "keys"
-        locked = servers.enter_context(scripted_server(bundles[:1], api_key_file=key_file))
+    small, large = (Path(shutil.copytree(fp32_bundle, folder / name)) for name in ("small", "large"))
+    engine = ObedientEngine(read_tokenizer(small))
+    with (
+        serving(small, large, engine=engine) as server,
+        serving(small, engine=engine, api_key_file=folder / "keys") as locked_server,
+    ):
+        address, locked = (f"{one.url}/" for one in (server, locked_server))
         job = {
             "chromium": chromium,
             "parts": ["ask", "troubles", "key"],
@@ -69,7 +73,7 @@ def test_a_picture_is_dropped_and_an_answer_is_seen_while_it_is_written(visit):
 
 def test_the_request_is_openais_and_the_picture_is_sent_as_it_is(visit):
     first = visit["posts"][0]
-    assert (first["model"], first["stream"]) == ("small", True)
+    assert (first["model"], first["stream"]) == (visit["modelsOffered"][0], True)
     (message,) = first["messages"]
     picture, text = message["content"]
     assert text == {"type": "text", "text": QUESTIONS[0]}
@@ -105,7 +109,7 @@ def test_nothing_fails_and_nothing_is_loaded_from_elsewhere(visit):
 
 
 def test_a_model_is_chosen_where_there_are_several(visit):
-    assert visit["modelsOffered"] == ["small", "large"]
+    assert {"small", "large"} <= set(visit["modelsOffered"])
     assert visit["modelChoice"]
     assert visit["otherModel"].startswith(f"{QUESTIONS[0]} (large)")
     assert "large" in {post["model"] for post in visit["posts"]}

@@ -9,9 +9,8 @@ import yaml
 from tests.deploy.metric_names import faults, served
 from tests.deploy.promtool import needs_promtool, promtool
 
-DOCUMENT = json.loads(
-    (Path(__file__).parents[2] / "deploy/grafana-dashboard.json").read_text(encoding="utf-8")
-)
+ROOT = Path(__file__).parents[2]
+DOCUMENT = json.loads((ROOT / "deploy/grafana-dashboard.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DOCUMENT["panels"] if panel["type"] != "row"]
 TARGETS = [target for panel in PANELS for target in panel["targets"]]
 VARIABLES = {variable["name"]: variable for variable in DOCUMENT["templating"]["list"]}
@@ -67,6 +66,19 @@ def test_every_metric_of_the_server_is_on_the_dashboard():
     shown = " ".join(target["expr"] for target in TARGETS)
     missing = {name for name in families if name.startswith("fastvlm_") and name not in shown}
     assert missing == set()
+
+
+def test_metrics_that_files_and_documents_mention_exist_and_all_are_explained():
+    series = set(served())
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in series}
+    paths = [*ROOT.glob("deploy/**/*"), *ROOT.glob("docs/serve*.md"), *ROOT.glob("docs/serve-parts/*.md")]
+    texts = {path: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
+    for path, text in texts.items():
+        mentioned = set(re.findall(r"\bfastvlm_(?!convert|manifest)\w+", text))
+        assert mentioned <= families | series, path
+    explained = "".join(text for path, text in texts.items() if path.suffix == ".md")
+    ours = {name.removeprefix("fastvlm_") for name in families if name.startswith("fastvlm_")}
+    assert {name for name in ours if f"`{name}`" not in explained} == set()
 
 
 def test_labels_of_the_legend_are_left_by_the_query():

@@ -231,8 +231,8 @@ class TestReuse:
         """A prompt of two pictures, after another one about the same, after itself, and after evictions."""
         before = any_model.prompt("Is this something else?", IMAGES)
         prompt = any_model.prompt(question, IMAGES)
-        first = len(prompt.segments[0]) + 16
-        second = first + len(prompt.segments[1]) + 16
+        ends = np.cumsum([len(segment) + 16 for segment in prompt.segments[:2]])
+        first, second = (int(end + end % 2) for end in ends)
         expected, rows = answer_of(any_model.another().session, prompt)
         assert (expected.encoded_images, expected.cached_tokens) == (2, 0)
         full = MemoryPromptCache()
@@ -300,7 +300,7 @@ class TestReuse:
         tokens.close()
         found, rows = answer_of(loaded.session, prompt, cache)
         np.testing.assert_array_equal(rows, expected)
-        assert found.cached_tokens == len(prompt.segments[0]) + 16  # what was read before it was closed
+        assert found.cached_tokens == len(prompt.segments[0]) + 16  # even; what was read before it was closed
 
     def test_prefixes_that_do_not_follow_each_other_are_refused(self, candidate):
         session = candidate.another().session

@@ -19,6 +19,7 @@ class ScriptedEngine:
         slots: Questions at once.
         pieces: Of every answer.
         step_s: Between two pieces.
+        mean_logprob: Of every answer, for those who want to know.
         commands: What becomes of the next questions; `answer` when they run out.
         questions: All that came.
         given: Pieces given in all.
@@ -28,6 +29,7 @@ class ScriptedEngine:
     slots: int = 1
     pieces: tuple[str, ...] = ("It ", "is ", "red.")
     step_s: float = 0.0
+    mean_logprob: float = 0.0
     commands: list[Command] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     given: int = 0
@@ -61,7 +63,9 @@ class ScriptedEngine:
                 yield Piece(text, number)
                 if command == "fail_midway":
                     raise EngineFailedError("the runtime raised an error", code="engine_failed")
-            yield Reply("".join(self.pieces), "stop", 7, 0, len(self.pieces) + 1, StageTimings(), "miss")
+            logprob = self.mean_logprob if question.wants_logprob else None
+            text = "".join(self.pieces)
+            yield Reply(text, "stop", 7, 0, len(self.pieces) + 1, StageTimings(), "miss", logprob)
         finally:
             self.running -= 1
 

@@ -17,7 +17,7 @@ import uvicorn
 from fastvlm_convert.serve.app import make_app
 from fastvlm_convert.serve.engine import Engine
 from fastvlm_convert.serve.engines.choice import make_engine
-from fastvlm_convert.serve.served_bundle import open_served_bundle
+from fastvlm_convert.serve.served_bundle import ServedBundle, open_served_bundle
 from fastvlm_convert.serve.server import listen
 from fastvlm_convert.serve.service import Service, make_service
 from fastvlm_convert.serve.settings import Settings
@@ -52,14 +52,21 @@ class Server:
 
 @contextmanager
 def serving(
-    *bundles: Path, engine: Engine | None = None, waits: bool = True, **settings: Any
+    *bundles: Path | ServedBundle,
+    engine: Engine | dict[str, Engine] | None = None,
+    waits: bool = True,
+    weights: dict[str, float] | None = None,
+    **settings: Any,
 ) -> Iterator[Server]:
-    """Serve bundles with an engine of the test's, or with their own."""
-    made = make_service(
-        Settings(**settings),
-        [open_served_bundle(path) for path in bundles],
-        make_engine if engine is None else lambda *_: engine,
-    )
+    """Serve bundles with an engine of the test's, or one by name, or with their own."""
+
+    def make(bundle: ServedBundle, *others: Any) -> Engine:
+        if engine is None:
+            return make_engine(bundle, *others)
+        return engine[bundle.name] if isinstance(engine, dict) else engine
+
+    served = [open_served_bundle(one) if isinstance(one, Path) else one for one in bundles]
+    made = make_service(Settings(**settings), served, make, weights)
     sock = listen("127.0.0.1", 0)
     config = uvicorn.Config(make_app(made), log_config=None, lifespan="on", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fastvlm_convert.serve.admission import Admission
 from fastvlm_convert.serve.answers import AnswerPath, Answers, Asked
 from fastvlm_convert.serve.breaker import Breaker
 from fastvlm_convert.serve.caches import AnswerCache, open_answer_cache
-from fastvlm_convert.serve.engine import Piece, Question, Reply, Sampling
+from fastvlm_convert.serve.engine import EngineStatus, Piece, Question, Reply, Sampling
 from fastvlm_convert.serve.errors import DeadlineError, InvalidRequestError, RequestError
 from fastvlm_convert.serve.metrics import Metrics
 from fastvlm_convert.serve.settings import Settings
@@ -256,6 +257,21 @@ def test_only_errors_of_the_runtime_open_the_breaker(command):
     asyncio.run(main())
 
 
+def test_what_waited_while_the_breaker_opened_does_not_reach_the_engine():
+    async def run() -> None:
+        bench = Bench(ScriptedEngine(commands=["hang", "fail", "fail"], step_s=0.01), failures=2)
+        first = asyncio.create_task(bench.ask("first"))
+        await until(lambda: bench.engine.running == 1)
+        waiting = [asyncio.create_task(bench.code(f"waiting {i}")) for i in range(4)]
+        await until(lambda: bench.admission.waiting == 4)
+        first.cancel()
+        codes = await asyncio.gather(*waiting)
+        assert codes == ["engine_failed", "engine_failed", "breaker_open", "breaker_open"]
+        assert len(bench.engine.questions) == 3
+
+    asyncio.run(run())
+
+
 def test_refusals_of_the_request_itself_do_not_open_the_breaker():
     async def main() -> None:
         bench = Bench(ScriptedEngine(), failures=2)
@@ -277,6 +293,24 @@ def test_a_full_queue_is_told_and_costs_nothing():
         assert bench.breaker.state == "closed"
         running.cancel()
         await until(lambda: bench.admission.running == 0)
+
+    asyncio.run(main())
+
+
+class AnotherRuntime(ScriptedEngine):
+    def status(self) -> EngineStatus:
+        return replace(super().status(), executed_by="another script")
+
+
+def test_answers_do_not_outlive_the_runtime_that_gave_them(tmp_path: Path):
+    async def main() -> None:
+        first = open_answer_cache(Settings(cache_dir=tmp_path))
+        assert first is not None
+        await Bench(ScriptedEngine(), first).ask()
+        bench = Bench(AnotherRuntime(), first)
+        assert (await bench.ask())[1].cache == "miss"
+        assert (await bench.ask())[1].cache == "hit"
+        await first.close()
 
     asyncio.run(main())
 

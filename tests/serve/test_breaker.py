@@ -158,6 +158,24 @@ def test_what_began_before_it_opened_no_longer_matters():
     assert breaker.state == "closed"
 
 
+def test_it_can_be_asked_before_a_question_waits_for_its_turn():
+    clock = Clock()
+    breaker = Breaker(FAILURES, RESET_S, clock)
+    breaker.check()
+    for _ in range(FAILURES):
+        breaker.before().failed()
+    with pytest.raises(UnavailableError):
+        breaker.check()
+    clock.now += RESET_S
+    for _ in range(3):
+        breaker.check()  # whoever asks is not the trial
+    trial = breaker.before()
+    with pytest.raises(UnavailableError):
+        breaker.check()
+    trial.succeeded()
+    breaker.check()
+
+
 def test_only_the_first_end_counts():
     breaker = Breaker(1, RESET_S, Clock())
     given = breaker.before()

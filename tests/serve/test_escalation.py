@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -35,7 +35,7 @@ class Bundles:
     given: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
 
-    async def ask(self, bundle: str, wants_logprob: bool) -> AsyncIterator[Piece | Reply]:
+    async def ask(self, bundle: str, wants_logprob: bool) -> AsyncGenerator[Piece | Reply, None]:
         self.asked.append((bundle, wants_logprob))
         text = f"I am {bundle}."
         try:
@@ -81,14 +81,13 @@ def test_an_unsure_answer_is_replaced_by_the_large_bundle_s():
     assert (decided.bundle, text, last.text) == ("large", "I am large.", "I am large.")
     assert bundles.asked == [("small", True), ("large", False)]
     assert decided.headers == {"x-fastvlm-model": "large", "x-fastvlm-escalation": "escalated"}
-    assert decided.usage == {
-        "escalation": {
-            "outcome": "escalated",
-            "first_model": "small",
-            "first_mean_logprob": -0.5,
-            "first_prompt_tokens": 60,
-            "first_completion_tokens": 11,
-        }
+    assert decided.first is not None
+    assert decided.first.usage.model_dump() == {
+        "outcome": "escalated",
+        "first_model": "small",
+        "first_mean_logprob": -0.5,
+        "first_prompt_tokens": 60,
+        "first_completion_tokens": 11,
     }
 
 

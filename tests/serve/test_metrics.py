@@ -25,6 +25,7 @@ FAMILIES = {  # the names that docs and alerts use; (type, labels)
     "cache_lookups_total": ("counter", {"cache", "result"}),
     "cache_bytes": ("gauge", {"cache"}),
     "deduplicated_total": ("counter", set()),
+    "escalations_total": ("counter", {"model", "outcome"}),
     "breaker_state": ("gauge", {"model", "state"}),
     "incidents_total": ("counter", {"rule", "action"}),
     "workers": ("gauge", {"model", "state"}),
@@ -165,6 +166,7 @@ def test_stages_are_seconds_and_one_that_did_not_run_is_not_counted(metrics):
         (lambda m: m.rejected("rate_limited"), {("rejected_total", "rate_limited"): 1}),
         (lambda m: m.cancelled(), {("cancelled_total",): 1}),
         (lambda m: m.deduplicated(), {("deduplicated_total",): 1}),
+        (lambda m: m.escalated("int8", "kept"), {("escalations_total", "int8", "kept"): 1}),
         (lambda m: m.cache_lookup("answer", "miss"), {("cache_lookups_total", "answer", "miss"): 1}),
         (lambda m: m.set_cache_bytes("answer", 4096), {("cache_bytes", "answer"): 4096}),
         (

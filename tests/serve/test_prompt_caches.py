@@ -3,9 +3,10 @@ import threading
 import numpy as np
 import pytest
 
-from fastvlm_convert.prompt_cache import KvPrefix, PromptCache
+from fastvlm_convert.prompt_cache import PromptCache
 from fastvlm_convert.serve.prompt_caches import PromptCaches, open_prompt_caches
 from fastvlm_convert.serve.settings import Settings
+from fastvlm_convert.session import KvPrefix
 
 
 def features(value: float = 1.0) -> np.ndarray:

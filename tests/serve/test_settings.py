@@ -8,16 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.errors import RecipeError, SettingsError
 from fastvlm_convert.recipe import load_recipe, shipped_recipes
-from fastvlm_convert.serve.settings import Settings, SettingsError
+from fastvlm_convert.serve.settings import Settings
 from fastvlm_convert.serve.settings_sources import allowed_values, load_settings, setting_facts
 
-SHIPPED = Path(__file__).parent.parent.parent / "configs" / "serve.yaml"
+ROOT = Path(__file__).parent.parent.parent
+SHIPPED = ROOT / "configs" / "serve.yaml"
+PACKAGE = ROOT / "fastvlm_convert"
 
 # The names and defaults of the issue, written down once more.
 DEFAULTS = {
-    "host": "127.0.0.1", "port": 8000, "env": "development", "model_name": None,
+    "host": "127.0.0.1", "port": 8000, "env": "development", "model_name": None, "log_format": "auto",
     "engine": "embedded", "slots": 2, "threads": None, "batch_decode": False,
     "min_workers": 1, "max_workers": 1, "scaling_strategy": "adaptive",
     "timeout_seconds": 30, "max_queue": 64, "drain_seconds": 30,
@@ -240,6 +242,7 @@ def test_what_the_bundle_decides(tmp_path, monkeypatch, name):
             {"engine": "processes", "min_workers": 3, "max_workers": 2},
             "min_workers 3 is more than max_workers 2",
         ),
+        ({"batch_decode": True}, "batch_decode true is not offered"),
         ({"max_workers": 2}, "max_workers 2 has no effect with engine embedded"),
         ({"min_workers": 2, "max_workers": 2}, "min_workers 2 has no effect with engine embedded"),
         (
@@ -329,3 +332,12 @@ def test_facts_of_every_setting(tmp_path, monkeypatch):
     assert facts["cache_enabled"].value is True
     assert all(fact.allowed and fact.description.endswith(".") for fact in facts.values())
     assert "sk-secret" not in repr(facts)
+
+
+def test_every_setting_is_read_somewhere():
+    """One that nobody reads would be a promise that nobody keeps."""
+    own = {"settings.py", "settings_sources.py"}
+    sources = [path for path in (PACKAGE / "serve").rglob("*.py") if path.name not in own]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in [*sources, PACKAGE / "cli" / "serve.py"])
+    unread = [name for name in Settings.model_fields if not re.search(rf"settings\.{name}\b", text)]
+    assert unread == ["batch_decode"]  # which is refused

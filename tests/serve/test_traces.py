@@ -1,7 +1,11 @@
 """Spans as the SDK's own in-memory exporter sees them."""
 
+import gzip
+import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from fastapi import FastAPI
@@ -178,6 +182,57 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch):
     with pytest.raises(MissingDependencyError, match="opentelemetry") as error:
         open_traces("1", {"OTEL_TRACES_EXPORTER": "console"})
     assert "[otel]" in error.value.hint
+
+
+SENDS = (
+    "import os, time; from fastvlm_convert.serve.traces import *; "
+    "from fastvlm_convert.serve.engine import *; traces = open_traces('1.2.3', os.environ); "
+    "traces.answered(TracedAnswer('int4', 'req-1', Sampling(64), 0.1)); began = time.monotonic(); "
+    "traces.close(); print(time.monotonic() - began)"
+)
+
+
+def seconds_to_close(collector):
+    done = subprocess.run(
+        [sys.executable, "-c", SENDS],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+        env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector},
+    )
+    return float(done.stdout)
+
+
+def test_spans_reach_the_collector_that_the_environment_names():
+    received = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        seconds_to_close(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join()
+    [(path, body)] = received
+    body = gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body
+    assert path == "/v1/traces"
+    assert b"chat int4" in body
+
+
+def test_a_collector_that_does_not_answer_keeps_no_server_from_ending():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        assert seconds_to_close(f"http://127.0.0.1:{port}") < 4
+    assert seconds_to_close(f"http://127.0.0.1:{port}") < 4  # and one that is not there
 
 
 def test_a_process_sends_its_spans_with_its_name_and_version():

@@ -7,12 +7,15 @@ from fastvlm_convert.prompt_cache import PromptCache
 from fastvlm_convert.serve.engine import Engine
 from fastvlm_convert.serve.engines.embedded import EmbeddedEngine
 from fastvlm_convert.serve.engines.processes import ProcessesEngine, Workers
+from fastvlm_convert.serve.engines.ray import make_ray_engine
 from fastvlm_convert.serve.served_bundle import ServedBundle
 from fastvlm_convert.serve.settings import Settings
 
 
 def make_engine(bundle: ServedBundle, settings: Settings, cache: PromptCache | None) -> Engine:
     """An engine for a bundle, not started yet."""
+    if settings.engine == "ray":
+        return make_ray_engine(bundle, settings)
     if settings.engine == "processes":
         return ProcessesEngine(bundle, _workers(bundle, settings))
     return EmbeddedEngine(bundle, settings.slots, threads_of(bundle, settings, settings.slots), cache)

@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
+from fastvlm_convert.bench.machine import usable_cpus
 from fastvlm_convert.serve import errors
 from fastvlm_convert.serve.engine import EngineStatus, Piece, Question, Reply, WorkerState
-from fastvlm_convert.serve.engines.ray_cluster import Deployed, RaySettings, Stream
-from fastvlm_convert.serve.engines.ray_replica import Asked, Ended, Message, Started
+from fastvlm_convert.serve.engines.ray_cluster import Deployed, RaySettings, Stream, deploy
+from fastvlm_convert.serve.engines.ray_replica import Asked, Ended, MakeEngine, Message, Started, embedded
 from fastvlm_convert.serve.errors import (
     CancelledError,
     DeadlineError,
@@ -25,6 +27,8 @@ from fastvlm_convert.serve.errors import (
     RequestError,
     UnavailableError,
 )
+from fastvlm_convert.serve.served_bundle import ServedBundle
+from fastvlm_convert.serve.settings import Settings
 
 Deploy = Callable[[], Deployed]
 """Runs a bundle on Ray, and blocks meanwhile: `ray_cluster.deploy` with its arguments."""
@@ -155,6 +159,7 @@ class RayEngine:
             question.sampling,
             question.deadline - came,
             question.wants_logprob,
+            question.scope,
         )
         async with aclosing(self._messages(self._deployed.answer(asked), question)) as messages:
             async for message in messages:
@@ -270,6 +275,45 @@ class RayEngine:
     def status(self) -> EngineStatus:
         """How it is now; replicas as they were at most some seconds ago."""
         return self._replicas.status(not self._is_stopping, self._waiting)
+
+
+def make_ray_engine(bundle: ServedBundle, settings: Settings) -> RayEngine:
+    """The engine of a bundle by the server's settings, not started yet.
+
+    Raises:
+        UsageError: The queue holds nothing.
+    """
+    make, deployed = ray_deployment(bundle, settings)
+    return RayEngine(deployed, partial(deploy, make, deployed))
+
+
+def ray_deployment(
+    bundle: ServedBundle, settings: Settings, deployment: str = "bundle"
+) -> tuple[MakeEngine, RaySettings]:
+    """What a replica of a bundle runs, and how it is deployed.
+
+    Args:
+        bundle: The bundle.
+        settings: The server's.
+        deployment: Ray's name for it.
+
+    Raises:
+        UsageError: The queue holds nothing.
+    """
+    threads = settings.threads
+    if threads is None:
+        threads = max(1, len(usable_cpus()) // (settings.slots * settings.max_workers))
+    deployed = RaySettings(
+        name=bundle.name,
+        slots=settings.slots,
+        cpus=settings.slots * threads,
+        min_replicas=settings.min_workers,
+        max_replicas=settings.max_workers,
+        max_queue=settings.max_queue,
+        deployment=deployment,
+    )
+    own = settings.model_copy(update={"threads": threads})
+    return partial(embedded, bundle.path.resolve(), bundle.name, bundle.target, own), deployed
 
 
 def _retrieved(task: "asyncio.Future[Message]") -> None:

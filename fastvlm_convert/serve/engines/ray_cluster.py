@@ -23,6 +23,7 @@ _STATES: Final[dict[str, WorkerState]] = {
     "STOPPING": "stopping",
     "RECOVERING": "restarting",
 }  # Ray's; the others are ways of starting
+_RESTART_S: Final = 10.0  # about what Ray needs to notice a death and to start another replica
 _LOCK: Final = threading.Lock()  # engines start in threads of their own, and a process has one Ray
 
 
@@ -53,6 +54,7 @@ class RaySettings:
         min_replicas: Fewest replicas.
         max_replicas: Most replicas; Ray decides how many there are.
         max_queue: Questions that wait in Ray's router (`max_queued_requests`); at least 1.
+        deployment: Ray's name for it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class RaySettings:
     min_replicas: int = 1
     max_replicas: int = 1
     max_queue: int = 64
+    deployment: str = "bundle"
 
     def __post_init__(self) -> None:
         """Refuse what Ray refuses.
@@ -87,7 +90,7 @@ class RaySettings:
             replicas = {"autoscaling_config": bounds}
         return {
             **replicas,
-            "name": "bundle",
+            "name": self.deployment,
             "max_ongoing_requests": self.slots,
             "max_queued_requests": self.max_queue,
             "ray_actor_options": {"num_cpus": self.cpus},
@@ -113,14 +116,14 @@ class Deployed:
 
     Args:
         handle: Ray's way to it.
-        application: The name of Ray's application that it is of.
         load_s: Seconds that a replica takes to start.
+        is_ours: Whether this process deployed it, and takes it down.
     """
 
-    def __init__(self, handle: "DeploymentHandle", application: str, load_s: float) -> None:
+    def __init__(self, handle: "DeploymentHandle", load_s: float, is_ours: bool) -> None:
         self.load_s = load_s
         self._handle = handle
-        self._application = application
+        self._is_ours = is_ours
 
     def describe(self) -> Ended:
         """How one of the replicas is."""
@@ -137,9 +140,9 @@ class Deployed:
         from ray import serve
 
         found: Counter[WorkerState] = Counter()
-        application = serve.status().applications.get(self._application)
+        application = serve.status().applications.get(self._handle.app_name)
         if application is not None:
-            for state, count in application.deployments["bundle"].replica_states.items():
+            for state, count in application.deployments[self._handle.deployment_name].replica_states.items():
                 found[_STATES.get(str(getattr(state, "value", state)), "starting")] += count
         return found
 
@@ -148,9 +151,11 @@ class Deployed:
         import ray
         from ray import serve
 
+        if not self._is_ours:
+            return
         with _LOCK:
-            serve.delete(self._application)
-            _process.applications.discard(self._application)
+            serve.delete(self._handle.app_name)
+            _process.applications.discard(self._handle.app_name)
             if _process.has_joined and not _process.applications:
                 ray.shutdown()
                 _process.has_joined = False
@@ -191,7 +196,19 @@ def deploy(make_engine: MakeEngine, settings: RaySettings) -> Deployed:
                 serve.delete(settings.name)
             raise WorkerError(f"Ray cannot start '{settings.name}': {reason}") from error
         _process.applications.add(settings.name)
-        return Deployed(handle, settings.name, time.monotonic() - began)
+        return Deployed(handle, time.monotonic() - began, is_ours=True)
+
+
+def joined(application: str, deployment: str) -> Deployed:
+    """A deployment that Ray itself runs beside this process.
+
+    Args:
+        application: Ray's name for the application of both.
+        deployment: Ray's name for the deployment.
+    """
+    from ray import serve
+
+    return Deployed(serve.get_deployment_handle(deployment, application), _RESTART_S, is_ours=False)
 
 
 def bound(make_engine: MakeEngine, settings: RaySettings) -> "Application":

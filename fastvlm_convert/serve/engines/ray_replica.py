@@ -12,7 +12,9 @@ from fastvlm_convert.prompt import Prompt
 from fastvlm_convert.serve.engine import Engine, EngineStatus, Piece, Question, Reply, Sampling
 from fastvlm_convert.serve.engines.embedded import EmbeddedEngine
 from fastvlm_convert.serve.errors import RequestError
-from fastvlm_convert.serve.served_bundle import open_served_bundle
+from fastvlm_convert.serve.prompt_caches import open_prompt_caches
+from fastvlm_convert.serve.served_bundle import ServedBundle, open_served_bundle
+from fastvlm_convert.serve.settings import Settings
 from fastvlm_convert.targets import Target
 
 MakeEngine = Callable[[], Engine]
@@ -29,6 +31,7 @@ class Asked:
     sampling: Sampling
     seconds: float
     wants_logprob: bool
+    scope: str
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,35 @@ class Ended:
 Message = Started | Piece | Reply | Ended
 
 
-def embedded(path: Path, name: str, target: Target, slots: int) -> Engine:
+class ReplicaEngine(EmbeddedEngine):
+    """An embedded engine with caches of its own, as nothing is shared between replicas.
+
+    Args:
+        bundle: The bundle.
+        settings: The server's; threads are set.
+    """
+
+    def __init__(self, bundle: ServedBundle, settings: Settings) -> None:
+        self._caches = open_prompt_caches(settings)
+        model = f"{bundle.sha256} {bundle.target}"
+        cache = None if self._caches is None else self._caches.of_model(model)
+        super().__init__(bundle, settings.slots, settings.threads, cache)
+
+    def status(self) -> EngineStatus:
+        """How it is now, its caches included."""
+        status = super().status()
+        if self._caches is None:
+            return status
+        return replace(status, cache_bytes=self._caches.bytes, cache_lookups=self._caches.lookups)
+
+
+def embedded(path: Path, name: str, target: Target, settings: Settings) -> Engine:
     """The engine of a replica that runs a bundle in its own process.
 
     Raises:
         BundleError: It is not where it is on the server's machine, or damaged.
     """
-    return EmbeddedEngine(open_served_bundle(path, name, target), slots)
+    return ReplicaEngine(open_served_bundle(path, name, target), settings)
 
 
 class Replica:
@@ -90,6 +115,7 @@ class Replica:
             sampling=asked.sampling,
             deadline=time.monotonic() + asked.seconds,
             wants_logprob=asked.wants_logprob,
+            scope=asked.scope,
         )
         try:
             async for item in self._engine.answer(question):

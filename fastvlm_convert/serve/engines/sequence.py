@@ -142,7 +142,7 @@ class _Writing:
             cached_tokens=answer.cached_tokens,
             answer_tokens=timings.answer_tokens,
             timings=StageTimings(
-                vision_ms=timings.vision_s * 1000,
+                vision_ms=timings.vision_s * 1000 if answer.encoded_images else 0.0,
                 prefill_ms=timings.prefill_s * 1000,
                 decode_ms=timings.decode_s * 1000,
             ),

@@ -14,9 +14,9 @@ from typing import Final
 import psutil
 
 from fastvlm_convert.amounts import size_text
+from fastvlm_convert.errors import SettingsError
 from fastvlm_convert.estimate.workload import target_work
 from fastvlm_convert.serve.served_bundle import ServedBundle
-from fastvlm_convert.serve.settings import SettingsError
 
 MAX_WORKERS: Final = 16
 _PROCESS: Final = 120_000_000

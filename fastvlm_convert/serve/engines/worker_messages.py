@@ -82,6 +82,7 @@ def question_frame(question: Question, clock: Callable[[], float] = time.monoton
         "sampling": asdict(question.sampling),
         "remaining_s": question.deadline - clock(),
         "wants_logprob": question.wants_logprob,
+        "scope": question.scope,
     }
     return Frame("question", fields, (*prompt.segments, *prompt.images))
 
@@ -108,6 +109,7 @@ def question_of(
         deadline=clock() + fields["remaining_s"],
         cancelled=cancelled,
         wants_logprob=fields["wants_logprob"],
+        scope=fields["scope"],
     )
 
 

@@ -1,13 +1,10 @@
 """The engine over Ray Serve: its router, its queue and its replicas, and the same answers."""
 
 import asyncio
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -36,12 +33,10 @@ from fastvlm_convert.serve.errors import (
     UnsupportedMediaError,
 )
 from fastvlm_convert.serve.served_bundle import open_served_bundle
+from fastvlm_convert.serve.settings import Settings
 from tests.serve.engines.obedient import obedient, without_bundle
+from tests.serve.needs_ray import HAS_RAY, needs_ray
 
-HAS_RAY = importlib.util.find_spec("ray") is not None
-needs_ray = pytest.mark.skipif(
-    not HAS_RAY, reason="Ray is not installed: pip install -e '.[ray]' -c constraints.txt (500 MB)"
-)
 EMPTY = Prompt((np.zeros(1, np.int64),), ())
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -64,18 +59,16 @@ async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Path]:
-    """Ray writes a token into HOME, and sockets into RAY_TMPDIR, whose name must be short."""
-    folder = Path(tempfile.mkdtemp(prefix="ray"))
-    before = {name: os.environ.get(name) for name in ("HOME", "RAY_TMPDIR")}
-    os.environ |= {"HOME": str(folder), "RAY_TMPDIR": str(folder)}
-    yield folder
+def home(ray_home: dict[str, str]) -> Iterator[Path]:
+    """Ray's folder, for this process and those that it starts."""
+    before = {name: os.environ.get(name) for name in ray_home}
+    os.environ |= ray_home
+    yield Path(ray_home["HOME"])
     for name, value in before.items():
         if value is None:
             del os.environ[name]
         else:
             os.environ[name] = value
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +278,8 @@ def test_answers_are_those_of_run_bit_for_bit(run: Run, engine: RayEngine, fp32_
     served = open_served_bundle(fp32_bundle)
     loaded = load_bundle(fp32_bundle, served.target)
     settings = RaySettings("golden", slots=2, cpus=1)
-    make = partial(embedded, fp32_bundle, "golden", served.target, 2)
+    own = Settings(slots=2, threads=1)
+    make = partial(embedded, fp32_bundle, "golden", served.target, own)
     ray_engine, here = RayEngine(settings, partial(deploy, make, settings)), EmbeddedEngine(served, 1)
     prompts = [
         loaded.prompt(asked.question, [sample.image])
