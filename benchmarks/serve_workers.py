@@ -4,8 +4,8 @@
 
 The engines take turns, so that other work on the machine slows all of them; figures are medians of the rounds
 with the smallest and the largest, ratios are of the same round. No engine keeps features or prefixes, as if
-every picture were a new one, and one thread computes an operation. Processor time is that of the server and
-its workers. At last, what it costs to pass a picture of 1024 pixels to another process.
+every picture were a new one, and threads are as many as the server would choose. Processor time is that of
+the server and its workers. At last, what it costs to pass a picture of 1024 pixels to another process.
 """
 
 import argparse
@@ -28,11 +28,13 @@ from PIL import Image
 from fastvlm_convert.prompt import Prompt, user_message
 from fastvlm_convert.prompt_cache import image_key
 from fastvlm_convert.serve.engine import Question, Sampling
+from fastvlm_convert.serve.engines.choice import threads_of
 from fastvlm_convert.serve.engines.embedded import EmbeddedEngine
 from fastvlm_convert.serve.engines.frames import read_frame, write_frame
 from fastvlm_convert.serve.engines.processes import ProcessesEngine, Workers
 from fastvlm_convert.serve.engines.worker_messages import question_frame
 from fastvlm_convert.serve.served_bundle import ServedBundle, open_served_bundle
+from fastvlm_convert.serve.settings import Settings
 
 USERS = 8
 PASSED = 40  # pictures that are passed
@@ -60,13 +62,17 @@ def engines(bundle: ServedBundle) -> dict[str, EmbeddedEngine | ProcessesEngine]
     """What is compared, the first is what the others are compared with."""
 
     def workers(count: int) -> ProcessesEngine:
+        each = threads_of(bundle, Settings(engine="processes", max_workers=count), count)
         return ProcessesEngine(
-            bundle, Workers(count, count, threads=1, feature_cache_bytes=0, prefix_cache_bytes=0)
+            bundle, Workers(count, count, threads=each, feature_cache_bytes=0, prefix_cache_bytes=0)
         )
 
+    def slots(count: int) -> EmbeddedEngine:
+        return EmbeddedEngine(bundle, count, threads_of(bundle, Settings(slots=count), count))
+
     return {
-        "embedded, 2 slots": EmbeddedEngine(bundle, 2, threads=1),
-        "embedded, 1 slot": EmbeddedEngine(bundle, 1, threads=1),
+        "embedded, 2 slots": slots(2),
+        "embedded, 1 slot": slots(1),
         "processes, 1 worker": workers(1),
         "processes, 2 workers": workers(2),
     }
