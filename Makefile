@@ -85,7 +85,7 @@ test-all: setup
 # Fuzzes, kills and full disks, tried far more often than in `make test`; some hours, and not part of CI.
 soak: setup
 	$(BIN)/python -m pytest -q --soak -m '' tests/test_fuzz.py tests/test_fuzz_structure.py tests/bundle/test_kills.py \
-		tests/serve/engines/test_processes.py
+		tests/serve/test_fuzz_pictures.py tests/serve/engines/test_processes.py
 	$(BIN)/python -m benchmarks.mil_fuzz
 
 lint: setup
