@@ -15,9 +15,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINNED = {
     canonicalize_name(name): version
     for name, _, version in (
-        line.partition("==") for line in (ROOT / "constraints.txt").read_text().split("\n")
+        line.partition("==") for line in (ROOT / "constraints.txt").read_text().split("\n") if "==" in line
     )
-    if version
 }
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 
