@@ -151,7 +151,10 @@ def test_timings_add_up():
 
 
 class Chunks(Script):
-    """The same for a runtime that can begin in the middle; a prefix is the values that were fed."""
+    """The same for a runtime that can begin in the middle."""
+
+    trouble = None
+    prepare = extend = Script.prefill  # not called here
 
     def another(self):
         return Chunks(self.tokens)
