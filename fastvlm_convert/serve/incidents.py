@@ -18,7 +18,7 @@ from logging.handlers import QueueListener, RotatingFileHandler
 from pathlib import Path
 from typing import Final, Literal
 
-from fastvlm_convert.serve.settings import SettingsError
+from fastvlm_convert.errors import SettingsError
 
 Action = Literal["record", "block", "reject", "ban"]
 

@@ -11,10 +11,9 @@ import re
 from pathlib import Path
 from typing import Final
 
-from fastvlm_convert.errors import printable, shortened
+from fastvlm_convert.errors import SettingsError, printable, shortened
 from fastvlm_convert.regular_file import read_text
 from fastvlm_convert.serve.errors import UnauthorizedError
-from fastvlm_convert.serve.settings import SettingsError
 
 MIN_KEY_CHARS: Final = 16
 

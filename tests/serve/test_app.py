@@ -321,6 +321,7 @@ def test_the_openapi_document_has_the_form_of_every_error(scripted):
 def test_the_documentation_is_hidden_in_production(demo_bundle, tmp_path: Path):
     keys = tmp_path / "keys"
     keys.write_text("a-key-that-is-long-enough-for-anyone\n")
+    keys.chmod(0o600)
     headers = {"authorization": "Bearer a-key-that-is-long-enough-for-anyone"}
     for env, status in (("development", 200), ("production", 404)):
         with serving(demo_bundle, engine=ScriptedEngine(), env=env, api_key_file=keys) as server:
