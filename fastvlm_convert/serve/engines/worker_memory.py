@@ -19,7 +19,7 @@ from fastvlm_convert.estimate.workload import target_work
 from fastvlm_convert.serve.served_bundle import ServedBundle
 
 MAX_WORKERS: Final = 16
-_PROCESS: Final = 120_000_000
+_PROCESS: Final = 150_000_000
 _COPIES: Final = 2
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _MEMBERSHIP: Final = Path("/proc/self/cgroup")

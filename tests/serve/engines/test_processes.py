@@ -138,8 +138,10 @@ def test_settings_of_a_question_reach_the_worker(demo_bundle):
         assert stopped.text == whole[: whole.index(" heart")]
         asked = replace(question(demo_bundle, DESCRIBE), wants_logprob=True)
         assert -1 < ((await ask(engine, asked)).mean_logprob or 1) < 0
+        # What is counted on before the start is enough for what it takes, and not twice as much.
+        assert engine.status().memory_bytes < engine.worker_bytes < 2 * engine.status().memory_bytes
 
-    with_engine(demo_bundle, work)
+    with_engine(demo_bundle, work, feature_cache_bytes=0, prefix_cache_bytes=0)
 
 
 def test_a_killed_worker_loses_the_question_that_it_ran_and_no_other(endless_bundle):
