@@ -14,7 +14,8 @@ from fastvlm_convert import __version__
 from fastvlm_convert.errors import ConversionError
 from fastvlm_convert.serve.errors import InvalidRequestError, NotFoundError, RequestError
 from fastvlm_convert.serve.gate import Gate
-from fastvlm_convert.serve.page import add_page
+from fastvlm_convert.serve.guard import Guard
+from fastvlm_convert.serve.page import PATHS, add_page
 from fastvlm_convert.serve.replies import error_response
 from fastvlm_convert.serve.routes import make_router
 from fastvlm_convert.serve.schema import ChatRequest
@@ -68,6 +69,7 @@ def make_app(service: Service, on_loaded: Callable[[], None] = lambda: None) -> 
     app.include_router(make_router(service))
     add_page(app)
     service.accounts.traces.instrument(app)
+    app.add_middleware(Guard, security=service.security, settings=service.settings, public=PATHS)
     app.add_middleware(Gate, service=service)
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -1,18 +1,16 @@
-"""The bodies of requests: limited while they arrive, and read as strict JSON."""
+"""The bodies of requests: limited while they arrive."""
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastvlm_convert.amounts import size_text
-from fastvlm_convert.errors import shortened
-from fastvlm_convert.json_file import parse_json
 from fastvlm_convert.serve.errors import (
     CancelledError,
     InvalidRequestError,
@@ -184,25 +182,13 @@ def _replayed(chunks: deque[bytes], receive: Receive) -> Receive:
     return replay
 
 
-def parse_body(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body.
+def check_values(body: bytes) -> None:
+    """See that a body has no more values than requests have, before it is read as JSON.
 
     Raises:
-        InvalidRequestError: It is no UTF-8, no JSON, no object, has a key twice, a number that no program can
-            hold, or more values or levels than a request has.
+        InvalidRequestError: It has.
     """
     if sum(body.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
         raise InvalidRequestError(
             f"the body has more than {MAX_VALUES} commas and brackets", code="too_many_values"
         )
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"byte {error.start} of the body is no UTF-8", code="not_utf8") from error
-    try:
-        value = parse_json(text)
-    except ValueError as error:
-        raise InvalidRequestError(f"the body is no JSON: {shortened(str(error))}", code="bad_json") from error
-    if not isinstance(value, dict):
-        raise InvalidRequestError("the body is no JSON object", code="bad_json")
-    return value

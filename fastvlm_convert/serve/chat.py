@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from fastvlm_convert.serve.accounting import Account
+from fastvlm_convert.serve.body import check_values
 from fastvlm_convert.serve.conversation import Conversation, read_conversation
 from fastvlm_convert.serve.engine import Piece, Reply
 from fastvlm_convert.serve.errors import (
@@ -58,6 +59,7 @@ class Chat:
         scope = account.client if service.settings.cache_scope == "key" else ""
         conversation = read_conversation(given, service.settings, scope)
         account.model = service.router.choose(given.model, account.client)
+        service.security.scan(conversation.texts, account)
         account.sampling = conversation.sampling
         decided = await self._decided(request, given.model, conversation)
         account.model = decided.bundle
@@ -137,7 +139,9 @@ async def _read(request: Request) -> ChatRequest:
     kind = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
     if kind != _JSON:
         raise UnsupportedMediaError(f"the body is to be {_JSON}", code="content_type")
-    return read_request(await request.body())
+    body = await request.body()
+    check_values(body)
+    return read_request(body)
 
 
 async def _with_first(first: Piece | Reply, rest: AsyncIterator[Piece | Reply]) -> Items:

@@ -167,5 +167,5 @@ class _PrivateFile(RotatingFileHandler):
         try:
             super().close()
         except OSError:
-            self.stream = None  # type: ignore[assignment]
+            self.stream = None
             super().close()

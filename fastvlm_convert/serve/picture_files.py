@@ -71,7 +71,7 @@ def picture_file(raw: bytes | bytearray, kind: PictureFormat) -> PictureFile:
 def _png(raw: memoryview) -> PictureFile:
     head, pieces, metadata = raw[8:33], [], {}
     length, kind, width, height = struct.unpack(">I4sII", raw[8:24])
-    if raw[:8] != _PNG_SIGNATURE or kind != b"IHDR" or length != 13 or len(head) < 25:
+    if bytes(raw[:8]) != _PNG_SIGNATURE or kind != b"IHDR" or length != 13 or len(head) < 25:
         raise MalformedPictureError("a PNG begins with a header of 13 bytes")
     for kind, body, piece in _png_chunks(raw):
         if kind == b"IHDR":
@@ -105,7 +105,7 @@ def _png_chunks(raw: memoryview) -> Iterator[tuple[bytes, memoryview, memoryview
 
 
 def _jpeg(raw: memoryview) -> PictureFile:
-    if raw[:2] != b"\xff\xd8":
+    if bytes(raw[:2]) != b"\xff\xd8":
         raise MalformedPictureError("a JPEG begins with FF D8")
     size = None
     pieces: list[memoryview] = []
@@ -130,9 +130,9 @@ def _jpeg(raw: memoryview) -> PictureFile:
             pieces.append(piece)
         elif marker in (_APP0, _APP14):
             metadata[marker] = piece
-        elif marker == _APP1 and body[:6] == _JPEG_EXIF:
+        elif marker == _APP1 and bytes(body[:6]) == _JPEG_EXIF:
             metadata.setdefault(_JPEG_EXIF, piece)
-        elif marker == _APP1 and body[: len(_JPEG_XMP)] == _JPEG_XMP:
+        elif marker == _APP1 and bytes(body[: len(_JPEG_XMP)]) == _JPEG_XMP:
             metadata[_JPEG_XMP] = piece
     else:
         raise ExcessivePictureError(f"it has more than {MAX_PIECES} segments")
@@ -181,7 +181,7 @@ def _jpeg_end(raw: memoryview, start: int) -> int:
 
 
 def _webp(raw: memoryview) -> PictureFile:
-    if raw[:4] != b"RIFF" or raw[8:12] != b"WEBP":
+    if bytes(raw[:4]) != b"RIFF" or bytes(raw[8:12]) != b"WEBP":
         raise MalformedPictureError("a WebP begins with RIFF and WEBP")
     chunks = _webp_chunks(raw)
     kind, body, piece = next(chunks, (b"", raw[:0], raw[:0]))
@@ -199,10 +199,10 @@ def _webp_size(kind: bytes, body: memoryview) -> tuple[int, int]:
     """Width and height that a WebP's first chunk says."""
     if kind == b"VP8X":
         return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
-    if kind == b"VP8L" and body[:1] == b"\x2f":
+    if kind == b"VP8L" and bytes(body[:1]) == b"\x2f":
         bits = int.from_bytes(body[1:5], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a":
+    if kind == b"VP8 " and bytes(body[3:6]) == b"\x9d\x01\x2a":
         width, height = struct.unpack("<HH", body[6:10])
         return width & 0x3FFF, height & 0x3FFF
     raise MalformedPictureError("a WebP begins with VP8, VP8L or VP8X")

@@ -19,6 +19,7 @@ from fastvlm_convert.serve.caches import AnswerCache, open_answer_cache
 from fastvlm_convert.serve.conversation import Preparing
 from fastvlm_convert.serve.engine import Engine, EngineStatus, HasChangingSlots
 from fastvlm_convert.serve.escalation import Escalation, make_escalation
+from fastvlm_convert.serve.guard import Security
 from fastvlm_convert.serve.health import BundleState, ServerState, Window
 from fastvlm_convert.serve.lifecycle import Lifecycle
 from fastvlm_convert.serve.metrics import Metrics
@@ -59,6 +60,7 @@ class Service:
         cache: Of whole answers, of all bundles; None where caches are off.
         prompt_caches: Of image features and prefixes, of all bundles; None where caches are off.
         pictures: Decodes pictures.
+        security: Keys, rates, bans and incidents.
         lifecycle: The server's phase.
         started_at: In seconds since 1970.
     """
@@ -71,6 +73,7 @@ class Service:
     cache: AnswerCache | None
     prompt_caches: PromptCaches | None
     pictures: Pictures
+    security: Security
     lifecycle: Lifecycle
     started_at: float
 
@@ -106,6 +109,7 @@ class Service:
         if self.cache is not None:
             await self.cache.close()
         await asyncio.to_thread(self.accounts.traces.close)
+        await asyncio.to_thread(self.security.incidents.close)
 
     def statuses(self) -> dict[str, EngineStatus]:
         """How the engines are; caches that all bundles share are told once, with the first."""
@@ -146,7 +150,7 @@ class Service:
             queue_limit=sum(path.admission.max_queue for path in paths),
             expected_wait_s=max(path.admission.expected_wait_s() for path in paths),
             security_enabled=settings.security_enabled,
-            incidents=0,
+            incidents=self.security.incidents.total,
             scaling=settings.scaling_strategy if settings.min_workers < settings.max_workers else None,
             answer_hits=0 if self.cache is None else self.cache.hits,
             answer_misses=0 if self.cache is None else self.cache.misses,
@@ -177,12 +181,15 @@ def make_service(
 
     Raises:
         UsageError: Names or weights do not fit, or the environment asks for traces that are not offered.
+        SettingsError: Keys are needed and there are none, or a file of keys or incidents cannot be used.
         MissingDependencyError: It asks for traces, and the extra `otel` is not installed.
     """
     names = [bundle.name for bundle in bundles]
     router = make_router(names, weights, settings.model_name, settings.escalation_to)
     escalation = make_escalation(settings.escalation_to, settings.escalation_threshold, router)
     metrics = Metrics(__version__, names, [rule.name for rule in rules()])
+    accounts = Accounts(metrics, Window(), open_traces(__version__, os.environ))
+    security = Security(settings, metrics, accounts.hash_client)
     cache, prompt_caches = open_answer_cache(settings), open_prompt_caches(settings)
     pictures = Pictures(settings)
 
@@ -206,10 +213,11 @@ def make_service(
         {bundle.name: one(bundle) for bundle in bundles},
         router,
         escalation,
-        Accounts(metrics, Window(), open_traces(__version__, os.environ)),
+        accounts,
         cache,
         prompt_caches,
         pictures,
+        security,
         Lifecycle(),
         time.time(),
     )

@@ -9,7 +9,7 @@ import binascii
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
@@ -216,14 +216,18 @@ def check_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureF
         TooLargeError: Its file exceeds the limit.
     """
     head = _HEAD.match(url)
+    media_type = "" if head is None else head[1].lower()
+    error: RequestError
     if head is None:
-        raise _no_data_url(url, param)
-    media_type = head[1].lower()
-    if media_type not in FORMATS:
-        raise UnsupportedMediaError(f"{media_type} is not taken; {_TAKEN}", param, "unsupported_type")
-    if (len(url) - head.end()) // 4 * 3 - 2 > int(settings.max_image_size_mb * BYTES_PER_MB):
-        raise _too_many_bytes(param, settings)
-    return FORMATS[media_type], head.end()
+        error = _no_data_url(url, param)
+    elif media_type not in FORMATS:
+        error = UnsupportedMediaError(f"{media_type} is not taken; {_TAKEN}", param, "unsupported_type")
+    elif (len(url) - head.end()) // 4 * 3 - 2 > int(settings.max_image_size_mb * BYTES_PER_MB):
+        error = _too_many_bytes(param, settings)
+    else:
+        return FORMATS[media_type], head.end()
+    error.evidence = (sha256_of(url),)
+    raise error
 
 
 def _decode_url(url: str, param: str, settings: PictureSettings) -> tuple[PictureFormat, bytearray]:
@@ -319,26 +323,6 @@ def _damaged(reason: str, param: str) -> UnprocessableError:
     return UnprocessableError(
         f"the picture cannot be decoded: {reason}; save it again", param=param, code="damaged_picture"
     )
-
-
-def check_texts(texts: Iterable[tuple[str, str]], max_chars: int) -> None:
-    """Check the texts of a request, which share one limit.
-
-    Args:
-        texts: Each with where it stands.
-        max_chars: Most characters of all together.
-
-    Raises:
-        InvalidRequestError: As `check_text`.
-    """
-    left = max_chars
-    for text, param in texts:
-        if len(text) > left:
-            raise InvalidRequestError(
-                f"the texts of the request have more than {max_chars} characters", param, "text_too_long"
-            )
-        check_text(text, param, max_chars)
-        left -= len(text)
 
 
 def check_text(text: str, param: str, max_chars: int) -> None:

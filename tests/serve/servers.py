@@ -68,7 +68,9 @@ def serving(
     served = [open_served_bundle(one) if isinstance(one, Path) else one for one in bundles]
     made = make_service(Settings(**settings), served, make, weights)
     sock = listen("127.0.0.1", 0)
-    config = uvicorn.Config(make_app(made), log_config=None, lifespan="on", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        make_app(made), log_config=None, lifespan="on", timeout_graceful_shutdown=1, proxy_headers=False
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
