@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from fastvlm_convert.errors import ImageError
 from fastvlm_convert.regular_file import UnreadableFileError, open_file
@@ -34,6 +34,16 @@ MAX_IMAGE_EDGE: Final = 1 << 14
 DAMAGE: Final = (OSError, RuntimeError, ValueError, SyntaxError, EOFError, MemoryError, struct.error)
 
 _HEIC_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# By EXIF orientation.
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _WHITE: Final = (255, 255, 255)
 _SIXTEEN_BITS: Final = 65535
 
@@ -145,13 +155,23 @@ def as_seen(image: Image.Image, *, exif_orientation: bool = True) -> Image.Image
     Raises:
         ValueError: Its gray values have no defined white.
     """
-    upright = ImageOps.exif_transpose(image) if exif_orientation else image
+    upright = _upright(image) if exif_orientation else image
     if upright.mode.startswith("I") or upright.mode == "F":
         return _eight_bits(upright).convert("RGB")
     if not upright.has_transparency_data:
         return upright.convert("RGB")
     ground = Image.new("RGBA", upright.size, (*_WHITE, 255))
     return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A picture turned as its metadata say.
+
+    `ImageOps.exif_transpose` also writes the metadata again, and fails where they are odd.
+    """
+    image.load()  # metadata may stand behind the pixels
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

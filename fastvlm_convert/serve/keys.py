@@ -6,6 +6,7 @@ Keys are compared by their hashes, all of them every time, so that the time of a
 import hashlib
 import hmac
 import ipaddress
+import logging
 import os
 import re
 from pathlib import Path
@@ -18,7 +19,9 @@ from fastvlm_convert.serve.errors import UnauthorizedError
 MIN_KEY_CHARS: Final = 16
 
 _MAX_FILE_BYTES: Final = 1 << 20
-_OTHERS: Final = 0o006  # they may read or write
+_OTHERS_READ: Final = 0o004
+_OTHERS_WRITE: Final = 0o002
+_LOG: Final = logging.getLogger(__name__)
 _KEY: Final = re.compile(r"[!-9;-~]{1,512}")  # printable ASCII without spaces and colons
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HINT: Final = "one key a line, or name:key; make one with `openssl rand -hex 24`"
@@ -40,7 +43,7 @@ class ApiKeys:
         """Read a file with a key a line, `KEY` or `NAME:KEY`; lines that begin with # are comments.
 
         Raises:
-            SettingsError: It cannot be read, everybody can read it, it has no key, one that is too short or
+            SettingsError: It cannot be read, everybody can write it, it has no key, one that is too short or
                 has other characters than printable ASCII, or one twice.
         """
         try:
@@ -49,11 +52,8 @@ class ApiKeys:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise _refusal(f"the API keys cannot be read: {reason}", path, _HINT) from error
-        if os.name == "posix" and mode & _OTHERS:
-            hint = (
-                f"chmod 600 {shortened(str(path), 100)}; in Kubernetes set the volume's defaultMode to 0440"
-            )
-            raise _refusal(f"other users can read or write the API keys (mode {mode & 0o777:o})", path, hint)
+        if os.name == "posix":
+            _check_mode(mode & 0o777, path)
         return cls(_keys_of(text, path))
 
     def check(self, header: str | None) -> str:
@@ -78,6 +78,18 @@ class ApiKeys:
         if not found:
             raise UnauthorizedError("the API key is not known", code="invalid_api_key")
         return f"key:{found[0]}"
+
+
+def _check_mode(mode: int, path: Path) -> None:
+    """Refuse keys that others can change, and warn of keys that others can read.
+
+    Secrets of containers are often readable for everybody, and there the server is the only one to read them.
+    """
+    hint = f"chmod 600 {shortened(str(path), 100)}; in Kubernetes, `defaultMode: 0440` of the volume"
+    if mode & _OTHERS_WRITE:
+        raise _refusal(f"other users can write the API keys (mode {mode:o})", path, hint)
+    if mode & _OTHERS_READ:
+        _LOG.warning("other users of this machine can read the API keys (mode %o): %s", mode, hint)
 
 
 def _keys_of(text: str, path: Path) -> dict[str, str]:
