@@ -17,6 +17,7 @@ from fastvlm_convert.generate import (
 from fastvlm_convert.prompt import Prompt
 from fastvlm_convert.prompt_cache import MemoryPromptCache
 from fastvlm_convert.prompt_reading import embed_prompt
+from fastvlm_convert.session import KvPrefix
 
 VOCAB, HIDDEN = 10, 3
 EOS = (8, 9)
@@ -147,6 +148,47 @@ def test_timings_add_up():
     assert timings.decode_tokens_per_s == 3 / timings.decode_s
     assert replace(timings, answer_tokens=1).decode_tokens_per_s is None
     assert Timings(0, 0, 2.0, 0, 5, 5).decode_tokens_per_s == 2.0
+
+
+class Chunks(Script):
+    """The same for a runtime that can begin in the middle."""
+
+    trouble = None
+    prepare = extend = Script.prefill  # not called here
+
+    def another(self):
+        return Chunks(self.tokens)
+
+    def start_from(self, prefixes):
+        self.calls.append(("start_from", [(p.start, p.stop) for p in prefixes]))
+        self.length = prefixes[-1].stop if prefixes else 0
+        self.fed = 0
+
+    def append(self, inputs_embeds):
+        self.calls.append(("append", inputs_embeds[:, 0].tolist()))
+        self.length += len(inputs_embeds)
+        return self.logits()
+
+    def copy_prefix(self, length, start=0):
+        assert start < length <= self.length
+        return KvPrefix(start, length, ())
+
+
+def test_a_prompt_is_read_in_the_same_chunks_whether_anything_is_known_or_not():
+    """Not only where it matters on this machine: the last bits of a row depend on the rows beside it."""
+    question = prompt([1, 2], [3, 4], [5, 6, 7], images=[0.5, 0.25])
+    chunks = [("append", [1, 2, 0.5, 0.5]), ("append", [3, 4, 0.25, 0.25]), ("append", [5, 6, 7])]
+    cache = MemoryPromptCache()
+    read = []
+    for known in (None, cache, cache):
+        session = Chunks([8])
+        tokens = answer_tokens(session, question, EOS, 1, cache=known)
+        with pytest.raises(StopIteration) as end:
+            next(tokens)
+        calls = [call for call in session.calls if call[0] in ("start_from", "append", "prefill")]
+        read.append((calls, end.value.value.cached_tokens))
+    assert read[0] == read[1] == ([("start_from", []), *chunks], 0)
+    assert read[2] == ([("start_from", [(0, 4), (4, 8)]), chunks[2]], 8)
 
 
 class TestCache:
