@@ -237,10 +237,10 @@ class MissingDependencyError(ConversionError):
         name = (error.name or "").partition(".")[0]
         if name not in EXTRAS:
             raise error
-        return cls(
-            f"{what} needs {name}, which is not installed",
-            hint=f"pip install '.[{EXTRAS[name]}]' in a clone of fastvlm-convert, or '.[all]'",
-        )
+        hint = f"pip install '.[{EXTRAS[name]}]' in a clone of fastvlm-convert"
+        if EXTRAS[name] != "ray":  # half a gigabyte that few need, and therefore not in `all`
+            hint += ", or '.[all]'"
+        return cls(f"{what} needs {name}, which is not installed", hint=hint)
 
 
 def error_class(code: str) -> type[ConversionError]:

@@ -351,6 +351,7 @@ def test_without_ray_the_extra_is_named():
     with pytest.raises(MissingDependencyError, match="needs ray") as caught:
         asyncio.run(RayEngine(settings, partial(deploy, obedient, settings)).start())
     assert "[ray]" in caught.value.hint
+    assert "[all]" not in caught.value.hint
 
 
 def test_settings_are_given_to_ray_by_its_names():
