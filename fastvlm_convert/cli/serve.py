@@ -104,8 +104,8 @@ def command(
 ) -> None:
     """Answer questions about images over HTTP.
 
-    The API is OpenAI's (/v1/chat/completions), and the answers are those of `run`, bit for bit. Ctrl-C or SIGTERM lets the server finish what it was asked;
-    a second one ends it at once.
+    The API is OpenAI's (/v1/chat/completions), and the answers are those of `run`, bit for bit. Ctrl-C or
+    SIGTERM lets the server finish what it was asked; a second one ends it at once.
     """
     began = time.monotonic()
     try:

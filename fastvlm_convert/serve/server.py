@@ -60,7 +60,6 @@ def run_server(service: Service, sock: socket.socket, on_ready: Callable[[], Non
         make_app(service, on_loaded),
         log_config=None,
         access_log=False,
-        proxy_headers=False,  # trusts every local client; trusted_proxies says who is believed
         server_header=False,
         timeout_graceful_shutdown=1,
         lifespan="on",
