@@ -1,6 +1,6 @@
 """How much more does `serve` answer than thirty lines of FastAPI around ONNX Runtime, and does it last?
 
-    python -m benchmarks.serve_load BUNDLE [--users 40] [--rounds 3] [--seconds 20] [--minutes 30]
+    python -m benchmarks.serve_load [BUNDLE] [--users 40] [--rounds 3] [--seconds 20] [--minutes 30]
 
 Users in a closed loop: each sends its next request when the last is answered. Both servers run at the same
 time on one machine, and take turns within every round, so that what disturbs one disturbs the other. Three
@@ -33,8 +33,11 @@ from PIL import Image
 
 from benchmarks.http_user import HttpUser, free_port, until_answered
 from fastvlm_convert.demo.samples import HELD_OUT_SEED, make_sample
+from fastvlm_convert.pipeline import export
+from fastvlm_convert.recipe import load_recipe, without_data
 
 ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "checkpoints" / "fastvlm-demo"
 MAX_TOKENS = 64
 NUM_FAMILIAR = 8
 QUESTION = "Describe the image."
@@ -290,9 +293,16 @@ def memory_of_run(bundle: Path, folder: Path) -> float:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MB
 
 
+def export_demo(folder: Path) -> Path:
+    """The demo checkpoint in four bits, uncalibrated."""
+    recipe = without_data(load_recipe("int4"))
+    export(DEMO, folder / "demo", recipe=recipe, targets="onnx")
+    return folder / "demo"
+
+
 def measure(given: argparse.Namespace, folder: Path, servers: list[Server]) -> bool:
     """Everything, printed; whether all limits are kept."""
-    bundle: Path = given.bundle.resolve()
+    bundle = (given.bundle or export_demo(folder)).resolve()
     ours, theirs = free_port(), free_port()
     command = ["fastvlm_convert", "serve", f"demo={bundle}", "--target", "onnx", "--port", str(ours)]
     servers.append(start("serve", command, ours, "/readyz", folder / "serve.log"))
@@ -325,7 +335,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "bundle", type=Path, nargs="?", help="the demo in four bits, exported now, if omitted"
+    )
     parser.add_argument("--users", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)

@@ -53,8 +53,6 @@ class Answer:
         timings: Where the time went.
         encoded_images: Images that were encoded for it.
         cached_tokens: Tokens of the prompt whose keys and values came from a cache.
-        mean_logprob: Mean natural log-probability of the generated tokens, the end token included; None where
-            it was not asked for.
     """
 
     token_ids: tuple[int, ...]
@@ -62,7 +60,6 @@ class Answer:
     timings: Timings
     encoded_images: int = 0
     cached_tokens: int = 0
-    mean_logprob: float | None = None
 
 
 def greedy(logits: np.ndarray) -> int:
@@ -154,23 +151,21 @@ def answer_tokens(
     *,
     cache: PromptCache | None = None,
     image_keys: Sequence[str] = (),
-    logprobs: bool = False,
 ) -> Generator[int, None, Answer]:
     """The same, one token after the other as they come, the end token excepted; closing it ends the answer.
 
-    More than six parameters: those of `generate`, and three for those who answer many prompts.
+    More than six parameters: those of `generate`, and two for those who answer many prompts.
 
     Args:
         session: The model; its cache is overwritten.
         prompt: The prompt.
         eos_token_ids: Ids at which the answer ends.
         max_new_tokens: Most tokens to generate, the end token included; at least 1.
-        choose: Picks a token from logits.
+        choose: Picks a token from logits; may note what it likes of them, such as their `log_probability`.
         features: The prompt's images where they are encoded already; `cache` is left alone then.
         cache: What is known of earlier prompts of this model, and where to put what this one adds. It does
             not change a bit of the answer.
         image_keys: `image_key` of each image where they are known already.
-        logprobs: Whether `Answer.mean_logprob` is wanted; costs an exponential of each logit a token.
 
     Returns:
         The whole answer, as the generator's value.
@@ -181,11 +176,9 @@ def answer_tokens(
     reader = PromptReader(session, prompt, cache if features is None else None, image_keys)
     logits = reader.read(features)
     tokens: list[int] = []
-    chosen: list[float] = []
     first_token_at = time.perf_counter()
     finished = False
-    noting = _noting(choose, chosen) if logprobs else choose
-    for token in stream_tokens(session, logits, max_new_tokens, noting):
+    for token in stream_tokens(session, logits, max_new_tokens, choose):
         if not tokens:
             first_token_at = time.perf_counter()
         finished = token in eos_token_ids
@@ -202,23 +195,14 @@ def answer_tokens(
         answer_tokens=len(tokens),
     )
     said = tuple(tokens[:-1] if finished else tokens)
-    mean_logprob = sum(chosen) / len(chosen) if chosen else None
-    return Answer(said, finished, timings, reader.encoded_images, reader.cached_tokens, mean_logprob)
-
-
-def _noting(choose: Sampler, chosen: list[float]) -> Sampler:
-    """The same choice, whose log-probabilities are appended to a list."""
-
-    def choose_and_note(logits: np.ndarray) -> int:
-        token = choose(logits)
-        chosen.append(log_probability(logits, token))
-        return token
-
-    return choose_and_note
+    return Answer(said, finished, timings, reader.encoded_images, reader.cached_tokens)
 
 
 def log_probability(logits: np.ndarray, token: int) -> float:
-    """Natural log-probability of a token, before any temperature."""
+    """Natural log-probability of a token, before any temperature; float32 [vocab].
+
+    It takes an exponential of every logit: 0.4 ms with a vocabulary of 151,936.
+    """
     distance = logits.astype(np.float64) - logits.max()
     return float(distance[token] - np.log(np.exp(distance).sum()))
 

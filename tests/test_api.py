@@ -124,7 +124,7 @@ def test_the_page_runs_as_it_stands(tmp_path, pictures, monkeypatch, capsys):
     found = blocks(PAGE)
     for block in found:
         exec(compile(block, PAGE, "exec"), names)
-    assert len(found) == 8
+    assert len(found) == 10
     shown = capsys.readouterr().out
     assert "onnx: done\n" in shown
     assert "\npassed\n" in shown

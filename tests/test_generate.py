@@ -191,28 +191,22 @@ class TestCache:
         assert answer.encoded_images == 0
 
 
-def test_the_mean_log_probability_is_that_of_the_tokens_taken():
-    session = Script([3, 1, 8])
-    rows = [session.logits() for session.fed in range(3)]
-    expected = np.mean(
-        [
-            row[t] - np.log(np.exp(row.astype(np.float64)).sum())
-            for row, t in zip(rows, [3, 1, 8], strict=True)
-        ]
-    )
+def test_log_probabilities_can_be_noted_while_tokens_are_chosen():
+    noted = []
 
-    def answer(**options):
-        found = answer_tokens(Script([3, 1, 8]), prompt([1]), EOS, 9, **options)
-        while True:
-            try:
-                next(found)
-            except StopIteration as end:
-                return end.value
+    def choose(logits):
+        token = greedy(logits)
+        noted.append(log_probability(logits, token))
+        return token
 
-    assert answer(logprobs=True).mean_logprob == pytest.approx(expected, abs=1e-6)
-    assert answer().mean_logprob is None
-    unlikely = answer(logprobs=True, choose=lambda row: 8 if row.argmax() == 1 else int(row.argmin()))
-    assert unlikely.mean_logprob < expected - 1
+    answer = generate(Script([3, 1, 8]), prompt([1]), EOS, 9, choose)
+    assert answer.token_ids == (3, 1)
+    script = Script([3, 1, 8])
+    expected = []
+    for script.fed, token in enumerate((3, 1, 8)):  # the end token was chosen, too
+        logits = script.logits().astype(np.float64)
+        expected.append(np.log(np.exp(logits[token]) / np.exp(logits).sum()))
+    np.testing.assert_allclose(noted, expected, atol=1e-6)
 
 
 def test_log_probabilities_of_huge_logits_are_finite():

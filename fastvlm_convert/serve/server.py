@@ -62,7 +62,6 @@ def run_server(service: Service, sock: socket.socket, on_ready: Callable[[], Non
         access_log=False,
         proxy_headers=False,  # trusts every local client; trusted_proxies says who is believed
         server_header=False,
-        proxy_headers=False,  # or it believes X-Forwarded-For of whoever connects from this machine
         timeout_graceful_shutdown=1,
         lifespan="on",
         ws="none",

@@ -68,6 +68,13 @@ def test_a_picture_is_encoded_once_and_what_was_said_is_not_read_again(cli: Cli,
         assert alone["token_ids"] == turn["token_ids"]
 
 
+def test_a_picture_that_is_there_twice_is_encoded_once(cli: Cli, model, tmp_path):
+    parts = [{"type": "image", "image": str(path)} for path in (IMAGE, OTHER, IMAGE)]
+    path = tmp_path / "messages.json"
+    path.write_text(json.dumps([{"role": "user", "content": [*parts, {"type": "text", "text": "Who?"}]}]))
+    assert cli("run", model, "--messages", path, "--json", *SHORT).document["encoded_images"] == 2
+
+
 def _messages(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The conversation of the turns up to the last question, which has no answer yet."""
     messages: list[dict[str, Any]] = []

@@ -63,12 +63,31 @@ def test_a_bundle_without_tokenizer(fp32_bundle, tmp_path):
         load_bundle(bundle, "onnx")
 
 
+def test_another_sequence_is_of_the_same_weights_where_the_runtime_can(fp32_bundle):
+    loaded = open_bundle(fp32_bundle)
+    another = loaded.another()
+    assert another.session is not loaded.session
+    assert another.session.weights is loaded.session.weights
+    assert another.cache is loaded.cache
+    assert load_reference(golden_checkpoint(LLAVA)).another() is None
+
+
 @pytest.fixture(scope="module")
 def loaded(fp32_bundle):
     return open_bundle(fp32_bundle)
 
 
 class TestAsk:
+    def test_a_second_question_encodes_nothing_again(self, fp32_bundle):
+        loaded = open_bundle(fp32_bundle)
+        image = GOLDEN / LLAVA / "image1.png"
+        answers = [loaded.ask(image, text, max_new_tokens=4).finish() for text in ("Who?", "Where?", "Who?")]
+        assert [answer.encoded_images for answer in answers] == [1, 0, 0]
+        assert answers[0].cached_tokens == 0
+        assert answers[1].cached_tokens == answers[2].cached_tokens >= 16
+        assert answers[2].token_ids == answers[0].token_ids
+        assert answers[1].timings.vision_s < answers[0].timings.vision_s
+
     @pytest.mark.parametrize("case", [c for c in golden_cases() if c.name == LLAVA], ids=str)
     def test_the_pieces_are_the_golden_answer(self, loaded, case):
         pieces = list(loaded.ask(case.image, case.question, max_new_tokens=24))

@@ -72,12 +72,16 @@ def test_a_replica_fits_into_a_pod_and_a_pod_into_its_limits():
 def test_pods_are_confined_and_have_the_bundle_and_the_keys_read_only(name):
     pod = pods()[name]
     assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 1000  # a name alone, as Ray's images have, is refused
     (container,) = pod["containers"]
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert set(mounts) == {volume["name"] for volume in pod["volumes"]} == {"bundle", "api-keys"}
     assert all(mount["readOnly"] for mount in mounts.values())
+    (keys,) = [volume["secret"] for volume in pod["volumes"] if volume["name"] == "api-keys"]
+    assert keys["defaultMode"] == 0o440  # the server refuses keys that everybody can read
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
     assert "limits" in container["resources"]
 
 

@@ -7,6 +7,8 @@ replicas run.
 
 import asyncio
 import math
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -120,6 +122,7 @@ class RayEngine:
             WorkerError: No replica could load the bundle.
         """
         deployed = await asyncio.to_thread(self._deploy)
+        _take_signals_back()
         self._load_s = deployed.load_s
         described = await asyncio.to_thread(deployed.describe)
         self._replicas.heard(described)
@@ -314,6 +317,20 @@ def ray_deployment(
     )
     own = settings.model_copy(update={"threads": threads})
     return partial(embedded, bundle.path.resolve(), bundle.name, bundle.target, own), deployed
+
+
+def _take_signals_back() -> None:
+    """Put Python's signal handlers in front of Ray's again.
+
+    Ray's library installs handlers that call those of Python, but also set an alarm that aborts the process
+    three seconds after SIGTERM, however much is still to be drained.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # only there has Python any
+    for number in (signal.SIGTERM, signal.SIGINT):
+        handler = signal.getsignal(number)
+        if callable(handler):
+            signal.signal(number, handler)
 
 
 def _retrieved(task: "asyncio.Future[Message]") -> None:

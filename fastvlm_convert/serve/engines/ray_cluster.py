@@ -182,11 +182,12 @@ def deploy(make_engine: MakeEngine, settings: RaySettings) -> Deployed:
     with _LOCK:
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-            logging.getLogger("ray").setLevel(logging.WARNING)
+            logging.getLogger("ray").setLevel(logging.ERROR)
             ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
             _process.has_joined = True
         _see_that_they_fit(settings, float(ray.cluster_resources().get("CPU", 0)))
         serve.start(proxy_location="Disabled")  # no port but ours, which has keys and limits
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it warns of each request that is refused
         began = time.monotonic()
         try:
             handle = serve.run(bound(make_engine, settings), name=settings.name, route_prefix=None)

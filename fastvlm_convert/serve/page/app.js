@@ -120,7 +120,8 @@ function body(question) {
     { type: 'text', text: question },
   ];
   const messages = [{ role: 'user', content }];
-  return JSON.stringify({ model: $('model').value, messages, stream: true, stream_options: { include_usage: true } });
+  const model = $('model').value || undefined; // the server chooses while the list is not known
+  return JSON.stringify({ model, messages, stream: true, stream_options: { include_usage: true } });
 }
 
 /** Read an answer into an article while it is written. */
