@@ -2,10 +2,9 @@
 
     python benchmarks/serve_traces.py BUNDLE CHECK_IMAGES FOLDER
 
-One worker with one thread answers questions about the demo's pictures, which arrive at random times
-(Poisson), at a rate that follows each pattern; it is measured every two seconds for forty. Rates are
-multiples of what the worker answers when it is always busy, which is measured first. It keeps no features
-and no prefixes.
+One worker with one thread answers questions about the demo's pictures, which arrive at random (Poisson),
+at a rate that follows each pattern; it is measured every two seconds for forty. Rates are multiples of what
+the worker answers when it is always busy, which is measured first. It keeps no features and no prefixes.
 """
 
 import argparse

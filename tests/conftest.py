@@ -9,7 +9,15 @@ import torch
 
 from fastvlm_convert.pipeline import export, quantize
 from fastvlm_convert.recipe import load_recipe, without_data
-from tests.bundles import FP16, FP32, export_bundle, mixed_recipe, recipe
+from tests.bundles import (
+    FP16,
+    FP32,
+    copy_bundle,
+    edit_manifest,
+    export_bundle,
+    mixed_recipe,
+    recipe,
+)
 from tests.checkpoints import GOLDEN, HF, LLAVA, SHARDED, copy_checkpoint
 from tests.planted import DEMO
 
@@ -94,3 +102,11 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("served") / "demo"
     export(DEMO, output, recipe=without_data(load_recipe("int4")), targets=["onnx"])
     return output
+
+
+@pytest.fixture(scope="session")
+def endless_bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with an end token that it never says, for answers of any length."""
+    bundle = copy_bundle(demo_bundle, tmp_path_factory.mktemp("endless"))
+    edit_manifest(bundle, lambda manifest: manifest["contract"].update(eos_token_ids=[0]))
+    return bundle

@@ -35,7 +35,7 @@ COMMANDS: Final = {
     "inspect": Entry("fastvlm_convert.cli.inspect", "Show what a checkpoint contains."),
     "run": Entry("fastvlm_convert.cli.run", "Ask a checkpoint or a bundle about images."),
     "chat": Entry("fastvlm_convert.cli.chat", "Talk with a checkpoint or a bundle about images."),
-    "serve": Entry("fastvlm_convert.cli.serve", "Answer questions over HTTP, in the form of OpenAI's API."),
+    "serve": Entry("fastvlm_convert.cli.serve", "Answer questions about images over HTTP."),
     "plan": Entry("fastvlm_convert.cli.plan", "Predict an export: layers, file sizes and memory."),
     "quantize": Entry(
         "fastvlm_convert.cli.quantize", "Store a checkpoint's weights as integers, once for all exports."

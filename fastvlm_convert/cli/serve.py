@@ -102,10 +102,10 @@ def command(
     settings: SettingsOption = None,
     show_settings: ShowSettingsOption = False,
 ) -> None:
-    """Answer questions over HTTP, in the form of OpenAI's API.
+    """Answer questions about images over HTTP.
 
-    The answers are those of `run`, bit for bit. Ctrl-C or SIGTERM lets the server finish what it was asked;
-    a second one ends it at once.
+    The API is OpenAI's (/v1/chat/completions), and the answers are those of `run`, bit for bit. Ctrl-C or
+    SIGTERM lets the server finish what it was asked; a second one ends it at once.
     """
     began = time.monotonic()
     try:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ class ProcessesEngine:
         self._launch = Launch(workers.command, self._load, workers.start_s, workers.hang_s)
         self._places: dict[int, _Place] = {}
         self._change = asyncio.Event()
+        self._turns: deque[object] = deque()  # of questions that wait for a worker
         self._on_slots: Callable[[], object] = lambda: None
         self._running = 0
         self._restarts = 0
@@ -272,22 +274,36 @@ class ProcessesEngine:
             self._running -= 1
 
     async def _idle_worker(self, question: Question) -> Worker:
-        """The worker for a question, once one is idle."""
-        while True:
-            check_waiting(question)
-            if self._is_stopping:
-                raise draining()
-            idle = [p for p in self._places.values() if p.worker.is_idle and not p.is_leaving]
-            if idle:
-                return max(idle, key=lambda place: _score(question, place.number)).worker
-            due = min((p.due for p in self._places.values() if p.state == "restarting"), default=0.0)
-            if due > question.deadline and all(p.state == "restarting" for p in self._places.values()):
-                raise UnavailableError(
-                    "the processes that run the bundle have died and are not there again in time",
-                    code="loading",
-                    retry_after_s=self._retry_after_s(),
-                )
-            await self._changed()
+        """The worker for a question, once one is idle; first come, first served."""
+        turn = object()
+        self._turns.append(turn)
+        try:
+            while True:
+                check_waiting(question)
+                if self._is_stopping:
+                    raise draining()
+                idle = [p for p in self._places.values() if p.worker.is_idle and not p.is_leaving]
+                if idle and self._turns[0] is turn:
+                    return max(idle, key=lambda place: _score(question, place.number)).worker
+                self._check_comes_back(question)
+                await self._changed()
+        finally:
+            self._turns.remove(turn)
+            self._change.set()
+
+    def _check_comes_back(self, question: Question) -> None:
+        """See that a worker is there, or will be before the deadline.
+
+        Raises:
+            UnavailableError: All have ended, and none is started again in time (`loading`).
+        """
+        places = self._places.values()
+        if all(place.state == "restarting" and place.due > question.deadline for place in places):
+            raise UnavailableError(
+                "the processes that run the bundle have died and are not there again in time",
+                code="loading",
+                retry_after_s=self._retry_after_s(),
+            )
 
     def _retry_after_s(self) -> float:
         """When a worker is there again."""

@@ -233,6 +233,24 @@ def test_a_failure_of_the_runtime_is_told_and_the_worker_goes_on(shared, endless
     shared(work)
 
 
+def test_who_waits_longest_is_next(shared, endless_bundle):
+    async def work(engine: ProcessesEngine) -> None:
+        ended: list[int] = []
+
+        async def user(number: int, times: int) -> None:
+            for _ in range(times):
+                await ask(engine, question(endless_bundle, DESCRIBE, max_tokens=20))
+                ended.append(number)
+
+        hasty = asyncio.create_task(user(0, 4))  # asks again as soon as it has an answer
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(user(number, 1)) for number in (1, 2, 3)]
+        await asyncio.gather(hasty, *others)
+        assert ended == [0, 1, 2, 3, 0, 0, 0]
+
+    shared(work)
+
+
 def test_stopping_tells_what_runs_and_what_waits(endless_bundle):
     async def work(engine: ProcessesEngine) -> None:
         running = engine.answer(question(endless_bundle, DESCRIBE, max_tokens=ENDLESS))
