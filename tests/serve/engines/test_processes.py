@@ -96,7 +96,8 @@ def test_answers_are_those_of_run(demo_bundle):
         replies = [await ask(engine, question(demo_bundle, one)) for one in asked]
         assert [reply.text for reply in replies] == answers_of_run(demo_bundle, asked)
         assert {reply.finish_reason for reply in replies} == {"stop"}
-        assert all(reply.timings.vision_ms > 0 for reply in replies)
+        assert [reply.cache for reply in replies] == ["miss"] * 4 + ["prefix"]  # of a picture that it knows
+        assert all(reply.timings.vision_ms > 0 for reply in replies[:4])
         status = engine.status()
         assert (status.is_ready, status.slots, status.running, status.restarts) == (True, 1, 0, 0)
         assert status.workers == {"ready": 1}
