@@ -40,6 +40,7 @@ def test_codes_are_frozen():
         "PhonesError": "phones",
         "PromptError": "prompt",
         "RecipeError": "recipe",
+        "SettingsError": "settings",
         "SignatureError": "signature",
         "TargetError": "target",
         "TokenizerError": "tokenizer",

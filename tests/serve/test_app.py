@@ -363,10 +363,10 @@ def test_a_hanging_engine_is_504(demo_bundle):
 
 @pytest.mark.parametrize(("command", "code"), [("fail_midway", "engine_failed"), ("hang", "deadline")])
 def test_a_stream_that_breaks_ends_with_an_error_and_without_done(demo_bundle, command, code):
-    engine = ScriptedEngine(commands=[command], pieces=("a", "b"))
-    with serving(demo_bundle, engine=engine, cache_enabled=False, timeout_seconds=0.5) as server:
+    engine = ScriptedEngine(commands=[command], pieces=("a", "b") * 20)
+    with serving(demo_bundle, engine=engine, cache_enabled=False, timeout_seconds=2) as server:
         if command == "hang":  # after the first piece
-            engine.commands, engine.step_s = [], 0.3
+            engine.commands, engine.step_s = [], 0.2
         response = server.chat(question(stream=True))
         assert response.status_code == 200
         *chunks, last = events_of(response)

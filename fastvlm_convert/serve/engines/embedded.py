@@ -51,12 +51,12 @@ class EmbeddedEngine:
         await asyncio.get_running_loop().run_in_executor(self._pool, self._load)
 
     def _load(self) -> None:
-        # Threads that wait in a busy loop would take the processor from the other slots.
+        # Threads that wait in a busy loop would take the processor from the other slots, and from the server.
         first = load_bundle(
             self._bundle.path,
             self._bundle.target,
             threads=self._threads,
-            spinning=self._slots == 1,
+            spinning=False,
         )
         models = [replace(first, cache=self._cache)]
         while len(models) < self._slots and (another := models[0].another()) is not None:

@@ -195,7 +195,10 @@ def deploy(make_engine: MakeEngine, settings: RaySettings) -> Deployed:
             reason = _reason(settings.name) or str(error)
             with suppress(RuntimeError):
                 serve.delete(settings.name)
-            raise WorkerError(f"Ray cannot start '{settings.name}': {reason}") from error
+            raise WorkerError(
+                f"Ray cannot start '{settings.name}': {reason}",
+                hint="`ray status` and the logs below /tmp/ray tell more; --engine embedded does without Ray",
+            ) from error
         _process.applications.add(settings.name)
         return Deployed(handle, time.monotonic() - began, is_ours=True)
 

@@ -33,6 +33,7 @@ from fastvlm_convert.serve.errors import (
 _LOG: Final = logging.getLogger(__name__)
 _POLL_S: Final = 0.02  # how often is looked whether the client left, between pieces
 _END_S: Final = 2.0  # from the end of its input until a worker is killed
+_ALONE: Final = "--engine embedded runs the bundle in the server itself, and says why it does not run"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Worker:
             is_ready = True
         except TimeoutError as error:
             what = f"worker {self.number} was not ready after {self._launch.start_s:g} s"
-            raise WorkerError(what) from error
+            raise WorkerError(what, hint=_ALONE) from error
         finally:
             if not is_ready:
                 await self.close(at_once=True)
@@ -120,7 +121,7 @@ class Worker:
         try:
             frame = await read_frame(stdout)
         except FrameError as error:
-            raise WorkerError(f"worker {self.number} is broken: {error}") from error
+            raise WorkerError(f"worker {self.number} is broken: {error}", hint=_ALONE) from error
         if frame is None:
             code = await self._exit_code()
             raise WorkerError(
