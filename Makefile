@@ -89,7 +89,7 @@ test-all: setup
 # Fuzzes, kills and full disks, tried far more often than in `make test`; some hours, and not part of CI.
 soak: setup
 	$(BIN)/python -m pytest -q --soak -m '' tests/test_fuzz.py tests/test_fuzz_structure.py tests/bundle/test_kills.py \
-		tests/serve/test_fuzz_pictures.py tests/serve/engines/test_processes.py
+		tests/serve/test_fuzz_pictures.py tests/serve/test_openapi.py tests/serve/engines/test_processes.py
 	$(BIN)/python -m benchmarks.mil_fuzz
 	$(BIN)/python -m benchmarks.serve_load --minutes 30
 
