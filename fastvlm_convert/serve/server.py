@@ -14,6 +14,7 @@ import uvicorn
 
 from fastvlm_convert.errors import UsageError
 from fastvlm_convert.serve.app import make_app
+from fastvlm_convert.serve.connection import GuardedProtocol
 from fastvlm_convert.serve.service import Service
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -64,6 +65,7 @@ def run_server(service: Service, sock: socket.socket, on_ready: Callable[[], Non
         server_header=False,
         timeout_graceful_shutdown=1,
         lifespan="on",
+        http=GuardedProtocol,
         ws="none",
     )
     server = _Server(config, service)
