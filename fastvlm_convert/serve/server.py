@@ -11,9 +11,11 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
+from fastapi import FastAPI
 
 from fastvlm_convert.errors import UsageError
 from fastvlm_convert.serve.app import make_app
+from fastvlm_convert.serve.connection import GuardedProtocol
 from fastvlm_convert.serve.service import Service
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -38,6 +40,21 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def server_config(app: FastAPI) -> uvicorn.Config:
+    """How the application is run; tests run it so as well."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # uvicorn believes every local client; `trusted_proxies` says who is believed
+        timeout_graceful_shutdown=1,
+        lifespan="on",
+        http=GuardedProtocol,
+        ws="none",
+    )
+
+
 def run_server(service: Service, sock: socket.socket, on_ready: Callable[[], None]) -> None:
     """Serve until a signal; then refuse what is new, finish what is in hand, and return.
 
@@ -56,16 +73,7 @@ def run_server(service: Service, sock: socket.socket, on_ready: Callable[[], Non
         else:
             on_ready()
 
-    config = uvicorn.Config(
-        make_app(service, on_loaded),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-        lifespan="on",
-        ws="none",
-    )
-    server = _Server(config, service)
+    server = _Server(server_config(make_app(service, on_loaded)), service)
     server.run(sockets=[sock])
     if service.lifecycle.failure is not None:
         raise service.lifecycle.failure

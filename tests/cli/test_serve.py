@@ -71,6 +71,16 @@ def test_it_prints_a_document_when_it_is_ready(demo_bundle):
         assert [model["id"] for model in models] == ["small"]
 
 
+def test_headers_without_an_end_are_refused(demo_bundle):
+    with process(demo_bundle, "--port", 0, "--quiet") as server:
+        port = int(url_of(server).rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
+            with pytest.raises(ConnectionError):  # noqa: PT012
+                for _ in range(1000):
+                    client.sendall(b"x" * 100_000)
+
+
 def test_it_does_not_load_torch(demo_bundle):
     code = (
         "import sys, threading, time; from fastvlm_convert.cli.main import main\n"

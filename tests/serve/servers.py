@@ -18,7 +18,7 @@ from fastvlm_convert.serve.app import make_app
 from fastvlm_convert.serve.engine import Engine
 from fastvlm_convert.serve.engines.choice import make_engine
 from fastvlm_convert.serve.served_bundle import ServedBundle, open_served_bundle
-from fastvlm_convert.serve.server import listen
+from fastvlm_convert.serve.server import listen, server_config
 from fastvlm_convert.serve.service import Service, make_service
 from fastvlm_convert.serve.settings import Settings
 
@@ -68,10 +68,7 @@ def serving(
     served = [open_served_bundle(one) if isinstance(one, Path) else one for one in bundles]
     made = make_service(Settings(**settings), served, make, weights)
     sock = listen("127.0.0.1", 0)
-    config = uvicorn.Config(
-        make_app(made), log_config=None, lifespan="on", timeout_graceful_shutdown=1, proxy_headers=False
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(make_app(made)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     thread.start()

@@ -24,6 +24,7 @@ from fastvlm_convert.serve.engines.choice import make_engine
 from fastvlm_convert.serve.logs import set_up_logs
 from fastvlm_convert.serve.otel_traces import OtelTraces
 from fastvlm_convert.serve.served_bundle import open_served_bundle
+from fastvlm_convert.serve.server import listen, server_config
 from fastvlm_convert.serve.service import make_service
 from fastvlm_convert.serve.settings import Settings
 from fastvlm_convert.serve.threats import rules
@@ -83,15 +84,15 @@ def served(bundle, make=make_engine, traces=None, **settings):
     service = make_service(Settings(**settings), [open_served_bundle(bundle, "tiny")], make)
     if traces is not None:
         service = replace(service, accounts=replace(service.accounts, traces=traces))
-    config = uvicorn.Config(make_app(service), port=0, log_config=None, access_log=False, proxy_headers=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    server = uvicorn.Server(server_config(make_app(service)))
+    sock = listen("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        running = Running(service, server.servers[0].sockets[0].getsockname()[1])
+        running = Running(service, sock.getsockname()[1])
         running.until(lambda: running.client.get("/readyz").status_code == 200)
         yield running
         running.client.close()
