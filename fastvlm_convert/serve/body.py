@@ -4,7 +4,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -14,7 +13,7 @@ from fastvlm_convert.amounts import size_text
 from fastvlm_convert.serve.errors import (
     CancelledError,
     InvalidRequestError,
-    RequestError,
+    SlowBodyError,
     TooLargeError,
     UnavailableError,
 )
@@ -26,12 +25,6 @@ _JSON_AROUND_TEXT: Final = 1 << 20
 _BYTES_PER_CHAR: Final = 12  # in JSON, as two escapes
 _BODIES_AT_ONCE: Final = 4
 _MAX_DIGITS: Final = 20
-
-
-class SlowBodyError(RequestError):
-    """408: the body did not arrive in time."""
-
-    status = HTTPStatus.REQUEST_TIMEOUT
 
 
 def body_limit(settings: Settings) -> int:

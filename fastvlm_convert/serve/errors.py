@@ -58,6 +58,12 @@ class NotFoundError(RequestError):
     status = HTTPStatus.NOT_FOUND
 
 
+class SlowBodyError(RequestError):
+    """408: the body did not arrive in time."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+
+
 class TooLargeError(RequestError):
     """413: the body or a picture is larger than allowed."""
 

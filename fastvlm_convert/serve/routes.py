@@ -14,6 +14,7 @@ _ERRORS: Final[dict[int, str]] = {
     400: "The request is malformed, or asks for what is not offered.",
     401: "There is no key, or not a known one.",
     404: "There is no such model.",
+    408: "The body did not arrive in time.",
     413: "The body or a picture is too large.",
     415: "The body is no JSON, or a picture is of a format that is not taken.",
     422: "A picture cannot be decoded.",
