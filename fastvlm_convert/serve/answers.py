@@ -157,6 +157,13 @@ class Answers:
         asked, path = flight.asked, self._path
         path.traffic.came()
         path.breaker.check()
+        back_in_s = path.engine.status().back_in_s
+        if back_in_s is not None:
+            raise UnavailableError(
+                "what runs the bundle has died, and does not start again; the server's log says why",
+                code="loading",
+                retry_after_s=back_in_s,
+            )
         # Only now can it be the trial, and what waited while the breaker opened goes no further.
         async with path.admission.slot(asked.deadline) as waited_s, path.breaker.guard():
             self._metrics.queued(self._model, waited_s)

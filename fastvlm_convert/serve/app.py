@@ -11,7 +11,6 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from fastvlm_convert import __version__
-from fastvlm_convert.errors import ConversionError
 from fastvlm_convert.serve.errors import InvalidRequestError, NotFoundError, RequestError
 from fastvlm_convert.serve.gate import Gate
 from fastvlm_convert.serve.guard import Guard
@@ -32,19 +31,19 @@ def make_app(service: Service, on_loaded: Callable[[], None] = lambda: None) -> 
         on_loaded: Called when the bundles are loaded, or cannot be (`service.lifecycle.failure`).
     """
 
-    async def load() -> None:
-        try:
-            await service.load()
-        except ConversionError as error:
-            service.lifecycle.failure = error
-        else:
-            if service.lifecycle.phase == "loading":
-                service.lifecycle.phase = "ready"
+    def loaded(loading: "asyncio.Task[None]") -> None:
+        if loading.cancelled():
+            return
+        # Whatever it is, a bug of ours, too: a server that loads for ever would be taken for a slow one.
+        service.lifecycle.failure = loading.exception()
+        if service.lifecycle.failure is None and service.lifecycle.phase == "loading":
+            service.lifecycle.phase = "ready"
         on_loaded()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.get_running_loop().create_task(load())
+        loading = asyncio.get_running_loop().create_task(service.load())
+        loading.add_done_callback(loaded)
         yield
         loading.cancel()
         await service.close()

@@ -28,7 +28,8 @@ CREATE INDEX IF NOT EXISTS by_age ON answers (stored_at);
 """
 _PUT: Final = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)"
 _GET: Final = "SELECT value, digest, stored_at FROM answers WHERE key = ?"
-_EXPIRE: Final = "DELETE FROM answers WHERE stored_at <= ?"
+# What is from the future was stored before the clock was set back; it would be the last to make room.
+_EXPIRE: Final = "DELETE FROM answers WHERE stored_at <= ? OR stored_at > ?"
 _SHRINK: Final = (
     "DELETE FROM answers WHERE key IN (SELECT key FROM answers ORDER BY stored_at DESC LIMIT -1 OFFSET ?)"
 )
@@ -88,7 +89,7 @@ class DiskCache:
         def write(db: sqlite3.Connection) -> None:
             with db:
                 db.execute(_PUT, (key, text, _digest(key, text, now), now))
-                db.execute(_EXPIRE, (now - self._ttl_s,))
+                db.execute(_EXPIRE, (now - self._ttl_s, now))
                 db.execute(_SHRINK, (self._max_rows,))
 
         with self._lock:
@@ -109,7 +110,8 @@ class DiskCache:
             return action(self._connection)
         except (sqlite3.Error, OSError, UnicodeError) as error:
             self._warn(error)
-            if getattr(error, "sqlite_errorcode", None) not in _BUSY_CODES:
+            # The lowest byte is the kind; the others say more, as that somebody recovers the log just now.
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _BUSY_CODES:
                 self._disconnect()
                 self._closed_until = time.monotonic() + _RETRY_S
             return None

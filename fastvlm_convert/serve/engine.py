@@ -134,6 +134,7 @@ class EngineStatus:
         cache_lookups: Hits and misses so far, by (cache, `hit` or `miss`).
         memory_bytes: Resident memory of processes of its own; 0 where there are none.
         waiting: Questions in a queue of its own, where it has one.
+        back_in_s: Seconds until it may answer again, where it cannot and the last try to change that failed.
     """
 
     is_ready: bool
@@ -146,6 +147,7 @@ class EngineStatus:
     cache_lookups: dict[tuple[str, str], int]
     memory_bytes: int = 0
     waiting: int = 0
+    back_in_s: float | None = None
 
 
 class Engine(Protocol):

@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 from typing import Final, Literal
 
-from fastvlm_convert.errors import ConversionError
-
 Phase = Literal["loading", "ready", "draining"]
 _LAST_WORDS_S: Final = 1.0
 _LAST_WORDS_SHARE: Final = 0.1
@@ -21,7 +19,7 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.phase: Phase = "loading"
-        self.failure: ConversionError | None = None
+        self.failure: BaseException | None = None
         self._in_hand = 0
         self._idle = asyncio.Event()
         self._idle.set()

@@ -32,7 +32,7 @@ Family = TypeVar("Family", Counter, Histogram)
 OTHER: Final = "other"
 NO_CACHE: Final = "none"
 """The label `cache` of requests that got no answer."""
-ERROR_CODES: Final = (400, 401, 404, 405, 413, 415, 422, 429, 499, 500, 503, 504)
+ERROR_CODES: Final = (400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)
 REJECTED: Final = (*get_args(UnavailableReason), "rate_limited", "deadline")
 ACTIONS: Final = ("record", "block", "reject", "ban")
 BREAKER_STATES: Final = ("closed", "open", "half_open")

@@ -1,6 +1,7 @@
 """An answer as OpenAI's API gives it: whole, or in server-sent events."""
 
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ def error_response(error: RequestError) -> JSONResponse:
     """An error as the whole response."""
     headers = {}
     if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, round(error.retry_after_s + 0.499)))
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.body(), error.status, headers)

@@ -73,11 +73,11 @@ def _add_probes(router: APIRouter, service: Service) -> None:
         """Whether the server's process is alive."""
         return {"status": "alive"}
 
-    @router.get("/readyz", responses={503: {"description": "Loading, or about to end."}})
+    @router.get("/readyz", responses={503: {"description": "Loading, unable to, or about to end."}})
     async def readyz() -> Response:
         """Whether questions can be asked."""
-        phase = service.lifecycle.phase
-        return JSONResponse({"status": phase}, 200 if phase == "ready" else 503)
+        status = service.readiness
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     @router.get("/health", responses=_errors(401))
     async def health() -> HealthDocument:

@@ -64,6 +64,23 @@ def check_files(bundle: Path) -> None:
         )
 
 
+def check_unchanged(bundle: ServedBundle) -> None:
+    """See that a bundle's folder still has what the server was started with, before it is loaded once more.
+
+    Prompts, cached answers and `/health` are of that bundle, so another one's answers would be wrong.
+
+    Raises:
+        BundleError: It has something else, or is damaged or gone.
+    """
+    check_files(bundle.path)
+    if _sha256(bundle.path) != bundle.sha256:
+        raise BundleError(
+            "the folder has another bundle than when the server was started",
+            where=bundle.path,
+            hint="start the server again to serve it",
+        )
+
+
 def open_served_bundle(path: Path, name: str | None = None, target: Target | None = None) -> ServedBundle:
     """Read a bundle's manifest and tokenizer.
 
@@ -84,7 +101,11 @@ def open_served_bundle(path: Path, name: str | None = None, target: Target | Non
         path=path,
         target=chosen,
         manifest=manifest,
-        sha256=hashlib.sha256((path / FILE_NAME).read_bytes()).hexdigest(),
+        sha256=_sha256(path),
         tokenizer=read_tokenizer(path),
         images=replace(manifest.contract.images, in_graph=in_graph),
     )
+
+
+def _sha256(bundle: Path) -> str:
+    return hashlib.sha256((bundle / FILE_NAME).read_bytes()).hexdigest()

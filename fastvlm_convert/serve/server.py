@@ -70,7 +70,7 @@ def run_server(service: Service, sock: socket.socket, on_ready: Callable[[], Non
     def on_loaded() -> None:
         if service.lifecycle.failure is not None:
             server.should_exit = True
-        else:
+        elif service.lifecycle.phase == "ready":
             on_ready()
 
     server = _Server(server_config(make_app(service, on_loaded)), service)

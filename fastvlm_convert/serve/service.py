@@ -82,6 +82,13 @@ class Service:
         """What is counted."""
         return self.accounts.metrics
 
+    @property
+    def readiness(self) -> str:
+        """The phase; `failing` where no engine can answer, and the last try to change that failed."""
+        statuses = [one.path.engine.status() for one in self.bundles.values()]
+        is_failing = all(status.back_in_s is not None for status in statuses)
+        return "failing" if is_failing and self.lifecycle.phase == "ready" else self.lifecycle.phase
+
     async def load(self) -> None:
         """Load all bundles, one after the other.
 

@@ -16,6 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fastvlm_convert.serve.served_bundle import open_served_bundle
+from fastvlm_convert.serve.server import listen, run_server
+from fastvlm_convert.serve.service import make_service
+from fastvlm_convert.serve.settings import Settings
 from tests.bundles import copy_bundle, graph_path
 from tests.cli.conftest import Cli
 from tests.serve.scripted_engine import ScriptedEngine
@@ -247,3 +251,16 @@ def test_settings_are_shown_with_their_origins(cli: Cli, monkeypatch: pytest.Mon
     assert found["slots"] == (3, "environment FAST_VLM_SLOTS")
     assert found["port"] == (9, "command line, --port")
     assert found["max_queue"] == (64, "default")
+
+
+def test_a_mistake_of_ours_while_loading_ends_the_server(demo_bundle):
+    class Mistaken(ScriptedEngine):
+        async def start(self) -> None:
+            raise IndexError("a mistake of ours")
+
+    served = open_served_bundle(demo_bundle)
+    service = make_service(Settings(), [served], lambda *_: Mistaken())
+    said = []
+    with listen("127.0.0.1", 0) as sock, pytest.raises(IndexError, match="a mistake of ours"):
+        run_server(service, sock, lambda: said.append("ready"))
+    assert said == []

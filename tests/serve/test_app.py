@@ -13,7 +13,8 @@ from fastvlm_convert.messages import read_messages
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.prompt import user_message
 from fastvlm_convert.runtime.loaded import load_bundle
-from fastvlm_convert.serve.errors import InvalidRequestError
+from fastvlm_convert.serve.errors import InvalidRequestError, UnavailableError
+from fastvlm_convert.serve.replies import error_response
 from tests.serve.scripted_engine import ScriptedEngine
 from tests.serve.servers import CHAT, PICTURES, Server, data_url, events_of, question, serving, text_of, until
 
@@ -426,3 +427,9 @@ def test_the_errors_body_has_no_more_than_openais_fields():
     assert InvalidRequestError("m", "p").body() == {
         "error": {"message": "m", "type": "invalid_request_error", "param": "p", "code": "invalid_value"}
     }
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.0, "1"), (1.0, "1"), (2.0001, "3"), (8.0, "8")])
+def test_retry_after_is_never_too_early(seconds, told):
+    error = UnavailableError("later", code="queue_full", retry_after_s=seconds)
+    assert error_response(error).headers["retry-after"] == told

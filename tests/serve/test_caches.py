@@ -182,6 +182,17 @@ def test_old_values_make_room(tmp_path):
     assert rows == [("new",)]
 
 
+def test_values_from_before_the_clock_was_set_back_make_room(tmp_path):
+    clock = Clock()
+    cache = DiskCache(tmp_path, 1000, max_rows=3, clock=clock)
+    clock.now += 1_000_000
+    for i in range(3):
+        cache.put(f"future {i}", {})
+    clock.now -= 1_000_000
+    cache.put("now", {"i": 1})
+    assert cache.get("now") == {"i": 1}
+
+
 def test_others_cannot_read_the_file(tmp_path):
     before = os.umask(0)
     try:

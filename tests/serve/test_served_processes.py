@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.bundles import copy_bundle
 from tests.serve.engines.questions import answers_of_run, demo_questions
 from tests.serve.servers import CHAT, PICTURES, question, text_of, until
 
@@ -116,3 +118,23 @@ def test_more_workers_than_memory_holds_are_refused(demo_bundle: Path):
     assert done.returncode == 2
     assert "error: 16 workers need 10" in done.stderr
     assert "hint: " in done.stderr
+
+
+def test_where_no_worker_starts_any_more_clients_hear_it_at_once(demo_bundle: Path, tmp_path: Path):
+    bundle = copy_bundle(demo_bundle, tmp_path)
+    with terminal(bundle) as (process, client):
+        weights = next(bundle.glob("onnx/vision*_data"))
+        whole = weights.read_bytes()
+        weights.rename(tmp_path / "weights")
+        (worker,) = workers(process)
+        worker.kill()
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert client.get("/readyz").json() == {"status": "failing"}
+        began = time.monotonic()
+        response = client.post(CHAT, json=question("Describe the image.", PICTURES / "00.png"))
+        assert time.monotonic() - began < 2
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "loading")
+        assert int(response.headers["retry-after"]) >= 1
+        weights.write_bytes(whole)
+        until(lambda: client.get("/readyz").status_code == 200, 30)
+        assert text_of(client.post(CHAT, json=question("Describe the image.", PICTURES / "00.png")))

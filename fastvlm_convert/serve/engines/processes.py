@@ -19,7 +19,7 @@ from fastvlm_convert.serve.engines.worker import Launch, Worker, check_waiting, 
 from fastvlm_convert.serve.engines.worker_memory import available_bytes, check_memory, worker_bytes
 from fastvlm_convert.serve.engines.worker_messages import NO_CACHES, Load
 from fastvlm_convert.serve.errors import UnavailableError
-from fastvlm_convert.serve.served_bundle import ServedBundle
+from fastvlm_convert.serve.served_bundle import ServedBundle, check_unchanged
 
 COMMAND: Final = (sys.executable, "-m", "fastvlm_convert.serve.engines.worker_process")
 
@@ -79,6 +79,7 @@ class _Place:
         due: When a worker is expected to be ready again, on `time.monotonic()`.
         start_s: How long the last start took.
         is_leaving: Whether the place is given up once its worker is idle.
+        is_failing: Whether its worker died and another one did not start.
     """
 
     def __init__(self, number: int, worker: Worker) -> None:
@@ -88,6 +89,7 @@ class _Place:
         self.due = 0.0
         self.start_s = 1.0
         self.is_leaving = False
+        self.is_failing = False
         self.backoff = Backoff()
         self.task: asyncio.Task[None] | None = None
 
@@ -167,6 +169,7 @@ class ProcessesEngine:
         await place.worker.start()
         place.start_s = time.monotonic() - began
         place.state = "ready"
+        place.is_failing = False
         self._executed_by = place.worker.executed_by
         self._wake()
 
@@ -196,9 +199,11 @@ class ProcessesEngine:
         place.worker = Worker(place.number, self._launch, self._wake)
         self._restarts += 1
         try:
+            await asyncio.to_thread(check_unchanged, self._bundle)
             await self._start_at(place)
         except ConversionError as error:
             _LOG.error("worker %d does not start: %s", place.number, error)
+            place.is_failing = True
             return False
         return True
 
@@ -235,6 +240,7 @@ class ProcessesEngine:
     async def _add(self) -> None:
         place = self._new_place()
         try:
+            await asyncio.to_thread(check_unchanged, self._bundle)
             await self._start_at(place)
         except ConversionError:
             del self._places[place.number]
@@ -355,6 +361,7 @@ class ProcessesEngine:
             cache_bytes=held,
             cache_lookups=lookups,
             memory_bytes=sum(place.worker.memory_bytes for place in places),
+            back_in_s=self._retry_after_s() if places and all(p.is_failing for p in places) else None,
         )
 
     @property

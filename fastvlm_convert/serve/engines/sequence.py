@@ -21,7 +21,8 @@ def answer_question(
 ) -> Iterator[Piece | Reply]:
     """Pieces of text as they come, a `Reply` last; the tokens are those of `run`.
 
-    A stop text ends the answer as the end token does. Whether somebody still waits is seen before each token.
+    A stop text ends the answer as the end token does. Whether somebody still waits is seen at the beginning,
+    after each picture that was encoded (where a cache keeps it), and before each token.
 
     Args:
         model: The bundle, with a sequence that nobody else uses.
@@ -34,7 +35,8 @@ def answer_question(
         CancelledError: `question.cancelled` was set.
     """
     writing = _Writing(model, question, clock)
-    known = None if model.cache is None else _WatchedCache(model.cache, question.scope)
+    writing.see_that_somebody_waits()
+    known = None if model.cache is None else _WatchedCache(model.cache, writing, question.scope)
     tokens: Generator[int, None, Answer] = answer_tokens(
         model.session,
         question.prompt,
@@ -61,8 +63,9 @@ def answer_question(
 class _WatchedCache:
     """The part of a cache that a question may see, which says what it was good for; a `PromptCache`."""
 
-    def __init__(self, cache: PromptCache, scope: str) -> None:
+    def __init__(self, cache: PromptCache, writing: "_Writing", scope: str) -> None:
         self.use: CacheUse = "miss"
+        self._writing = writing
         self._cache = cache
         self._scope = scope
 
@@ -74,8 +77,9 @@ class _WatchedCache:
         return found
 
     def put_features(self, key: str, features: np.ndarray) -> None:
-        """Keep image tokens."""
+        """Keep image tokens; the end of a question that nobody waits for, as encoding takes longest."""
         self._cache.put_features(f"{self._scope}{key}", features)
+        self._writing.see_that_somebody_waits()
 
     def put_prefix(self, key: str, prefix: KvPrefix) -> None:
         """Keep keys and values."""
@@ -108,7 +112,7 @@ class _Writing:
 
     def choose(self, logits: np.ndarray) -> int:
         """The next token; the end token where the one picked completes a stop text."""
-        self._see_that_somebody_waits()
+        self.see_that_somebody_waits()
         token = self._pick(logits)
         self.num_tokens += 1
         if self._question.wants_logprob:
@@ -150,7 +154,13 @@ class _Writing:
             mean_logprob=self._logprob / self.num_tokens if self._question.wants_logprob else None,
         )
 
-    def _see_that_somebody_waits(self) -> None:
+    def see_that_somebody_waits(self) -> None:
+        """See that.
+
+        Raises:
+            DeadlineError: The deadline passed.
+            CancelledError: The client left.
+        """
         if self._question.cancelled.is_set():
             raise CancelledError("the client left", code="cancelled")
         if self._clock() > self._question.deadline:

@@ -90,13 +90,16 @@ class Worker:
             ConversionError: It cannot load the bundle, or ends or takes too long before it is ready.
         """
         pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(
-            *self._launch.command,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            start_new_session=True,  # what a terminal sends to the server is the server's
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._launch.command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=True,  # what a terminal sends to the server is the server's
+            )
+        except OSError as error:  # no memory, or too many processes or open files
+            raise WorkerError(f"worker {self.number} cannot be started: {error.strerror}") from error
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._tasks.append(asyncio.create_task(self._stderr.read(self._process.stderr)))

@@ -156,6 +156,28 @@ def test_a_question_that_nobody_waits_for_is_not_decoded(bundle, loaded):
     assert steps == []
 
 
+def test_a_picture_is_not_encoded_for_a_client_that_left(bundle, loaded):
+    """At 0.5B that takes ten seconds of a slot; what was encoded already is kept."""
+    session = loaded.session.another()
+    encode, encoded = session.encode_image, []
+    cache = PromptCaches(10 * MILLION, 0).of_model("m")
+
+    def counted(pixels: np.ndarray) -> np.ndarray:
+        encoded.append(pixels)
+        question.cancelled.set()
+        return np.asarray(encode(pixels))
+
+    session.encode_image = counted
+    model = replace(loaded, session=session, cache=cache)
+    messages: list[Message] = [user_message("?", [load_image(PICTURES / f"0{n}.png") for n in (1, 2)])]
+    question = replace(ask(bundle), prompt=bundle.prompt(messages), image_keys=("one", "two"))
+    for _ in range(2):  # while it is answered, and before
+        with pytest.raises(CancelledError):
+            list(answer_question(model, question))
+        assert len(encoded) == 1
+    assert cache.get_features("one") is not None
+
+
 @pytest.mark.parametrize("length", [1, 2, 5, 13])
 def test_no_part_of_a_stop_text_is_ever_given(bundle, loaded, length):
     text = run_text(loaded, 0)

@@ -22,6 +22,7 @@ from fastvlm_convert.serve.errors import (
     UnavailableError,
 )
 from fastvlm_convert.serve.served_bundle import open_served_bundle
+from tests.bundles import copy_bundle, edit_manifest
 from tests.serve.engines.questions import ENDLESS, Asked, answers_of_run, demo_questions, question
 
 DESCRIBE = Asked("00.png", "Describe the image.")
@@ -474,3 +475,40 @@ def test_kills_under_load_lose_only_what_was_in_flight(demo_bundle, request):
         assert engine.status().restarts == kills
 
     with_engine(demo_bundle, work, min_workers=2, max_workers=2)
+
+
+def test_a_worker_that_the_system_cannot_start_is_tried_again(demo_bundle, tmp_path):
+    program, away = tmp_path / "python", tmp_path / "away"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    program.chmod(0o700)
+
+    async def work(engine: ProcessesEngine) -> None:
+        (pid,) = pids()
+        program.rename(away)
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: engine.status().back_in_s is not None)
+        away.rename(program)
+        await until(lambda: engine.status().is_ready)
+        assert engine.status().back_in_s is None
+        assert (await ask(engine, question(demo_bundle, DESCRIBE))).text
+
+    with_engine(demo_bundle, work, command=(str(program), *COMMAND[1:]))
+
+
+def test_a_worker_does_not_come_back_with_another_bundle(demo_bundle, tmp_path):
+    served, other = copy_bundle(demo_bundle, tmp_path), copy_bundle(demo_bundle, tmp_path / "other")
+    edit_manifest(other, lambda manifest: manifest.update(created_with="another"))
+    first = tmp_path / "first"
+
+    async def work(engine: ProcessesEngine) -> None:
+        (pid,) = pids()
+        served.rename(first)
+        other.rename(served)
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: engine.status().back_in_s is not None)
+        assert not engine.status().is_ready
+        served.rename(other)
+        first.rename(served)
+        await until(lambda: engine.status().is_ready)
+
+    with_engine(served, work)
