@@ -20,6 +20,7 @@ from fastvlm_convert.serve.metrics import Metrics
 from fastvlm_convert.serve.traces import TracedAnswer, Traces
 
 CLIENT_LEFT: Final = 499
+INTERNAL: Final = 500
 
 
 @dataclass
@@ -55,7 +56,9 @@ class Account:
         """The status, or what it would be where a stream had begun before something went wrong."""
         if isinstance(self.error, CancelledError):
             return CLIENT_LEFT
-        return self.code if self.error is None else int(self.error.status)
+        if self.error is not None:
+            return int(self.error.status)
+        return self.code or INTERNAL  # a bug's response is sent once it has passed all of our own code
 
 
 @dataclass(frozen=True)

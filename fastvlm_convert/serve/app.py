@@ -11,8 +11,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from fastvlm_convert import __version__
-from fastvlm_convert.serve.errors import InvalidRequestError, NotFoundError, RequestError
-from fastvlm_convert.serve.gate import Gate
+from fastvlm_convert.serve.errors import EngineFailedError, InvalidRequestError, NotFoundError, RequestError
+from fastvlm_convert.serve.gate import ID_HEADER, Gate
 from fastvlm_convert.serve.guard import Guard
 from fastvlm_convert.serve.page import PATHS, add_page
 from fastvlm_convert.serve.replies import error_response
@@ -72,6 +72,7 @@ def make_app(service: Service, on_loaded: Callable[[], None] = lambda: None) -> 
     app.add_middleware(Gate, service=service)
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _mistake)  # which is then raised again, for the log
     _describe_requests(app)
     return app
 
@@ -80,6 +81,14 @@ async def _request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     request.state.account.error = error
     return error_response(error)
+
+
+async def _mistake(request: Request, _: Exception) -> Response:
+    """A bug of ours, of whose message nothing is told; the gate has noted the request's end already."""
+    response = error_response(EngineFailedError("the server made a mistake; its log has it", code="internal"))
+    response.headers[ID_HEADER] = request.state.account.request_id
+    response.headers["connection"] = "close"  # as uvicorn does, without a word, when it logs the bug
+    return response
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

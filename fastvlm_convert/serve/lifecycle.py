@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 Phase = Literal["loading", "ready", "draining"]
 _LAST_WORDS_S: Final = 1.0
-_LAST_WORDS_SHARE: Final = 0.1
+_LAST_WORDS_SHARE: Final = 0.2
 
 
 class Lifecycle:

@@ -433,3 +433,24 @@ def test_the_errors_body_has_no_more_than_openais_fields():
 def test_retry_after_is_never_too_early(seconds, told):
     error = UnavailableError("later", code="queue_full", retry_after_s=seconds)
     assert error_response(error).headers["retry-after"] == told
+
+
+def test_a_mistake_outside_of_answers_is_an_error_as_all_others_and_counts(demo_bundle):
+    class Mistaken(ScriptedEngine):
+        errs = False
+
+        def status(self):
+            if self.errs:
+                raise KeyError("what nobody may read")
+            return super().status()
+
+    engine = Mistaken()
+    with serving(demo_bundle, engine=engine) as server:
+        engine.errs = True
+        for response in (server.client.get("/health"), server.chat(question("And now?"))):
+            assert response.status_code == 500
+            assert response.json()["error"]["code"] == "internal"
+            assert response.headers["x-request-id"]
+        assert "what nobody may read" not in response.text
+        engine.errs = False
+        assert server.metric('fastvlm_requests_total{cache="none",code="500",model="demo"}') == 1
