@@ -68,11 +68,14 @@ def make_router(service: Service) -> APIRouter:
 
 
 def _add_probes(router: APIRouter, service: Service) -> None:
+    # Load balancers and `wget --spider` probe with HEAD, which FastAPI does not add by itself.
+    @router.head("/livez", include_in_schema=False)
     @router.get("/livez")
     async def livez() -> dict[str, str]:
         """Whether the server's process is alive."""
         return {"status": "alive"}
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: {"description": "Loading, unable to, or about to end."}})
     async def readyz() -> Response:
         """Whether questions can be asked."""

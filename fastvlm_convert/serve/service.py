@@ -63,6 +63,7 @@ class Service:
         security: Keys, rates, bans and incidents.
         lifecycle: The server's phase.
         started_at: In seconds since 1970.
+        began: The same, on a clock that nobody sets.
     """
 
     settings: Settings
@@ -76,6 +77,7 @@ class Service:
     security: Security
     lifecycle: Lifecycle
     started_at: float
+    began: float
 
     @property
     def metrics(self) -> Metrics:
@@ -162,7 +164,7 @@ class Service:
             answer_hits=0 if self.cache is None else self.cache.hits,
             answer_misses=0 if self.cache is None else self.cache.misses,
             memory_bytes=psutil.Process().memory_info().rss,
-            uptime_s=time.time() - self.started_at,
+            uptime_s=time.monotonic() - self.began,
             is_draining=self.lifecycle.phase == "draining",
         )
 
@@ -227,6 +229,7 @@ def make_service(
         security,
         Lifecycle(),
         time.time(),
+        time.monotonic(),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -454,3 +455,14 @@ def test_a_mistake_outside_of_answers_is_an_error_as_all_others_and_counts(demo_
         assert "what nobody may read" not in response.text
         engine.errs = False
         assert server.metric('fastvlm_requests_total{cache="none",code="500",model="demo"}') == 1
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/"])
+def test_probes_and_the_page_answer_head_requests(served, path):
+    response = served.client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+
+
+def test_the_uptime_does_not_follow_the_wall_clock(served, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert 0 < served.client.get("/health").json()["uptime_s"] < 3600
