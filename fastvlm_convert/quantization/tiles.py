@@ -29,6 +29,7 @@ TILE: Final = 1 << 20  # weights: a few megabytes in memory, and some hundred fi
 SMALLEST: Final = 1 << 16  # weights of a layer worth a file; fewer are found again in hundredths of a second
 _SPARE_BYTES: Final = 2 << 30  # of the disk, left for what the run is for
 _DIGEST_BYTES: Final = 32
+_FEW: Final = 16  # a smaller part of a tile, as one row of a table, is solved faster than a tile is read back
 
 _M = TypeVar("_M", AffineMatrix, PaletteMatrix)
 Tensors = Mapping[str, np.ndarray]
@@ -55,9 +56,13 @@ def by_tiles(
         parts = []
         for first in range(start // step * step, stop, step):
             last = min(first + step, weight.shape[0])
+            begin, end = max(start, first), min(stop, last)
+            if (end - begin) * _FEW < last - first:
+                parts.append(solve(_matrix(weight, begin, end)))
+                continue
             tile = _tile(folder, _matrix(weight, first, last), scheme, solve, restore)
-            is_whole = start <= first and last <= stop
-            parts.append(tile if is_whole else tile.read(max(start - first, 0), min(stop, last) - first))
+            is_whole = (begin, end) == (first, last)
+            parts.append(tile if is_whole else tile.read(begin - first, end - first))
         return parts[0] if len(parts) == 1 else type(parts[0]).joined(parts)
 
     return read
