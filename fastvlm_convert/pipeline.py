@@ -46,6 +46,7 @@ from fastvlm_convert.provenance import library_versions, source_of, source_warni
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.prepared_weights import calibration_for, prepare_weights
 from fastvlm_convert.quantization.score import AnswerScore
+from fastvlm_convert.quantization.stages import SEARCHED, SOLVED
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_report import LayerReport, layer_reports
 from fastvlm_convert.quantized.sqnr import ErrorMeter
@@ -285,8 +286,12 @@ def _path(path: str | Path | None) -> Path | None:
 
 
 def _key(source: Source, recipe: ResolvedRecipe) -> str:
-    """What the content of a quantized checkpoint depends on."""
-    return hashlib.sha256(Quantization(__version__, source, recipe, ()).to_json().encode()).hexdigest()
+    """What the weights of a quantized checkpoint depend on; the rest is written when they are complete."""
+    parts = recipe.to_dict()
+    for part in ("name", "description", "notes", "gates", "onnx", "coreml"):
+        del parts[part]
+    versions = (__version__, SEARCHED.version, SOLVED.version)
+    return hashlib.sha256(repr((versions, source, parts)).encode()).hexdigest()
 
 
 def _inputs(checkpoint: Checkpoint, calibration: str | Path | None) -> tuple[Path, ...]:

@@ -36,6 +36,7 @@ LINES = [
         "progress",
         "atomic_file",
         "user_cache",
+        "cache_entries",
         "dataclass_io",
         "peak_memory",
         "processors",

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from fastvlm_convert.atomic_file import whole_file
+from fastvlm_convert.atomic_file import put_file, whole_file
 
 HELD = """
 import os, sys, time
@@ -67,3 +67,14 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_writes_is_not(t
     assert names(tmp_path) == [f".a.{living.pid}.partial.json", precious.name, "a.json"]
     living.kill()
     living.communicate()
+
+
+def test_a_small_file_is_put_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.bin"
+    for content in (b"first", b"second"):
+        put_file(path, content)
+        assert path.read_bytes() == content
+    (tmp_path / "b.bin").mkdir()
+    with pytest.raises(IsADirectoryError):
+        put_file(tmp_path / "b.bin", b"third")
+    assert names(tmp_path) == ["a.bin", "b.bin"]

@@ -11,7 +11,13 @@ from fastvlm_convert.amounts import count_text
 from fastvlm_convert.cli.answering import MaxNewTokensOption
 from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, status_text
 from fastvlm_convert.cli.document import EXIT_CODES, Document
-from fastvlm_convert.cli.options import TARGET_NAMES, chosen_targets, complete_target
+from fastvlm_convert.cli.options import (
+    TARGET_NAMES,
+    NoCacheOption,
+    cache_used,
+    chosen_targets,
+    complete_target,
+)
 from fastvlm_convert.cli.output_file import OverwriteFileOption, check_output_file, write_output_file
 from fastvlm_convert.cli.output_format import OutputFormatOption, is_silent, report_outcomes
 from fastvlm_convert.cli.waiting_threads import wait_passively
@@ -158,6 +164,7 @@ def command(
     output: DifferencesOption = None,
     overwrite: OverwriteFileOption = False,
     output_format: OutputFormatOption = None,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Compare models on questions whose answers are known.
 
@@ -173,7 +180,8 @@ def command(
         for column in columns:
             check_output_file(output, column.path, overwrite)
     questions = open_dataset(dataset, images=images, limit=limit)
-    with progress(is_silent(context, output_format), remaining=True) as on_stage:
+    silent = is_silent(context, output_format)
+    with cache_used(not no_cache), progress(silent, remaining=True) as on_stage:
         found, journals = evaluate(columns, questions, Settings(max_new_tokens, instruction), on_stage)
     outcomes = outcomes_of(found, Gates(min_accuracy, max_drop))
     status = status_of(outcomes)

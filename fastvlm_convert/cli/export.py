@@ -20,10 +20,12 @@ from fastvlm_convert.cli.options import (
     AdapterOption,
     CalibrationOption,
     CheckpointArgument,
+    NoCacheOption,
     ProjectorOption,
     StoredRecipeOption,
     TargetOption,
     VisionTowerOption,
+    cache_used,
     chosen_recipe,
     chosen_targets,
     data_source,
@@ -80,6 +82,7 @@ def command(
     vision_tower: VisionTowerOption = None,
     calibration: CalibrationOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Convert a checkpoint to a bundle that an app can ship.
 
@@ -89,7 +92,7 @@ def command(
     """
     targets = chosen_targets(target)
     settings = None if recipe is None else chosen_recipe(recipe, calibration)
-    with progress(flags_of(context).is_silent) as on_stage:
+    with cache_used(not no_cache), progress(flags_of(context).is_silent) as on_stage:
         result = export(
             open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower),
             output,

@@ -58,6 +58,7 @@ COMMANDS: Final = {
     "bundle": Entry(
         "fastvlm_convert.cli.bundle", "Check, compare, pack and sign bundles; feed an app's tests."
     ),
+    "cache": Entry("fastvlm_convert.cli.cache", "Show or remove what is kept between runs."),
 }
 
 app = typer.Typer(

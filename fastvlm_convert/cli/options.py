@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes, without_data
 from fastvlm_convert.targets import BACKENDS, Target, known_target
+from fastvlm_convert.user_cache import without_cache
 
 NO_DATA = "none"
 TARGET_NAMES = "|".join(BACKENDS)
@@ -89,6 +91,10 @@ TargetOption = Annotated[
         show_default=False,
     ),
 ]
+NoCacheOption = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Neither read nor write what is kept between runs (see `cache show`)."),
+]
 RecipeOption = Annotated[
     str,
     typer.Option(
@@ -109,6 +115,11 @@ StoredRecipeOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def cache_used(is_used: bool) -> AbstractContextManager[None]:
+    """Within it, the user's cache is used or not, as `--no-cache` says."""
+    return nullcontext() if is_used else without_cache()
 
 
 def chosen_targets(names: list[str]) -> list[Target]:

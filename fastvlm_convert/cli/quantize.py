@@ -19,9 +19,11 @@ from fastvlm_convert.cli.options import (
     AdapterOption,
     CalibrationOption,
     CheckpointArgument,
+    NoCacheOption,
     ProjectorOption,
     RecipeOption,
     VisionTowerOption,
+    cache_used,
     chosen_recipe,
     data_source,
 )
@@ -75,6 +77,7 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing quantized checkpoint.")
     ] = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Store a checkpoint's weights as integers, once for all exports.
 
@@ -83,7 +86,7 @@ def command(
     """
     settings = chosen_recipe(recipe, calibration)
     try:
-        with progress(flags_of(context).is_silent) as on_stage:
+        with cache_used(not no_cache), progress(flags_of(context).is_silent) as on_stage:
             result = quantize(
                 open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower),
                 output,

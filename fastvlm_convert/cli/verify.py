@@ -10,7 +10,14 @@ import typer
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.cli.console import progress
 from fastvlm_convert.cli.document import EXIT_CODES, Document
-from fastvlm_convert.cli.options import AdapterOption, ImagesOption, ProjectorOption, VisionTowerOption
+from fastvlm_convert.cli.options import (
+    AdapterOption,
+    ImagesOption,
+    NoCacheOption,
+    ProjectorOption,
+    VisionTowerOption,
+    cache_used,
+)
 from fastvlm_convert.cli.output_format import OutputFormatOption, is_silent, report_outcomes
 from fastvlm_convert.cli.self_test import SelfTestOption, run_self_test
 from fastvlm_convert.cli.verify_text import print_result, verdict_of
@@ -99,6 +106,7 @@ def command(
     adapter: AdapterOption = None,
     projector: ProjectorOption = None,
     vision_tower: VisionTowerOption = None,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Check a bundle against the PyTorch reference.
 
@@ -113,8 +121,9 @@ def command(
     checkpoint = open_checkpoint(reference, adapter, projector=projector, vision_tower=vision_tower)
     questions = hard_questions() if images is None else read_questions(images)
     if self_test:
-        run_self_test(context, bundle, (reference, checkpoint), questions, interpret, output_format)
-    with progress(is_silent(context, output_format)) as on_stage:
+        with cache_used(not no_cache):
+            run_self_test(context, bundle, (reference, checkpoint), questions, interpret, output_format)
+    with cache_used(not no_cache), progress(is_silent(context, output_format)) as on_stage:
         result = verify(bundle, checkpoint, questions=questions, interpret=interpret, on_progress=on_stage)
     recorded = write_record(bundle, result) if record else None
     warnings = (*questions.notes, *result.warnings)

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TextIO
 
-from fastvlm_convert import __version__
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.errors import ConversionError
 from fastvlm_convert.json_file import parse_json
 from fastvlm_convert.regular_file import read_text
-from fastvlm_convert.user_cache import cache_folder
+from fastvlm_convert.user_cache import Kind
 
-FOLDER: Final = "evaluations"
-SCHEMA: Final = "fastvlm-convert/evaluation-journal/1"
+# The version counts up when pictures, prompts or the decoding of answers change, or the file.
+JOURNALS: Final = Kind("evaluations", "answers of unfinished evaluations", (1,), ".jsonl", digits=32)
+SCHEMA: Final = "fastvlm-convert/evaluation-journal/2"
 _MAX_BYTES: Final = 1 << 30
 _CHECKSUM: Final = "checksum"
 _FIELDS: Final = {"id", "text", "finished"}
@@ -55,7 +55,7 @@ class Binding:
         dataset_sha256: Hash of questions and pictures.
         max_new_tokens: Longest answer in tokens; None is the default.
         instruction: What follows every question, or None.
-        tool: This tool's version, which prepares pictures and prompts.
+        method: Version of the code that prepares pictures and prompts.
     """
 
     model_sha256: str
@@ -64,13 +64,13 @@ class Binding:
     dataset_sha256: str
     max_new_tokens: int | None
     instruction: str | None
-    tool: str = __version__
+    method: int = JOURNALS.version[0]
 
     @property
     def path(self) -> Path:
         """Where the journal is."""
         name = hashlib.sha256(_compact(dataclasses.asdict(self)).encode()).hexdigest()
-        return cache_folder() / FOLDER / f"{name[:32]}.jsonl"
+        return JOURNALS.path(name[: JOURNALS.digits])
 
 
 class Journal:

@@ -8,13 +8,14 @@ from typing import Final
 
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.json_file import read_json_file
-from fastvlm_convert.user_cache import cache_folder
+from fastvlm_convert.user_cache import Kind
 from fastvlm_convert.weights.storage import FLOAT16_MAX
 
 FP16_SMALLEST: Final = 2.0**-24  # below half of it a value becomes zero
 MIN_HEADROOM: Final = 2.0
 
-_VERSION = 2
+# The version counts up when a scan measures something else, or its operations have other names.
+RANGES: Final = Kind("fp16-range", "scans of activations", (2,), ".json", is_of_checkpoint=True)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class RangeReport:
 
 
 def _path(checkpoint_sha256: str) -> Path:
-    return cache_folder() / "fp16-range" / f"{checkpoint_sha256}.json"
+    return RANGES.path(checkpoint_sha256)
 
 
 def save_report(report: RangeReport) -> Path:
@@ -65,7 +66,7 @@ def save_report(report: RangeReport) -> Path:
     path = _path(report.checkpoint_sha256)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
-        value = {"version": _VERSION, **dataclasses.asdict(report)}
+        value = {"version": RANGES.version[0], **dataclasses.asdict(report)}
         partial.write_text(json.dumps(value, indent=1, allow_nan=False))
     return path
 
@@ -74,7 +75,7 @@ def load_report(checkpoint_sha256: str) -> RangeReport | None:
     """The report of a checkpoint, or None where there is none that this version can read."""
     try:
         value = read_json_file(_path(checkpoint_sha256))
-        if value["version"] != _VERSION or value["checkpoint_sha256"] != checkpoint_sha256:
+        if value["version"] != RANGES.version[0] or value["checkpoint_sha256"] != checkpoint_sha256:
             return None
         ops = tuple(
             OpRange(str(o["op"]), float(o["max_abs"]), float(o["flushed_share"])) for o in value["ops"]

@@ -19,9 +19,10 @@ from fastvlm_convert.model.session import TorchSession
 from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.prompt import Prompt, Text, build_prompt
 from fastvlm_convert.quantization.calibration import Calibration
+from fastvlm_convert.quantization.stages import ANSWERS
 from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.recipe import CalibrationSettings
-from fastvlm_convert.user_cache import cache_folder
+from fastvlm_convert.user_cache import About, about_path, save_about, touch
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
 
 MAX_ANSWER_TOKENS = 64
@@ -119,7 +120,7 @@ def collect_samples(
         raise RecipeError("the calibration data holds no picture", hint="add entries with an 'image'")
     limits = [_room(n, prompt, config, plan.recipe.calibration) for n, prompt in enumerate(prompts)]
     key = (checkpoint.sha256, calibration.sha256, images, form, limits)
-    path = cache_folder() / "answers" / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.npz"
+    path = ANSWERS.path(hashlib.sha256(repr(key).encode()).hexdigest())
     answers = _load_answers(path)
     if answers is None:
         requests = [
@@ -128,6 +129,9 @@ def collect_samples(
         ]
         answers = _ask(checkpoint, config, requests, on_progress)
         _save_answers(path, answers)
+        save_about(path, ANSWERS, About(checkpoint.path.resolve().name, checkpoint.sha256))
+    else:
+        touch(about_path(path, ANSWERS))
     on_progress(1.0)
     return _held_out_last(prompts, answers)
 

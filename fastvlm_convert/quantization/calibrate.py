@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from fastvlm_convert import __version__
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.progress import OnStage
@@ -18,16 +17,16 @@ from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.layerwise import solve_layerwise
 from fastvlm_convert.quantization.limits import LOGIT_ROWS
 from fastvlm_convert.quantization.score import AnswerScore, answer_score, load_score, save_score
+from fastvlm_convert.quantization.stages import SOLVED
 from fastvlm_convert.quantization.token_weights import averaged, float_pass
 from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, dense_view
 from fastvlm_convert.recipe import CalibrationSettings
-from fastvlm_convert.user_cache import cache_folder
+from fastvlm_convert.user_cache import About, hold, save_about, touch
 from fastvlm_convert.weights.source import WeightSource
 
 _SCORE = "answers.json"
-_METHOD = 2  # counts up when the same data gives other integers
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,17 @@ def solved_layers(
         RecipeError: The data is not at hand, or a prompt is too long.
     """
     todo = {p.layer: p for p in plan.layers if p.scheme is not None and p.solver != "search"}
-    folder = cache_folder() / "solved" / _key(plan, calibration)
-    known = _load_solved_layers(folder, todo)
+    folder = SOLVED.path(_key(plan, calibration))
+    known = _load_solved_layers(folder, todo) if hold(folder) else None
     if known is not None:
+        touch(folder)
         return known
     if not calibration.questions:
         raise RecipeError(
             "the layers were calibrated with data that is not at hand",
             hint="give the quantized checkpoint as the reference, or calibrate with the same data again",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder, plan)
     data = collect_samples(plan, calibration, partial(on_progress, "answers"))
     models = _Models(BlockStreamer(plan.config, floats), BlockStreamer(plan.config, dense_view(searched)))
     solved = _solve(models, todo, plan.recipe.calibration, data, folder, on_progress)
@@ -88,15 +88,29 @@ def solved_layers(
     return solved
 
 
+def _make(folder: Path, plan: WeightPlan) -> None:
+    """The folder for solved layers, which says what they are of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while not hold(folder):  # somebody clears the cache at this very moment
+        folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = plan.checkpoint
+    save_about(folder, SOLVED, About(checkpoint.path.resolve().name, checkpoint.sha256, plan.recipe.name))
+
+
 def _key(plan: WeightPlan, calibration: Calibration) -> str:
-    """Name of the cache folder: a hash of all that the integers depend on."""
-    recipe = plan.recipe
-    rules = [asdict(rule) for rule in recipe.quantize]
-    settings = asdict(recipe.calibration)
-    repairs = asdict(recipe.repairs)
+    """Name of the cache folder: a hash of all that the integers depend on.
+
+    Of a recipe that is what becomes of every layer, not the rules that say so; of the repairs those that
+    change weights; and of the calibration settings all but the number of samples, for which the data's hash
+    stands.
+    """
+    layers = [(p.layer, p.shape, p.scheme, p.solver if p.scheme else None) for p in plan.layers]
+    settings = asdict(plan.recipe.calibration)
+    del settings["num_samples"]
+    repairs = plan.recipe.repairs
+    changed = (repairs.residual_shift, repairs.rescaled_keys)
     asked = (plan.checkpoint.sha256, calibration.sha256, plan.images, plan.prompt)
-    parts = (__version__, _METHOD, *asked, rules, settings, repairs)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    return hashlib.sha256(repr((*asked, layers, settings, changed)).encode()).hexdigest()
 
 
 def _load_solved_layers(folder: Path, plans: Mapping[str, LayerPlan]) -> SolvedLayers | None:

@@ -1,15 +1,19 @@
 """Quantize a model's weights as a plan says: some rows at a time, when they are read.
 
-Nothing is stored. Rows of an affine weight and groups of a palette do not depend on each other, so reading a
-weight once, in pieces or whole, solves it once, and only a piece is in memory.
+Rows of an affine weight and groups of a palette do not depend on each other, so reading a weight once, in
+pieces or whole, solves it once, and only a piece is in memory. What was found is kept in the user's cache
+(`tiles`).
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.quantization.palettes import palettize
 from fastvlm_convert.quantization.search import quantize_affine
+from fastvlm_convert.quantization.tiles import by_tiles
+from fastvlm_convert.quantized.codec import affine_matrix, palette_matrix
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import AffineMatrix, AffineScheme, PaletteMatrix, PaletteScheme
 from fastvlm_convert.quantized.weight import AnyWeight, PaletteWeight, QuantizedWeight
@@ -36,19 +40,22 @@ def quantize_weights(weights: Mapping[str, Weight], plans: Sequence[LayerPlan]) 
 
 
 def _searched(weight: Weight, scheme: AffineScheme) -> QuantizedWeight:
-    def read(start: int, stop: int) -> AffineMatrix:
-        return quantize_affine(_matrix(weight, start, stop), scheme)
+    def solve(matrix: np.ndarray) -> AffineMatrix:
+        return quantize_affine(matrix, scheme)
 
-    return QuantizedWeight(weight.shape, scheme, read)
+    def restore(tensors: Mapping[str, np.ndarray]) -> AffineMatrix:
+        return affine_matrix(tensors, scheme, columns)
+
+    columns = num_elements(weight.shape[1:])
+    return QuantizedWeight(weight.shape, scheme, by_tiles(weight, scheme, solve, restore))
 
 
 def _clustered(weight: Weight, scheme: PaletteScheme) -> PaletteWeight:
-    def read(start: int, stop: int) -> PaletteMatrix:
-        return palettize(_matrix(weight, start, stop), scheme)
+    def solve(matrix: np.ndarray) -> PaletteMatrix:
+        return palettize(matrix, scheme)
 
-    return PaletteWeight(weight.shape, scheme, read)
+    def restore(tensors: Mapping[str, np.ndarray]) -> PaletteMatrix:
+        return palette_matrix(tensors, scheme, columns)
 
-
-def _matrix(weight: Weight, start: int, stop: int) -> np.ndarray:
-    """Rows [start, stop), all other axes in one; float32."""
-    return np.ascontiguousarray(weight.read(start, stop).reshape(stop - start, -1), np.float32)
+    columns = num_elements(weight.shape[1:])
+    return PaletteWeight(weight.shape, scheme, by_tiles(weight, scheme, solve, restore))

@@ -10,8 +10,8 @@ from typing import Final
 
 import psutil
 
-from fastvlm_convert.bench.machine import usable_cpus
 from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.processors import usable_cpus
 from fastvlm_convert.serve.answers import AnswerPath
 from fastvlm_convert.serve.engines.processes import ProcessesEngine
 from fastvlm_convert.serve.engines.worker_memory import available_bytes

@@ -16,6 +16,7 @@ from fastvlm_convert.pipeline import QuantizeResult, export, quantize
 from tests.bundles import export_bundle, mixed_recipe, recipe
 from tests.checkpoints import GOLDEN, LLAVA, tree_state
 from tests.kills import changes, kill_before
+from tests.quantization.calibrated import DECODER, INT8, calibrated_recipe
 
 pytestmark = pytest.mark.slow
 CHECKPOINT = GOLDEN / LLAVA / "checkpoint"
@@ -111,6 +112,37 @@ def test_a_bundle_is_old_or_new_wherever_its_export_was_killed(tmp_path, request
         assert names(folder) == ["bundle"], number
     assert "removed what an interrupted run had left in /.bundle.partial" in said
     assert "an interrupted run had moved /bundle away; it was put back" in said
+
+
+def test_an_export_finds_what_it_had_solved_before_it_was_killed(tmp_path, monkeypatch, request):
+    """Answers, solved layers, and integers found without data, each of which appears whole or not at all."""
+    settings = calibrated_recipe(DECODER, INT8, num_samples=2)
+    cache = tmp_path / "cache"
+
+    def make(output: Path) -> None:
+        export(CHECKPOINT, output, recipe=settings, targets="coreml")
+
+    def kept() -> dict[Path, int]:
+        ends = (".safetensors", ".npz", ".bin")
+        return {p: p.stat().st_ino for p in cache.rglob("[!.]*") if p.suffix in ends}
+
+    monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(cache))
+    total = changes(cache, lambda: make(tmp_path / "whole"))
+    num_results = len(kept())
+    found = set()
+    for number in points(1, 1, total, request):
+        shutil.rmtree(cache)
+        kill_before(number, cache, lambda: make(tmp_path / "killed"))
+        assert not (tmp_path / "killed").exists()
+        before = kept()
+        found.add(len(before))
+        make(tmp_path / "killed")
+        after = kept()
+        assert len(after) == num_results
+        assert before.items() <= after.items(), number  # nothing is made anew that was there
+        assert content(tmp_path / "killed") == content(tmp_path / "whole"), number
+        shutil.rmtree(tmp_path / "killed")
+    assert len(found) >= 3  # killed early, late and between
 
 
 def test_the_second_of_two_exports_says_so_at_once(tmp_path):

@@ -190,9 +190,9 @@ class TestVerify:
         arguments = ("export", CHECKPOINT, "--recipe", settings, "--calibration")
         bundle = tmp_path / "bundle"
         assert cli(*arguments, pictures, *ONNX, bundle).code == 0
-        (ours,) = (cache_folder() / "solved").iterdir()
+        (ours,) = cache_folder().glob("solved/*/*")
         assert cli(*arguments, questions, *ONNX, tmp_path / "other").code == 0
-        (theirs,) = set((cache_folder() / "solved").iterdir()) - {ours}
+        (theirs,) = set(cache_folder().glob("solved/*/*")) - {ours}
         shutil.rmtree(ours)
         shutil.copytree(theirs, ours)
         result = cli("verify", bundle, "--reference", CHECKPOINT, "--images", pictures, "--json")

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from fastvlm_convert.cli.document import documents
+from fastvlm_convert.evaluation.journal import JOURNALS
 from fastvlm_convert.pipeline import export
 from tests.bundles import copy_bundle
 from tests.cli.conftest import CHECKPOINT, IMAGE, Cli
@@ -68,6 +69,13 @@ class Inputs:
     def quantized(self) -> Path:
         return self._request.getfixturevalue("golden_quantized")
 
+    def kept(self, arguments: list[object]) -> list[object]:
+        """Arguments of a command that finds an unfinished evaluation in the cache."""
+        path = JOURNALS.path("0" * JOURNALS.digits)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return arguments
+
     def out(self, name: str = "out") -> Path:
         return self.folder / name
 
@@ -114,6 +122,8 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
     "bundle sign": [lambda i: [i.bundle, "--key", i.key]],
     "bundle constants": [lambda i: [i.bundle, "--language", "kotlin", "-o", i.out("a.kt")]],
     "bundle vectors": [lambda i: [i.bundle, "-o", i.out("a.json")]],
+    "cache show": [lambda i: i.kept([])],
+    "cache clear": [lambda i: i.kept(["evaluations"])],
 }  # fmt: skip
 # Documents of a command beside the one that is named after it.
 OTHERS = {

@@ -7,6 +7,7 @@ import pytest
 import typer
 
 from fastvlm_convert.cli.bundle import COMMANDS as BUNDLE_COMMANDS
+from fastvlm_convert.cli.cache import COMMANDS as CACHE_COMMANDS
 from fastvlm_convert.cli.main import COMMANDS as PROGRAM_COMMANDS
 from fastvlm_convert.cli.main import app
 
@@ -28,19 +29,21 @@ FLAGS = {
     },
     "plan": {"CHECKPOINT", "--target", "--recipe", *PARTS, *COMMON},
     "quantize": {
-        "CHECKPOINT", "--recipe", "--output", "-o", *PARTS, "--calibration", "--overwrite", *COMMON,
+        "CHECKPOINT", "--recipe", "--output", "-o", *PARTS, "--calibration", "--overwrite", "--no-cache",
+        *COMMON,
     },
     "export": {
         "CHECKPOINT", "--target", "--recipe", "--output", "-o", *PARTS, "--calibration", "--overwrite",
-        *COMMON,
+        "--no-cache", *COMMON,
     },
     "verify": {
         "BUNDLE", "--reference", "--images", "--interpret", "--record", "--details", "--self-test",
-        "--output-format", *PARTS, *COMMON,
+        "--output-format", "--no-cache", *PARTS, *COMMON,
     },
     "evaluate": {
         "MODEL...", "--dataset", "--images", "--limit", "--instruction", "--target", "--max-new-tokens",
-        "--min-accuracy", "--max-drop", "--output", "-o", "--overwrite", "--output-format", *COMMON,
+        "--min-accuracy", "--max-drop", "--output", "-o", "--overwrite", "--output-format", "--no-cache",
+        *COMMON,
     },
     "bench": {
         "BUNDLE...", "--reference", "--new-tokens", "--trials", "--threads", "--import", "--measured-on",
@@ -67,6 +70,8 @@ FLAGS = {
     "bundle sign": {"BUNDLE", "--key", *COMMON},
     "bundle constants": {"BUNDLE", "--language", "--output", "-o", "--target", "--overwrite", *COMMON},
     "bundle vectors": {"BUNDLE", "--output", "-o", "--target", "--overwrite", *COMMON},
+    "cache show": {*COMMON},
+    "cache clear": {"[KIND]...", "--older-than", "--stale", *COMMON},
 }  # fmt: skip
 ROOT = {"--version", "--install-completion", "--show-completion"}
 TOP = typer.main.get_command(app).commands
@@ -105,7 +110,7 @@ def test_each_is_explained(name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_of_commands_says_what_each_commands_own_help_says(name):
     outer, _, inner = name.partition(" ")
-    entries = BUNDLE_COMMANDS if inner else PROGRAM_COMMANDS
+    entries = {"bundle": BUNDLE_COMMANDS, "cache": CACHE_COMMANDS}[outer] if inner else PROGRAM_COMMANDS
     assert COMMANDS[name].help.startswith(entries[inner or outer].summary)
 
 

@@ -48,7 +48,7 @@ def test_an_answer_outlives_the_process_at_once():
     "change",
     [
         {"model_sha256": "x"}, {"target": "coreml"}, {"executed_by": "x"}, {"dataset_sha256": "x"},
-        {"max_new_tokens": 3}, {"instruction": "x"}, {"tool": "9"},
+        {"max_new_tokens": 3}, {"instruction": "x"}, {"method": 9},
     ],
 )  # fmt: skip
 def test_it_is_bound_to_everything_that_answers_depend_on(path, change):

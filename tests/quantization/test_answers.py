@@ -71,7 +71,7 @@ def test_they_are_the_references_own():
 
 def test_it_is_asked_once(own_cache):
     first = ask(generated())
-    (path,) = (own_cache / "answers").iterdir()
+    (path,) = own_cache.glob("answers/*/*.npz")
     written = path.stat().st_mtime_ns
     shares: list[float] = []
     second = ask(generated(), checkpoint=replace(CHECKPOINT, weights={}), on_progress=shares.append)
@@ -84,7 +84,7 @@ def test_it_is_asked_once(own_cache):
 )
 def test_a_damaged_cache_is_no_cache(own_cache, damage):
     first = ask(generated())
-    (path,) = (own_cache / "answers").iterdir()
+    (path,) = own_cache.glob("answers/*/*.npz")
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     assert same(ask(generated()), first)
@@ -95,7 +95,7 @@ def test_other_data_is_asked_anew(own_cache):
     ask(generated())
     ask(replace(generated(), sha256="other"))
     ask(generated(), replace(SETTINGS, max_tokens=80))
-    assert len(list((own_cache / "answers").iterdir())) == 3
+    assert len(list(own_cache.glob("answers/*/*.npz"))) == 3
 
 
 def test_given_answers(own_cache):

@@ -2,7 +2,7 @@
 
 import os
 
-from fastvlm_convert.bench.machine import usable_cpus
+from fastvlm_convert.processors import usable_cpus
 from fastvlm_convert.prompt_cache import PromptCache
 from fastvlm_convert.serve.engine import Engine
 from fastvlm_convert.serve.engines.embedded import EmbeddedEngine

@@ -12,8 +12,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
-from fastvlm_convert.bench.machine import usable_cpus
 from fastvlm_convert.errors import ConversionError
+from fastvlm_convert.processors import usable_cpus
 from fastvlm_convert.serve.engine import EngineStatus, Piece, Question, Reply, WorkerState
 from fastvlm_convert.serve.engines.worker import Launch, Worker, check_waiting, draining, ending
 from fastvlm_convert.serve.engines.worker_memory import available_bytes, check_memory, worker_bytes

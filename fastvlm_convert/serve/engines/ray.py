@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from fastvlm_convert.bench.machine import usable_cpus
+from fastvlm_convert.processors import usable_cpus
 from fastvlm_convert.serve import errors
 from fastvlm_convert.serve.engine import EngineStatus, Piece, Question, Reply, WorkerState
 from fastvlm_convert.serve.engines.ray_cluster import Deployed, RaySettings, Stream, deploy

@@ -1,0 +1,18 @@
+"""The stages of quantization whose results are kept in the user's cache.
+
+A version counts up in the commit after which the same inputs give other results; tests/quantization/
+test_stages.py notices where integers are found without data. A release alone changes none.
+"""
+
+from typing import Final
+
+from fastvlm_convert.user_cache import Kind
+
+# data_free.py, search.py, palettes.py, clustering.py: other integers, scales, zero points or tables.
+SEARCHED: Final = Kind("searched", "integers found without data", (2,), ".bin")
+
+# answers.py, model/, prompt.py, preprocess.py: other answers, or other image tokens.
+ANSWERS: Final = Kind("answers", "answers to calibration questions", (1,), ".npz")
+
+# calibrate.py and all that it calls. Solved layers make up for what earlier stages did.
+SOLVED: Final = Kind("solved", "layers solved with data", (3, *ANSWERS.version, *SEARCHED.version), "")
