@@ -30,6 +30,7 @@ from fastvlm_convert.quantization.search import quantize_affine, round_to_neares
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.quantization.exhaustive_search import exhaustive
 from tests.quantization.layers import correlated_inputs, textbook_gptq, weights
 
 Layer = tuple[str, np.ndarray, np.ndarray]
@@ -113,6 +114,7 @@ def solvers(size: int) -> dict[str, Solver]:
         "rounding": lambda w, _: round_to_nearest(w, free).dequantized(),
         "search sym": lambda w, _: quantize_affine(w, even).dequantized(),
         "search": lambda w, _: quantize_affine(w, free).dequantized(),
+        "search, fine grid": lambda w, _: exhaustive(w, free).dequantized(),
         "search, diagonal": lambda w, h: quantize_affine(w, free, np.diag(h)).dequantized(),
         "GPTQ sym": lambda w, h: gptq(w, h, even).dequantized(),
         "GPTQ": lambda w, h: gptq(w, h, free).dequantized(),

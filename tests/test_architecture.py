@@ -38,6 +38,7 @@ LINES = [
         "user_cache",
         "dataclass_io",
         "peak_memory",
+        "processors",
         "amounts",
         "outcomes",
         "mil",

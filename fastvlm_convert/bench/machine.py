@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fastvlm_convert.amounts import count_text
+from fastvlm_convert.processors import usable_cpus
 
 _LIBRARIES: Final = ("numpy", "torch", "onnxruntime", "coremltools", "mlx")
 _MEMORY_TOLERANCE: Final = 0.05  # a kernel keeps some for itself, and not always as much
@@ -77,13 +78,6 @@ def this_machine() -> Machine:
         governor=_governor(),
         libraries={"python": platform.python_version(), **_versions()},
     )
-
-
-def usable_cpus() -> tuple[int, ...]:
-    """Numbers of the logical processors that this process may use, ascending."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def core_leaders() -> tuple[int, ...]:

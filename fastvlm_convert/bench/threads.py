@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from fastvlm_convert.bench.machine import core_leaders, usable_cpus
+from fastvlm_convert.bench.machine import core_leaders
 from fastvlm_convert.errors import UsageError
+from fastvlm_convert.processors import usable_cpus
 
 # OpenMP (torch), and the libraries of matrix products that torch, NumPy and MLX bring. Our session of
 # ONNX Runtime, which knows none of them, takes OpenMP's.

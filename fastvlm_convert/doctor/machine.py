@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fastvlm_convert.bench.machine import usable_cpus
 from fastvlm_convert.lint.platform import Version, version_numbers
+from fastvlm_convert.processors import usable_cpus
 
 _CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 _MEMINFO: Final = Path("/proc/meminfo")

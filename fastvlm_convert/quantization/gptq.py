@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastvlm_convert.quantization.candidates import Parameters, candidates, storable
 from fastvlm_convert.quantization.error_compensation import (
     PANEL,
     BlockFactor,
@@ -34,14 +35,7 @@ from fastvlm_convert.quantization.error_compensation import (
     round_by_panels,
     round_columns,
 )
-from fastvlm_convert.quantization.search import (
-    Parameters,
-    block_size_of,
-    candidates,
-    quantize_affine,
-    round_to_nearest,
-    storable,
-)
+from fastvlm_convert.quantization.search import block_size_of, quantize_affine, round_to_nearest
 from fastvlm_convert.quantized.schemes import AffineMatrix, AffineScheme
 
 STEPS = {4: 12, 8: 2}  # ranges tried per block

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fastvlm_convert.quantization.candidates import storable
 from fastvlm_convert.quantization.clustering import kmeans
 from fastvlm_convert.quantization.error_compensation import (
     PANEL,
@@ -20,7 +21,6 @@ from fastvlm_convert.quantization.error_compensation import (
     round_by_panels,
     round_columns,
 )
-from fastvlm_convert.quantization.search import storable
 from fastvlm_convert.quantized.schemes import PaletteMatrix, PaletteScheme
 
 CHUNK = 1 << 21  # weights clustered at a time, whole groups

@@ -1,40 +1,51 @@
 """Affine quantization without data: the best scale and zero point of every block.
 
 What is minimized is `sum_i h_i (w_i - (q_i - z) s)^2` over a block, where s is a float16 number and h the
-importance of an input column (the mean square of its input where there is calibration, else one). Candidates
-come from a grid of ranges; each one's integers get the scale that least squares gives them, as in llama.cpp's
-`make_qx_quants` and NNCF's scale estimation, rounded to float16 before it is judged. Plain rounding is among
-the candidates, so that the result is never worse than it.
+importance of an input column (the mean square of its input where there is calibration, else one). A coarse
+grid of ranges comes first, then the neighbors of its best; errors stay within 1 % of what a fine grid leaves.
+Each candidate's integers get the scale that least squares gives them, as in llama.cpp's `make_qx_quants` and
+NNCF's scale estimation, rounded to float16 before it is judged. Plain rounding is among the candidates, so
+that the result is never worse than it.
 
 Least squares shrinks weights: its error points against them, and since trained weights are aligned with their
 inputs, all outputs shrink together. The last step therefore takes the scale whose error is orthogonal to the
 weights: that adds hardly any squared error, and the measured KL divergence falls.
+
+The time goes into passes over arrays, so weights are searched in tiles that fit a core's cache, and blocks
+lie along the last axis: there NumPy's loops are long, and a block's scale is one number of a vector.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import ceil_div
 from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.processors import num_threads
+from fastvlm_convert.quantization.candidates import (
+    Parameters,
+    centered_zero,
+    full_scale,
+    plain_parameters,
+    storable,
+    widest_and_narrowest,
+)
 from fastvlm_convert.quantized.schemes import AffineMatrix, AffineScheme
-from fastvlm_convert.weights.storage import FLOAT16_MAX
 
-SMALLEST_SCALE = 2.0**-24  # float16's smallest subnormal: a scale is never zero
-LARGEST_SCALE = FLOAT16_MAX
-CHUNK = 1 << 16  # weights searched at a time: what stays in a core's cache
-REFINEMENTS = 2
+TILE = 1 << 16  # weights that a thread searches at a time
+MOST_THREADS = 4  # each holds four tiles of float32
+LONGEST_COLUMN = 512  # blocks of more weights stay rows, along which NumPy's loops are long already
 
-# Ranges tried, as a block's own range divided by a factor. The more weights share a scale, the more it pays
-# to clip the outliers; with 256 levels it hardly pays at all.
-WIDEST = {4: 0.85, 8: 0.99}
-NARROWEST = {16: 1.30, 32: 1.40, 64: 1.55, 128: 1.70}
-NARROWEST_ROW = 2.5
-NARROWEST_8_BIT = 1.06
-STEPS = {4: 20, 8: 6}
+ALIGNMENT = 64  # bytes; what NumPy allocates is not aligned to vector registers, which halves their speed
 
-Parameters = tuple[np.ndarray, np.ndarray]
-"""Scales (representable in float16) and whole zero points of blocks; both float32 [rows, blocks]."""
+STEPS = {4: 6, 8: 4}  # ranges tried at least, evenly spaced by their logarithms
+WIDEST_STEP = 1.13  # from one range to the next; whole rows have a wider grid
+STEPS_WEIGHTED = {4: 20, 8: 12}  # with importance, when a few columns make the error jump with the range
+NEIGHBORS = {4: (-1 / 3, 1 / 3), 8: (-1 / 2, -1 / 4, 1 / 4, 1 / 2)}  # tried next, in steps of that grid
 
 
 def quantize_affine(
@@ -49,7 +60,7 @@ def quantize_affine(
     """
     size = block_size_of(weight.shape, scheme)
     roots = None if importance is None else roots_of(importance).reshape(-1, size)
-    return _by_chunks(weight, scheme, lambda blocks: search_blocks(blocks, scheme, roots))
+    return _by_tiles(weight, scheme, lambda x, work: _search(_Problem.of(x, scheme, roots, work)))
 
 
 def round_to_nearest(weight: np.ndarray, scheme: AffineScheme) -> AffineMatrix:
@@ -60,37 +71,7 @@ def round_to_nearest(weight: np.ndarray, scheme: AffineScheme) -> AffineMatrix:
         scheme: Its block size must divide the columns.
     """
     block_size_of(weight.shape, scheme)
-    return _by_chunks(weight, scheme, lambda blocks: next(candidates(blocks, scheme)))
-
-
-def search_blocks(blocks: np.ndarray, scheme: AffineScheme, roots: np.ndarray | None = None) -> Parameters:
-    """The best scale and zero point of every block.
-
-    Args:
-        blocks: float32 [rows, blocks, size].
-        scheme: Bits and symmetry.
-        roots: Root of the importance of the columns, float32 [blocks, size] or [rows, blocks, size], or None.
-    """
-    problem = _Problem(blocks, blocks if roots is None else blocks * roots, roots, scheme)
-    tries = candidates(blocks, scheme, STEPS[scheme.bits])
-    best = _Best.of(problem, *next(tries))
-    plain = best.error
-    for scale, zero in tries:
-        best.keep(*problem.fitted(scale, zero))
-    for _ in range(REFINEMENTS):
-        best.keep(*problem.fitted(best.scale, best.zero))
-    return _unshrunk(problem, best, plain), best.zero
-
-
-def candidates(blocks: np.ndarray, scheme: AffineScheme, steps: int = 0) -> Iterator[Parameters]:
-    """Scales and zero points worth trying: plain rounding first, then two for each of `steps` ranges.
-
-    Args:
-        blocks: float32 [rows, blocks, size].
-        scheme: Bits and symmetry.
-        steps: Ranges tried.
-    """
-    return (_symmetric if scheme.symmetric else _asymmetric)(blocks, scheme, steps)
+    return _by_tiles(weight, scheme, lambda x, _: plain_parameters(x.min(0), x.max(0), scheme))
 
 
 def block_size_of(shape: tuple[int, ...], scheme: AffineScheme) -> int:
@@ -113,125 +94,232 @@ def roots_of(importance: np.ndarray) -> np.ndarray:
     return np.sqrt(importance / largest).astype(np.float32)
 
 
-def nearest(blocks: np.ndarray, scale: np.ndarray, zero: np.ndarray, levels: int) -> np.ndarray:
-    """`q - z` of the nearest representable weights, float32 [..., size] like `blocks`; parameters [...]."""
-    steps = blocks * np.reciprocal(scale)[..., None]
-    np.rint(steps, out=steps)
-    np.maximum(steps, -zero[..., None], out=steps)
-    return np.minimum(steps, (levels - 1 - zero)[..., None], out=steps)
-
-
-def storable(scale: np.ndarray) -> np.ndarray:
-    """Scales as they will be stored, in float32: float16 numbers, never zero and never infinite."""
-    magnitude = np.clip(np.abs(scale), np.float32(SMALLEST_SCALE), np.float32(LARGEST_SCALE))
-    return np.copysign(magnitude, scale).astype(np.float16).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class _Problem:
     """Blocks whose parameters are wanted.
 
     Attributes:
-        blocks: float32 [rows, blocks, size].
-        weighted: The same times `roots`.
-        roots: Root of the importance, broadcastable to `blocks`, or None.
+        blocks: float32 [size, blocks].
+        roots: Root of the importance, float32 like `blocks`, or None.
         scheme: Bits and symmetry.
+        low: Least weight of every block, float32 [blocks].
+        high: Greatest weight.
+        norm: Squares of the weights times the importance, summed; float32 [blocks].
+        steps: Working array like `blocks`.
+        left: Another.
     """
 
     blocks: np.ndarray
-    weighted: np.ndarray
     roots: np.ndarray | None
     scheme: AffineScheme
+    low: np.ndarray
+    high: np.ndarray
+    norm: np.ndarray
+    steps: np.ndarray
+    left: np.ndarray
+
+    @classmethod
+    def of(cls, blocks: np.ndarray, scheme: AffineScheme, roots: np.ndarray | None, work: np.ndarray) -> Self:
+        """Blocks of some rows of a matrix.
+
+        Args:
+            blocks: float32 [size, blocks].
+            scheme: Bits and symmetry.
+            roots: Root of the importance of a row's columns, float32 [blocks of a row, size], or None.
+            work: Three arrays like `blocks`.
+        """
+        steps, left, weights = work
+        weighted = blocks
+        if roots is not None:
+            weights[...] = np.tile(roots, (blocks.shape[1] // len(roots), 1)).T
+            weighted = np.multiply(blocks, weights, out=left)
+        norm = _dot(weighted, weighted)
+        given = None if roots is None else weights
+        return cls(blocks, given, scheme, blocks.min(0), blocks.max(0), norm, steps, left)
 
     def residual(self, scale: np.ndarray, zero: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Integers and errors of plain rounding, both weighted; float32 [rows, blocks, size]."""
-        steps = nearest(self.blocks, scale, zero, self.scheme.levels)
-        if self.roots is not None:
-            steps *= self.roots
-        error = steps * scale[..., None]
-        return steps, np.subtract(self.weighted, error, out=error)
+        """`q - z` of plain rounding, and what it leaves of the weights in units of the scale; both weighted.
 
-    def fitted(self, scale: np.ndarray, zero: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The scale that suits a candidate's integers best, the zero point and the squared error with both.
+        Args:
+            scale: float32 [blocks].
+            zero: float32 [blocks].
 
-        Least squares around the candidate: `|e - d p|^2` is smallest at `d = e.p / p.p`. Expanding around the
-        residual e instead of the weights keeps the difference of nearly equal sums out of float32.
+        Returns:
+            Two float32 [size, blocks], which the next call overwrites.
         """
-        steps, error = self.residual(scale, zero)
-        cross, norm = _dot(error, steps), _dot(steps, steps)
-        fit = storable(scale + cross / np.maximum(norm, np.finfo(np.float32).tiny))
-        change = fit - scale
-        return fit, zero, _dot(error, error) + change * (change * norm - 2 * cross)
+        steps, left = self.steps, self.left
+        round_steps(self.blocks, scale, zero, self.scheme.levels, left, steps)
+        np.subtract(left, steps, out=left)
+        if self.roots is not None:
+            np.multiply(steps, self.roots, out=steps)
+            np.multiply(left, self.roots, out=left)
+        return steps, left
+
+    def centered(self, scale: np.ndarray) -> np.ndarray:
+        """Zero points that center the range of some scales [..., blocks] on the block's; like `scale`."""
+        if self.scheme.symmetric:
+            return np.full(scale.shape, self.scheme.middle, np.float32)
+        center = centered_zero(self.low, self.high, scale, self.scheme)
+        return np.clip(np.rint(center), 0, np.float32(self.scheme.levels - 1))
 
 
-@dataclass
-class _Best:
-    """The best parameters of every block so far and their squared error; all float32 [rows, blocks]."""
+@dataclass(frozen=True)
+class _Tries:
+    """Parameters that were tried on every block; all float32 [tries, blocks].
+
+    Attributes:
+        scale: Representable in float16.
+        zero: Whole.
+        error: Weighted squared error.
+        overlap: Weighted inner product of the weights with `q - z`.
+    """
 
     scale: np.ndarray
     zero: np.ndarray
     error: np.ndarray
+    overlap: np.ndarray
 
-    @classmethod
-    def of(cls, problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> "_Best":
-        """A first candidate, as it is."""
-        error = problem.residual(scale, zero)[1]
-        return cls(scale, zero, _dot(error, error))
+    def best_with(self, more: "_Tries") -> "_Tries":
+        """The best try of every block among these and more, the first of equals; one try."""
+        error = np.concatenate([self.error, more.error])
+        blocks = error.shape[1]
+        place = error.argmin(0) * blocks + np.arange(blocks)
 
-    def keep(self, scale: np.ndarray, zero: np.ndarray, error: np.ndarray) -> None:
-        """Take a candidate where it is better."""
-        better = error < self.error
-        self.scale = np.where(better, scale, self.scale)
-        self.zero = np.where(better, zero, self.zero)
-        self.error = np.where(better, error, self.error)
+        def taken(mine: np.ndarray, others: np.ndarray) -> np.ndarray:
+            return np.concatenate([mine, others]).take(place)[None]
 
-
-def _unshrunk(problem: _Problem, best: _Best, plain: np.ndarray) -> np.ndarray:
-    """Scales with an error orthogonal to the weights, except where plain rounding would then be better."""
-    steps, _ = problem.residual(best.scale, best.zero)
-    overlap = _dot(problem.weighted, steps)
-    usable = np.abs(overlap) > np.finfo(np.float32).tiny
-    norm = _dot(problem.weighted, problem.weighted)
-    scale = storable(np.where(usable, norm / np.where(usable, overlap, 1), best.scale))
-    _, error = problem.residual(scale, best.zero)
-    return np.where(_dot(error, error) <= plain, scale, best.scale)
+        return _Tries(
+            taken(self.scale, more.scale),
+            taken(self.zero, more.zero),
+            error.take(place)[None],
+            taken(self.overlap, more.overlap),
+        )
 
 
-def _shrinkings(scheme: AffineScheme, size: int, steps: int) -> np.ndarray:
-    """Factors by which ranges are divided."""
-    narrowest = NARROWEST.get(size, NARROWEST_ROW) if scheme.bits == 4 else NARROWEST_8_BIT
-    return np.geomspace(WIDEST[scheme.bits], narrowest, steps, dtype=np.float32)
+def round_steps(
+    blocks: np.ndarray, scale: np.ndarray, zero: np.ndarray, levels: int, exact: np.ndarray, steps: np.ndarray
+) -> None:
+    """Round weights to the nearest representable ones.
+
+    Args:
+        blocks: float32 [size, blocks].
+        scale: float32 [blocks].
+        zero: float32 [blocks].
+        levels: Number of integers.
+        exact: Overwritten with the weights in units of the scale; like `blocks`.
+        steps: Overwritten with `q - z`; like `blocks`.
+    """
+    np.multiply(blocks, np.reciprocal(scale), out=exact)
+    np.rint(exact, out=steps)
+    np.maximum(steps, -zero, out=steps)
+    np.minimum(steps, levels - 1 - zero, out=steps)
 
 
-def _symmetric(blocks: np.ndarray, scheme: AffineScheme, steps: int) -> Iterator[Parameters]:
-    """Scales of both signs: the sign decides which end of the block gets the extra level."""
-    low, high = blocks.min(-1), blocks.max(-1)
-    zero = np.full(low.shape, scheme.middle, np.float32)
-    full = np.maximum(-low, high) / scheme.middle
-    yield storable(np.where(-low > high, full, -full)), zero
-    for factor in _shrinkings(scheme, blocks.shape[-1], steps):
-        yield storable(full / factor), zero
-        yield storable(-full / factor), zero
+def _search(problem: _Problem) -> Parameters:
+    """The best scale and zero point of every block, both float32 [blocks]."""
+    scheme = problem.scheme
+    scale, zero = plain_parameters(problem.low, problem.high, scheme)
+    plain = _tried(problem, scale[None], zero[None])
+
+    widest, narrowest = widest_and_narrowest(scheme, len(problem.blocks))
+    steps = (STEPS if problem.roots is None else STEPS_WEIGHTED)[scheme.bits]
+    steps = max(steps, math.ceil(math.log(narrowest / widest, WIDEST_STEP)))
+    step = (narrowest / widest) ** (1 / steps)
+    factors = (widest * step ** (np.arange(steps) + 0.5)).astype(np.float32)
+    scales = storable(full_scale(problem.low, problem.high, scheme) / factors[:, None])
+    grid = scales, problem.centered(scales)
+    best = plain.best_with(_fitted(problem, *grid))
+    if problem.roots is not None:
+        best = best.best_with(_fitted(problem, *_other_side(problem, *grid)))
+
+    moves = (step ** np.array(NEIGHBORS[scheme.bits])).astype(np.float32)
+    scales = storable(best.scale * moves[:, None])
+    other_scale, other_zero = _other_side(problem, best.scale, best.zero)
+    scales, zeros = (
+        np.concatenate([scales, other_scale]),
+        np.concatenate([problem.centered(scales), other_zero]),
+    )
+    best = best.best_with(_fitted(problem, scales, zeros))
+    best = best.best_with(_fitted(problem, best.scale, best.zero))
+    return _unshrunk(problem, best, plain)[0], best.zero[0]
 
 
-def _asymmetric(blocks: np.ndarray, scheme: AffineScheme, steps: int) -> Iterator[Parameters]:
-    """Scales with the two zero points that center their range on the block's."""
-    last = np.float32(scheme.levels - 1)
-    low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
-    full = (high - low) / last
-    scale = storable(full)
-    yield scale, np.clip(np.rint(-low / scale), 0, last)
-    for factor in _shrinkings(scheme, blocks.shape[-1], steps):
-        scale = storable(full / factor)
-        below = np.floor(last / 2 - (low + high) / 2 / scale)
-        for zero in (below, below + 1):
-            yield scale, np.clip(zero, 0, last)
+def _tried(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> _Tries:
+    """Parameters [tries, blocks] as they are."""
+    norm, cross, error = _sums(problem, scale, zero)
+    return _Tries(scale, zero, error * scale * scale, (norm + cross) * scale)
 
 
-def _by_chunks(
-    weight: np.ndarray, scheme: AffineScheme, parameters_of: Callable[[np.ndarray], Parameters]
+def _fitted(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> _Tries:
+    """Parameters [tries, blocks], each with the scale that then suits its integers best.
+
+    Least squares around the try: with `w / s = p + r`, p whole, `|r - d p|^2` is smallest at `d = p.r / p.p`.
+    Expanding around the residual r instead of the weights keeps the difference of nearly equal sums out of
+    float32.
+    """
+    norm, cross, error = _sums(problem, scale, zero)
+    fit = storable(scale + scale * (cross / np.maximum(norm, np.finfo(np.float32).tiny)))
+    change = fit / scale - 1
+    error += change * (change * norm - 2 * cross)
+    return _Tries(fit, zero, error * scale * scale, (norm + cross) * scale)
+
+
+def _sums(
+    problem: _Problem, scale: np.ndarray, zero: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`p.p`, `p.r` and `r.r` of tries, where `w / s = p + r` and p is whole; all float32 [tries, blocks]."""
+    norm, cross, error = np.empty((3, *scale.shape), np.float32)
+    for number in range(len(scale)):
+        steps, left = problem.residual(scale[number], zero[number])
+        _dot(steps, steps, out=norm[number])
+        _dot(left, left, out=error[number])
+        if problem.roots is not None:
+            _dot(steps, left, out=cross[number])
+    if problem.roots is None:
+        np.divide(problem.norm, scale, out=cross)
+        cross /= scale
+        cross -= norm
+        cross -= error
+        cross *= np.float32(0.5)
+        cross[norm == 0] = 0  # all steps are zero; what is left is rounding
+    return norm, cross, error
+
+
+def _other_side(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> Parameters:
+    """The next best way to lay a range: the extra level at the other end, or where asymmetric another zero.
+
+    Args:
+        problem: The blocks.
+        scale: float32 [tries, blocks].
+        zero: Near those that center the range; like `scale`.
+    """
+    if problem.scheme.symmetric:
+        return -scale, zero
+    center = centered_zero(problem.low, problem.high, scale, problem.scheme)
+    other = zero + np.where(center < zero, np.float32(-1), np.float32(1))
+    return scale, np.clip(other, 0, np.float32(problem.scheme.levels - 1))
+
+
+def _unshrunk(problem: _Problem, best: _Tries, plain: _Tries) -> np.ndarray:
+    """Scales [1, blocks] with an error orthogonal to the weights, unless plain rounding would be better."""
+    usable = np.abs(best.overlap) > np.finfo(np.float32).tiny
+    scale = storable(np.where(usable, problem.norm / np.where(usable, best.overlap, 1), best.scale))
+    _, left = problem.residual(scale[0], best.zero[0])
+    return np.where(_dot(left, left) * scale * scale <= plain.error, scale, best.scale)
+
+
+def _by_tiles(
+    weight: np.ndarray,
+    scheme: AffineScheme,
+    parameters_of: Callable[[np.ndarray, np.ndarray], Parameters],
 ) -> AffineMatrix:
-    """Parameters and integers of a matrix, some rows at a time so that memory stays small."""
+    """Parameters and integers of a matrix, some rows at a time in each of some threads.
+
+    Args:
+        weight: float32 [rows, columns].
+        scheme: How.
+        parameters_of: Of blocks [size, blocks], given three working arrays of that shape.
+    """
     rows, columns = weight.shape
     blocks = scheme.num_blocks(columns)
     matrix = AffineMatrix(
@@ -240,18 +328,58 @@ def _by_chunks(
         np.empty((rows, blocks), np.float16),
         np.empty((rows, blocks), np.uint8),
     )
-    step = max(1, CHUNK // columns)
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        values = np.ascontiguousarray(weight[part], np.float32).reshape(-1, blocks, columns // blocks)
-        scale, zero = parameters_of(values)
-        q = nearest(values, scale, zero, scheme.levels) + zero[..., None]
-        matrix.q[part] = q.reshape(-1, columns)
-        matrix.scale[part] = scale
-        matrix.zero_point[part] = zero
+    step = min(max(1, TILE // columns), rows)
+    threads = min(MOST_THREADS, num_threads(), ceil_div(rows, step))
+
+    def solve(thread: int) -> None:
+        memory = _aligned(4, step * columns)
+        for start in range(thread * step, rows, threads * step):
+            part = slice(start, start + step)
+            values = np.ascontiguousarray(weight[part], np.float32).reshape(-1, columns // blocks)
+            values, work = _blocks_last(values, memory)
+            scale, zero = parameters_of(values, work)
+            steps, exact, _ = work
+            round_steps(values, scale, zero, scheme.levels, exact, steps)
+            steps += zero
+            matrix.q[part] = steps.T.reshape(-1, columns)
+            matrix.scale[part] = scale.reshape(-1, blocks)
+            matrix.zero_point[part] = zero.reshape(-1, blocks)
+
+    if threads == 1:
+        solve(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(solve, range(threads)))
     return matrix
 
 
-def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Inner products over the last axis."""
-    return np.einsum("...i,...i->...", a, b)
+def _blocks_last(blocks: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks as [size, blocks] and three working arrays of that shape, all in one memory order.
+
+    Args:
+        blocks: float32 [blocks, size].
+        memory: float32 [4, weights or more].
+
+    Returns:
+        float32 [size, blocks], a view where blocks are long, and float32 [3, size, blocks].
+    """
+    count, size = blocks.shape
+    if size > LONGEST_COLUMN:
+        return blocks.T, memory[1:, : blocks.size].reshape(3, count, size).transpose(0, 2, 1)
+    arrays = memory[:, : blocks.size].reshape(4, size, count)
+    arrays[0] = blocks.T
+    return arrays[0], arrays[1:]
+
+
+def _aligned(arrays: int, count: int) -> np.ndarray:
+    """Arrays of `count` or a few more float32 numbers, each aligned; float32 [arrays, count or more]."""
+    length = ceil_div(4 * count, ALIGNMENT) * ALIGNMENT
+    memory = np.empty(arrays * length + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + arrays * length].view(np.float32).reshape(arrays, -1)
+
+
+def _dot(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Inner products over the first axis."""
+    product: np.ndarray = np.einsum("ij,ij->j", a, b, out=out)
+    return product

@@ -8,6 +8,8 @@ from fastvlm_convert.quantized.schemes import QuantizedMatrix
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource
 from fastvlm_convert.weights.source import Weight, WeightSource
 
+_TILE = 1 << 15  # weights measured at a time: what stays in a core's cache
+
 
 @dataclass(frozen=True)
 class SquaredSums:
@@ -65,6 +67,10 @@ class ErrorMeter:
         if not np.isnan(rows).any():
             return
         floats = self._floats[name].read(start, start + len(values)).reshape(values.shape)
-        # Row by row: sums must not depend on how many rows are read at a time.
-        rows[:, 0] = np.square(floats, dtype=np.float64).sum(1)
-        rows[:, 1] = np.square(floats - values, dtype=np.float64).sum(1)
+        step = max(1, _TILE // values.shape[1])
+        for first in range(0, len(rows), step):
+            part = slice(first, first + step)
+            # Row by row: sums must not depend on how many rows are read at a time.
+            for column, array in enumerate((floats[part], floats[part] - values[part])):
+                exact = array.astype(np.float64)
+                rows[part, column] = np.einsum("rc,rc->r", exact, exact)

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from fastvlm_convert.bench.machine import changes, differences, read_cpuinfo, this_machine, usable_cpus
+from fastvlm_convert.bench.machine import changes, differences, read_cpuinfo, this_machine
 from fastvlm_convert.bench.threads import pinning
+from fastvlm_convert.processors import usable_cpus
 
 XEON = """
 processor\t: 0

@@ -5,9 +5,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.quantization.search import quantize_affine, round_to_nearest
 from fastvlm_convert.quantized.schemes import AffineMatrix, AffineScheme
+from tests.planted import DEMO
+from tests.quantization.exhaustive_search import exhaustive
 from tests.quantization.layers import weights
 
 SCHEMES = [
@@ -17,6 +20,8 @@ SCHEMES = [
     for symmetric in (True, False)
 ]
 FOUR_BIT = [scheme for scheme in SCHEMES if scheme.bits == 4]
+SHIPPED = [scheme for scheme in SCHEMES if scheme.block_size != 16]
+DEMO_LAYERS = ("mlp.down_proj", "mlp.gate_proj", "self_attn.o_proj", "self_attn.v_proj")
 
 
 def block_errors(
@@ -54,6 +59,37 @@ def test_close_to_the_best_there_is(scheme: AffineScheme) -> None:
     found, least = block_errors(weight, quantize_affine(weight, scheme)), least_errors(weight, scheme)
     assert found.sum() <= 1.02 * least.sum()
     assert np.median(found / least) <= 1.015
+
+
+@pytest.fixture(scope="module")
+def layers() -> list[np.ndarray]:
+    """Random weights, and trained ones of the demo's decoder; float32 [rows, columns]."""
+    demo = open_checkpoint(DEMO).weights
+    trained = [demo[f"decoder.layers.1.{name}.weight"].array() for name in DEMO_LAYERS]
+    gaussian = np.random.default_rng(0).standard_normal((128, 896)).astype(np.float32)
+    return [weights(5, 128, 256), gaussian, *trained]
+
+
+@pytest.mark.parametrize("scheme", SHIPPED, ids=str)
+def test_as_good_as_the_whole_grid(scheme: AffineScheme, layers: list[np.ndarray]) -> None:
+    for weight in layers:
+        importance = np.random.default_rng(1).gamma(0.5, size=weight.shape[1]).astype(np.float32)
+        for given in (None, importance):
+            found = block_errors(weight, quantize_affine(weight, scheme, given), given).sum()
+            assert found <= 1.01 * block_errors(weight, exhaustive(weight, scheme, given), given).sum()
+
+
+@pytest.mark.parametrize("scheme", [AffineScheme(4, 64, False), AffineScheme(8, None, True)], ids=str)
+def test_threads_change_nothing(scheme: AffineScheme, monkeypatch) -> None:
+    weight = weights(6, 700, 512)
+    importance = np.random.default_rng(6).gamma(0.5, size=512).astype(np.float32)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    one = quantize_affine(weight, scheme, importance)
+    for threads in ("2", "3", "4"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        several = quantize_affine(weight, scheme, importance)
+        for name in ("q", "scale", "zero_point"):
+            np.testing.assert_array_equal(getattr(several, name), getattr(one, name))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
