@@ -1,5 +1,6 @@
 """`fastvlm-convert serve`: answer questions about pictures over HTTP."""
 
+import faulthandler
 import logging
 import sys
 import time
@@ -164,6 +165,7 @@ def _serve(
         url = f"http://{_shown_host(settings.host)}:{sock.getsockname()[1]}"
         level = logging.ERROR if flags.is_silent else logging.INFO
         set_up_logs(settings.log_format, sys.stderr, level)
+        faulthandler.enable()  # a runtime that crashes, or whose mapped weights are cut off, says so
         run_server(service, sock, on_ready)
 
 

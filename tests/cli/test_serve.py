@@ -264,3 +264,15 @@ def test_a_mistake_of_ours_while_loading_ends_the_server(demo_bundle):
     with listen("127.0.0.1", 0) as sock, pytest.raises(IndexError, match="a mistake of ours"):
         run_server(service, sock, lambda: said.append("ready"))
     assert said == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems map files otherwise")
+def test_a_crash_of_the_runtime_is_told(demo_bundle, tmp_path):
+    bundle = copy_bundle(demo_bundle, tmp_path)
+    with process(bundle, "--port", 0, "--quiet") as server:
+        url = url_of(server)
+        for weights in bundle.glob("onnx/*_data"):
+            os.truncate(weights, 0)
+        with pytest.raises(httpx.HTTPError):
+            httpx.post(f"{url}{CHAT}", json=question("What is it?", PICTURES / "06.png"), timeout=30)
+        assert "Fatal Python error: Bus error" in server.communicate(timeout=20)[1]
