@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-_MOST: Final = 10_000  # answers between two looks
+_MOST: Final = 1000  # answers between two looks; where nobody looks, the newest
 
 
 @dataclass(frozen=True)
