@@ -212,7 +212,7 @@ EXTRAS = {
     "torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "coremltools": "coreml",
     "mlx": "mlx", "huggingface_hub": "hub", "pillow_heif": "heic", "model_signing": "sign",
     "matplotlib": "report", "fastapi": "serve", "uvicorn": "serve", "sse_starlette": "serve",
-    "pydantic_settings": "serve", "pydantic": "serve", "cachetools": "serve",
+    "pydantic_settings": "serve", "cachetools": "serve",
     "prometheus_client": "serve", "filetype": "serve", "psutil": "serve",
     "opentelemetry": "otel", "ray": "ray",
 }  # fmt: skip

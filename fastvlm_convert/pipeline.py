@@ -53,7 +53,7 @@ from fastvlm_convert.quantized.sqnr import ErrorMeter
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe, load_recipe, without_data
 from fastvlm_convert.resolved_recipe import ResolvedRecipe
-from fastvlm_convert.targets import DEFAULT_TARGETS, Target, known_target
+from fastvlm_convert.targets import BACKENDS, DEFAULT_TARGETS, Target, known_target
 
 
 @dataclass(frozen=True)
@@ -288,8 +288,8 @@ def _path(path: str | Path | None) -> Path | None:
 def _key(source: Source, recipe: ResolvedRecipe) -> str:
     """What the weights of a quantized checkpoint depend on; the rest is written when they are complete."""
     parts = recipe.to_dict()
-    for part in ("name", "description", "notes", "gates", "onnx", "coreml"):
-        del parts[part]
+    for part in ("name", "description", "notes", "gates", *BACKENDS):
+        parts.pop(part, None)  # not every target has settings of its own
     versions = (__version__, SEARCHED.version, SOLVED.version)
     return hashlib.sha256(repr((versions, source, parts)).encode()).hexdigest()
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 fastvlm-convert serve app
-fastvlm-convert serve small=app-int4 large=app-int8 --port 9000
 fastvlm-convert serve a=app-int4 b=app-int8 --weight a=90 --weight b=10
 """
 
@@ -165,7 +164,8 @@ def _serve(
         url = f"http://{_shown_host(settings.host)}:{sock.getsockname()[1]}"
         level = logging.ERROR if flags.is_silent else logging.INFO
         set_up_logs(settings.log_format, sys.stderr, level)
-        faulthandler.enable()  # a runtime that crashes, or whose mapped weights are cut off, says so
+        if sys.__stderr__ is not None:  # a runtime that crashes, or whose mapped weights are cut off, says so
+            faulthandler.enable(sys.__stderr__)
         run_server(service, sock, on_ready)
 
 

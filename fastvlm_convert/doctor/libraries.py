@@ -13,7 +13,11 @@ from fastvlm_convert.lint.platform import Version, version_numbers
 
 DISTRIBUTION: Final = "fastvlm-convert"
 # Distribution -> what is imported, where that has another name.
-_MODULES: Final = {"pillow": "PIL", "pyyaml": "yaml", "pyopenssl": "OpenSSL"}
+_MODULES: Final = {
+    "pillow": "PIL", "pyyaml": "yaml", "pyopenssl": "OpenSSL", "opentelemetry-sdk": "opentelemetry.sdk",
+    "opentelemetry-instrumentation-fastapi": "opentelemetry.instrumentation.fastapi",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
+}  # fmt: skip
 _REQUIREMENT: Final = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?([^;]*)")
 _EXTRA: Final = re.compile(r"extra == ['\"]([a-z]+)['\"]")
 _BOUND: Final = re.compile(r"(>=|<)\s*(\d+(?:\.\d+)*)")
@@ -74,7 +78,8 @@ def _wanted(requirements: Iterable[str]) -> Iterator[tuple[str, str | None, str]
             bounds = sorted(_BOUND.findall(match.group(2)), reverse=True)
             yield name, group, ",".join(f"{sign}{version}" for sign, version in bounds)
     for module, extra_name in EXTRAS.items():  # of another installation than this source, an older one
-        if (name := module.replace("_", "-")) not in seen:
+        name = module.replace("_", "-")
+        if not any(known.startswith(name) for known in seen):
             yield name, extra_name, ""
 
 

@@ -214,6 +214,8 @@ class TestVerify:
 
     def test_generated_pictures_are_known_anywhere(self, cli, pictures, tmp_path, settings, monkeypatch):
         assert cli("export", CHECKPOINT, "--recipe", settings, *ONNX, tmp_path / "bundle").code == 0
+        # float16 and random weights: what is judged here is whether the same integers are found.
+        edit_manifest(tmp_path / "bundle", lambda m: m["recipe"]["gates"].update(min_sqnr_db=40))
         monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(tmp_path / "elsewhere"))
         ask = ("verify", tmp_path / "bundle", "--reference", CHECKPOINT, "--images", pictures, "--json")
         checks = cli(*ask).document["checks"]

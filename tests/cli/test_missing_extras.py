@@ -116,5 +116,6 @@ def test_every_extra_that_errors_name_is_declared():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for package, extra in EXTRAS.items():
-        assert any(line.startswith(package) for line in extras[extra])
-    assert extras["all"] == [f"fastvlm-convert[{','.join(dict.fromkeys(EXTRAS.values()))}]"]
+        assert any(line.replace("-", "_").startswith(package) for line in extras[extra])
+    everything = [extra for extra in dict.fromkeys(EXTRAS.values()) if extra != "ray"]  # 500 MB
+    assert extras["all"] == [f"fastvlm-convert[{','.join(everything)}]"]

@@ -28,13 +28,23 @@ from tests.serve.servers import CHAT, PICTURES, question, serving, text_of, unti
 ROOT = Path(__file__).parents[2]
 
 
+def heed_interrupts() -> None:
+    """Shells let what they start in the background ignore Ctrl-C, and so the tests, and what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def process(*arguments: object, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """The command as a process of its own, killed if it is still there."""
     command = [sys.executable, "-m", "fastvlm_convert", "serve", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        preexec_fn=heed_interrupts,
     ) as server:
         try:
             yield server

@@ -94,7 +94,11 @@ def test_a_bundle_that_was_changed_with_its_manifest_fails(signed, keys):
     """Every hash is right, but it is not what was signed."""
     edit_manifest(signed, lambda m: m["contract"].update(eos_token_ids=[1]))
     status, reason = found(signed, keys[1])
-    assert (status, "Hash mismatch for 'fastvlm_manifest.json'" in reason) == ("failed", True)
+    assert status == "failed"
+    assert (
+        "Hash mismatch for" in reason
+    )  # the library's words escape quotes, or do not, as bytes happen to be
+    assert "fastvlm_manifest.json" in reason
 
 
 def test_a_damaged_bundle_is_not_compared(signed, keys):

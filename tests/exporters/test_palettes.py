@@ -118,6 +118,7 @@ def test_every_group_is_solved_once(tmp_path, monkeypatch):
         return palettize(weight, *arguments)
 
     monkeypatch.setattr("fastvlm_convert.quantization.data_free.palettize", counting)
+    monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(tmp_path / "cache"))
     chosen = replace(recipe(FP16), quantize=RULES)
     export(CHECKPOINT, tmp_path / "bundle", recipe=chosen, targets=["coreml"])
     plans = plan_layers(shapes(), chosen)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.bundles import copy_bundle
+from tests.cli.test_serve import heed_interrupts
 from tests.serve.engines.questions import answers_of_run, demo_questions
 from tests.serve.servers import CHAT, PICTURES, question, text_of, until
 
@@ -30,6 +31,7 @@ def terminal(bundle: Path, **settings: object) -> Iterator[tuple[subprocess.Pope
         text=True,
         env=os.environ | given,
         process_group=0,
+        preexec_fn=heed_interrupts,
     )
     try:
         assert process.stderr is not None

@@ -99,7 +99,9 @@ class Worker:
                 start_new_session=True,  # what a terminal sends to the server is the server's
             )
         except OSError as error:  # no memory, or too many processes or open files
-            raise WorkerError(f"worker {self.number} cannot be started: {error.strerror}") from error
+            raise WorkerError(
+                f"worker {self.number} cannot be started: {error.strerror}", hint=_ALONE
+            ) from error
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._tasks.append(asyncio.create_task(self._stderr.read(self._process.stderr)))
