@@ -414,12 +414,12 @@ def test_health_and_metrics_tell_what_happened(demo_bundle):
         for _ in range(2):
             text_of(server.chat(question()))
         assert server.chat(question(n=3)).status_code == 400
+        until(lambda: server.metric('fastvlm_requests_total{cache="miss",code="200",model="demo"}') == 2)
         health = server.client.get("/health").json()
         assert health["success_rate_percent"] == 100
         assert health["models"][0]["id"] == "demo"
         assert health["queue"] == {"length": 0, "limit": 64, "expected_wait_ms": 0}
         assert health["latency_ms"]["p50"] > 0
-        assert server.metric('fastvlm_requests_total{cache="miss",code="200",model="demo"}') == 2
         assert server.metric('fastvlm_answer_tokens_total{model="demo"}') == 8
         assert server.metric('fastvlm_time_to_first_token_seconds_count{model="demo"}') == 2
 
@@ -454,7 +454,7 @@ def test_a_mistake_outside_of_answers_is_an_error_as_all_others_and_counts(demo_
             assert response.headers["x-request-id"]
         assert "what nobody may read" not in response.text
         engine.errs = False
-        assert server.metric('fastvlm_requests_total{cache="none",code="500",model="demo"}') == 1
+        until(lambda: server.metric('fastvlm_requests_total{cache="none",code="500",model="demo"}') == 1)
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/"])
