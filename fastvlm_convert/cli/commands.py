@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 import typer
 
 from fastvlm_convert.cli.typer_extension import Command, Group
+
+_EXIT_COULD_NOT_RUN: Final = 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,21 @@ def group_class(entries: Mapping[str, Entry]) -> type[Group]:
                 formatter.write_dl([(name, entry.summary) for name, entry in entries.items()])
 
     return LazyGroup
+
+
+def group_app(entries: Mapping[str, Entry], summary: str) -> typer.Typer:
+    """A group of commands within the program; without one of them it prints its help."""
+    app = typer.Typer(
+        cls=group_class(entries), invoke_without_command=True, rich_markup_mode=None, add_completion=False
+    )
+
+    @app.callback(help=f"{summary}\n\nCOMMAND -h shows a command's options and examples.")
+    def _group(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help(), err=True)
+            raise typer.Exit(_EXIT_COULD_NOT_RUN)
+
+    return app
 
 
 def _import(name: str, entry: Entry) -> Any:  # noqa: ANN401

@@ -2,11 +2,7 @@
 
 from typing import Final
 
-import typer
-
-from fastvlm_convert.cli.commands import Entry, group_class
-
-_EXIT_COULD_NOT_RUN: Final = 2
+from fastvlm_convert.cli.commands import Entry, group_app
 
 COMMANDS: Final = {
     "check": Entry("fastvlm_convert.cli.bundle.check", "Check every file of a bundle against its manifest."),
@@ -24,17 +20,4 @@ COMMANDS: Final = {
     ),
 }
 
-app = typer.Typer(
-    cls=group_class(COMMANDS), invoke_without_command=True, rich_markup_mode=None, add_completion=False
-)
-
-
-@app.callback()
-def _group(context: typer.Context) -> None:
-    """Check, compare, pack and sign bundles; feed an app's tests.
-
-    COMMAND -h shows a command's options and examples.
-    """
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), err=True)
-        raise typer.Exit(_EXIT_COULD_NOT_RUN)
+app = group_app(COMMANDS, "Check, compare, pack and sign bundles; feed an app's tests.")
