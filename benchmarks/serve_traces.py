@@ -12,24 +12,22 @@ import asyncio
 import json
 import math
 import random
-import threading
+import sys
 import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 
-from PIL import Image
-
-from fastvlm_convert.prompt import user_message
-from fastvlm_convert.prompt_cache import image_key
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.serve_workers import questions
 from fastvlm_convert.serve.admission import Admission
 from fastvlm_convert.serve.autoscaler import Autoscaler, Scaling
-from fastvlm_convert.serve.engine import Question, Sampling
+from fastvlm_convert.serve.engine import Question
 from fastvlm_convert.serve.engines.processes import ProcessesEngine, Workers
 from fastvlm_convert.serve.errors import RequestError
 from fastvlm_convert.serve.scaling import Limits
-from fastvlm_convert.serve.served_bundle import ServedBundle, open_served_bundle
+from fastvlm_convert.serve.served_bundle import open_served_bundle
 from fastvlm_convert.serve.traffic import Traffic
 
 SECONDS, INTERVAL_S = 40.0, 2.0
@@ -40,17 +38,6 @@ PATTERNS: dict[str, tuple[str, Callable[[float], float]]] = {
     "ramp": ("from 0.1 to 2 in 40 s", lambda t: 0.1 + 1.9 * t / SECONDS),
     "sawtooth": ("from 0 to 2 in 10 s, four times", lambda t: 2 * math.fmod(t, 10) / 10),
 }
-
-
-def questions(bundle: ServedBundle, folder: Path) -> list[Question]:
-    """The demo's questions, without a deadline."""
-    found = []
-    for entry in json.loads((folder / "questions.json").read_text()):
-        with Image.open(folder / entry["image"]) as image:
-            prompt = bundle.prompt([user_message(entry["question"], [image.convert("RGB")])])
-        keys = tuple(map(image_key, prompt.images))
-        found.append(Question("trace", prompt, keys, Sampling(64), math.inf, threading.Event()))
-    return found
 
 
 class Load:
