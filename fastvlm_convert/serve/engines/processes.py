@@ -124,7 +124,6 @@ class ProcessesEngine:
             bundle=str(bundle.path),
             target=bundle.target,
             threads=workers.threads,
-            spinning=False,  # a busy loop takes cores from the other workers, and from the server
             feature_cache_bytes=workers.feature_cache_bytes // share,
             prefix_cache_bytes=workers.prefix_cache_bytes // share,
         )

@@ -32,7 +32,6 @@ class Load:
         bundle: Folder of the bundle.
         target: Which of its formats.
         threads: That compute one operation; None leaves it to the runtime.
-        spinning: Whether they wait in a busy loop.
         feature_cache_bytes: Most bytes of image features that it keeps.
         prefix_cache_bytes: Most bytes of prompts' keys and values that it keeps.
     """
@@ -40,7 +39,6 @@ class Load:
     bundle: str
     target: str
     threads: int | None
-    spinning: bool
     feature_cache_bytes: int
     prefix_cache_bytes: int
 

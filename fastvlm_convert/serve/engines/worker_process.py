@@ -97,9 +97,8 @@ class _Inbox:
 def _serve(inbox: _Inbox, replies: BinaryIO) -> None:
     load = inbox.load()
     try:
-        loaded = load_bundle(
-            load.bundle, known_target(load.target), threads=load.threads, spinning=load.spinning
-        )
+        # A busy loop would take cores from the other workers, and from the server.
+        loaded = load_bundle(load.bundle, known_target(load.target), threads=load.threads, spinning=False)
     except ConversionError as error:
         send_frame(replies, failed_frame(error))
         return
