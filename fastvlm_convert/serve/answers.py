@@ -266,7 +266,8 @@ class _Flight:
                 raise replace(self._error) from self._error.__cause__
             news = self._news
             try:
-                await asyncio.wait_for(news.wait(), max(0.0, deadline - clock()))
+                async with asyncio.timeout(max(0.0, deadline - clock())):
+                    await news.wait()
             except TimeoutError:
                 raise DeadlineError(
                     "the answer was not there in time; ask for fewer tokens, or try again when there is "

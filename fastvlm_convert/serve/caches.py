@@ -183,7 +183,8 @@ class AnswerCache:
             return None
         reading = asyncio.get_running_loop().run_in_executor(self._disk, self._l2.get, key)
         try:
-            value = await asyncio.wait_for(reading, _DISK_S)
+            async with asyncio.timeout(_DISK_S):
+                value = await reading
             return None if value is None else from_plain(KeptAnswer, value)
         except (TimeoutError, ConversionError):
             return None

@@ -48,5 +48,6 @@ class Lifecycle:
         """
         kept = min(_LAST_WORDS_S, _LAST_WORDS_SHARE * seconds)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), seconds - kept)
+            async with asyncio.timeout(seconds - kept):
+                await self._idle.wait()
         return self._idle.is_set()

@@ -330,3 +330,33 @@ def test_answers_outlive_the_server_where_a_folder_is_named(tmp_path: Path):
         await second.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_leaving_in_the_moment_a_piece_comes_ends_the_question(steps):
+    """Python 3.11's `wait_for` forgets a cancellation that comes together with its result."""
+
+    class Engine(ScriptedEngine):
+        async def _step(self, question: Question, command: str) -> None:
+            while not question.cancelled.is_set() and not piece_is_due.is_set():
+                await asyncio.sleep(0)
+            piece_is_due.clear()
+            if question.cancelled.is_set():
+                raise DeadlineError("nobody waits", code="deadline")
+
+    piece_is_due = threading.Event()
+    engine = Engine(pieces=("x",) * 1_000, step_s=1.0)
+
+    async def leave() -> None:
+        bench = Bench(engine)
+        asking = asyncio.create_task(bench.ask())
+        while not engine.running:
+            await asyncio.sleep(0)
+        piece_is_due.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait({asking}, timeout=0.5)
+        assert asking.cancelled()
+
+    asyncio.run(leave())

@@ -329,7 +329,8 @@ class ProcessesEngine:
         """Wait until a worker became idle or ended, or a moment."""
         self._change.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._change.wait(), _POLL_S)
+            async with asyncio.timeout(_POLL_S):
+                await self._change.wait()
 
     def _remember_lookups(self, worker: Worker) -> None:
         """Counts go on when a worker's process is another."""

@@ -271,7 +271,8 @@ class RayEngine:
     async def _keep_looking(self, deployed: Deployed) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), _POLL_S)
+                async with asyncio.timeout(_POLL_S):
+                    await self._look.wait()
             self._look.clear()
             self._replicas.states = await asyncio.to_thread(deployed.states)
 

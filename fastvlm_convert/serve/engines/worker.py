@@ -109,7 +109,8 @@ class Worker:
         self._outbox.put_nowait(load_frame(self._launch.load))
         is_ready = False
         try:
-            first = await asyncio.wait_for(self._first_frame(self._process.stdout), self._launch.start_s)
+            async with asyncio.timeout(self._launch.start_s):
+                first = await self._first_frame(self._process.stdout)
             is_ready = True
         except TimeoutError as error:
             what = f"worker {self.number} was not ready after {self._launch.start_s:g} s"
@@ -272,7 +273,8 @@ class Worker:
             assert self._process.stdin
             self._process.stdin.close()
         try:
-            await asyncio.wait_for(self._exit_code(), _END_S)
+            async with asyncio.timeout(_END_S):
+                await self._exit_code()
         except TimeoutError:
             self.kill()
         await self.ended()
