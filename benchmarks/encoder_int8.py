@@ -9,14 +9,12 @@ coremltools.
 
 import argparse
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.quantize_answers import CALIBRATION, DEGRADED_SEED, FLOAT, fixed, pictures, through
 from benchmarks.quantize_layers import coreml_numerics
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint

@@ -1,7 +1,7 @@
 """What escalation in `serve` costs and gains: accuracy and CPU time for every threshold.
 
-    python benchmarks/serve_escalation.py SMALL LARGE [--pictures 60] [--taken well|badly|twice]
-    python benchmarks/serve_escalation.py --crude [CHECKPOINT]
+    python -m benchmarks.serve_escalation SMALL LARGE [--pictures 60] [--taken well|badly|twice]
+    python -m benchmarks.serve_escalation --crude [CHECKPOINT]
 
 SMALL and LARGE are ONNX bundles of the demo or of its siblings. `--crude` exports two: one at 4 bits a weight
 with one scale a channel in the encoder, coarser than any shipped recipe, and one in float32.
