@@ -39,6 +39,8 @@ LINES = [
         "cache_entries",
         "dataclass_io",
         "peak_memory",
+        "available_memory",
+        "stage_costs",
         "processors",
         "amounts",
         "outcomes",

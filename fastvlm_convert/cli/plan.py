@@ -17,6 +17,7 @@ from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import (
     AdapterOption,
     CheckpointArgument,
+    MaxMemoryOption,
     ProjectorOption,
     StoredRecipeOption,
     TargetOption,
@@ -25,6 +26,7 @@ from fastvlm_convert.cli.options import (
 )
 from fastvlm_convert.cli.store_texts import FitFacts, fit_facts, fit_text
 from fastvlm_convert.pipeline import PlanResult, plan
+from fastvlm_convert.predict.memory import StageNeed
 from fastvlm_convert.quantized.layer_groups import LayerGroup, group_layers
 from fastvlm_convert.quantized.layer_report import scheme_text
 from fastvlm_convert.recipe import Solver, load_recipe
@@ -84,6 +86,7 @@ class PlanDocument(Document, name="plan"):
         kv_cache_bytes: By target and tokens.
         context_length: Tokens that the recipe asks for.
         peak_memory_bytes: What the export needs, estimated.
+        stages: What its stages need.
         needs_data: Whether a solver needs data.
         notes: What the user should know.
         stores: Whether the bundle fits them.
@@ -100,6 +103,7 @@ class PlanDocument(Document, name="plan"):
     kv_cache_bytes: dict[Target, dict[str, int]]
     context_length: int
     peak_memory_bytes: int
+    stages: tuple[StageNeed, ...]
     needs_data: bool
     notes: tuple[str, ...]
     stores: tuple[FitFacts, ...]
@@ -113,6 +117,7 @@ def command(
     adapter: AdapterOption = None,
     projector: ProjectorOption = None,
     vision_tower: VisionTowerOption = None,
+    max_memory: MaxMemoryOption = None,
 ) -> None:
     """Predict an export: layers, file sizes and memory.
 
@@ -124,6 +129,7 @@ def command(
         open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower),
         recipe=settings,
         targets=targets,
+        max_memory=max_memory,
     )
     facts = describe(result)
     report(context, "passed", facts, lambda: _print(facts, result, flags_of(context).quiet))
@@ -152,6 +158,7 @@ def describe(result: PlanResult) -> PlanDocument:
         },
         context_length=context_length,
         peak_memory_bytes=result.peak_memory_bytes,
+        stages=result.stages,
         needs_data=planned.is_calibrated,
         notes=tuple(result.notes),
         stores=tuple(fit_facts(fit) for fit in result.stores),
@@ -190,7 +197,7 @@ def _stored_bytes(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _print(facts: PlanDocument, result: PlanResult, quiet: bool) -> None:
-    for table in (_groups_table(facts), _files_table(facts), _cache_table(facts)):
+    for table in (_groups_table(facts), _files_table(facts), _cache_table(facts), _stages_table(facts)):
         out.print(table)
         out.print()
     out.print(
@@ -202,8 +209,6 @@ def _print(facts: PlanDocument, result: PlanResult, quiet: bool) -> None:
         out.print(fit_text(fit), soft_wrap=True)
     for note in () if quiet else facts.notes:
         err.print(escape(note), soft_wrap=True)
-    if facts.needs_data and not quiet:
-        err.print("calibration runs the reference model, so the memory is a rough estimate", soft_wrap=True)
 
 
 def _groups_table(facts: PlanDocument) -> Table:
@@ -254,4 +259,11 @@ def _cache_table(facts: PlanDocument) -> Table:
     table = plain_table("KV cache", *contexts, right=contexts)
     for target, sizes in caches.items():
         table.add_row(target, *(size_text(size) for size in sizes.values()))
+    return table
+
+
+def _stages_table(facts: PlanDocument) -> Table:
+    table = plain_table("stage of the export", "memory", right=("memory",))
+    for need in facts.stages:
+        table.add_row(need.stage, f"about {size_text(need.peak_memory_bytes)}")
     return table

@@ -22,7 +22,7 @@ from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.stages import ANSWERS
 from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.recipe import CalibrationSettings
-from fastvlm_convert.user_cache import About, about_path, save_about, touch
+from fastvlm_convert.user_cache import About, about_path, current_tally, save_about, touch
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
 
@@ -124,6 +124,7 @@ def collect_samples(
     key = (checkpoint.sha256, calibration.sha256, images, form, limits)
     path = ANSWERS.path(hashlib.sha256(repr(key).encode()).hexdigest())
     answers = _load_answers(path)
+    current_tally().note(ANSWERS, path.name, answers is not None)
     if answers is None:
         requests = [
             _Request(prompt, question.answer, limit)
