@@ -68,4 +68,3 @@ def test_what_is_no_size(cli, size):
     result = cli(*PLAN, "--max-memory", size, "--json")
     assert (result.code, result.document["error"]["code"]) == (2, "usage")
     assert "4GB" in result.document["error"]["message"]
-
