@@ -1,6 +1,6 @@
 """Signal to noise of the image tokens with the encoder and projector at int8, per output channel.
 
-    python benchmarks/encoder_int8.py CHECKPOINT...
+    python -m benchmarks.encoder_int8 CHECKPOINT...
 
 Compares what coremltools' `linear_quantize_weights` computes, our search (recipe int8) and our GPTQ, on the
 same layers and on held-out pictures of the demo generator, clean and badly taken. Limit: 3 dB above

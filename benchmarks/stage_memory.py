@@ -1,7 +1,7 @@
 """Memory of every stage of an export beside what `plan` predicts of it.
 
-    python benchmarks/stage_memory.py CHECKPOINT --recipe int4 --target onnx
-    python benchmarks/stage_memory.py CHECKPOINT --recipe int4 --target onnx --samples 16
+    python -m benchmarks.stage_memory CHECKPOINT --recipe int4 --target onnx
+    python -m benchmarks.stage_memory CHECKPOINT --recipe int4 --target onnx --samples 16
 
 Without `--samples` nothing is calibrated. With it, the demo generator's pictures and questions are used, and
 its answers too, because a model of random weights (random_checkpoint.py) would never end one. The limit: the
