@@ -66,11 +66,7 @@ class FloatSettings:
     """Precision of a component whose weights are stored as floats."""
 
     storage: FloatName = field(metadata=about("Dtype of the weights in the file."))
-    compute: FloatName = field(
-        metadata=about(
-            "Dtype of the arithmetic; in ONNX also of the KV cache, which in Core ML is always float16."
-        )
-    )
+    compute: FloatName = field(metadata=about("Dtype of the arithmetic."))
     float32_ops: tuple[str, ...] = setting(
         (), "Names of operations that compute in float32 regardless; `*` matches any text."
     )
@@ -82,6 +78,31 @@ class FloatSettings:
     def __post_init__(self) -> None:
         if self.compute == "float16" and self.storage == "float32":
             raise RecipeError("compute is 'float16', which needs storage 'float16' too")
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """Precision of the decoder, which may be left to each target."""
+
+    storage: FloatName = field(metadata=about("Dtype of the weights in the file."))
+    compute: FloatName | Literal["auto"] = field(
+        metadata=about(
+            "Dtype of the arithmetic; in ONNX also of the KV cache, which in Core ML is always float16. `auto` "
+            "takes what each target is fast in: float32 in ONNX, float16 elsewhere."
+        )
+    )
+    float32_ops: tuple[str, ...] = setting(
+        (), "Names of operations that compute in float32 regardless; `*` matches any text."
+    )
+
+    def on(self, target_compute: FloatName) -> FloatSettings:
+        """The settings of a target, with its own dtype where they say `auto`."""
+        compute = target_compute if self.compute == "auto" else self.compute
+        return FloatSettings(self.storage, compute, self.float32_ops)
+
+    def __post_init__(self) -> None:
+        if self.compute != "float32" and self.storage == "float32":
+            raise RecipeError(f"compute is '{self.compute}', which needs storage 'float16' too")
 
 
 @dataclass(frozen=True)
@@ -296,7 +317,7 @@ class Recipe:
     name: str = field(metadata=about("What it makes; also the file name."))
     description: str = field(metadata=about("One line that says what it is for."))
     vision: FloatSettings = field(metadata=about("Encoder and projector."))
-    decoder: FloatSettings = field(metadata=about("Decoder layers and head."))
+    decoder: DecoderSettings = field(metadata=about("Decoder layers and head."))
     embed: TableSettings = field(metadata=about("Embedding table."))
     gates: Gates = field(metadata=about("What the result must pass."))
     common: CommonSettings = setting(CommonSettings(), "What every target shares.")

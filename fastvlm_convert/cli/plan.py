@@ -25,6 +25,8 @@ from fastvlm_convert.cli.options import (
     chosen_targets,
 )
 from fastvlm_convert.cli.store_texts import FitFacts, fit_facts, fit_text
+from fastvlm_convert.exporters.backends import decoder_settings
+from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.pipeline import PlanResult, plan
 from fastvlm_convert.predict.memory import StageNeed
 from fastvlm_convert.quantized.layer_groups import LayerGroup, group_layers
@@ -83,6 +85,7 @@ class PlanDocument(Document, name="plan"):
         bits_per_weight: Of all of them.
         files: Bytes of every file but the manifest.
         total_bytes: Of all of them.
+        decoder_compute: What the decoder computes in, by target.
         kv_cache_bytes: By target and tokens.
         context_length: Tokens that the recipe asks for.
         peak_memory_bytes: What the export needs, estimated.
@@ -100,6 +103,7 @@ class PlanDocument(Document, name="plan"):
     bits_per_weight: float
     files: dict[str, int]
     total_bytes: int
+    decoder_compute: dict[Target, FloatName]
     kv_cache_bytes: dict[Target, dict[str, int]]
     context_length: int
     peak_memory_bytes: int
@@ -153,6 +157,9 @@ def describe(result: PlanResult) -> PlanDocument:
         bits_per_weight=stored_bits / num_weights,
         files=dict(result.files),
         total_bytes=result.total_bytes,
+        decoder_compute={
+            target: decoder_settings(planned.recipe, target).compute for target in planned.targets
+        },
         kv_cache_bytes={
             target: {str(n): result.kv_cache_bytes(target, n) for n in contexts} for target in planned.targets
         },
@@ -256,9 +263,9 @@ def _cache_table(facts: PlanDocument) -> Table:
     caches = facts.kv_cache_bytes
     own = facts.context_length
     contexts = [f"{n} tokens{' (recipe)' if int(n) == own else ''}" for n in next(iter(caches.values()))]
-    table = plain_table("KV cache", *contexts, right=contexts)
+    table = plain_table("KV cache", *contexts, "decoder computes in", right=contexts)
     for target, sizes in caches.items():
-        table.add_row(target, *(size_text(size) for size in sizes.values()))
+        table.add_row(target, *(size_text(size) for size in sizes.values()), facts.decoder_compute[target])
     return table
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastvlm_convert.exporters.backends import backend_of
+from fastvlm_convert.exporters.backends import backend_of, decoder_settings
 from fastvlm_convert.float16.repairs import rounded
 from fastvlm_convert.float16.report import MIN_HEADROOM, RangeReport
 from fastvlm_convert.progress import OnShare, ignore_share
@@ -45,7 +45,8 @@ class Activations:
 def uses_float16(recipe: Recipe, targets: Sequence[Target]) -> bool:
     """Whether a recipe rounds any activation to float16."""
     cached = any(backend_of(target).has_float16_cache(recipe) for target in targets)
-    return cached or "float16" in (recipe.vision.compute, recipe.decoder.compute)
+    computed = {decoder_settings(recipe, target).compute for target in targets}
+    return cached or "float16" in {recipe.vision.compute, *computed}
 
 
 def check_activations(

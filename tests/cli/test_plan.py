@@ -52,7 +52,7 @@ def test_document(cli):
     assert document["bits_per_weight"] == pytest.approx(bits / document["num_weights"])
     assert document["total_bytes"] == sum(document["files"].values())
     assert document["kv_cache_bytes"]["onnx"] == {
-        str(n): 2 * 2 * 4 * 4 * 32 * n for n in (1024, 2048, 4096)
+        str(n): 4 * 2 * 4 * 4 * 32 * n for n in (1024, 2048, 4096)
     }  # fmt: skip
     assert document["needs_data"]
     stages = {stage["stage"]: stage["peak_memory_bytes"] for stage in document["stages"]}
@@ -73,7 +73,7 @@ def test_for_people(cli):
     lines = [line.split("about") for line in result.out.splitlines()]
     assert "token weights" in [line[0].strip() for line in lines if len(line) == 2]
     for text in (
-        "1x1 convolutions", "int8 channel", "onnx/decoder_model_merged_q4f16.onnx_data",
+        "1x1 convolutions", "int8 channel", "onnx/decoder_model_merged_q4.onnx_data",
         "1.5 MB", "2048 tokens (recipe)", "6.23 bits per weight over 4.81 M weights",
     ):  # fmt: skip
         assert text in result.out, result.out

@@ -10,6 +10,7 @@ from fastvlm_convert.exporters.mlx.groups import (
     planned_layers,
     shared_group_size,
 )
+from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme
 from fastvlm_convert.recipe import Recipe
@@ -17,6 +18,7 @@ from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import is_language, part_of
 from fastvlm_convert.weights.published import DEPTHS, WIDTHS
 
+AUTO_COMPUTE: Final[FloatName] = "float16"  # as MLX models are shipped
 _SIZES: Final = "32, 64 or 128"
 
 
@@ -80,7 +82,7 @@ def notes(config: ModelConfig, recipe: Recipe, layers: Sequence[QuantizedLayer])
 
 def _is_rounded(layer: QuantizedLayer, recipe: Recipe) -> bool:
     """Whether float16 holds the products of a layer's scales and zero points."""
-    settings = recipe.decoder if is_language(layer.layer) else recipe.vision
+    settings = recipe.decoder.on(AUTO_COMPUTE) if is_language(layer.layer) else recipe.vision
     scheme = layer.scheme
     return isinstance(scheme, AffineScheme) and not scheme.symmetric and settings.compute == "float16"
 
