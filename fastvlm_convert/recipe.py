@@ -61,15 +61,16 @@ class CommonSettings:
         check_ranges(self, "max_context_length")
 
 
+_FLOAT32_OPS: Final = "Names of operations that compute in float32 regardless; `*` matches any text."
+
+
 @dataclass(frozen=True)
 class FloatSettings:
     """Precision of a component whose weights are stored as floats."""
 
     storage: FloatName = field(metadata=about("Dtype of the weights in the file."))
     compute: FloatName = field(metadata=about("Dtype of the arithmetic."))
-    float32_ops: tuple[str, ...] = setting(
-        (), "Names of operations that compute in float32 regardless; `*` matches any text."
-    )
+    float32_ops: tuple[str, ...] = setting((), _FLOAT32_OPS)
 
     def computes_in(self, op: str) -> FloatName:
         """Dtype in which the operation with this name computes."""
@@ -87,13 +88,10 @@ class DecoderSettings:
     storage: FloatName = field(metadata=about("Dtype of the weights in the file."))
     compute: FloatName | Literal["auto"] = field(
         metadata=about(
-            "Dtype of the arithmetic; in ONNX also of the KV cache, which in Core ML is always float16. `auto` "
-            "takes what each target is fast in: float32 in ONNX, float16 elsewhere."
+            "Dtype of the arithmetic, in ONNX also of the KV cache; `auto`: float32 in ONNX, float16 elsewhere."
         )
     )
-    float32_ops: tuple[str, ...] = setting(
-        (), "Names of operations that compute in float32 regardless; `*` matches any text."
-    )
+    float32_ops: tuple[str, ...] = setting((), _FLOAT32_OPS)
 
     def on(self, target_compute: FloatName) -> FloatSettings:
         """The settings of a target, with its own dtype where they say `auto`."""
