@@ -88,15 +88,14 @@ class DecoderSettings:
     storage: FloatName = field(metadata=about("Dtype of the weights in the file."))
     compute: FloatName | Literal["auto"] = field(
         metadata=about(
-            "Dtype of the arithmetic, in ONNX also of the KV cache; `auto`: float32 in ONNX, float16 elsewhere."
+            "Dtype of arithmetic, in ONNX also of the KV cache; auto: float32 in ONNX, else float16."
         )
     )
     float32_ops: tuple[str, ...] = setting((), _FLOAT32_OPS)
 
-    def on(self, target_compute: FloatName) -> FloatSettings:
+    def on(self, own: FloatName) -> FloatSettings:
         """The settings of a target, with its own dtype where they say `auto`."""
-        compute = target_compute if self.compute == "auto" else self.compute
-        return FloatSettings(self.storage, compute, self.float32_ops)
+        return FloatSettings(self.storage, own if self.compute == "auto" else self.compute, self.float32_ops)
 
     def __post_init__(self) -> None:
         if self.compute != "float32" and self.storage == "float32":
