@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from quantize_cost import write_calibration
 
+from benchmarks.quantize_cost import write_calibration
 from fastvlm_convert.recipe import Recipe, load_recipe, without_data
 
 MB = 1e6
