@@ -48,7 +48,7 @@ LINES = [
     ],
     ["pictures", "preprocess", "prompt", "messages", "metrics", "intervals"],
     ["session", "prompt_cache", "prompt_reading", "generate", "answer_stream", "demo", "questions", "gates"],
-    ["recipe", "recipe_schema", "resolved_recipe", "manifest", "manifest_schema"],
+    ["recipe_settings", "recipe", "recipe_schema", "resolved_recipe", "manifest", "manifest_schema"],
     ["weights"],
     ["quantized"],
     ["checkpoint"],
