@@ -48,6 +48,9 @@ VALUE_CACHE_OUT: Final = "v_cache_out"
 DECODE: Final = "decode"  # functions of the decoder package
 PREFILL: Final = "prefill"
 EMBED: Final = "embed"
+# Between the packages of a decoder that is stored in several: [1, tokens, hidden].
+HIDDEN_STATES: Final = "hidden_states"
+HIDDEN_STATES_OUT: Final = "hidden_states_out"
 MAIN: Final = "main"  # the function of a component that has but one
 MERGE: Final = "merge"  # the ONNX embedding that puts image features in the places of `<image>`
 
@@ -138,6 +141,11 @@ def onnx_merge_name(embed_file: str) -> str:
 def onnx_data_name(graph_file: str) -> str:
     """File name of a graph's external data; clients derive it from the graph's own name."""
     return f"{graph_file}_data"
+
+
+def numbered(name: str, package: int | None) -> str:
+    """Name of a function or a package of a decoder in several packages; None is the last, which ends it."""
+    return name if package is None else f"{name}_{package}"
 
 
 APPLE_FOLDER: Final = "apple-app"  # of a bundle: what Apple's own app loads

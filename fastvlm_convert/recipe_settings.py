@@ -290,6 +290,12 @@ class CoreMLSettings:
         "computed in equal parts of at most this size; `never` leaves them whole.",
         minimum=MIN_WIDTH,
     )
+    split_larger_than_mb: int | Literal["never"] = setting(
+        "never",
+        "A decoder with more megabytes of weights is stored in packages of at most this many, which run "
+        "one after the other; `never` leaves it whole.",
+        minimum=1,
+    )
     drop_in: bool = setting(False, "Whether to add the vision package that Apple's own app loads.")
 
     def __post_init__(self) -> None:
@@ -297,4 +303,8 @@ class CoreMLSettings:
         if self.split_wider_than != "never" and self.split_wider_than < MIN_WIDTH:
             raise RecipeError(
                 f"split_wider_than is {self.split_wider_than}, expected at least {MIN_WIDTH}, or 'never'"
+            )
+        if self.split_larger_than_mb != "never" and self.split_larger_than_mb < 1:
+            raise RecipeError(
+                f"split_larger_than_mb is {self.split_larger_than_mb}, expected at least 1, or 'never'"
             )

@@ -47,9 +47,9 @@ _CUT: Final = frozenset({"gather", "slice_by_index", "slice_by_size"})
 # Their open dimensions are those of their inputs, one axis beside the other from the last.
 _ALIGNED: Final = frozenset(
     {
-        "abs", "add", "cast", "gelu", "less_equal", "linear", "logical_and", "maximum", "minimum", "mul",
-        "real_div", "reduce_max", "reduce_mean", "rsqrt", "select", "silu", "softmax", "split", "square",
-        "sub",
+        "abs", "add", "cast", "gelu", "identity", "less_equal", "linear", "logical_and", "maximum", "minimum",
+        "mul", "real_div", "reduce_max", "reduce_mean", "rsqrt", "select", "silu", "softmax", "split",
+        "square", "sub",
     }
 )  # fmt: skip
 

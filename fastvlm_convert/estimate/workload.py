@@ -1,6 +1,6 @@
 """What a target of a bundle takes: bytes and multiplications of a picture, of its prompt and of a token."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -123,23 +123,23 @@ def _coreml(bundle: Path, manifest: Manifest) -> TargetWork:
 
     coreml_contract.check_manifest(manifest)
     contract = manifest.contract
-    vision, decode = manifest.artifact("coreml", "vision"), manifest.artifact("coreml", "decoder", DECODE)
-    embed = manifest.artifact("coreml", "embed")
-    names = {a.function for a in manifest.artifacts if (a.target, a.component) == ("coreml", "decoder")}
-    path, prefill = bundle / _package(decode), PREFILL if PREFILL in names else DECODE
+    vision, embed = manifest.artifact("coreml", "vision"), manifest.artifact("coreml", "embed")
+    decoding = coreml_contract.chain(manifest, DECODE)
+    prefilling = coreml_contract.chain(manifest, PREFILL) or decoding
     tokens = contract.num_image_tokens
-    chunk, is_flexible = chunk_of(path, prefill, INPUTS_EMBEDS)
+    first = prefilling[0]
+    chunk, is_flexible = chunk_of(bundle / _package(first), first.function, INPUTS_EMBEDS)
     calls = [chunk] * ceil_div(tokens, chunk)
     if is_flexible and tokens % chunk:
         calls[-1] = tokens % chunk
     total = Work()
     for count in dict.fromkeys(calls):
-        work = mil_work(path, prefill, count)
+        work = _chain_work(bundle, prefilling, count)
         for _ in range(calls.count(count)):
             total += work
     # The program reads its whole cache, however little of it is filled.
-    token = mil_work(path, embed.function, 1) + mil_work(path, DECODE, 1)
-    caches = [spec for spec in decode.inputs if spec.name in (KEY_CACHE, VALUE_CACHE)]
+    token = mil_work(bundle / _package(embed), embed.function, 1) + _chain_work(bundle, decoding, 1)
+    caches = [spec for step in decoding for spec in step.inputs if spec.name in (KEY_CACHE, VALUE_CACHE)]
     return TargetWork(
         target="coreml",
         num_image_tokens=tokens,
@@ -148,9 +148,16 @@ def _coreml(bundle: Path, manifest: Manifest) -> TargetWork:
         prefill=total,
         decode_after_picture=token,
         decode_at_context=token,
-        file_bytes=_file_bytes(manifest, (vision, embed, decode)),
+        file_bytes=_file_bytes(manifest, (vision, embed, *decoding)),
         cache_bytes=_bytes(caches, contract.context_length),
     )
+
+
+def _chain_work(bundle: Path, functions: Sequence[Artifact], tokens: int) -> Work:
+    """Of one step of a decoder, which may lie in several packages."""
+    from fastvlm_convert.estimate.mil_work import mil_work
+
+    return sum((mil_work(bundle / _package(f), f.function, tokens) for f in functions), Work())
 
 
 def _mlx(bundle: Path, manifest: Manifest) -> TargetWork:

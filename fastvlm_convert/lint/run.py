@@ -113,7 +113,8 @@ def read_facts(bundle: Path) -> Facts:
     try:
         found = {
             "onnx": duplicates(bundle, (t for g in graphs for t in g.tensors)),
-            "coreml": duplicates(bundle, (t for p in programs for t in p.tensors)),
+            # A package cannot read another's weights, so only a copy within one is more than is needed.
+            "coreml": tuple(group for p in programs for group in duplicates(bundle, p.tensors)),
         }
     except OSError as error:
         raise BundleError(f"cannot read: {error.strerror}", where=error.filename) from error

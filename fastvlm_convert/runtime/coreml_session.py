@@ -1,6 +1,6 @@
 """A Core ML bundle as a session: executed by Core ML on a Mac, by our interpreter anywhere."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -10,6 +10,8 @@ from fastvlm_convert.errors import BundleError, shortened
 from fastvlm_convert.io_names import (
     DECODE,
     EMBED,
+    HIDDEN_STATES,
+    HIDDEN_STATES_OUT,
     IMAGE,
     IMAGE_FEATURES,
     INPUT_IDS,
@@ -29,7 +31,7 @@ from fastvlm_convert.mil import Interpreter, OpResult, State
 from fastvlm_convert.preprocess import picture_of
 from fastvlm_convert.runtime.contract import AGAIN
 from fastvlm_convert.runtime.core_ml import has_core_ml
-from fastvlm_convert.runtime.coreml_contract import check_manifest
+from fastvlm_convert.runtime.coreml_contract import chain, check_manifest
 from fastvlm_convert.runtime.threads import Threads, refuse_threads
 
 _TARGET: Final = "coreml"
@@ -100,33 +102,41 @@ class InterpretedPackage:
 
 
 class CoreMLSession:
-    """Runs the vision and decoder packages of a bundle; implements `session.Session`."""
+    """Runs the vision and decoder packages of a bundle; implements `session.Session`.
 
-    def __init__(self, manifest: Manifest, vision: Runner, decoder: Runner) -> None:
-        self.executed_by = decoder.executed_by
+    Args:
+        manifest: The bundle's manifest, checked.
+        vision: The encoder.
+        decoder: The packages of the decoder in the order in which they run.
+    """
+
+    def __init__(self, manifest: Manifest, vision: Runner, decoder: Sequence[Runner]) -> None:
+        self.executed_by = vision.executed_by
         self.context_length = manifest.contract.context_length
         self.num_image_tokens = manifest.contract.num_image_tokens
         self._vision = vision
-        self._decoder = decoder
-        self._functions = {
-            a.function: a for a in manifest.artifacts if a.target == _TARGET and a.component != "vision"
-        }
+        self._decoder = tuple(decoder)
+        # A tied embedding lies in the package of the head, which is the last, another in the first.
+        has_embedding = manifest.artifact(_TARGET, "embed").files == chain(manifest, DECODE)[-1].files
+        self._embedder = self._decoder[-1 if has_embedding else 0]
+        self._decode = chain(manifest, DECODE)
+        self._prefill = chain(manifest, PREFILL) or self._decode
         self._vision_artifact = manifest.artifact(_TARGET, "vision")
         self._images = manifest.contract.images
         self._chunk = manifest.recipe.coreml.prefill_chunk
         self._pads = manifest.recipe.coreml.sequence_lengths != "range"
         self._length = 0
-        self._caches: dict[str, np.ndarray] = {}
+        self._caches: list[dict[str, np.ndarray]] = []
 
     @property
-    def packages(self) -> tuple[Runner, Runner]:
+    def packages(self) -> tuple[Runner, ...]:
         """What runs the encoder and the decoder."""
-        return self._vision, self._decoder
+        return self._vision, *self._decoder
 
     @property
     def trouble(self) -> str | None:
         """The operation that first gave NaN or infinity, in words, or None."""
-        return self._vision.trouble or self._decoder.trouble
+        return next((package.trouble for package in self.packages if package.trouble), None)
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden]."""
@@ -144,7 +154,9 @@ class CoreMLSession:
         ids = token_ids.astype(np.int32)[None]
         parts = [
             _output(
-                self._decoder.run(EMBED, {INPUT_IDS: ids[:, start : start + self._chunk]}), INPUTS_EMBEDS, 3
+                self._embedder.run(EMBED, {INPUT_IDS: ids[:, start : start + self._chunk]}),
+                INPUTS_EMBEDS,
+                3,
             )[0]
             for start in range(0, ids.shape[1], self._chunk)
         ]
@@ -153,49 +165,57 @@ class CoreMLSession:
     def prefill(self, inputs_embeds: np.ndarray) -> np.ndarray:
         """Start a new sequence; logits of the last position, float32 [vocab]."""
         self._length = 0
-        self._decoder.reset()
-        self._caches = self._empty_caches()
+        for package in self._decoder:
+            package.reset()
+        self._caches = [_empty_caches(function) for function in self._decode]
         return self.extend(inputs_embeds, 0)
 
     def extend(self, inputs_embeds: np.ndarray, position: int) -> np.ndarray:
         """Append tokens from a multiple of the chunk on; what is skipped is zero, as `prefill` left it."""
         self._length = position
-        function = self._functions.get(PREFILL, self._functions[DECODE])
         logits = np.zeros(0, np.float32)
         for start in range(0, len(inputs_embeds), self._chunk):
-            logits = self._step(function, inputs_embeds[start : start + self._chunk])
+            logits = self._step(self._prefill, inputs_embeds[start : start + self._chunk])
         return logits
 
     def decode(self, inputs_embeds: np.ndarray) -> np.ndarray:
         """Append one token; its logits, float32 [vocab]."""
-        return self._step(self._functions[DECODE], inputs_embeds)
+        return self._step(self._decode, inputs_embeds)
 
-    def _step(self, function: Artifact, embeds: np.ndarray) -> np.ndarray:
+    def _step(self, functions: Sequence[Artifact], embeds: np.ndarray) -> np.ndarray:
+        """Run a chain of functions on the embeddings of some tokens."""
         count = len(embeds)
-        inputs: dict[str, Any] = {POSITION: np.array([self._length], np.int32), **self._caches}
-        if LAST_INDEX in [spec.name for spec in function.inputs]:
-            inputs[LAST_INDEX] = np.array([count - 1], np.int32)
-            takes_one = function.function == DECODE  # an enumerated decode takes one token or a chunk
+        common = {POSITION: np.array([self._length], np.int32)}
+        last = functions[-1]
+        if LAST_INDEX in [spec.name for spec in last.inputs]:
+            takes_one = last.function == DECODE  # an enumerated decode takes one token or a chunk
             if self._pads and not (takes_one and count == 1):
                 # Rows after the last real one are ignored here and overwritten in the cache later.
                 embeds = np.pad(embeds, ((0, self._chunk - count), (0, 0)))
-        inputs[INPUTS_EMBEDS] = embeds[None]
-        outputs = self._decoder.run(function.function, inputs)
-        if self._caches:
-            self._caches = {
-                KEY_CACHE: _output(outputs, KEY_CACHE_OUT, 4),
-                VALUE_CACHE: _output(outputs, VALUE_CACHE_OUT, 4),
-            }
+        hidden, given = embeds[None], INPUTS_EMBEDS
+        for i, (function, package) in enumerate(zip(functions, self._decoder, strict=True)):
+            inputs: dict[str, Any] = {given: hidden, **common, **self._caches[i]}
+            if function is last and LAST_INDEX in [spec.name for spec in last.inputs]:
+                inputs[LAST_INDEX] = np.array([count - 1], np.int32)
+            outputs = package.run(function.function, inputs)
+            if self._caches[i]:
+                self._caches[i] = {
+                    KEY_CACHE: _output(outputs, KEY_CACHE_OUT, 4),
+                    VALUE_CACHE: _output(outputs, VALUE_CACHE_OUT, 4),
+                }
+            if function is not last:
+                hidden, given = _output(outputs, HIDDEN_STATES_OUT, 3), HIDDEN_STATES
         self._length += count
         return _output(outputs, LOGITS, 3)[0, 0].astype(np.float32)
 
-    def _empty_caches(self) -> dict[str, np.ndarray]:
-        """The cache where it is passed in and out; nothing where it is state."""
-        return {
-            spec.name: np.zeros([int(n) for n in spec.shape], spec.dtype)
-            for spec in self._functions[DECODE].inputs
-            if spec.name in (KEY_CACHE, VALUE_CACHE) and not spec.dtype.endswith("_state")
-        }
+
+def _empty_caches(function: Artifact) -> dict[str, np.ndarray]:
+    """The cache where it is passed in and out; nothing where it is state."""
+    return {
+        spec.name: np.zeros([int(n) for n in spec.shape], spec.dtype)
+        for spec in function.inputs
+        if spec.name in (KEY_CACHE, VALUE_CACHE) and not spec.dtype.endswith("_state")
+    }
 
 
 def open_session(
@@ -217,16 +237,17 @@ def open_session(
     """
     refuse_threads(_TARGET, threads)
     check_manifest(manifest)
-    vision, decoder = (
-        (bundle / manifest.artifact(_TARGET, part).files[0]).parent for part in ("vision", "decoder")
+    vision, *decoder = (
+        (bundle / artifact.files[0]).parent
+        for artifact in (manifest.artifact(_TARGET, "vision"), *chain(manifest, DECODE))
     )
     if precision is None and has_core_ml():
         from fastvlm_convert.runtime.coreml_package import CoreMLPackage
 
-        return CoreMLSession(manifest, CoreMLPackage(vision), CoreMLPackage(decoder))
-    precision = precision or "exact"
+        return CoreMLSession(manifest, CoreMLPackage(vision), [CoreMLPackage(path) for path in decoder])
+    chosen = precision or "exact"
     return CoreMLSession(
-        manifest, InterpretedPackage(vision, precision), InterpretedPackage(decoder, precision)
+        manifest, InterpretedPackage(vision, chosen), [InterpretedPackage(path, chosen) for path in decoder]
     )
 
 

@@ -1,12 +1,13 @@
 """Core ML runs its packages on a Mac; elsewhere, and on request beside it, the interpreter does."""
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastvlm_convert.exporters.backends import decoder_settings
 from fastvlm_convert.exporters.coreml.metadata import metadata_of
-from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, VISION_PACKAGE
+from fastvlm_convert.exporters.coreml.paths import FILES, VISION_PACKAGE
 from fastvlm_convert.io_names import IMAGE
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.predict.export_plan import ExportPlan, statement_of
@@ -40,7 +41,7 @@ def coreml_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
         found.append(Execution("coreml", "exact", exact, expose=_values))
         if declares_float16:
             found.append(Execution("coreml fp16", "device", rounded, expose=_values))
-    return [replace(found[0], inspect=_check_packages), *found[1:]]
+    return [replace(found[0], inspect=partial(_check_packages, manifest)), *found[1:]]
 
 
 def _values(
@@ -58,14 +59,15 @@ def _values(
     coreml_values(candidate.session, reference.inputs_of(candidate), on_value)
 
 
-def _check_packages(bundle: Path, plan: ExportPlan) -> list[Check]:
+def _check_packages(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:
     """What the packages say of themselves: metadata that apps read, and the layout of pictures.
 
     Raises:
         BundleError: A package is damaged.
         MissingDependencyError: coremltools is not installed.
     """
-    packages = [VISION_PACKAGE, DECODER_PACKAGE, *([APPLE_PACKAGE] if plan.recipe.coreml.drop_in else [])]
+    first = [PurePosixPath(a.files[0]) for a in manifest.artifacts if a.target == "coreml"]
+    packages = dict.fromkeys(str(file.parent) for file in first if file.name == FILES[0])
     return [_check_package(bundle, package, plan) for package in packages]
 
 

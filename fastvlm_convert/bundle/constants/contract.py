@@ -18,6 +18,7 @@ from fastvlm_convert.io_names import (
     VALUE_CACHE,
     VALUE_CACHE_OUT,
     TensorSpec,
+    numbered,
     past_key,
     past_value,
     present_key,
@@ -183,6 +184,12 @@ def client_contract(manifest: Manifest, manifest_sha256: str, target: Target) ->
     artifacts = {(a.component, a.function): a for a in manifest.artifacts if a.target == target}
     vision, embed = (manifest.artifact(target, part) for part in ("vision", "embed"))
     decoder = artifacts.get(("decoder", DECODE)) or manifest.artifact(target, "decoder")
+    if ("decoder", numbered(DECODE, 1)) in artifacts:
+        raise TargetError(
+            "there are no constants for a decoder in several packages",
+            hint="set coreml.split_larger_than_mb to never and export again; docs/coreml.md shows how an app "
+            "runs several",
+        )
     prefill = artifacts.get(("decoder", PREFILL))
     cache, (chunk, pads_chunks) = kind.cache(decoder), kind.chunks(manifest)
     contract, images, form = manifest.contract, manifest.contract.images, manifest.contract.conversation

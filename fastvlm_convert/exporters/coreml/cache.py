@@ -21,7 +21,7 @@ _OUTPUTS: Final = {KEY_CACHE: KEY_CACHE_OUT, VALUE_CACHE: VALUE_CACHE_OUT}
 
 
 class Cache(Protocol):
-    """Keys and values of all layers, each [layers, num_kv_heads, ctx, head_dim]."""
+    """Keys and values of consecutive layers, each [layers, num_kv_heads, ctx, head_dim]."""
 
     def append(
         self, layer: int, key: Value, value: Value, position: Value, end: Value
@@ -34,20 +34,23 @@ class Cache(Protocol):
         ...
 
 
-def open_cache(graph: Graph, config: DecoderConfig, recipe: Recipe) -> Cache:
-    """Declare the cache among a graph's inputs."""
-    shape = (config.num_layers, config.num_kv_heads, recipe.common.max_context_length, config.head_dim)
+def open_cache(graph: Graph, config: DecoderConfig, recipe: Recipe, layers: range) -> Cache:
+    """Declare the cache of some layers among a graph's inputs."""
+    shape = (config.num_kv_heads, recipe.common.max_context_length, config.head_dim)
     if recipe.coreml.kv_cache == "state":
-        return StateCache(graph, shape, "float16")
-    return TensorCache(graph, shape, recipe.decoder.on(AUTO_COMPUTE).compute)
+        return StateCache(graph, layers, shape, "float16")
+    return TensorCache(graph, layers, shape, recipe.decoder.on(AUTO_COMPUTE).compute)
 
 
 class TensorCache:
     """The cache as inputs and outputs in the arithmetic's dtype, so that a test can judge that alone."""
 
-    def __init__(self, graph: Graph, shape: tuple[int, int, int, int], dtype: FloatName) -> None:
+    def __init__(
+        self, graph: Graph, layers: range, layer_shape: tuple[int, int, int], dtype: FloatName
+    ) -> None:
         self._graph = graph
-        self._shape = shape
+        self._layers = layers
+        self._shape = (len(layers), *layer_shape)
         self._dtype: FloatName = dtype
         self._values = self._declared()
 
@@ -58,7 +61,8 @@ class TensorCache:
         self, layer: int, key: Value, value: Value, position: Value, end: Value
     ) -> tuple[Value, Value]:
         graph, (_, kv_heads, _, head_dim) = self._graph, self._shape
-        before, after = [[layer, 0], position, [0]], [[layer + 1, kv_heads], end, [head_dim]]
+        row = self._layers.index(layer)
+        before, after = [[row, 0], position, [0]], [[row + 1, kv_heads], end, [head_dim]]
         span = (
             graph.plain_op("concat", decoder_op(layer, "cache_begin"), values=before, axis=0),
             graph.plain_op("concat", decoder_op(layer, "cache_end"), values=after, axis=0),
@@ -69,9 +73,9 @@ class TensorCache:
         )
 
     def _append_to(self, cache: str, layer: int, op: str, update: Value, span: tuple[Value, Value]) -> Value:
-        is_last = layer == self._shape[0] - 1
-        self._values[cache] = self._written(cache, op, update, span, is_last)
-        begin, size = [layer, 0, 0, 0], [1, *self._shape[1:]]
+        row = self._layers.index(layer)
+        self._values[cache] = self._written(cache, op, update, span, row == len(self._layers) - 1)
+        begin, size = [row, 0, 0, 0], [1, *self._shape[1:]]
         return self._graph.plain_op(
             "slice_by_size", f"{op}_all", x=self._values[cache], begin=begin, size=size
         )

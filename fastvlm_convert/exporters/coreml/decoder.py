@@ -1,8 +1,11 @@
 """Lower the Qwen2 decoder as a function that appends to the KV cache and gives the logits of one token.
 
-A call is told its position; the causal mask and the rotary embedding are made from it inside. Shapes: n
-tokens of the call.
+A call is told its position; the causal mask and the rotary embedding are made from it inside. A decoder in
+several packages is a chain of such functions, each with the cache of its own layers, which hand over the
+residual stream. Shapes: n tokens of the call.
 """
+
+from dataclasses import dataclass
 
 from fastvlm_convert.exporters.coreml.attention import Step, attend, start_step
 from fastvlm_convert.exporters.coreml.cache import open_cache
@@ -12,17 +15,44 @@ from fastvlm_convert.exporters.coreml.ops import linear, rms_norm, zeros
 from fastvlm_convert.exporters.coreml.support import AUTO_COMPUTE
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE, Value
 from fastvlm_convert.exporters.coreml.weights import dense_rows
-from fastvlm_convert.io_names import INPUTS_EMBEDS, LAST_INDEX, LOGITS, POSITION, decoder_op
+from fastvlm_convert.io_names import (
+    HIDDEN_STATES,
+    HIDDEN_STATES_OUT,
+    INPUTS_EMBEDS,
+    LAST_INDEX,
+    LOGITS,
+    POSITION,
+    decoder_op,
+)
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, float_weight
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.recipe_settings import CoreMLSettings
 from fastvlm_convert.weights.model_config import DecoderConfig
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive layers that one package holds.
+
+    Attributes:
+        layers: Their numbers.
+        is_first: Whether it takes embeddings; else what the stretch before it gives.
+        is_last: Whether the final norm and the head follow; else it gives the residual stream.
+    """
+
+    layers: range
+    is_first: bool
+    is_last: bool
+
+    def has_embedding(self, config: DecoderConfig) -> bool:
+        """Whether its package also holds the embedding: that of the head it is tied to, else the first."""
+        return self.is_last if config.tied else self.is_first
+
+
 def build_decoder(
-    graph: Graph, config: DecoderConfig, weights: MixedSource, recipe: Recipe, tokens: int
+    graph: Graph, config: DecoderConfig, weights: MixedSource, recipe: Recipe, tokens: int, stretch: Stretch
 ) -> None:
-    """Add the whole decoder to a graph.
+    """Add a stretch of the decoder to a graph.
 
     Args:
         graph: An empty graph.
@@ -30,22 +60,31 @@ def build_decoder(
         weights: Canonical names.
         recipe: Cache, lengths and repairs. Its context length is a multiple of its prefill chunk.
         tokens: Tokens that a call appends; `FLEXIBLE` for as many as the recipe's lengths say.
+        stretch: Which layers.
     """
     shape, lengths = (1, tokens, config.hidden_size), _lengths(recipe.coreml, tokens)
-    x = graph.input(INPUTS_EMBEDS, recipe.decoder.on(AUTO_COMPUTE).compute, shape, lengths=lengths)
+    if stretch.is_first:
+        x = graph.input(INPUTS_EMBEDS, recipe.decoder.on(AUTO_COMPUTE).compute, shape, lengths=lengths)
+    else:
+        dtype = graph.dtype(decoder_op(stretch.layers.start - 1, "residual"))
+        x = graph.input(HIDDEN_STATES, dtype, shape, lengths=lengths)
     position = graph.input(POSITION, "int32", (1,))
-    last = None if tokens == 1 else graph.input(LAST_INDEX, "int32", (1,))
-    cache = open_cache(graph, config, recipe)
+    last = graph.input(LAST_INDEX, "int32", (1,)) if stretch.is_last and tokens != 1 else None
+    cache = open_cache(graph, config, recipe, stretch.layers)
     step = start_step(graph, config, recipe, x, position, cache)
-    if config.residual_shift:
+    if stretch.is_first and config.residual_shift:
         scale = scalar(graph.dtype("inputs_scaled"), config.residual_scale)
         x = graph.op("mul", "inputs_scaled", x=x, y=scale)
-    for i in range(config.num_layers):
+    for i in stretch.layers:
         x = _layer(graph, config, weights, i, x, step)
     if last is not None:
         x = _last(graph, "last_residual", x, last)
-    normed = rms_norm(graph, "final_norm", x, float_weight(weights, "decoder.norm.weight"), config)
-    for value in (_logits(graph, config, weights, normed), *cache.outputs()):
+    if stretch.is_last:
+        normed = rms_norm(graph, "final_norm", x, float_weight(weights, "decoder.norm.weight"), config)
+        result = _logits(graph, config, weights, normed)
+    else:
+        result = graph.plain_op("identity", HIDDEN_STATES_OUT, x=x)
+    for value in (result, *cache.outputs()):
         graph.output(value)
 
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastvlm_convert.exporters.coreml.decoder import build_decoder
+from fastvlm_convert.exporters.coreml.decoder import Stretch, build_decoder
 from fastvlm_convert.exporters.coreml.embed import build_embed
 from fastvlm_convert.exporters.coreml.graph import Constant, Graph, check_patterns
-from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, FILES, VISION_PACKAGE
+from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, FILES, VISION_PACKAGE, decoder_package
+from fastvlm_convert.exporters.coreml.stretches import stretches
 from fastvlm_convert.exporters.coreml.support import AUTO_COMPUTE
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE
 from fastvlm_convert.exporters.coreml.vision import build_apple_vision, build_vision
@@ -20,6 +21,7 @@ from fastvlm_convert.io_names import (
     Component,
     PrecisionName,
     TensorSpec,
+    numbered,
     precision_name,
 )
 from fastvlm_convert.manifest import Artifact
@@ -29,6 +31,8 @@ from fastvlm_convert.recipe_settings import FloatSettings
 from fastvlm_convert.weights.model_config import ModelConfig
 
 _MAIN = "main"
+
+Functions = Mapping[Component, list[Graph]]  # of one package
 
 
 class Files(Protocol):
@@ -78,19 +82,36 @@ class _Lowering:
         return self._artifacts(VISION_PACKAGE, settings, {"vision": [graph]})
 
     def decoder_and_embed(self) -> list[Artifact]:
-        settings, coreml, decoder = self.decoder, self.recipe.coreml, self.config.decoder
+        num_layers, limit = self.config.decoder.num_layers, self.recipe.coreml.split_larger_than_mb
+        packages: dict[int | None, Functions] = {}
+        packages[None] = self._functions(Stretch(range(num_layers), is_first=True, is_last=True), None)
+        if limit != "never":
+            parts = stretches(_all(packages), self.config.decoder, limit)
+            numbers: list[int | None] = [*range(1, len(parts)), None]
+            packages = {n: self._functions(part, n) for n, part in zip(numbers, parts, strict=True)}
+        check_patterns("decoder", _all(packages))
+        artifacts = []
+        for number, functions in packages.items():
+            package = decoder_package(number)
+            self.files.save(_all({number: functions}), package)
+            artifacts += self._artifacts(package, self.decoder, functions)
+        return artifacts
+
+    def _functions(self, stretch: Stretch, number: int | None) -> Functions:
+        """The functions of a package: those of some layers, and in one of them the look-up of embeddings."""
+        coreml = self.recipe.coreml
         constants: dict[str, Constant] = {}
         lengths = {DECODE: FLEXIBLE}
         if coreml.sequence_lengths == "fixed":
             lengths = {DECODE: 1, PREFILL: coreml.prefill_chunk}
-        steps = [self._graph(name, constants) for name in lengths]
+        steps = [self._graph(numbered(name, number), constants) for name in lengths]
         for graph, tokens in zip(steps, lengths.values(), strict=True):
-            build_decoder(graph, decoder, self.weights, self.recipe, tokens)
+            build_decoder(graph, self.config.decoder, self.weights, self.recipe, tokens, stretch)
+        if not stretch.has_embedding(self.config.decoder):
+            return {"decoder": steps}
         embed = self._graph(EMBED, constants)
         build_embed(embed, self.weights["decoder.embed_tokens.weight"], coreml.prefill_chunk)
-        check_patterns("decoder", [*steps, embed])
-        self.files.save([*steps, embed], DECODER_PACKAGE)
-        return self._artifacts(DECODER_PACKAGE, settings, {"decoder": steps, "embed": [embed]})
+        return {"decoder": steps, "embed": [embed]}
 
     @property
     def widest(self) -> float:
@@ -114,9 +135,7 @@ class _Lowering:
         self.files.save([graph], APPLE_PACKAGE)
         return self._artifacts(APPLE_PACKAGE, settings, {"vision": [graph]})
 
-    def _artifacts(
-        self, package: str, settings: FloatSettings, graphs: Mapping[Component, list[Graph]]
-    ) -> list[Artifact]:
+    def _artifacts(self, package: str, settings: FloatSettings, graphs: Functions) -> list[Artifact]:
         return [
             Artifact(
                 target="coreml",
@@ -137,6 +156,11 @@ class _Lowering:
         if package == APPLE_PACKAGE:
             return precision_name(self.recipe.vision.storage, "float32", None)
         return precisions_of(self.weights, self.recipe, self.decoder)[component]
+
+
+def _all(packages: Mapping[int | None, Functions]) -> list[Graph]:
+    """The functions of some packages."""
+    return [graph for package in packages.values() for graphs in package.values() for graph in graphs]
 
 
 def _input_specs(graph: Graph) -> tuple[TensorSpec, ...]:

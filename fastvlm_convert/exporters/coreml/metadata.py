@@ -6,18 +6,21 @@ from typing import Final
 
 from fastvlm_convert import __version__
 from fastvlm_convert import io_names as names
-from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, VISION_PACKAGE
+from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, VISION_PACKAGE, decoder_package
 from fastvlm_convert.exporters.coreml.vision import APPLE_INPUT
 from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.recipe import Recipe
 
 AUTHOR: Final = "fastvlm-convert, from a FastVLM checkpoint"
 
-DESCRIPTIONS: Final = {
+_DESCRIPTIONS: Final = {
     VISION_PACKAGE: "FastVLM image encoder and projector: a picture to image tokens.",
-    DECODER_PACKAGE: "FastVLM language model: embeddings to the next token's logits, with a KV cache.",
+    decoder_package(None): "FastVLM language model: embeddings to the next token's logits, with a KV cache.",
     APPLE_PACKAGE: "FastVLM image encoder without projector, for Apple's FastVLM app.",
 }
+_STRETCH: Final = (
+    "Layers of FastVLM's language model, with their KV cache; the packages run one after the other."
+)
 _VISION: Final = {
     names.IMAGE: "RGB picture, made square as image_mode says; scaled to 0..1 inside",
     names.PIXEL_VALUES: "RGB in 0..1, channels first; the picture is made square as image_mode says",
@@ -40,17 +43,15 @@ _DECODER: Final = {
     names.VALUE_CACHE: "values of all layers; zeros for a new conversation",
     names.KEY_CACHE_OUT: "k_cache for the next call",
     names.VALUE_CACHE_OUT: "v_cache for the next call",
+    names.HIDDEN_STATES: "hidden_states_out of the package before",
+    names.HIDDEN_STATES_OUT: "what the next package takes as hidden_states",
     names.LOGITS: "a score for each token id to come next",
 }
 _APPLE: Final = {
     APPLE_INPUT: "RGB in 0..1, channels first",
     names.IMAGE_FEATURES: "features of the encoder, not yet projected: the app does that itself",
 }
-FEATURES: Final[dict[str, dict[str, str]]] = {
-    VISION_PACKAGE: _VISION,
-    DECODER_PACKAGE: _DECODER,
-    APPLE_PACKAGE: _APPLE,
-}
+_FEATURES: Final[dict[str, dict[str, str]]] = {VISION_PACKAGE: _VISION, APPLE_PACKAGE: _APPLE}
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,19 @@ class Metadata:
     version: str = __version__
 
     def feature(self, function: str, name: str) -> str:
-        """Description of an input, an output or a state of a function."""
+        """Description of an input, an output or a state of a function, whatever number it has."""
+        function = function.rstrip("0123456789").removesuffix("_")
         return self.features.get(f"{function}/{name}") or self.features[name]
+
+
+def description_of(package: str) -> str:
+    """One paragraph about one of a bundle's packages."""
+    return _DESCRIPTIONS.get(package, _STRETCH)
+
+
+def features_of(package: str) -> Mapping[str, str]:
+    """Descriptions of a package's inputs, outputs and states."""
+    return _FEATURES.get(package, _DECODER)
 
 
 def metadata_of(package: str, statement: Statement, recipe: Recipe) -> Metadata:
@@ -87,11 +99,11 @@ def metadata_of(package: str, statement: Statement, recipe: Recipe) -> Metadata:
     }
     if package == VISION_PACKAGE:
         details["image_mode"] = contract.image_mode
-    if package == DECODER_PACKAGE:
+    if package == decoder_package(None):
         details |= {
             "prompt": contract.prompt,
             "context_length": str(contract.context_length),
             "prefill_chunk": str(recipe.coreml.prefill_chunk),
             "eos_token_ids": ", ".join(str(i) for i in contract.eos_token_ids),
         }
-    return Metadata(DESCRIPTIONS[package], statement.license, details, FEATURES[package])
+    return Metadata(description_of(package), statement.license, details, features_of(package))

@@ -5,17 +5,21 @@ import json
 import uuid
 from typing import Final
 
-from fastvlm_convert.io_names import APPLE_FOLDER
+from fastvlm_convert.io_names import APPLE_FOLDER, numbered
 
 FOLDER: Final = "coreml"
 VISION_PACKAGE: Final = f"{FOLDER}/vision.mlpackage"
-DECODER_PACKAGE: Final = f"{FOLDER}/decoder.mlpackage"
 APPLE_PACKAGE: Final = f"{APPLE_FOLDER}/fastvithd.mlpackage"
 
 AUTHOR: Final = "com.apple.CoreML"
 SPEC: Final = "model.mlmodel"
 # Of every package, relative to it.
 FILES: Final = ("Manifest.json", f"Data/{AUTHOR}/{SPEC}", f"Data/{AUTHOR}/weights/weight.bin")
+
+
+def decoder_package(number: int | None) -> str:
+    """Where a package of the decoder lies; None is the last, or the only one."""
+    return f"{FOLDER}/{numbered('decoder', number)}.mlpackage"
 
 
 def package_manifest(content: bytes) -> str:

@@ -4,7 +4,7 @@ from typing import Final
 
 from fastvlm_convert.exporters.coreml.graph import Graph
 from fastvlm_convert.exporters.coreml.lower import lower
-from fastvlm_convert.exporters.coreml.metadata import DESCRIPTIONS, FEATURES, Metadata, metadata_of
+from fastvlm_convert.exporters.coreml.metadata import Metadata, description_of, features_of, metadata_of
 from fastvlm_convert.exporters.coreml.paths import FILES, package_manifest
 from fastvlm_convert.exporters.coreml.proto_size import package_bytes
 from fastvlm_convert.exporters.job import Statement
@@ -52,7 +52,7 @@ class _CountedFiles:
 
     def save(self, graphs: list[Graph], name: str) -> None:
         if self._statement is None:
-            metadata = Metadata(DESCRIPTIONS[name], _LICENSE, _DETAILS, FEATURES[name])
+            metadata = Metadata(description_of(name), _LICENSE, _DETAILS, features_of(name))
         else:
             metadata = metadata_of(name, self._statement, self._recipe)
         sizes = (len(package_manifest(b"")), *package_bytes(graphs, metadata))

@@ -86,9 +86,18 @@ class Program:
 
 
 def open_program(copy: Copy, component: Component) -> Program:
-    """The package of a component."""
-    file = copy.manifest.artifact("coreml", component).files[0]
-    folder = next(p for p in PurePosixPath(file).parents if p.suffix == ".mlpackage")
+    """The package of a component; of a decoder in several, the last, where the head is."""
+    return _open(copy, coreml_packages(copy, component)[-1])
+
+
+def coreml_packages(copy: Copy, component: Component) -> list[str]:
+    """The packages of a component, relative to the bundle, in the order in which they run."""
+    files = [a.files[0] for a in copy.manifest.artifacts if (a.target, a.component) == ("coreml", component)]
+    folders = (next(p for p in PurePosixPath(f).parents if p.suffix == ".mlpackage") for f in files)
+    return list(dict.fromkeys(str(folder) for folder in folders))
+
+
+def _open(copy: Copy, folder: str) -> Program:
     package = open_package(copy.path / folder)
     (program,) = (p for p in package.folder.glob("*.mlmodel"))
     return Program(copy, program.relative_to(copy.path.resolve()).as_posix(), package)
@@ -96,18 +105,19 @@ def open_program(copy: Copy, component: Component) -> Program:
 
 def constants(copy: Copy, component: Component) -> dict[str, Constant]:
     """See `constants.Store`."""
-    program = open_program(copy, component)
     return {
         name: Constant(name, _type(value).element.bits, _type(value).fixed_shape or ())
-        for name, value in _by_name(program).items()
+        for folder in coreml_packages(copy, component)
+        for name, value in _by_name(_open(copy, folder)).items()
     }
 
 
 def edit(copy: Copy, component: Component, name: str, change: Change) -> None:
-    """See `constants.Store`."""
-    program = open_program(copy, component)
-    value = _by_name(program)[name]
-    program.write(value, change(program.read(value)))
+    """See `constants.Store`; what every package has is changed in each."""
+    for folder in coreml_packages(copy, component):
+        program = _open(copy, folder)
+        if (value := _by_name(program).get(name)) is not None:
+            program.write(value, change(program.read(value)))
 
 
 def edit_head(copy: Copy, change: Change) -> None:

@@ -12,8 +12,8 @@ from coremltools.models.utils import load_spec
 from fastvlm_convert.exporters.coreml.data import ALIGNMENT, CountedData
 from fastvlm_convert.exporters.coreml.graph import Graph, Lengths
 from fastvlm_convert.exporters.coreml.lower import lower
-from fastvlm_convert.exporters.coreml.metadata import FEATURES, Metadata
-from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, FILES, VISION_PACKAGE
+from fastvlm_convert.exporters.coreml.metadata import Metadata, features_of
+from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, FILES, VISION_PACKAGE, decoder_package
 from fastvlm_convert.exporters.coreml.proto import write_package
 from fastvlm_convert.exporters.coreml.proto_size import package_bytes
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE, Value
@@ -25,7 +25,9 @@ from tests.checkpoints import LLAVA, SHARDED, golden_checkpoint
 from tests.exporters.stored import engine
 
 SAID = {
-    name: text for package in (DECODER_PACKAGE, VISION_PACKAGE) for name, text in FEATURES[package].items()
+    name: text
+    for package in (decoder_package(None), VISION_PACKAGE)
+    for name, text in features_of(package).items()
 } | {"images": "RGB"}
 METADATA = Metadata("\u00e4" * 100, "LICENSE", {"prompt": "x" * 200, "empty": ""}, SAID)
 FLOATS = FloatSettings("float16", "float16")
