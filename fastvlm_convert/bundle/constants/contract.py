@@ -181,15 +181,10 @@ def client_contract(manifest: Manifest, manifest_sha256: str, target: Target) ->
         )
     kind = _TARGETS[target]
     kind.check(manifest)
+    _check_whole(manifest, target)
     artifacts = {(a.component, a.function): a for a in manifest.artifacts if a.target == target}
     vision, embed = (manifest.artifact(target, part) for part in ("vision", "embed"))
     decoder = artifacts.get(("decoder", DECODE)) or manifest.artifact(target, "decoder")
-    if ("decoder", numbered(DECODE, 1)) in artifacts:
-        raise TargetError(
-            "there are no constants for a decoder in several packages",
-            hint="set coreml.split_larger_than_mb to never and export again; docs/coreml.md shows how an app "
-            "runs several",
-        )
     prefill = artifacts.get(("decoder", PREFILL))
     cache, (chunk, pads_chunks) = kind.cache(decoder), kind.chunks(manifest)
     contract, images, form = manifest.contract, manifest.contract.images, manifest.contract.conversation
@@ -224,6 +219,16 @@ def client_contract(manifest: Manifest, manifest_sha256: str, target: Target) ->
     )
     _check_expressible(dataclasses.asdict(found))
     return found
+
+
+def _check_whole(manifest: Manifest, target: Target) -> None:
+    """See that the decoder is one package, as the examples load it."""
+    if any(a.target == target and a.function == numbered(DECODE, 1) for a in manifest.artifacts):
+        raise TargetError(
+            "there are no constants for a decoder in several packages",
+            hint="set coreml.split_larger_than_mb to never and export again; docs/coreml.md shows how an app "
+            "runs several",
+        )
 
 
 _FORM_TEXTS: Final = (
