@@ -174,9 +174,13 @@ def write_config(folder: Path, config: ModelConfig) -> None:
 
 
 def write_checkpoint(folder: Path, size: str, num_layers: int | None = None, seed: int = 0) -> None:
-    """Write a whole checkpoint."""
+    """Write a whole checkpoint of a published size."""
+    write_model(folder, published_config(size, num_layers), seed)
+
+
+def write_model(folder: Path, config: ModelConfig, seed: int = 0) -> None:
+    """Write a whole checkpoint of any dimensions, with the released vocabulary."""
     folder.mkdir(parents=True)
-    config = published_config(size, num_layers)
     write_config(folder, config)
     write_tokenizer(folder)
     write_weights(folder / "model.safetensors", config, seed)
