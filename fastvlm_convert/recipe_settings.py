@@ -55,6 +55,7 @@ class CommonSettings:
 
 
 _FLOAT32_OPS: Final = "Names of operations that compute in float32 regardless; `*` matches any text."
+_WIDER: Final = "set storage to float16, or compute to float32"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class FloatSettings:
 
     def __post_init__(self) -> None:
         if self.compute == "float16" and self.storage == "float32":
-            raise RecipeError("compute is 'float16', which needs storage 'float16' too")
+            raise RecipeError("compute is 'float16', which needs storage 'float16' too", hint=_WIDER)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class DecoderSettings:
 
     def __post_init__(self) -> None:
         if self.compute != "float32" and self.storage == "float32":
-            raise RecipeError(f"compute is '{self.compute}', which needs storage 'float16' too")
+            raise RecipeError(f"compute is '{self.compute}', which needs storage 'float16' too", hint=_WIDER)
 
 
 @dataclass(frozen=True)

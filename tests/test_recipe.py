@@ -161,6 +161,16 @@ BAD = {
     "compute_below_storage": (
         lambda r: r["decoder"].update(compute="float16"),
         "decoder.compute is 'float16', which needs storage 'float16'",
+        "set storage to float16, or compute to float32",
+    ),
+    "compute_left_open_below_storage": (
+        lambda r: r["decoder"].update(compute="auto"),
+        "decoder.compute is 'auto', which needs storage 'float16'",
+        "set storage to float16, or compute to float32",
+    ),
+    "vision_compute_left_open": (
+        lambda r: r["vision"].update(compute="auto"),
+        "vision.compute is 'auto', expected 'float32' or 'float16'",
         None,
     ),
     "shared_table_of_two_dtypes": (

@@ -112,6 +112,19 @@ def test_a_context_of_ones_own_is_shown(cli, tmp_path):
     assert caches["onnx"]["640"] == 2 * caches["coreml"]["640"]  # float32, and float16 as it is state
 
 
+def test_it_says_what_the_decoder_computes_in_on_each_target(cli, tmp_path):
+    every = [*BOTH, "--target", "mlx"]
+    document = cli("plan", DEMO, "--recipe", "int4", *every, "--json").document
+    assert document["decoder_compute"] == {"onnx": "float32", "coreml": "float16", "mlx": "float16"}
+    half = written(tmp_path, lambda r: r["decoder"].update(compute="float16"))
+    document = cli("plan", DEMO, "--recipe", half, *every, "--json").document
+    assert document["decoder_compute"] == dict.fromkeys(("onnx", "coreml", "mlx"), "float16")
+    table = cli("plan", DEMO, "--recipe", "int4", *every).out.partition("KV cache")[2].splitlines()
+    assert "decoder computes in" in table[0]
+    found = {line.split()[0]: line.split()[-1] for line in table if "float" in line}
+    assert found == {"onnx": "float32", "coreml": "float16", "mlx": "float16"}
+
+
 def test_it_loads_no_heavy_library():
     script = (
         "import sys\nfrom fastvlm_convert.cli.main import main\n"
