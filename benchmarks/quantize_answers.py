@@ -163,7 +163,7 @@ def hessians(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
                 layer.register_forward_pre_hook(watch(f"{block}.{name}"))
         return chain.run(module, x)
 
-    x = torch.from_numpy(data.pixel_values)
+    x = torch.cat(list(data.pictures))
     for block in chain.vision_blocks():
         x = run(block, x)
     batch = token_batch(data.samples, x, chain.embed)

@@ -188,7 +188,7 @@ class Prompt:
 
     def length(self, tokens_per_image: int) -> int:
         """Tokens the prompt takes in the context."""
-        return sum(len(s) for s in self.segments) + tokens_per_image * len(self.images)
+        return sum(len(s) for s in self.segments) + tokens_per_image * (len(self.segments) - 1)
 
 
 def build_prompt(
@@ -207,6 +207,19 @@ def build_prompt(
         TokenizerError: The tokenizer cannot express a text.
         ImageError: A picture is too narrow to crop.
     """
+    prompt, images = prompt_and_pictures(messages, prompt_format, encoder)
+    return replace(prompt, images=tuple(pixel_values(image, settings) for image in images))
+
+
+def prompt_and_pictures(
+    messages: Sequence[Message], prompt_format: PromptFormat, encoder: TextEncoder
+) -> tuple[Prompt, tuple[Image.Image, ...]]:
+    """The same without `images`; and the pictures that they are made of, which take far less memory.
+
+    Raises:
+        PromptError: The roles do not follow each other like that.
+        TokenizerError: The tokenizer cannot express a text.
+    """
     # The text around an image is tokenized piece by piece, as the reference does.
     segments: list[list[Text]] = [[]]
     images: list[Image.Image] = []
@@ -222,7 +235,7 @@ def build_prompt(
         for number, texts in enumerate(segments)
         for place in _answer_places(texts, ids[number], encoder)
     )
-    return Prompt(ids, tuple(pixel_values(image, settings) for image in images), answers_at)
+    return Prompt(ids, (), answers_at), tuple(images)
 
 
 def _answer_places(texts: Sequence[Text], ids: np.ndarray, encoder: TextEncoder) -> list[int]:

@@ -1,12 +1,13 @@
 """The model as a chain of blocks, one of them in memory at a time: it may be larger than memory."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fastvlm_convert.model.decoder import DecoderLayer, KVCache, RMSNorm, rotary_table
 from fastvlm_convert.model.fastvlm import FastVLM
@@ -79,23 +80,24 @@ class BlockStreamer:
         return x
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, together: int = 1, on_progress: OnShare = ignore_share) -> Tensor:
+    def encode(self, pictures: Sequence[Tensor], on_progress: OnShare = ignore_share) -> Tensor:
         """Image tokens, float32 [images, num_image_tokens, hidden].
 
         Args:
-            pixels: float32 [images, 3, S, S].
-            together: Images that pass side by side.
+            pictures: float32 [n, 3, S, S] each, whose images pass side by side; read when their turn comes.
             on_progress: Called with the share of the images that is done, 0..1.
         """
-        modules = [self.load(block) for block in self.vision_blocks()]
+        # Channels last, convolutions take a quarter less time where several threads share them.
+        form = torch.channels_last
+        modules = [convert_conv2d_weight_memory_format(self.load(b), form) for b in self.vision_blocks()]
         shape = (self.config.vision.num_image_tokens, self.config.decoder.hidden_size)
-        features, done = [torch.zeros(0, *shape)], 0
-        for part in torch.split(pixels, together) if len(pixels) else ():
-            done += len(part)
+        features = [torch.zeros(0, *shape)]
+        for done, pixels in enumerate(pictures):
+            x = pixels.contiguous(memory_format=form)
             for module in modules:
-                part = self.run(module, part)
-            features.append(part)
-            on_progress(done / len(pixels))
+                x = self.run(module, x)
+            features.append(x)
+            on_progress((done + 1) / len(pictures))
         return torch.cat(features)
 
     def embed(self, token_ids: Tensor) -> Tensor:

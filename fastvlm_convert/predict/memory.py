@@ -26,7 +26,6 @@ from fastvlm_convert.quantization.limits import (
     LOGIT_ROWS,
     MAX_ACTIVATION_BYTES,
     MAX_PIXELS,
-    PIXELS_TOGETHER,
 )
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.recipe import Recipe
@@ -170,8 +169,7 @@ def _calibration(
         few = min(count, max(1, MAX_PIXELS // size))
         solving = max(solving, _SOLVED.bytes(few, encoded, picture) + hessian)
     if any(plan.scheme for plan in vision):
-        together = min(count, max(1, PIXELS_TOGETHER // size))
-        solving = max(solving, together * _PICTURE * picture)
+        solving = max(solving, _PICTURE * picture)
     yield "layers", pixels + solving
 
 

@@ -5,9 +5,11 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from fastvlm_convert.atomic_file import whole_file
@@ -16,8 +18,9 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.model.batch import greedy_answers
 from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.model.fastvlm import load_decoder
+from fastvlm_convert.preprocess import ImageSettings, pixel_values
 from fastvlm_convert.progress import OnShare, ignore_share
-from fastvlm_convert.prompt import Prompt, Text, build_prompt
+from fastvlm_convert.prompt import Prompt, Text, prompt_and_pictures
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.stages import ANSWERS
 from fastvlm_convert.quantization.weight_plan import WeightPlan
@@ -50,17 +53,42 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Pictures(Sequence[torch.Tensor]):
+    """Pictures as pixel values, float32 [1, 3, S, S] each: made when they are read, for they take much memory.
+
+    Attributes:
+        pictures: Of any size.
+        settings: How they are prepared.
+    """
+
+    pictures: tuple[Image.Image, ...]
+    settings: ImageSettings
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Pictures": ...
+    def __getitem__(self, index: int | slice) -> "torch.Tensor | Pictures":
+        if isinstance(index, slice):
+            return Pictures(self.pictures[index], self.settings)
+        return torch.from_numpy(pixel_values(self.pictures[index], self.settings))
+
+
+@dataclass(frozen=True)
 class CalibrationSet:
     """Calibration data as a model sees it.
 
     Attributes:
-        pixel_values: Images of all samples in order, float32 [images, 3, S, S].
+        pictures: Of all samples, in order.
         features: The reference's image tokens, float32 [images, num_image_tokens, hidden].
         samples: One for each question; those that are held out come last.
         num_fitted: Samples that layers are solved with; the others only tell how good the solution is.
     """
 
-    pixel_values: np.ndarray
+    pictures: Pictures
     features: np.ndarray
     samples: tuple[Sample, ...]
     num_fitted: int
@@ -76,7 +104,7 @@ class _Request:
     """What the reference is asked.
 
     Attributes:
-        prompt: Images and question.
+        prompt: The question, without pixel values.
         answer: The answer to take in the place of the reference's own, or None.
         max_tokens: Room for the answer.
     """
@@ -114,11 +142,10 @@ def collect_samples(
     """
     checkpoint, images, form = plan.checkpoint, plan.images, plan.prompt
     config = at_image_size(checkpoint.config, images.size)
-    prompts = [
-        build_prompt(question.messages, form, checkpoint.tokenizer, images)
-        for question in calibration.questions
-    ]
-    if not any(prompt.images for prompt in prompts):
+    asked = [prompt_and_pictures(q.messages, form, checkpoint.tokenizer) for q in calibration.questions]
+    prompts = [prompt for prompt, _ in asked]
+    pictures = Pictures(tuple(picture for _, shown in asked for picture in shown), images)
+    if not pictures:
         raise RecipeError("the calibration data holds no picture", hint="add entries with an 'image'")
     limits = [_room(n, prompt, config, plan.recipe.calibration) for n, prompt in enumerate(prompts)]
     key = (checkpoint.sha256, calibration.sha256, images, form, limits)
@@ -130,26 +157,25 @@ def collect_samples(
             _Request(prompt, question.answer, limit)
             for prompt, question, limit in zip(prompts, calibration.questions, limits, strict=True)
         ]
-        answers = _ask(checkpoint, config, requests, on_progress)
+        answers = _ask(checkpoint, config, requests, pictures, on_progress)
         _save_answers(path, answers)
         save_about(path, ANSWERS, About(checkpoint.path.resolve().name, checkpoint.sha256))
     else:
         touch(about_path(path, ANSWERS))
     on_progress(1.0)
-    return _held_out_last(prompts, answers)
+    return _held_out_last(prompts, pictures, answers)
 
 
-def _held_out_last(prompts: Sequence[Prompt], answers: _Answers) -> CalibrationSet:
+def _held_out_last(prompts: Sequence[Prompt], pictures: Pictures, answers: _Answers) -> CalibrationSet:
     """The samples, every tenth of them behind the others; at least one, unless there is no other."""
     held_out = range(_TENTH - 1, len(prompts), _TENTH) or range(1, len(prompts))[-1:]
     order = [*(n for n in range(len(prompts)) if n not in held_out), *held_out]
-    counts = [len(prompt.images) for prompt in prompts]
+    counts = [len(prompt.segments) - 1 for prompt in prompts]
     ends = np.cumsum(counts)
-    pictures = [i for n in order for i in range(ends[n] - counts[n], ends[n])]
-    pixel_values = np.concatenate([pixels for prompt in prompts for pixels in prompt.images])
+    shown = [i for n in order for i in range(ends[n] - counts[n], ends[n])]
     return CalibrationSet(
-        pixel_values[pictures],
-        answers.features[pictures],
+        Pictures(tuple(pictures.pictures[i] for i in shown), pictures.settings),
+        answers.features[shown],
         tuple(Sample(prompts[n].segments, answers.token_ids[n]) for n in order),
         len(prompts) - len(held_out),
     )
@@ -168,17 +194,20 @@ def _room(number: int, prompt: Prompt, config: ModelConfig, settings: Calibratio
 
 
 def _ask(
-    checkpoint: Checkpoint, config: ModelConfig, requests: Sequence[_Request], on_progress: OnShare
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    requests: Sequence[_Request],
+    pictures: Pictures,
+    on_progress: OnShare,
 ) -> _Answers:
     """Encode every picture once, then let all prompts that have no answer be answered side by side."""
-    pixels = np.concatenate([image for request in requests for image in request.prompt.images])
     encoder = BlockStreamer(config, fold(checkpoint.weights))
-    features = encoder.encode(torch.from_numpy(pixels), 1, lambda share: on_progress(share * _ENCODING))
-    decoder, pictures = load_decoder(config, checkpoint.weights), iter(features)
+    features = encoder.encode(pictures, lambda share: on_progress(share * _ENCODING))
+    decoder, seen = load_decoder(config, checkpoint.weights), iter(features)
     eos, embeds = checkpoint.eos_token_ids, []
     for request in requests:
         first, *others = (decoder.embed_tokens(torch.from_numpy(ids)) for ids in request.prompt.segments)
-        embeds.append(torch.cat([first, *(part for text in others for part in (next(pictures), text))]))
+        embeds.append(torch.cat([first, *(part for text in others for part in (next(seen), text))]))
     asked = [n for n, request in enumerate(requests) if request.answer is None]
     said = greedy_answers(
         decoder,
@@ -232,6 +261,14 @@ class TokenBatch:
     real: torch.Tensor
     image: torch.Tensor
     answers: tuple[torch.Tensor, torch.Tensor]
+
+    def first(self, count: int) -> "TokenBatch":
+        """The first samples, or all where there are not so many."""
+        row, token = self.answers
+        kept = row < count
+        return TokenBatch(
+            self.embeds[:count], self.real[:count], self.image[:count], (row[kept], token[kept])
+        )
 
 
 def token_batch(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastvlm_convert.quantization.error_compensation import TOKENS, hessian_of
+from fastvlm_convert.quantization.linear_algebra import product, solve
 
 RIDGE = 0.1  # share of the mean diagonal: few samples must not bend the weights
 
@@ -50,7 +51,7 @@ def moments_of(reference: np.ndarray, inputs: np.ndarray, weights: np.ndarray | 
     for start in range(0, len(inputs), TOKENS):
         x, y = (part[start : start + TOKENS] for part in (reference, inputs))
         w = np.ones(len(y), np.float32) if weights is None else weights[start : start + TOKENS]
-        cross += (x - y).T @ (y * w[:, None])
+        cross += product((x - y).T, y * w[:, None])
         sums += np.stack([x.T @ w, y.T @ w])
         total += float(w.sum(dtype=np.float64))
     reference_mean, mean = sums / (total or 1.0)
@@ -63,7 +64,7 @@ def target_weight(weight: np.ndarray, moments: Moments) -> np.ndarray:
     if mean == 0:
         return weight
     damped = moments.hessian + np.eye(len(moments.hessian)) * (RIDGE * mean)
-    pull = np.linalg.solve(damped, (weight @ moments.cross).T).T  # the damped Hessian is symmetric
+    pull = solve(damped, (weight @ moments.cross).T).T  # the damped Hessian is symmetric
     return (weight + pull).astype(np.float32)
 
 

@@ -18,7 +18,7 @@ from fastvlm_convert.quantization.layerwise import solve_layerwise
 from fastvlm_convert.quantization.limits import LOGIT_ROWS
 from fastvlm_convert.quantization.score import AnswerScore, answer_score, load_score, save_score
 from fastvlm_convert.quantization.stages import SOLVED
-from fastvlm_convert.quantization.token_weights import averaged, float_pass
+from fastvlm_convert.quantization.token_weights import measured_weights
 from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, dense_view
@@ -138,17 +138,13 @@ def _solve(
     """Weigh the tokens, solve the layers and compare the answers."""
     reference, quantized = models.reference, models.quantized
     batch = token_batch(data.samples, torch.from_numpy(data.features), reference.embed)
-    is_weighted = settings.token_weights != "uniform"
-    floats = float_pass(reference, batch, is_weighted, partial(on_progress, "token weights"))
-    weights = dict(floats.weights)
-    if settings.token_weights == "modality":
-        fitted = data.num_fitted
-        weights = {layer: averaged(tokens, batch, fitted) for layer, tokens in weights.items()}
+    fitted = batch.first(data.num_fitted)
+    weights = measured_weights(reference, fitted, settings, partial(on_progress, "token weights"))
     task = SolverTask(reference, quantized, todo, settings, data, weights, folder)
-    solved = solve_layerwise(task, partial(on_progress, "layers"))
+    solved = solve_layerwise(task, on_progress)
     num_held_out = len(data.samples) - data.num_fitted
     # Of a single sample there is nothing to hold out; the score then says that it was fitted.
     judged = batch.answers[0] >= data.num_fitted if num_held_out else slice(None)
-    parts = (torch.split(hidden[judged], LOGIT_ROWS) for hidden in (floats.hidden, solved.hidden))
+    parts = (torch.split(hidden[judged], LOGIT_ROWS) for hidden in (solved.reference, solved.hidden))
     logits = ((reference.logits(x).numpy(), quantized.logits(y).numpy()) for x, y in zip(*parts, strict=True))
     return SolvedLayers(solved.weights, answer_score(logits, num_held_out))

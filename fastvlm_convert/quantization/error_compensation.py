@@ -33,12 +33,14 @@ def hessian_of(inputs: np.ndarray, weights: np.ndarray | None = None) -> np.ndar
         inputs: float32 [tokens, columns].
         weights: Importance of the tokens, float32 [tokens]; None for equal weights.
     """
+    from fastvlm_convert.quantization.linear_algebra import add_gram, mirror  # torch; with data it is there
+
     columns = inputs.shape[1]
     hessian = np.zeros((columns, columns))
     for start in range(0, len(inputs), TOKENS):
         x = inputs[start : start + TOKENS]
-        rooted = x if weights is None else x * np.sqrt(weights[start : start + TOKENS, None])
-        hessian += rooted.T @ rooted  # of one array: NumPy computes half of it, and mirrors
+        add_gram(hessian, x if weights is None else x * np.sqrt(weights[start : start + TOKENS, None]))
+    mirror(hessian)
     return hessian
 
 
@@ -87,6 +89,8 @@ def factorize(hessian: np.ndarray, order: np.ndarray, damping: float) -> Factor:
     Raises:
         ValueError: The matrix is no Hessian: not finite, or not positive semidefinite.
     """
+    from fastvlm_convert.quantization.linear_algebra import cholesky  # torch; with data it is there
+
     mean = np.trace(hessian) / len(hessian)
     if not np.isfinite(mean) or mean < 0:
         raise ValueError(f"a Hessian with a mean diagonal of {mean}")
@@ -96,18 +100,21 @@ def factorize(hessian: np.ndarray, order: np.ndarray, damping: float) -> Factor:
     while damping <= MAX_DAMPING:
         diagonal += damping - added
         added = damping
-        try:
-            unit, variance = block_factor(matrix)
-        except np.linalg.LinAlgError:
-            damping = max(10 * damping, 1e-6)
-        else:
-            return Factor(order, matrix.astype(np.float32), unit, variance)
+        lower = cholesky(np.ascontiguousarray(matrix[::-1, ::-1]))
+        if lower is not None:
+            return Factor(order, matrix.astype(np.float32), *_unit_upper(lower))
+        damping = max(10 * damping, 1e-6)
     raise ValueError("the Hessian is not positive semidefinite")
 
 
 def block_factor(matrix: np.ndarray) -> BlockFactor:
     """`matrix = U diag(d) U^T` with U unit upper triangular; both float32."""
-    upper = np.linalg.cholesky(matrix[::-1, ::-1].astype(np.float64))[::-1, ::-1]
+    return _unit_upper(np.linalg.cholesky(matrix[::-1, ::-1].astype(np.float64)))
+
+
+def _unit_upper(lower: np.ndarray) -> BlockFactor:
+    """`unit` and `variance` from the Cholesky factor of the matrix with its rows and columns reversed."""
+    upper = lower[::-1, ::-1]
     diagonal = np.diag(upper)
     return (upper / diagonal).astype(np.float32), np.square(diagonal).astype(np.float32)
 

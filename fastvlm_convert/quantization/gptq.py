@@ -49,7 +49,7 @@ def gptq(
     *,
     damping: float = 0.01,
     activation_order: bool = True,
-    sweeps: int = 2,
+    sweeps: int = 0,
 ) -> AffineMatrix:
     """Quantize a matrix so that its outputs change least.
 

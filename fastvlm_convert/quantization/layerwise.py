@@ -4,17 +4,17 @@ The samples pass through the float and the quantized model side by side, one blo
 so that no more than a block is in memory.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fastvlm_convert.model.block_streamer import BlockStreamer
-from fastvlm_convert.progress import OnShare, ignore_share
+from fastvlm_convert.progress import OnShare, OnStage, ignore_stage
 from fastvlm_convert.quantization.answers import token_batch
 from fastvlm_convert.quantization.block_solver import Activations, SolverTask, solve_block
-from fastvlm_convert.quantization.limits import MAX_PIXELS, PIXELS_TOGETHER
+from fastvlm_convert.quantization.limits import MAX_PIXELS
 from fastvlm_convert.quantized.weight import AnyWeight, dense_view
 from fastvlm_convert.weights.parts import is_language
 
@@ -26,37 +26,37 @@ class LayerwiseResult:
     Attributes:
         weights: Canonical name -> weight, of the layers and of the floats that changed with them.
         hidden: The residual stream that predicts the answers' tokens, float32 [n, hidden].
+        reference: The same of the float model.
     """
 
     weights: dict[str, AnyWeight]
     hidden: Tensor
+    reference: Tensor
 
 
 @torch.no_grad()
-def solve_layerwise(task: SolverTask, on_progress: OnShare = ignore_share) -> LayerwiseResult:
+def solve_layerwise(task: SolverTask, on_progress: OnStage = ignore_stage) -> LayerwiseResult:
     """Solve every layer of a task.
 
     Args:
         task: The layers and the data.
-        on_progress: Called with the share of the blocks that is done, 0..1.
+        on_progress: Called with a stage, `encoder` or `layers` (of the decoder), and the share of it that is
+            done, 0..1.
     """
-    vision, decoder = task.quantized.vision_blocks(), task.quantized.decoder_blocks()
-    total = len(vision) + len(decoder)
-    features, weights = _image_tokens(task, lambda done: on_progress(done / total))
+    features, weights = _image_tokens(task, partial(on_progress, "encoder"))
     expected = token_batch(task.data.samples, features.reference, task.reference.embed)
     batch = token_batch(task.data.samples, features.quantized, task.quantized.embed)
     scale = task.quantized.config.decoder.residual_scale
     states = Activations(expected.embeds * scale, batch.embeds * scale)
+    decoder = task.quantized.decoder_blocks()
     for done, block in enumerate(decoder):
         states, stored = solve_block(task, block, states, batch.real)
         weights |= stored
-        on_progress((len(vision) + done + 1) / total)
-    return LayerwiseResult(weights, states.quantized[batch.answers])
+        on_progress("layers", (done + 1) / len(decoder))
+    return LayerwiseResult(weights, states.quantized[batch.answers], states.reference[batch.answers])
 
 
-def _image_tokens(
-    task: SolverTask, on_block: Callable[[int], None]
-) -> tuple[Activations, dict[str, AnyWeight]]:
+def _image_tokens(task: SolverTask, on_progress: OnShare) -> tuple[Activations, dict[str, AnyWeight]]:
     """Image tokens of both models, and the stored weights of the encoder.
 
     The encoder runs only where its weights are not the float model's. The first images solve its layers; then
@@ -68,27 +68,19 @@ def _image_tokens(
     is_float = all(weight is floats[name] for name, weight in weights.items() if not is_language(name))
     if is_float and not is_solved:
         return Activations(reference, reference), {}
-    pixels = torch.from_numpy(task.data.pixel_values)
+    pictures = task.data.pictures
     if not is_solved:
-        return Activations(reference, _encoded(task.quantized, pixels)), {}
-    few = max(1, min(task.data.num_fitted_pictures, MAX_PIXELS // pixels[0, 0].numel()))
-    states = Activations(pixels[:few], pixels[:few])
+        return Activations(reference, task.quantized.encode(pictures, on_progress)), {}
+    few = max(1, min(task.data.num_fitted_pictures, MAX_PIXELS // pictures.settings.size**2))
+    pixels = torch.cat(list(pictures[:few]))
+    states = Activations(pixels, pixels)
+    del pixels
     found: dict[str, AnyWeight] = {}
-    for done, block in enumerate(task.quantized.vision_blocks()):
+    blocks, share = task.quantized.vision_blocks(), few / len(pictures)
+    for done, block in enumerate(blocks):
         states, stored = solve_block(task, block, states, None)
         found |= stored
-        on_block(done + 1)
+        on_progress(share * (done + 1) / len(blocks))
     encoder = BlockStreamer(task.quantized.config, {**weights, **dense_view(found)})
-    return Activations(reference, torch.cat([states.quantized, _encoded(encoder, pixels[few:])])), found
-
-
-def _encoded(model: BlockStreamer, pixels: Tensor) -> Tensor:
-    """Image tokens, float32 [images, num_image_tokens, hidden]; some images at a time through all blocks."""
-    modules = [model.load(block) for block in model.vision_blocks()]
-    shape = (model.config.vision.num_image_tokens, model.config.decoder.hidden_size)
-    features = [torch.zeros(0, *shape)]
-    for part in torch.split(pixels, max(1, PIXELS_TOGETHER // (pixels.shape[-1] ** 2))):
-        for module in modules:
-            part = model.run(module, part)
-        features.append(part)
-    return torch.cat(features)
+    others = encoder.encode(pictures[few:], lambda done: on_progress(share + (1 - share) * done))
+    return Activations(reference, torch.cat([states.quantized, others])), found

@@ -12,7 +12,7 @@ from fastvlm_convert.user_cache import Kind
 SEARCHED: Final = Kind("searched", "integers found without data", (2,), ".bin")
 
 # answers.py, model/, prompt.py, preprocess.py: other answers, or other image tokens.
-ANSWERS: Final = Kind("answers", "answers to calibration questions", (2,), ".npz")
+ANSWERS: Final = Kind("answers", "answers to calibration questions", (3,), ".npz")
 
 # calibrate.py and all that it calls. Solved layers make up for what earlier stages did.
-SOLVED: Final = Kind("solved", "layers solved with data", (4, *ANSWERS.version, *SEARCHED.version), "")
+SOLVED: Final = Kind("solved", "layers solved with data", (5, *ANSWERS.version, *SEARCHED.version), "")

@@ -8,9 +8,8 @@ gradient g with `E[(g . dy)^2] = dy^T J^T F J dy`: the mean square of g at a tok
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,71 +21,82 @@ from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantization.answers import TokenBatch
 from fastvlm_convert.quantization.limits import LOGIT_ROWS
+from fastvlm_convert.recipe_settings import CalibrationSettings
 
 SAMPLES = 8  # run side by side: bounds the memory that a backward pass takes
 SEED = 0
 
-
-@dataclass(frozen=True)
-class FloatPass:
-    """What a pass of the float decoder gives.
-
-    Attributes:
-        hidden: The residual stream that predicts the answers' tokens, float32 [n, hidden].
-        weights: Layer -> mean squared gradient of its outputs, float32 [samples, tokens]; zero where padded.
-            Empty where no backward pass was asked for.
-    """
-
-    hidden: Tensor
-    weights: Mapping[str, Tensor]
+AVERAGED_SAMPLES = 16
+"""Samples whose tokens are averaged by modality: thousands of tokens suffice for two numbers a layer."""
 
 
-def float_pass(model: BlockStreamer, batch: TokenBatch, backward: bool, on_progress: OnShare) -> FloatPass:
-    """Run the float decoder over all samples, layer by layer, and back again where that is wanted.
+def measured_weights(
+    model: BlockStreamer, batch: TokenBatch, settings: CalibrationSettings, on_progress: OnShare
+) -> dict[str, Tensor]:
+    """The weight of every token of samples at every layer of the decoder.
 
     Args:
         model: The float model.
         batch: The samples.
-        backward: Whether to measure how sensitive the answers are to errors.
+        settings: What is told apart.
         on_progress: Called with the share that is done, 0..1.
+
+    Returns:
+        Layer -> float32 [samples, tokens], zero where padded; empty where all tokens have equal weights.
+    """
+    if settings.token_weights == "uniform":
+        return {}
+    if settings.token_weights == "token":
+        return squared_gradients(model, batch, on_progress)
+    few = batch.first(AVERAGED_SAMPLES)
+    found = squared_gradients(model, few, on_progress)
+    return {layer: spread(averaged(weights, few), batch) for layer, weights in found.items()}
+
+
+def squared_gradients(model: BlockStreamer, batch: TokenBatch, on_progress: OnShare) -> dict[str, Tensor]:
+    """Run the float decoder over samples, layer by layer, and back again.
+
+    Args:
+        model: The float model.
+        batch: The samples.
+        on_progress: Called with the share that is done, 0..1.
+
+    Returns:
+        Layer -> mean squared gradient of its outputs, float32 [samples, tokens]; zero where padded.
     """
     blocks = model.decoder_blocks()
-    steps = len(blocks) * (4 if backward else 1)  # a backward pass takes three times a forward one
+    steps = len(blocks) * 4  # a backward pass takes three times a forward one
+    weights: dict[str, Tensor] = {}
     with _spilling() as spill:
         x, inputs = batch.embeds * model.config.decoder.residual_scale, []
         for done, block in enumerate(blocks):
-            if backward:
-                inputs.append(spill(x))
+            inputs.append(spill(x))
             x = _forward(model, model.load(block), x)
             on_progress((done + 1) / steps)
-        hidden = x[batch.answers]
-        if not backward:
-            return FloatPass(hidden, {})
         gradient = torch.zeros_like(x)
-        gradient[batch.answers] = _probe(model, hidden)
-        weights: dict[str, Tensor] = {}
+        gradient[batch.answers] = _probe(model, x[batch.answers])
         for done, (block, given) in enumerate(zip(reversed(blocks), reversed(inputs), strict=True)):
             gradient, squares = _backward(model, block, given, gradient)
             weights |= squares
             on_progress((len(blocks) + 3 * (done + 1)) / steps)
-    return FloatPass(hidden, weights)
+    return weights
 
 
-def averaged(weights: Tensor, batch: TokenBatch, num_fitted: int) -> Tensor:
-    """The same weight for all image tokens, and for all text tokens: their means, [samples, tokens].
+def averaged(weights: Tensor, batch: TokenBatch) -> tuple[float, float]:
+    """Mean weight of image tokens, and of text tokens; 0 where there are none.
 
     Args:
         weights: [samples, tokens].
         batch: The samples.
-        num_fitted: How many of them, the first, are looked at; the others tell nothing.
     """
-    fitted = torch.arange(len(weights))[:, None] < num_fitted
-    text = batch.real & ~batch.image
-    result = torch.zeros_like(weights)
-    for tokens in (batch.image, text):
-        if (tokens & fitted).any():
-            result[tokens] = weights[tokens & fitted].mean()
-    return result
+    image, text = (weights[tokens] for tokens in (batch.image, batch.real & ~batch.image))
+    return float(image.mean()) if len(image) else 0.0, float(text.mean()) if len(text) else 0.0
+
+
+def spread(means: tuple[float, float], batch: TokenBatch) -> Tensor:
+    """The first weight at image tokens, the second at text tokens, 0 where padded; [samples, tokens]."""
+    image, text = means
+    return torch.where(batch.image, image, torch.where(batch.real, text, 0.0))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from fastvlm_convert.quantization.block_solver import SolverTask
 from fastvlm_convert.quantization.calibration import Calibration, read_calibration
 from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantization.layerwise import LayerwiseResult, solve_layerwise
-from fastvlm_convert.quantization.token_weights import FloatPass, float_pass
+from fastvlm_convert.quantization.token_weights import squared_gradients
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight, dense_view
@@ -80,9 +80,15 @@ def golden_batch() -> TokenBatch:
 
 
 @cache
-def golden_pass() -> FloatPass:
-    """Its own outputs, and how sensitive they are to errors."""
-    return float_pass(float_chain(), golden_batch(), True, lambda share: None)
+def golden_weights() -> dict[str, torch.Tensor]:
+    """How sensitive its answers are to errors at each token, by layer."""
+    return squared_gradients(float_chain(), golden_batch(), lambda share: None)
+
+
+@cache
+def golden_hidden() -> torch.Tensor:
+    """The residual stream that predicts the answers' tokens in the golden checkpoint."""
+    return hidden_of(float_chain())
 
 
 @dataclass(frozen=True)
@@ -128,22 +134,27 @@ def run(
         weights: What the layers that are not to be solved hold; the recipe's by default.
         only: Which layers to solve, of those that the recipe solves.
         token_weights: Those measured by default.
-        on_progress: Passed on.
+        on_progress: Called with the share of the decoder's layers that is solved.
     """
     plans = plans_of(settings)
     searched = quantize_weights(floats(), plans)
     todo = {p.layer: p for p in plans if p.scheme and p.solver != "search" and only(p.layer)}
     chain = BlockStreamer(golden_checkpoint(LLAVA).config, weights or dense_view(searched))
-    measured = golden_pass().weights if token_weights is None else token_weights
+    measured = golden_weights() if token_weights is None else token_weights
     folder.mkdir(exist_ok=True)
     task = SolverTask(float_chain(), chain, todo, settings.calibration, golden_answers(), measured, folder)
-    return Run(task, solve_layerwise(task, on_progress), searched)
+
+    def on_stage(stage: str, share: float) -> None:
+        if stage == "layers":
+            on_progress(share)
+
+    return Run(task, solve_layerwise(task, on_stage), searched)
 
 
 @torch.no_grad()
 def hidden_of(chain: BlockStreamer) -> torch.Tensor:
     """The residual stream that predicts the answers' tokens, of a whole model from the pixels on."""
-    x = torch.from_numpy(golden_answers().pixel_values)
+    x = torch.cat(list(golden_answers().pictures))
     for block in chain.vision_blocks():
         x = chain.run(chain.load(block), x)
     batch = token_batch(golden_answers().samples, x, chain.embed)

@@ -55,7 +55,7 @@ def test_they_are_the_references_own():
     reference = load_reference(CHECKPOINT)
     found = golden_answers()
     for question, sample, features, pixels in zip(
-        generated().questions, found.samples, found.features, found.pixel_values, strict=True
+        generated().questions, found.samples, found.features, found.pictures, strict=True
     ):
         prompt = reference.conversation(question.messages)
         room = min(MAX_ANSWER_TOKENS, SETTINGS.max_tokens - prompt.length(len(features)))
@@ -64,7 +64,7 @@ def test_they_are_the_references_own():
             end = [reference.eos_token_ids[0]] if said.finished else []
             assert sample.answer.tolist() == [*said.token_ids, *end]
         assert [s.tolist() for s in sample.segments] == [s.tolist() for s in prompt.segments]
-        np.testing.assert_array_equal(pixels, prompt.images[0][0])
+        np.testing.assert_array_equal(pixels, prompt.images[0])
         expected = reference.session.encode_image(prompt.images[0])  # of weights that are not folded
         np.testing.assert_allclose(features, expected, atol=1e-5 * np.abs(expected).max())
         assert prompt.length(len(features)) + len(sample.answer) <= SETTINGS.max_tokens
@@ -142,7 +142,7 @@ def test_every_tenth_sample_is_held_out_and_comes_last(own_cache):
     order = [*(n for n in range(21) if n not in (9, 19)), 9, 19]
     assert all(f"{n}?" in text for n, text in zip(order, said, strict=True))
     alone = ask(Calibration((asked[9],), "one"))
-    np.testing.assert_array_equal(found.pixel_values[-2], alone.pixel_values[0])
+    np.testing.assert_array_equal(found.pictures[-2], alone.pictures[0])
     np.testing.assert_array_equal(found.features[-2], alone.features[0])
     assert (alone.num_fitted, ask(Calibration(tuple(asked[:3]), "three")).num_fitted) == (1, 2)
 
@@ -152,7 +152,7 @@ def test_text_alone_and_several_pictures(own_cache):
     questions = (Question((), "Who?", "Ann."), Question(pictures, "Same?", "No."), Question((PICTURE,), "?"))
     found = ask(Calibration(questions, "mixed"))
     assert [sample.num_pictures for sample in found.samples] == [0, 2, 1]
-    assert len(found.features) == len(found.pixel_values) == 3
+    assert len(found.features) == len(found.pictures) == 3
     np.testing.assert_array_equal(found.features[0], found.features[2])
     with pytest.raises(RecipeError, match="holds no picture"):
         ask(Calibration(questions[:1], "text"))

@@ -272,7 +272,7 @@ def logits(
     """What predicts the answers' tokens, of a model that holds some weights; float32 [tokens, vocab]."""
     said = collect_samples(plan_weights(checkpoint, recipe), data)
     chain = BlockStreamer(checkpoint.config, weights)
-    x = torch.from_numpy(said.pixel_values)
+    x = torch.cat(list(said.pictures))
     for block in chain.vision_blocks():
         x = chain.run(chain.load(block), x)
     batch = token_batch(said.samples, x, chain.embed)

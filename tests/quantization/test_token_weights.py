@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.quantization import token_weights
 from fastvlm_convert.quantization.answers import TokenBatch
-from fastvlm_convert.quantization.token_weights import averaged, float_pass
-from tests.checkpoints import LLAVA, golden_checkpoint, golden_model
-from tests.quantization.calibrated import float_chain, floats, golden_batch, golden_pass, hidden_of
+from fastvlm_convert.quantization.token_weights import measured_weights, squared_gradients
+from fastvlm_convert.recipe_settings import CalibrationSettings
+from tests.checkpoints import LLAVA, golden_model
+from tests.quantization.calibrated import float_chain, golden_batch, golden_hidden, golden_weights
 
 
 def whole_model(batch: TokenBatch, row: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -42,7 +42,7 @@ def probes(logits: torch.Tensor) -> torch.Tensor:
 
 
 def test_they_are_the_squared_gradients_of_a_whole_backward_pass():
-    batch, found = golden_batch(), golden_pass().weights
+    batch, found = golden_batch(), golden_weights()
     runs = [whole_model(batch, row) for row in range(len(batch.embeds))]
     rows = probes(torch.cat([logits for logits, _ in runs]))
     for row, (logits, outputs) in enumerate(runs):
@@ -66,11 +66,11 @@ def test_they_predict_the_divergence(monkeypatch):
     drawn = []
     for seed in range(6):
         monkeypatch.setattr(token_weights, "SEED", seed)
-        found = float_pass(chain, batch, True, lambda share: None)
-        drawn.append(found.weights[f"{block}.{layer}"].numpy())
+        found = squared_gradients(chain, batch, lambda share: None)
+        drawn.append(found[f"{block}.{layer}"].numpy())
     mean = np.mean(drawn, 0)
     before = chain.run(chain.load("decoder.layers.0"), batch.embeds)
-    clean = torch.log_softmax(chain.logits(golden_pass().hidden), -1)
+    clean = torch.log_softmax(chain.logits(golden_hidden()), -1)
     ratios = []
     for seed in range(12):
         noise = torch.Generator().manual_seed(seed)
@@ -85,33 +85,39 @@ def test_they_predict_the_divergence(monkeypatch):
     assert 0.7 < np.mean(ratios) < 1.4
 
 
-def test_without_a_backward_pass():
-    shares: list[float] = []
-    found = float_pass(float_chain(), golden_batch(), False, shares.append)
-    assert not found.weights
-    assert torch.equal(found.hidden, golden_pass().hidden)
-    torch.testing.assert_close(
-        found.hidden,
-        hidden_of(BlockStreamer(golden_checkpoint(LLAVA).config, floats())),
-        rtol=1e-4,
-        atol=1e-4,
-    )
-    assert shares == [0.5, 1.0]
-
-
 def test_progress_reaches_the_end():
     shares: list[float] = []
-    float_pass(float_chain(), golden_batch(), True, shares.append)
+    squared_gradients(float_chain(), golden_batch(), shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
 
 def test_averages_by_modality():
-    batch = golden_batch()
-    weights = golden_pass().weights["decoder.layers.0.mlp.up_proj"]
-    found = averaged(weights, batch, len(weights))
+    batch, layer = golden_batch(), "decoder.layers.0.mlp.up_proj"
+    weights, found = golden_weights()[layer], measured("modality")[layer]
     text = batch.real & ~batch.image
     for tokens in (batch.image, text):
         torch.testing.assert_close(found[tokens], weights[tokens].mean().expand(int(tokens.sum())))
     assert found[batch.image][0] != found[text][0]
     assert not found[~batch.real].any()
+
+
+def test_few_samples_tell_the_averages_of_all(monkeypatch):
+    monkeypatch.setattr(token_weights, "AVERAGED_SAMPLES", 2)
+    batch, layer = golden_batch(), "decoder.layers.0.mlp.up_proj"
+    two = squared_gradients(float_chain(), batch.first(2), lambda share: None)[layer]
+    found = measured("modality")[layer]
+    assert found.shape == batch.real.shape
+    torch.testing.assert_close(found[2][batch.image[2]][0], two[batch.image[:2]].mean())
+
+
+def test_what_a_recipe_tells_apart():
+    assert measured("uniform") == {}
+    by_token = measured("token")
+    assert all(torch.equal(by_token[layer], weights) for layer, weights in golden_weights().items())
+
+
+def measured(kind: str) -> dict[str, torch.Tensor]:
+    """Of the golden samples, as a recipe asks."""
+    settings = CalibrationSettings(token_weights=kind)
+    return measured_weights(float_chain(), golden_batch(), settings, lambda share: None)
