@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvlm_convert.errors import CheckpointError
-from fastvlm_convert.model.block_streamer import BlockStreamer, intercepted
+from fastvlm_convert.model.block_streamer import BlockStreamer, OnInput, intercepted
 from fastvlm_convert.quantization.answers import CalibrationSet
 from fastvlm_convert.quantization.asymmetric_calibration import moments_of
 from fastvlm_convert.quantization.awq import norm_before
@@ -31,7 +31,7 @@ from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight
 from fastvlm_convert.recipe_settings import CalibrationSettings
 from fastvlm_convert.user_cache import current_tally
-from fastvlm_convert.weights.parts import by_shared_input
+from fastvlm_convert.weights.parts import by_shared_input, stream_reader_of
 from fastvlm_convert.weights.source import Weight
 
 
@@ -139,21 +139,37 @@ def _record_inputs(task: SolverTask, block: _Block, x: Tensor) -> tuple[dict[Gro
     handlers = {
         block.reference.get_submodule(block.local(group[0])): partial(record, group) for group in block.groups
     }
-    with intercepted(handlers):
+    with intercepted(handlers | _stream_handlers(block, block.reference, inputs)):
         output = task.reference.run(block.reference, x)
     return inputs, output
 
 
+def _stream_handlers(
+    block: _Block, module: nn.Module, found: dict[Group, Tensor]
+) -> dict[nn.Module, OnInput]:
+    """Note the residual streams that outputs of layers are added to, each under the name of what reads it."""
+
+    def note(reader: str, given: Tensor) -> Tensor:
+        found[(reader,)] = given
+        return given
+
+    readers = {reader for group in block.groups if (reader := stream_reader_of(group[0]))}
+    return {module.get_submodule(block.local(reader)): partial(note, reader) for reader in readers}
+
+
 def _solve_groups(
-    task: SolverTask, block: _Block, x: Tensor, reference: Mapping[Group, Tensor]
+    task: SolverTask, block: _Block, x: Tensor, reference: dict[Group, Tensor]
 ) -> tuple[dict[str, AnyWeight], Tensor]:
     """The stored weights of all groups, each solved when it is reached; and what comes out of the block."""
     stored: dict[str, AnyWeight] = {}
     divisors: dict[Group, Tensor | None] = {}
+    streams: dict[Group, Tensor] = {}
 
     def reach(group: Group, given: Tensor) -> Tensor:
         if group not in divisors:  # this is the first of its layers
-            _solve_and_save(task, block, group, Activations(reference[group], given))
+            reader = stream_reader_of(group[0])
+            drift = None if reader is None else reference.pop((reader,)) - streams.pop((reader,))
+            _solve_and_save(task, block, group, Activations(reference[group], given), drift)
             found = _load_group(task, group)
             divisors[group] = _install(block, group, found)
             stored.update(found)
@@ -165,20 +181,33 @@ def _solve_groups(
         for group in block.groups
         for layer in group
     }
-    with intercepted(handlers):
+    with intercepted(handlers | _stream_handlers(block, block.quantized, streams)):
         output = task.quantized.run(block.quantized, x)
     return stored, output
 
 
-def _solve_and_save(task: SolverTask, block: _Block, group: Group, inputs: Activations) -> None:
-    """Solve the layers of a group that no earlier run has saved, on what the first samples are there."""
+def _solve_and_save(
+    task: SolverTask, block: _Block, group: Group, inputs: Activations, drift: Tensor | None
+) -> None:
+    """Solve the layers of a group that no earlier run has saved, on what the first samples are there.
+
+    Args:
+        task: The layers and the data.
+        block: Where they are.
+        group: Their names.
+        inputs: What they read.
+        drift: Float model's minus quantized model's residual stream that the group's output is added to,
+            shaped like the output; None where it is added to none.
+    """
     missing = [layer for layer in group if load_solved(task.folder, task.plans[layer]) is None]
     for layer in group:
         current_tally().note(SOLVED, layer, layer not in missing)
     if not missing:
         return
     reference, quantized = (_rows(x).numpy() for x in (inputs.reference, inputs.quantized))
-    moments = moments_of(reference, quantized, _row_weights(task, block, group, len(inputs.quantized)))
+    weights = _row_weights(task, block, group, len(inputs.quantized))
+    moved = None if drift is None else _rows(drift).numpy()
+    moments = moments_of(reference, quantized, weights, moved)
     for solved in solve_layers(_float_group(task, block, group), moments, task.settings, missing):
         save_layer(_path(task.folder, solved.name), solved.matrix, solved.floats)
 

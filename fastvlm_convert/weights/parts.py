@@ -63,6 +63,28 @@ _INPUT_GROUPS: Final = (
 )
 
 
+# Within a decoder layer or an encoder block: a layer whose output is added to the residual stream -> what
+# reads that stream before.
+_STREAM_READERS: Final = {
+    "self_attn.o_proj": "input_layernorm",
+    "mlp.down_proj": "post_attention_layernorm",
+    "attention.proj": "norm",
+    "ffn.fc2": "ffn.conv",
+}
+
+
+def stream_reader_of(layer: str) -> str | None:
+    """The module that reads the residual stream which a layer's output is added to.
+
+    Returns:
+        None where it is added to none.
+    """
+    for member, reader in _STREAM_READERS.items():
+        if layer.endswith(f".{member}"):
+            return layer.removesuffix(member) + reader
+    return None
+
+
 def input_group_of(layer: str) -> InputGroup | None:
     """The group that a layer is in, with its names in full; None where its input is not that of a group."""
     for group in _INPUT_GROUPS:

@@ -10,6 +10,7 @@ from fastvlm_convert.model.block_streamer import BlockStreamer, intercepted
 from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.recipe_settings import RepairSettings
 from fastvlm_convert.weights.fold import fold
+from fastvlm_convert.weights.parts import stream_reader_of
 from fastvlm_convert.weights.rescale import fp16_safe, repaired_config
 from fastvlm_convert.weights.source import Weight
 from tests.checkpoints import LLAVA, SETS, golden_checkpoint
@@ -132,3 +133,45 @@ def test_nothing_is_intercepted_after_an_error():
     with pytest.raises(KeyboardInterrupt), intercepted({projector.fc1: fail}):
         chain.run(projector, x)
     chain.run(projector, x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "after"),
+    [
+        ("decoder.layers.1.self_attn.o_proj", (2, 7, -1), "post_attention_layernorm"),
+        ("decoder.layers.1.mlp.down_proj", (2, 7, -1), None),
+        ("vision.stages.3.blocks.0.attention.proj", (2, -1, 4, 4), "ffn.conv"),
+        ("vision.stages.3.blocks.0.ffn.fc2", (2, -1, 4, 4), None),
+        ("vision.stages.1.blocks.0.ffn.fc2", (2, -1, 4, 4), None),
+    ],
+)
+@torch.no_grad()
+def test_a_layer_that_gives_nothing_leaves_the_stream_as_its_reader_saw_it(layer, shape, after):
+    """A reader sees the residual stream that an output is added to: without the output, the sum is that."""
+    checkpoint = golden_checkpoint(LLAVA)
+    chain = BlockStreamer(checkpoint.config, fold(checkpoint.weights))
+    block = layer[: layer.index(".", len("vision.stages.1.blocks."))] if "vision" in layer else layer[:16]
+    module = chain.load(block)
+    reader = stream_reader_of(layer)
+    assert reader is not None
+    for parameter in module.get_submodule(layer.removeprefix(f"{block}.")).parameters():
+        parameter.zero_()
+    vision, decoder = checkpoint.config.vision, checkpoint.config.decoder
+    width = vision.stages[int(layer[14])].width if "vision" in layer else decoder.hidden_size
+    x = torch.randn(*(width if n == -1 else n for n in shape), generator=torch.Generator().manual_seed(0))
+    seen: dict[str, torch.Tensor] = {}
+
+    def watch(name: str):
+        return lambda given: seen.setdefault(name, given)
+
+    names = {reader.removeprefix(f"{block}."), *([after] if after else [])}
+    with intercepted({module.get_submodule(name): watch(name) for name in names}):
+        output = chain.run(module, x)
+    stream, total = seen[reader.removeprefix(f"{block}.")], seen[after] if after else output
+    total = total.flatten(2).transpose(1, 2) if stream.ndim < total.ndim else total
+    torch.testing.assert_close(stream, total)
+
+
+@pytest.mark.parametrize("layer", ["decoder.layers.0.mlp.up_proj", "projector.fc2", "vision.final.se.expand"])
+def test_a_layer_whose_output_goes_elsewhere_has_no_stream(layer):
+    assert stream_reader_of(layer) is None
