@@ -2,11 +2,11 @@
 
     python -m benchmarks.activation_levels MODEL [--questions 100] [--size 64]
 
-MODEL as in benchmarks/quality. Weights stay float, so the figures are of the rounding of activations alone: one
-scale by token and block of the weight's size. First the divergence of the answers with the activations of one
-kind of layer rounded, then of all, with 95 % bootstraps over questions. Then the signal to noise at every
-layer's output over the same questions, the worst first: a massive activation leaves the others of its block few
-of the 255 steps.
+MODEL as in benchmarks/quality. Weights stay float, so the figures are of the rounding of activations alone:
+one scale by token and block of the weight's size. First the divergence of the answers with the activations of
+one kind of layer rounded, then of all, with 95 % bootstraps over questions. Then the signal to noise at every
+layer's output over the same questions, the worst first: a massive activation leaves the others of its block
+few of the 255 steps.
 """
 
 import argparse
