@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.quality.inputs import QuestionSet, folder_of, question_sets
-from benchmarks.quality.judging import Asked, Model, ask, judge, load
-from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from benchmarks.quality.inputs import folder_of, question_sets
+from benchmarks.quality.judging import Asked, Model, answered, judge, load, prepare, read_again
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.intervals import bootstrap
 from fastvlm_convert.model.block_streamer import intercepted
 from fastvlm_convert.weights.fold import fold
@@ -96,10 +96,10 @@ def measured_outputs(model: Model, size: int) -> Iterator[dict[str, list[float]]
         yield sums
 
 
-def worst_layers(checkpoint: Checkpoint, asked: QuestionSet, run: Asked, model: Model, size: int) -> list:
+def worst_layers(run: Asked, model: Model, size: int) -> list[tuple[str, float]]:
     """Layers with the signal to noise of their outputs in dB, the worst first."""
     with measured_outputs(model, size) as sums:
-        ask(checkpoint, asked, model, [ids.tolist() for ids in run.answers])
+        read_again(model, run)
     found = [(name, 10 * np.log10(signal / max(noise, 1e-300))) for name, (signal, noise) in sums.items()]
     return sorted(found, key=lambda pair: pair[1])
 
@@ -125,7 +125,8 @@ def main() -> None:
         chosen = tuple(replace(question, known=()) for question in asked.questions[::step])
         asked = replace(asked, questions=chosen)
         model = load(checkpoint, fold(checkpoint.weights))
-        run = ask(checkpoint, asked, model, None)
+        run = answered(checkpoint, model, prepare(checkpoint, asked), asked.max_tokens)
+        run = read_again(model, run)
         rows = {kind: (kind,) for kind in arguments.kinds} | {"all": tuple(KINDS)}
         for label, kinds in rows.items():
             with int8_activations(model, kinds, arguments.size):
@@ -138,7 +139,7 @@ def main() -> None:
                 f"top-1 {agree.mean():.2%}, {len(kl)} tokens",
                 flush=True,
             )
-        for name, decibels in worst_layers(checkpoint, asked, run, model, arguments.size)[:12]:
+        for name, decibels in worst_layers(run, model, arguments.size)[:12]:
             print(f"{decibels:6.1f} dB  {name}")
 
 

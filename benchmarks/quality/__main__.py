@@ -22,11 +22,24 @@ import re
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from benchmarks.quality.inputs import PICTURES, QuestionSet, folder_of, question_sets
-from benchmarks.quality.judging import Asked, ask, entropies, judge, load
+from benchmarks.quality.judging import (
+    Asked,
+    Model,
+    answered,
+    judge,
+    load,
+    prepare,
+    read_again,
+    right_answers,
+)
 from benchmarks.quality.schemes import schemes
 from benchmarks.quality.table import tables
 from fastvlm_convert.atomic_file import whole_file
@@ -43,6 +56,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the folder RESULTS")
     parser.add_argument("--table", type=Path, metavar="RESULTS", help="print the tables of results")
     parser.add_argument("--only", default="", help="only schemes whose name matches this regular expression")
+    parser.add_argument("--sets", default="", help="the same for sets of questions")
     parser.add_argument("--work", type=Path, help="where models and caches are kept; a folder that goes away")
     parser.add_argument("--pictures", type=int, default=PICTURES)
     arguments = parser.parse_args()
@@ -71,29 +85,30 @@ def measure(model: str, folder: Path, path: Path, arguments: argparse.Namespace)
         result = json.loads(path.read_text())
         if result["sha256"] != checkpoint.sha256:
             raise SystemExit(f"{path} is of another checkpoint: remove it")
-    wanted = [
-        (label, make)
-        for label, make in schemes(checkpoint)
-        if re.search(arguments.only, label) and label not in result["schemes"]
-    ]
-    if not wanted:
-        return
-    sets = question_sets(model, arguments.pictures)
-    runs = float_runs(checkpoint, sets, result["sets"])
-    save(result, path)
-    for label, make in wanted:
+    chosen = {
+        name: asked
+        for name, asked in question_sets(model, arguments.pictures).items()
+        if re.search(arguments.sets, name)
+    }
+    runs: dict[str, Asked] = {}
+    for label, make in schemes(checkpoint):
+        missing = chosen.keys() - result["schemes"].get(label, {"sets": {}})["sets"].keys()
+        if not missing or not re.search(arguments.only, label):
+            continue
+        runs = runs or float_runs(checkpoint, chosen, result, path)
         start = time.process_time()
         made = make()
-        solved = time.process_time() - start
         changed = load(checkpoint, made.weights)
-        found = {name: judge(checkpoint, sets[name], runs[name], changed) for name in sets}
         score = None if made.score is None else vars(made.score)
-        result["schemes"][label] = {"score": score, "sets": found}
-        save(result, path)
-        judged = time.process_time() - start - solved
-        means = {name: sum(map(sum, f["kl"])) / sum(map(len, f["kl"])) for name, f in found.items()}
-        shown = ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())
-        print(f"{model} {label}: KL {shown}; {solved:.0f} + {judged:.0f} CPU seconds", flush=True)
+        entry = result["schemes"].setdefault(label, {"score": score, "sets": {}})
+        for name in sorted(missing):
+            found = entry["sets"][name] = judge(checkpoint, chosen[name], runs[name], changed)
+            save(result, path)
+            mean = sum(map(sum, found["kl"])) / sum(map(len, found["kl"]))
+            print(
+                f"{model}, {name}, {label}: KL {mean:.3g}, {time.process_time() - start:.0f} CPU s",
+                flush=True,
+            )
 
 
 def save(result: dict[str, Any], path: Path) -> None:
@@ -103,24 +118,37 @@ def save(result: dict[str, Any], path: Path) -> None:
 
 
 def float_runs(
-    checkpoint: Checkpoint, sets: dict[str, QuestionSet], stored: dict[str, Any]
+    checkpoint: Checkpoint, sets: dict[str, QuestionSet], result: dict[str, Any], path: Path
 ) -> dict[str, Asked]:
-    """What the float model answers; what is new is added to the sets that are stored."""
+    """What the float model answers and computes; the answers are kept with the results."""
     model, runs = load(checkpoint, fold(checkpoint.weights)), {}
     for name, asked in sets.items():
-        answers = stored[name]["answers"] if name in stored else None
-        run = runs[name] = ask(checkpoint, asked, model, answers)
-        if name not in stored:
-            clusters = [n if q.picture is None else q.picture for n, q in enumerate(asked.questions)]
-            stored[name] = {
+        run, stored = prepare(checkpoint, asked), result["sets"].get(name)
+        if stored is None:
+            run = answered(checkpoint, model, run, asked.max_tokens)
+            result["sets"][name] = {
                 "has_pictures": bool(asked.pictures),
-                "clusters": clusters,
-                "kinds": [q.kind for q in asked.questions],
+                "clusters": [n if q.picture is None else q.picture for n, q in enumerate(asked.questions)],
                 "answers": [ids.tolist() for ids in run.answers],
-                "float": {"right": judge(checkpoint, asked, run, model)["right"]},
-                **entropies(checkpoint, run),
+                "right": right_answers(checkpoint, asked, run.answers),
             }
+            save(result, path)
+        else:
+            run = replace(run, answers=tuple(np.asarray(ids, np.int64) for ids in stored["answers"]))
+        runs[name] = with_hidden(model, run, path.parent / "hidden" / f"{checkpoint.sha256[:16]}-{name}.npy")
     return runs
+
+
+def with_hidden(model: Model, run: Asked, file: Path) -> Asked:
+    """A run with the float model's residual stream, which a file keeps: to read answers takes a minute."""
+    lengths = [len(ids) for ids in run.answers]
+    if file.exists() and len(stored := np.load(file)) == sum(lengths):
+        return replace(run, hidden=torch.split(torch.from_numpy(stored), lengths))
+    run = read_again(model, run)
+    file.parent.mkdir(exist_ok=True)
+    with whole_file(file) as partial, partial.open("wb") as stream:
+        np.save(stream, torch.cat(run.hidden).numpy())
+    return run
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a model with other weights makes of the float model's answers, token by token."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -57,7 +57,7 @@ class Asked:
 
     pixels: Tensor
     prompts: tuple[Prompt, ...]
-    answers: tuple[np.ndarray, ...]
+    answers: tuple[np.ndarray, ...] = ()
     hidden: tuple[Tensor, ...] = field(default=(), repr=False)
 
 
@@ -66,18 +66,8 @@ def load(checkpoint: Checkpoint, weights: WeightSource) -> Model:
     return Model(BlockStreamer(checkpoint.config, weights), load_decoder(checkpoint.config, weights))
 
 
-@torch.inference_mode()
-def ask(
-    checkpoint: Checkpoint, asked: QuestionSet, model: Model, stored: Sequence[Sequence[int]] | None
-) -> Asked:
-    """What the float model answers, greedily.
-
-    Args:
-        checkpoint: Whose tokenizer and prompt are used.
-        asked: The questions.
-        model: The float model.
-        stored: Its answers if they are known.
-    """
+def prepare(checkpoint: Checkpoint, asked: QuestionSet) -> Asked:
+    """A set of questions in tokens and pixels; nothing is asked yet."""
     form, images = checkpoint.prompt.format, checkpoint.pictures.image
     prompts, pixels = [], dict[int, np.ndarray]()
     for question in asked.questions:
@@ -87,14 +77,22 @@ def ask(
         if question.picture is not None:
             pixels[question.picture] = built.images[0]
     every = np.concatenate([pixels[n] for n in sorted(pixels)]) if pixels else np.zeros((0, 3, 1, 1))
-    found = Asked(torch.from_numpy(every.astype(np.float32)), tuple(prompts), ())
-    features = model.encode(found.pixels)
-    if stored is None:
-        embeds = [_embedded(model.decoder, prompt, features) for prompt in prompts]
-        eos = checkpoint.eos_token_ids
-        stored = greedy_answers(model.decoder, embeds, [asked.max_tokens] * len(embeds), eos)
-    answers = tuple(np.asarray(ids, np.int64) for ids in stored)
-    return Asked(found.pixels, found.prompts, answers, _hidden(model, found.prompts, answers, features))
+    return Asked(torch.from_numpy(every.astype(np.float32)), tuple(prompts))
+
+
+@torch.inference_mode()
+def answered(checkpoint: Checkpoint, model: Model, asked: Asked, max_tokens: int) -> Asked:
+    """The same with a model's greedy answers."""
+    features = model.encode(asked.pixels)
+    embeds = [_embedded(model.decoder, prompt, features) for prompt in asked.prompts]
+    said = greedy_answers(model.decoder, embeds, [max_tokens] * len(embeds), checkpoint.eos_token_ids)
+    return replace(asked, answers=tuple(np.asarray(ids, np.int64) for ids in said))
+
+
+@torch.inference_mode()
+def read_again(model: Model, asked: Asked) -> Asked:
+    """The same with a model's residual stream where it predicts the answers' tokens."""
+    return replace(asked, hidden=_hidden(model, asked.prompts, asked.answers, model.encode(asked.pixels)))
 
 
 def _embedded(decoder: Qwen2, prompt: Prompt, features: Tensor) -> Tensor:
@@ -132,20 +130,30 @@ def judge(checkpoint: Checkpoint, asked: QuestionSet, float_run: Asked, model: M
 
     Returns:
         As JSON holds it: `kl`, nats of every token of every answer; `agree`, 1 where the likeliest token is
-        the same; and `right`, 1 where the model's own answer is right, None where no answer is known.
+        the same; `right`, 1 where the model's own answer is right, None where no answer is known; and
+        `entropy`, the float model's mean over the tokens, in nats.
     """
     features = model.encode(float_run.pixels)
     hidden = _hidden(model, float_run.prompts, float_run.answers, features)
     reference = BlockStreamer(checkpoint.config, fold(checkpoint.weights))
-    kl, agree = list[list[float]](), list[list[int]]()
+    kl, agree, entropy = list[list[float]](), list[list[int]](), 0.0
     for rows in _together([len(answer) for answer in float_run.answers]):
-        a = reference.logits(torch.cat([float_run.hidden[n] for n in rows])).numpy()
+        logits = reference.logits(torch.cat([float_run.hidden[n] for n in rows]))
+        entropy += float(torch.distributions.Categorical(logits=logits).entropy().sum())
+        a = logits.numpy()
         b = model.decoder.logits(torch.cat([hidden[n] for n in rows])).numpy()
         ends = np.cumsum([len(float_run.answers[n]) for n in rows])[:-1]
         kl += [[float(f"{v:.4g}") for v in part] for part in np.split(metrics.kl_divergence(a, b), ends)]
         same = (a.argmax(-1) == b.argmax(-1)).astype(int)
         agree += [part.tolist() for part in np.split(same, ends)]
-    return {"kl": kl, "agree": agree, "right": _right(checkpoint, asked, float_run, model, features, agree)}
+    return {
+        "kl": kl,
+        "agree": agree,
+        "right": right_answers(
+            checkpoint, asked, _own_answers(checkpoint, asked, float_run, model, features, agree)
+        ),
+        "entropy": entropy / sum(map(len, float_run.answers)),
+    }
 
 
 def _together(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -160,34 +168,30 @@ def _together(lengths: Sequence[int]) -> Iterator[list[int]]:
     yield rows
 
 
-def _right(
+def _own_answers(
     checkpoint: Checkpoint,
     asked: QuestionSet,
     float_run: Asked,
     model: Model,
     features: Tensor,
     agree: Sequence[Sequence[int]],
-) -> list[int | None]:
-    """Whether answers are right; a model answers itself where it would not say what the float model says."""
-    known = [n for n, question in enumerate(asked.questions) if question.known]
-    changed = [n for n in known if not all(agree[n])]
+) -> list[np.ndarray]:
+    """What a model answers; where no answer is known, what the float model says stands for it."""
+    changed = [n for n, q in enumerate(asked.questions) if q.known and not all(agree[n])]
     embeds = [_embedded(model.decoder, float_run.prompts[n], features) for n in changed]
-    limits, eos = [asked.max_tokens] * len(embeds), checkpoint.eos_token_ids
-    own = dict(zip(changed, greedy_answers(model.decoder, embeds, limits, eos), strict=True))
-    found: list[int | None] = [None] * len(asked.questions)
-    for n in known:
-        said = own.get(n, float_run.answers[n].tolist())
-        text = checkpoint.tokenizer.decode([token for token in said if token not in eos])
-        found[n] = int(asked.is_right(text.strip(), asked.questions[n].known))
+    limits = [asked.max_tokens] * len(embeds)
+    said = greedy_answers(model.decoder, embeds, limits, checkpoint.eos_token_ids)
+    own = dict(zip(changed, said, strict=True))
+    return [np.asarray(own.get(n, answer), np.int64) for n, answer in enumerate(float_run.answers)]
+
+
+def right_answers(
+    checkpoint: Checkpoint, asked: QuestionSet, answers: Sequence[np.ndarray]
+) -> list[int | None]:
+    """1 where an answer is right, 0 where it is not, None where no answer is known."""
+    found: list[int | None] = []
+    for question, ids in zip(asked.questions, answers, strict=True):
+        said = [token for token in ids.tolist() if token not in checkpoint.eos_token_ids]
+        text = checkpoint.tokenizer.decode(said).strip()
+        found.append(int(asked.is_right(text, question.known)) if question.known else None)
     return found
-
-
-def entropies(checkpoint: Checkpoint, float_run: Asked) -> Mapping[str, float]:
-    """Mean entropy of the float model's tokens, in nats."""
-    reference, total = BlockStreamer(checkpoint.config, fold(checkpoint.weights)), 0.0
-    for rows in _together([len(answer) for answer in float_run.answers]):
-        with torch.inference_mode():
-            logits = reference.logits(torch.cat([float_run.hidden[n] for n in rows]))
-            logs = torch.log_softmax(logits, -1)
-        total -= float((logs.exp() * logs).sum())
-    return {"entropy": total / sum(map(len, float_run.answers))}

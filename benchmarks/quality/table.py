@@ -54,6 +54,8 @@ def tables(results: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for model, result in results.items():
         for name, asked in result["sets"].items():
+            if not _of_set(result["schemes"], name):
+                continue
             lines += [*_costs(model, name, asked, result["schemes"]), ""]
             lines += [*_ratios(asked, _of_set(result["schemes"], name)), ""]
     return "\n".join([*lines, *_aims(results)])
@@ -62,17 +64,18 @@ def tables(results: Mapping[str, Any]) -> str:
 def _costs(model: str, name: str, asked: Mapping[str, Any], schemes: Mapping[str, Any]) -> Iterator[str]:
     clusters, noun = asked["clusters"], "pictures" if asked["has_pictures"] else "prompts"
     tokens = sum(map(len, asked["answers"]))
-    right = [r for r in asked["float"]["right"] if r is not None]
+    entropy = next(iter(_of_set(schemes, name).values()))["entropy"]
+    right = [r for r in asked["right"] if r is not None]
     exact = f"; {sum(right)} of {len(right)} answers right ({sum(right) / len(right):.1%})" if right else ""
     yield (
         f"**{model}, {name}**: {len(set(clusters))} {noun}, {len(clusters)} questions, {tokens} tokens, "
-        f"{asked['entropy']:.3g} nats of entropy a token{exact}."
+        f"{entropy:.3g} nats of entropy a token{exact}."
     )
     yield ""
     yield "| weights | KL, nats | without the worst 1 % | top-1 | answers change | right, to float | score |"
     yield "|---|---|---|---|---|---|---|"
     for scheme, found in _of_set(schemes, name).items():
-        f = figures(found, asked["float"], clusters)
+        f = figures(found, asked, clusters)
         cells = [
             number(f.kl), number(f.trimmed), percent(f.top1), percent(f.flips),
             "-" if f.accuracy is None else f"{f.accuracy.value:.1%}, {difference(f.gained)}",
@@ -83,7 +86,7 @@ def _costs(model: str, name: str, asked: Mapping[str, Any], schemes: Mapping[str
 
 def _of_set(schemes: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What was measured on a set, by scheme."""
-    return {scheme: found["sets"][name] for scheme, found in schemes.items()}
+    return {s: found["sets"][name] for s, found in schemes.items() if name in found["sets"]}
 
 
 def _score(score: Mapping[str, Any] | None) -> str:
@@ -125,7 +128,7 @@ def _aim(aim: Aim, name: str, asked: Mapping[str, Any], schemes: Mapping[str, An
         found: Figure | None = ratio(ours, measured[peer], asked["clusters"])
         label = f"{aim.scheme}: <= {aim.limit}x {peer}"
     else:
-        found = getattr(figures(ours, asked["float"], asked["clusters"]), aim.what)
+        found = getattr(figures(ours, asked, asked["clusters"]), aim.what)
         sign = "<=" if aim.what == "kl" else ">="
         label = f"{aim.scheme}: {LABELS[aim.what]} {sign} {aim.limit:g}"
     if found is None:

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.activation_levels import int8_activations, rounded, worst_layers
 from benchmarks.quality.inputs import DEMO, pictures
-from benchmarks.quality.judging import ask, judge, load
+from benchmarks.quality.judging import answered, judge, load, prepare, read_again
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import computed
@@ -63,8 +63,8 @@ def test_a_planted_massive_activation_is_found():
     asked = replace(found, questions=tuple(replace(q, known=()) for q in found.questions))
     floats = dict(fold(demo.weights))
     model = load(demo, floats)
-    run = ask(demo, asked, model, None)
-    before = dict(worst_layers(demo, asked, run, model, 64))
+    run = read_again(model, answered(demo, model, prepare(demo, asked), asked.max_tokens))
+    before = dict(worst_layers(run, model, 64))
 
     planted, channel, factor = dict(floats), 5, 3000.0
 
@@ -79,7 +79,7 @@ def test_a_planted_massive_activation_is_found():
     massive = load(demo, planted)
     exact = judge(demo, asked, run, massive)
     assert max(map(max, exact["kl"])) < 1e-4
-    after = worst_layers(demo, asked, run, massive, 64)
+    after = worst_layers(run, massive, 64)
     assert {name for name, _ in after[:2]} == {"layers.1.mlp.gate_proj", "layers.1.mlp.up_proj"}
     assert before["layers.1.mlp.gate_proj"] - dict(after)["layers.1.mlp.gate_proj"] > 15
 

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.quality.figures import Figure, better, figures, ratio, trimmed, verdict
 from benchmarks.quality.inputs import DEMO, FIRST_SEED, PICTURES, PROMPTS, QuestionSet, names_one, pictures
-from benchmarks.quality.judging import ask, entropies, judge, load
+from benchmarks.quality.judging import answered, judge, load, prepare, read_again, right_answers
 from benchmarks.quality.table import difference, factor, tables
 from fastvlm_convert import metrics
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
@@ -34,6 +33,7 @@ def measured(kl: float, right: int = 1) -> dict:
         "kl": [[kl, 3 * kl]] * COUNT,
         "agree": [[1, int(n % 4 > 0)] for n in range(COUNT)],
         "right": [right if n % 2 else None for n in range(COUNT)],
+        "entropy": 0.5,
     }
 
 
@@ -100,8 +100,7 @@ def test_tables_hold_every_scheme_and_compare_with_the_better_mode():
         "has_pictures": True,
         "clusters": list(range(COUNT)),
         "answers": [[1, 2]] * COUNT,
-        "entropy": 0.5,
-        "float": measured(0.0),
+        "right": measured(0.0)["right"],
     }
     schemes = {
         "int4": {"score": {"kl_mean_nats": 0.019, "top1_agreement": 0.9}, "sets": {"text": measured(0.01)}},
@@ -158,7 +157,7 @@ def test_a_model_is_judged_as_sessions_would(demo):
     asked = replace(found, questions=found.questions[:5])
     floats = fold(demo.weights)
     model = load(demo, floats)
-    run = ask(demo, asked, model, None)
+    run = read_again(model, answered(demo, model, prepare(demo, asked), asked.max_tokens))
     same = judge(demo, asked, run, model)
     assert max(map(max, same["kl"])) < 1e-6
     assert all(map(all, same["agree"]))
@@ -179,11 +178,13 @@ def test_a_model_is_judged_as_sessions_would(demo):
     assert not all(map(all, judged["agree"]))
 
 
-def test_text_alone_and_answers_that_are_stored(demo):
-    asked = pictures("demo", False, 1, 1)
-    text = QuestionSet((), (replace(asked.questions[0], picture=None),), asked.is_right, 8)
+def test_text_alone_and_what_is_right(demo):
+    found = pictures("demo", False, 1, 2)
+    alone = tuple(
+        replace(q, picture=None, known=known) for q, known in zip(found.questions, [("?",), ()], strict=True)
+    )
+    text = QuestionSet((), alone, found.is_right, 8)
     model = load(demo, fold(demo.weights))
-    run = ask(demo, text, model, None)
-    again = ask(demo, text, model, [ids.tolist() for ids in run.answers])
-    assert torch.equal(run.hidden[0], again.hidden[0])
-    assert entropies(demo, run)["entropy"] > 0
+    run = read_again(model, answered(demo, model, prepare(demo, text), 8))
+    assert right_answers(demo, text, run.answers) == [0, None]
+    assert judge(demo, text, run, model)["entropy"] > 0
