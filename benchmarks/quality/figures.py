@@ -8,6 +8,8 @@ import numpy as np
 
 from fastvlm_convert.intervals import Interval, bootstrap, paired_bootstrap
 
+ASKED: Final = 36  # questions that `verify` asks by default
+REPEATED: Final = 4000
 WORST: Final = 0.01  # share of the tokens that the trimmed mean leaves out
 
 Measured = Mapping[str, Any]
@@ -84,6 +86,21 @@ def ratio(measured: Measured, peer: Measured, clusters: Sequence[int]) -> Figure
         np.add.at(sums[:, column], clusters, [sum(part) for part in found["kl"]])
     pairs = sums[sorted(set(clusters))]
     return Figure(_quotient(pairs), bootstrap(pairs, statistic=_quotient))
+
+
+def ends_of_a_check(measured: Measured, count: int = ASKED) -> tuple[float, float]:
+    """What a sound conversion may reach when `verify` asks so many questions: gates must lie beyond.
+
+    Returns:
+        Mean divergence, and share of tokens that are still the likeliest; one in forty drawings of so many
+        questions gives a worse one.
+    """
+    rows = np.asarray(
+        [(sum(kl), sum(agree), len(kl)) for kl, agree in zip(measured["kl"], measured["agree"], strict=True)]
+    )
+    drawn = rows[np.random.default_rng(0).integers(len(rows), size=(REPEATED, count))].sum(axis=1)
+    kl, top1 = drawn[:, 0] / drawn[:, 2], drawn[:, 1] / drawn[:, 2]
+    return float(np.quantile(kl, 0.975)), float(np.quantile(top1, 0.025))
 
 
 def better(schemes: Mapping[str, Measured], names: Sequence[str]) -> str | None:

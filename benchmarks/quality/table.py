@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.quality.figures import Figure, better, figures, ratio, verdict
+from benchmarks.quality.figures import Figure, better, ends_of_a_check, figures, ratio, verdict
+from benchmarks.quality.schemes import RECIPES
+from fastvlm_convert.recipe import load_recipe
 
 COREML: Final = ("coremltools RTN, symmetric", "coremltools RTN, asymmetric")
 ORT: Final = ("ONNX Runtime RTN, symmetric", "ONNX Runtime RTN, asymmetric")
@@ -58,7 +60,7 @@ def tables(results: Mapping[str, Any]) -> str:
                 continue
             lines += [*_costs(model, name, asked, result["schemes"]), ""]
             lines += [*_ratios(asked, _of_set(result["schemes"], name)), ""]
-    return "\n".join([*lines, *_aims(results)])
+    return "\n".join([*lines, *_aims(results), "", *_gates(results)])
 
 
 def _costs(model: str, name: str, asked: Mapping[str, Any], schemes: Mapping[str, Any]) -> Iterator[str]:
@@ -114,6 +116,23 @@ def _aims(results: Mapping[str, Any]) -> Iterator[str]:
                 row = _aim(aim, name, asked, result["schemes"])
                 if row is not None:
                     yield f"| {model}, {name} | {row} |"
+
+
+def _gates(results: Mapping[str, Any]) -> Iterator[str]:
+    """Where figures of sound conversions end when `verify` asks its questions, and each recipe's gates."""
+    sets = [(model, name) for model, result in results.items() for name in result["sets"]]
+    yield f"| recipe | gates | {' | '.join(f'{model}, {name}' for model, name in sets)} |"
+    yield "|---|---|" + "---|" * len(sets)
+    for recipe in RECIPES:
+        cells = []
+        for model, name in sets:
+            measured = _of_set(results[model]["schemes"], name)
+            ends = ends_of_a_check(measured[recipe]) if recipe in measured else None
+            cells.append("-" if ends is None else f"{ends[0]:.2g}, {ends[1]:.1%}")
+        gates = load_recipe(recipe).gates
+        limits = f"{gates.quantizer_max_kl_nats:g}, {gates.quantizer_min_top1:.1%}"
+        if any(cell != "-" for cell in cells):
+            yield f"| {recipe} | {limits} | {' | '.join(cells)} |"
 
 
 def _aim(aim: Aim, name: str, asked: Mapping[str, Any], schemes: Mapping[str, Any]) -> str | None:

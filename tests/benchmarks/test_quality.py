@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.quality.figures import Figure, better, figures, ratio, trimmed, verdict
+from benchmarks.quality.figures import Figure, better, ends_of_a_check, figures, ratio, trimmed, verdict
 from benchmarks.quality.inputs import DEMO, FIRST_SEED, PICTURES, PROMPTS, QuestionSet, names_one, pictures
 from benchmarks.quality.judging import answered, judge, load, prepare, read_again, right_answers
 from benchmarks.quality.table import difference, factor, tables
@@ -67,6 +67,15 @@ def test_a_ratio_is_paired():
     assert other.interval.low < 1 < other.interval.high
 
 
+def test_gates_lie_beyond_what_few_questions_reach():
+    """Of 100 questions one costs 100 nats: 36 drawn hold it twice at most nineteen times in twenty."""
+    rare = {"kl": [[100.0 * (n == 0)] for n in range(100)], "agree": [[int(n > 0)] for n in range(100)]}
+    kl, top1 = ends_of_a_check(rare)
+    assert kl == pytest.approx(2 * 100 / 36)
+    assert top1 == pytest.approx(34 / 36)
+    assert ends_of_a_check(measured(0.1))[0] == pytest.approx(0.2)
+
+
 def test_questions_of_one_picture_are_drawn_together():
     values = [[float(n // 2 % 2)] for n in range(2 * COUNT)]
     alone = figures(*[{"kl": values, "agree": [[1]] * 80, "right": [None] * 80}] * 2, range(2 * COUNT))
@@ -95,6 +104,11 @@ def test_verdicts():
     assert verdict(spread, 0.1, at_most=False) == "met"
 
 
+def gates_of(name: str) -> str:
+    gates = load_recipe(name).gates
+    return f"{gates.quantizer_max_kl_nats:g}, {gates.quantizer_min_top1:.1%}"
+
+
 def test_tables_hold_every_scheme_and_compare_with_the_better_mode():
     asked = {
         "has_pictures": True,
@@ -114,6 +128,7 @@ def test_tables_hold_every_scheme_and_compare_with_the_better_mode():
     assert "0.019, 90.0% |" in shown
     assert "| KL beside | ONNX Runtime (ONNX Runtime RTN, asymmetric) |" in shown
     assert "| int4 | 0.5 [0.5, 0.5] |" in shown
+    assert f"| int4 | {gates_of('int4')} | 0.02, " in shown
     assert "int4: <= 0.3x ONNX Runtime RTN, asymmetric | 0.5 [0.5, 0.5] | missed |" in shown
 
 
