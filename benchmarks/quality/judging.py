@@ -76,6 +76,8 @@ def prepare(checkpoint: Checkpoint, asked: QuestionSet) -> Asked:
         prompts.append(Prompt(built.segments, question.picture))
         if question.picture is not None:
             pixels[question.picture] = built.images[0]
+    places = {number: place for place, number in enumerate(sorted(pixels))}
+    prompts = [replace(p, picture=None if p.picture is None else places[p.picture]) for p in prompts]
     every = np.concatenate([pixels[n] for n in sorted(pixels)]) if pixels else np.zeros((0, 3, 1, 1))
     return Asked(torch.from_numpy(every.astype(np.float32)), tuple(prompts))
 
