@@ -112,6 +112,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.demo_accuracy
 	$(BIN)/python -m benchmarks.export_cost 0.5b
 	$(BIN)/python -m benchmarks.quantize_answers $(DEMO)
+	$(BIN)/python -m benchmarks.quality demo unseen --output $(OUT)-quality
 	$(BIN)/python -m benchmarks.quantize_cost 0.5b
 
 clean:

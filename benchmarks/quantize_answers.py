@@ -46,7 +46,7 @@ from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.schemes import AffineScheme
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import Recipe, load_recipe
-from fastvlm_convert.recipe_settings import QuantizeRule
+from fastvlm_convert.recipe_settings import CalibrationSettings, QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import Weight, WeightSource, computed
 from tests.quantization.layers import textbook_gptq
@@ -139,11 +139,11 @@ def fits(layer: str, part: str) -> bool:
 
 
 @torch.no_grad()
-def hessians(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+def hessians(checkpoint: Checkpoint, settings: CalibrationSettings = CALIBRATION) -> dict[str, np.ndarray]:
     """Hessians of the float model's inputs over the calibration data, one per layer."""
     config, weights = checkpoint.config, fold(checkpoint.weights)
-    plan = plan_weights(checkpoint, replace(load_recipe("int4"), calibration=CALIBRATION))
-    data = collect_samples(plan, read_calibration(None, CALIBRATION))
+    plan = plan_weights(checkpoint, replace(load_recipe("int4"), calibration=settings))
+    data = collect_samples(plan, read_calibration(None, settings))
     chain, found = BlockStreamer(config, weights), dict[str, np.ndarray]()
     layers = set(matrices(weights))
     real: torch.Tensor | None = None

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py"))
+FILES = [path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.py") if path.stem != "__init__"]
+MODULES = sorted(".".join(path.with_suffix("").parts) for path in FILES)
 IMPORT = """
 import importlib, sys
 for module in sys.argv[1:]:
