@@ -26,6 +26,7 @@ from fastvlm_convert.io_names import (
 from fastvlm_convert.json_file import read_json_file
 from fastvlm_convert.preprocess import ImageMode, ImageSettings, Resampling
 from fastvlm_convert.prompt import PromptFormat
+from fastvlm_convert.quantized.activations import ActivationReport
 from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH
 from fastvlm_convert.regular_file import open_file
 from fastvlm_convert.resolved_recipe import ResolvedRecipe
@@ -181,6 +182,7 @@ class Manifest:
         contract: What an app must know.
         fp16_range: Whether activations were proven to stay within float16's range.
         files: Every file but the manifest and what is said about the bundle afterwards (`BESIDE`).
+        activations: What was done to the encoder's activations; None where they are floats.
     """
 
     tool: str
@@ -191,6 +193,7 @@ class Manifest:
     contract: Contract
     fp16_range: Status
     files: dict[str, FileEntry]
+    activations: ActivationReport | None = None
 
     def artifact(self, target: Target, component: Component, function: str | None = None) -> Artifact:
         """The artifact of one part; the first where it has several functions and none is named.

@@ -85,6 +85,26 @@ class FloatSettings:
 
 
 @dataclass(frozen=True)
+class VisionSettings(FloatSettings):
+    """Precision of encoder and projector."""
+
+    activations: Literal["float", "int8", "int16"] = setting(
+        "float",
+        "What layers with int8 weights per channel multiply (ONNX only): `int8` and `int16` round "
+        "activations by ranges taken from calibration pictures. int8 is fast on processors; int16 is for "
+        "accelerators that have such kernels, and slow elsewhere.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activations != "float" and self.compute == "float16":
+            raise RecipeError(
+                f"vision.activations is '{self.activations}', which needs compute 'float32': what lies "
+                "between layers with integers is computed in it"
+            )
+
+
+@dataclass(frozen=True)
 class TableSettings:
     """Precision of the embedding table, which is only looked up in."""
 
@@ -295,7 +315,7 @@ class Recipe:
 
     name: str = field(metadata=about("What it makes; also the file name."))
     description: str = field(metadata=about("One line that says what it is for."))
-    vision: FloatSettings = field(metadata=about("Encoder and projector."))
+    vision: VisionSettings = field(metadata=about("Encoder and projector."))
     decoder: FloatSettings = field(metadata=about("Decoder layers and head."))
     embed: TableSettings = field(metadata=about("Embedding table."))
     gates: Gates = field(metadata=about("What the result must pass."))
@@ -309,7 +329,12 @@ class Recipe:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether any rule needs data."""
+        """Whether any rule, or the encoder's activations, need data."""
+        return self.is_solved or self.vision.activations != "float"
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether any rule's solver needs data."""
         return any(rule.solver != "search" for rule in self.quantize)
 
     def __post_init__(self) -> None:
@@ -331,9 +356,11 @@ class Recipe:
 
 
 def without_data(recipe: Recipe) -> Recipe:
-    """The same recipe with every solver replaced by the search that needs no data."""
+    """The same recipe with every solver replaced by the search that needs no data, and float activations."""
     return dataclasses.replace(
-        recipe, quantize=tuple(dataclasses.replace(rule, solver="search") for rule in recipe.quantize)
+        recipe,
+        vision=dataclasses.replace(recipe.vision, activations="float"),
+        quantize=tuple(dataclasses.replace(rule, solver="search") for rule in recipe.quantize),
     )
 
 
