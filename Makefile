@@ -109,10 +109,10 @@ docs: setup
 	$(BIN)/python -m tests.settings_table
 
 bench: setup
-	$(BIN)/python benchmarks/demo_accuracy.py
-	$(BIN)/python benchmarks/export_cost.py 0.5b
-	$(BIN)/python benchmarks/quantize_answers.py $(DEMO)
-	$(BIN)/python benchmarks/quantize_cost.py 0.5b
+	$(BIN)/python -m benchmarks.demo_accuracy
+	$(BIN)/python -m benchmarks.export_cost 0.5b
+	$(BIN)/python -m benchmarks.quantize_answers $(DEMO)
+	$(BIN)/python -m benchmarks.quantize_cost 0.5b
 
 clean:
 	rm -rf $(VENV) $(MLX) out build dist .hypothesis .pytest_cache .ruff_cache .mypy_cache

@@ -1,9 +1,9 @@
 """Record the SHA-256 of every file the tool makes, to compare before and after a refactoring.
 
-    python benchmarks/bundle_hashes.py record before.json
-    python benchmarks/bundle_hashes.py record after.json
-    python benchmarks/bundle_hashes.py compare before.json after.json
-    python benchmarks/bundle_hashes.py compare before.json after.json --weights
+    python -m benchmarks.bundle_hashes record before.json
+    python -m benchmarks.bundle_hashes record after.json
+    python -m benchmarks.bundle_hashes compare before.json after.json
+    python -m benchmarks.bundle_hashes compare before.json after.json --weights
 
 Every shipped recipe is run on the demo checkpoint (with its calibration and without), on the golden
 checkpoints of the tests, and on a random checkpoint with 0.5B's widths and few layers (both without
@@ -24,8 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from random_checkpoint import write_checkpoint
-
+from benchmarks.random_checkpoint import write_checkpoint
 from fastvlm_convert.recipe import shipped_recipes
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,6 @@
 """Do prompts that are read in two chunks have the bits of those that are read at once?
 
-    python benchmarks/chunked_prefill.py BUNDLE... [--threads 1 2] [--lengths 48 65 128] [--chunks 30 31 64]
+    python -m benchmarks.chunked_prefill BUNDLE... [--threads 1 2] [--lengths 48 65 128] [--chunks 30 31 64]
 
 One row a bundle and number of threads: of all pairs of a prompt's length and a first chunk, how many differ
 in any logit or cached value, apart for first chunks of even and odd length and for a last chunk of one token,

@@ -1,6 +1,6 @@
 """Accuracy of the demo checkpoint on held-out pictures: the reference, and ONNX bundles of several recipes.
 
-    python benchmarks/demo_accuracy.py [CHECKPOINT] [--pictures 500] [--recipe int4 --recipe int4-small]
+    python -m benchmarks.demo_accuracy [CHECKPOINT] [--pictures 500] [--recipe int4 --recipe int4-small]
 
 Limit: at least 95 % of all answers exactly right, and bundles within half a point of the reference.
 """

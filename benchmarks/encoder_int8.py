@@ -1,6 +1,6 @@
 """Signal to noise of the image tokens with the encoder and projector at int8, per output channel.
 
-    python benchmarks/encoder_int8.py CHECKPOINT...
+    python -m benchmarks.encoder_int8 CHECKPOINT...
 
 Compares what coremltools' `linear_quantize_weights` computes, our search (recipe int8) and our GPTQ, on the
 same layers and on held-out pictures of the demo generator, clean and badly taken. Limit: 3 dB above
@@ -9,14 +9,12 @@ coremltools.
 
 import argparse
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.quantize_answers import CALIBRATION, DEGRADED_SEED, FLOAT, fixed, pictures, through
 from benchmarks.quantize_layers import coreml_numerics
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -28,7 +26,8 @@ from fastvlm_convert.quantization.calibration import read_calibration
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
-from fastvlm_convert.recipe import QuantizeRule, load_recipe
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import WeightSource
 

@@ -1,6 +1,6 @@
 """What 4 bits in a single part of the encoder cost the answers; why int4-mixed keeps some parts at 8 bits.
 
-    python benchmarks/encoder_sensitivity.py [CHECKPOINT] [--pictures 50]
+    python -m benchmarks.encoder_sensitivity [CHECKPOINT] [--pictures 50]
 
 Rounded by GPTQ in blocks of 32; mean KL divergence over badly taken held-out pictures, in nats.
 """
@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from quantize_answers import CALIBRATION, DEGRADED_SEED, FLOAT, ask, logits_of, pictures
-
+from benchmarks.quantize_answers import CALIBRATION, DEGRADED_SEED, FLOAT, ask, logits_of, pictures
 from fastvlm_convert import metrics
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.quantization.calibration import read_calibration
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
-from fastvlm_convert.recipe import QuantizeRule, load_recipe
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import WeightSource
 

@@ -1,6 +1,6 @@
 """How far published figures of phones are from what `estimate` says at best.
 
-    python benchmarks/estimate_accuracy.py
+    python -m benchmarks.estimate_accuracy
 
 The graphs are those that `export` writes for FastVLM-0.5B, whose decoder is Qwen2-0.5B; their weights are not
 made, because `estimate` reads none. Each figure stands beside the recipe whose weights come nearest to what

@@ -1,7 +1,7 @@
 """Time, peak memory and sizes of exporting a model of Apple's true dimensions (random weights).
 
-    python benchmarks/export_cost.py 0.5b
-    python benchmarks/export_cost.py 0.5b --target coreml --checkpoint FOLDER
+    python -m benchmarks.export_cost 0.5b
+    python -m benchmarks.export_cost 0.5b --target coreml --checkpoint FOLDER
 
 Limits at 0.5B, including vision: a peak of 0.4 GiB for ONNX and of 1 GiB for Core ML, in every precision.
 What `plan` predicted is printed beside each size and peak. Each export runs in a process of its own.
@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from random_checkpoint import write_checkpoint
-
+from benchmarks.random_checkpoint import write_checkpoint
 from fastvlm_convert.manifest import FILE_NAME as MANIFEST
 from fastvlm_convert.recipe import shipped_recipes
 from fastvlm_convert.weights.published import DECODERS

@@ -1,7 +1,7 @@
 """Speed and memory of the ML-program interpreter against torch eager, on the same machine in the same run.
 
-    python benchmarks/mil_speed.py VISION.mlpackage CHECKPOINT
-    python benchmarks/mil_speed.py DECODER.mlpackage CHECKPOINT --steps 20
+    python -m benchmarks.mil_speed VISION.mlpackage CHECKPOINT
+    python -m benchmarks.mil_speed DECODER.mlpackage CHECKPOINT --steps 20
 
 Limits: 1.3 times our torch reference's time for vision, 1.5 times for a decoder token; peak memory of the
 interpreter alone at most the weights in float32 plus 1 GB. The checkpoint may be random

@@ -1,6 +1,6 @@
 """What int4 and int8 weights cost the answers: our quantizer and its peers on the same layers.
 
-    python benchmarks/quantize_answers.py CHECKPOINT... [--pictures 150] [--output FILE.json]
+    python -m benchmarks.quantize_answers CHECKPOINT... [--pictures 150] [--output FILE.json]
 
 The layers that the recipe int4-small stores in 4 bits, except the table, get 4 bits in blocks of 32 unless
 a row says otherwise. We calibrate with 128 pictures: at the demo's 256 pixels they have as many positions as
@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import sys
 import tempfile
 import time
 import warnings
@@ -27,7 +26,6 @@ from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 from onnxruntime.quantization.neural_compressor.weight_only import gptq as onnxruntime_gptq
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.quantize_layers import coreml, onnxruntime
 from fastvlm_convert import metrics
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -47,7 +45,8 @@ from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.schemes import AffineScheme
 from fastvlm_convert.quantized.weight import dense_view
-from fastvlm_convert.recipe import QuantizeRule, Recipe, load_recipe
+from fastvlm_convert.recipe import Recipe, load_recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import Weight, WeightSource, computed
 from tests.quantization.layers import textbook_gptq

@@ -1,7 +1,7 @@
 """Time and peak memory of quantizing a model of Apple's dimensions (random weights), stage by stage.
 
-    python benchmarks/quantize_cost.py [0.5b|1.5b|7b] [--recipe int4] [--checkpoint FOLDER]
-    python benchmarks/quantize_cost.py --layers 2 --samples 8       # takes minutes; extrapolate from it
+    python -m benchmarks.quantize_cost [0.5b|1.5b|7b] [--recipe int4] [--checkpoint FOLDER]
+    python -m benchmarks.quantize_cost --layers 2 --samples 8       # takes minutes; extrapolate from it
 
 Calibrated with the demo generator's pictures, questions and answers, because a random model would never end
 an answer; the stage "answers" is then one pass over the pictures. Limits at 0.5B on two cores: layers solved
@@ -15,8 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from random_checkpoint import write_checkpoint
-
+from benchmarks.random_checkpoint import write_checkpoint
 from fastvlm_convert.demo.samples import calibration_samples
 from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.pipeline import quantize

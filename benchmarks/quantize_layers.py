@@ -1,7 +1,7 @@
 """Output errors and times of our solvers and of our peers', on the same layers.
 
-    python benchmarks/quantize_layers.py
-    python benchmarks/quantize_layers.py --layers LAYERS.npz --size 128
+    python -m benchmarks.quantize_layers
+    python -m benchmarks.quantize_layers --layers LAYERS.npz --size 128
 
 Layers are random with correlated inputs, or come from an .npz file with `NAME.weight` [rows, columns] and
 `NAME.inputs` [tokens, columns]. Errors are squared errors of the outputs on unseen inputs, given as the
@@ -28,8 +28,6 @@ from fastvlm_convert.quantization.gptq import gptq
 from fastvlm_convert.quantization.palettes import palettize
 from fastvlm_convert.quantization.search import quantize_affine, round_to_nearest
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.quantization.exhaustive_search import exhaustive
 from tests.quantization.layers import correlated_inputs, textbook_gptq, weights
 

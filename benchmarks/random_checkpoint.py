@@ -1,6 +1,6 @@
 """Write a checkpoint of Apple's exact format and dimensions with random weights.
 
-    python benchmarks/random_checkpoint.py 0.5b FOLDER
+    python -m benchmarks.random_checkpoint 0.5b FOLDER
 
 For sizes, memory and speed only: a random network answers nonsense. Weights are streamed, so even 7B takes
 little memory. The dimensions are those of apple/FastVLM-0.5B, -1.5B and -7B.

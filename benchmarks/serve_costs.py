@@ -1,6 +1,6 @@
 """CPU seconds of one question, by what is known of it: nothing, the picture's features, its keys and values.
 
-    python benchmarks/serve_costs.py [BUNDLE] [--rounds 5] [--threads 1] [--answer-tokens 32]
+    python -m benchmarks.serve_costs [BUNDLE] [--rounds 5] [--threads 1] [--answer-tokens 32]
 
 Without a bundle, one of the true dimensions of FastVLM-0.5B is made of random weights (int4, some minutes,
 2 GB of disk). Peer: the bundle's graphs called directly, without the decode loop and its caches, in the same
@@ -20,8 +20,8 @@ from typing import Final
 
 import numpy as np
 from PIL import Image
-from random_checkpoint import write_checkpoint
 
+from benchmarks.random_checkpoint import write_checkpoint
 from fastvlm_convert.amounts import count_text
 from fastvlm_convert.bench.machine import this_machine
 from fastvlm_convert.generate import Answer, answer_tokens, greedy, stream_tokens

@@ -1,7 +1,7 @@
 """What escalation in `serve` costs and gains: accuracy and CPU time for every threshold.
 
-    python benchmarks/serve_escalation.py SMALL LARGE [--pictures 60] [--taken well|badly|twice]
-    python benchmarks/serve_escalation.py --crude [CHECKPOINT]
+    python -m benchmarks.serve_escalation SMALL LARGE [--pictures 60] [--taken well|badly|twice]
+    python -m benchmarks.serve_escalation --crude [CHECKPOINT]
 
 SMALL and LARGE are ONNX bundles of the demo or of its siblings. `--crude` exports two: one at 4 bits a weight
 with one scale a channel in the encoder, coarser than any shipped recipe, and one in float32.
@@ -25,7 +25,8 @@ from fastvlm_convert.demo.camera import badly_taken, double_exposure
 from fastvlm_convert.demo.samples import HELD_OUT_SEED, Sample, make_sample
 from fastvlm_convert.intervals import bootstrap, paired_bootstrap, too_few
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.recipe import QuantizeRule, load_recipe
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle
 from fastvlm_convert.serve.engine import Question, Reply, Sampling
 from fastvlm_convert.serve.engines.sequence import answer_question

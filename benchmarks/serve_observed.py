@@ -1,6 +1,6 @@
 """What it costs to count, log and trace a request, and to be scraped: microseconds of processor time.
 
-    python benchmarks/serve_observed.py
+    python -m benchmarks.serve_observed
 
 A request is counted as the server does: its end, its queue, its first token, 31 further tokens, its stages,
 its tokens and a lookup in the cache of answers. To compare with: an answer from that cache takes 1.2 ms, and

@@ -1,6 +1,6 @@
 """Record loads of a worker that runs a bundle, for the tests of scaling.
 
-    python benchmarks/serve_traces.py BUNDLE CHECK_IMAGES FOLDER
+    python -m benchmarks.serve_traces BUNDLE CHECK_IMAGES FOLDER
 
 One worker with one thread answers questions about the demo's pictures, which arrive at random (Poisson),
 at a rate that follows each pattern; it is measured every two seconds for forty. Rates are multiples of what
@@ -12,14 +12,12 @@ import asyncio
 import json
 import math
 import random
-import sys
 import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.serve_workers import questions
 from fastvlm_convert.serve.admission import Admission
 from fastvlm_convert.serve.autoscaler import Autoscaler, Scaling

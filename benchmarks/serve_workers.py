@@ -1,6 +1,6 @@
 """Threads of the server against worker processes, under users who ask again as soon as they have an answer.
 
-    python benchmarks/serve_workers.py BUNDLE CHECK_IMAGES
+    python -m benchmarks.serve_workers BUNDLE CHECK_IMAGES
 
 The engines take turns, so that other work on the machine slows all of them; figures are medians of the rounds
 with the smallest and the largest, ratios are of the same round. No engine keeps features or prefixes, as if

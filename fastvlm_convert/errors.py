@@ -171,6 +171,12 @@ class OutputError(ConversionError):
     code = "output"
 
 
+class MemoryLimitError(ConversionError):
+    """A conversion needs more memory than it may have."""
+
+    code = "memory"
+
+
 class PromptError(ConversionError):
     """A prompt, or the answer asked for, does not fit the model."""
 

@@ -38,7 +38,7 @@ from fastvlm_convert.predict.export_plan import (
     predicted_artifacts,
     predicted_bundle,
 )
-from fastvlm_convert.predict.memory import predicted_peak
+from fastvlm_convert.predict.memory import StageNeed, check_fits, stage_needs
 from fastvlm_convert.predict.size_check import check_sizes
 from fastvlm_convert.predict.sizes import cache_bytes
 from fastvlm_convert.progress import OnStage, ignore_stage
@@ -47,13 +47,14 @@ from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.prepared_weights import calibration_for, prepare_weights
 from fastvlm_convert.quantization.score import AnswerScore
 from fastvlm_convert.quantization.stages import SEARCHED, SOLVED
-from fastvlm_convert.quantization.weight_plan import plan_weights
+from fastvlm_convert.quantization.weight_plan import WeightPlan, plan_weights
 from fastvlm_convert.quantized.layer_report import LayerReport, layer_reports
 from fastvlm_convert.quantized.sqnr import ErrorMeter
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe, load_recipe, without_data
 from fastvlm_convert.resolved_recipe import ResolvedRecipe
 from fastvlm_convert.targets import BACKENDS, DEFAULT_TARGETS, Target, known_target
+from fastvlm_convert.user_cache import CacheUse, tallied
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,21 @@ class PlanResult:
     Attributes:
         plan: Checkpoint, resolved recipe, targets, and what happens to every layer (`plan.layers`).
         files: Bytes of every file but the manifest, by its path relative to the bundle.
-        peak_memory_bytes: What the export needs, estimated.
+        stages: The memory that every stage of the export needs, estimated.
         notes: What a target does otherwise than `plan.layers` says.
         stores: Whether the bundle fits what stores deliver beside an app.
     """
 
     plan: ExportPlan
     files: Mapping[str, int]
-    peak_memory_bytes: int
+    stages: tuple[StageNeed, ...]
     notes: tuple[str, ...]
     stores: tuple[StoreFit, ...]
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """What the export needs, estimated."""
+        return max(stage.peak_memory_bytes for stage in self.stages)
 
     @property
     def total_bytes(self) -> int:
@@ -93,6 +99,7 @@ class QuantizeResult:
         record: What was done.
         score: What the integers do to the answers; None where no solver ran the model.
         num_resumed: Weights that an earlier, interrupted run had finished.
+        cache_use: What was found in the user's cache and what was put there, by kind.
         warnings: What the user should know.
     """
 
@@ -100,6 +107,7 @@ class QuantizeResult:
     record: Quantization
     score: AnswerScore | None
     num_resumed: int
+    cache_use: Mapping[str, CacheUse]
     warnings: tuple[str, ...]
 
 
@@ -112,6 +120,7 @@ class ExportResult:
         manifest: What it holds.
         layers: What was done to every matrix and convolution.
         score: What the integers do to the answers; None where no solver ran the model.
+        cache_use: What was found in the user's cache and what was put there, by kind.
         warnings: What the user should know.
         findings: What breaks a rule of `lint` for a bundle that may run anywhere, errors first.
     """
@@ -120,6 +129,7 @@ class ExportResult:
     manifest: Manifest
     layers: tuple[LayerReport, ...]
     score: AnswerScore | None
+    cache_use: Mapping[str, CacheUse]
     warnings: tuple[str, ...]
     findings: tuple[Outcome, ...]
 
@@ -129,6 +139,7 @@ def plan(
     *,
     recipe: str | Path | Recipe | None = None,
     targets: str | Iterable[str] | None = None,
+    max_memory: int | None = None,
 ) -> PlanResult:
     """See what an export would do; reads config and headers alone.
 
@@ -137,20 +148,17 @@ def plan(
         recipe: How to convert: a shipped recipe's name, a YAML file, or what `load_recipe` made of one. None
             takes the recipe of a quantized checkpoint.
         targets: Formats to export, or one of them; ONNX and Core ML by default.
+        max_memory: Bytes of memory that the export may use; None refuses nothing.
 
     Raises:
-        ConversionError: The input, the recipe or a target does not allow it.
+        ConversionError: The input, the recipe, a target or the memory does not allow it.
     """
     planned = plan_export(opened(checkpoint), _recipe(recipe), _targets(targets))
-    peak = predicted_peak(
-        planned.config,
-        planned.layers,
-        planned.recipe if planned.is_calibrated else without_data(planned.recipe),
-        planned.targets,
-        planned.checkpoint.tokenizer.num_tokens,
-    )
+    needs = _needs(planned, planned.targets)
+    if max_memory is not None:
+        check_fits(needs, max_memory)
     predicted = predicted_bundle(planned)
-    return PlanResult(planned, predicted.sizes, peak, tuple(predicted.notes), _stores(planned, predicted))
+    return PlanResult(planned, predicted.sizes, needs, tuple(predicted.notes), _stores(planned, predicted))
 
 
 def quantize(
@@ -160,9 +168,12 @@ def quantize(
     recipe: str | Path | Recipe,
     calibration: str | Path | None = None,
     overwrite: bool = False,
+    max_memory: int | None = None,
     on_progress: OnStage = ignore_stage,
 ) -> QuantizeResult:
     """Make a quantized checkpoint, which can be used like any other.
+
+    More than six parameters: all that the command has.
 
     Args:
         checkpoint: A float checkpoint's folder, which is only read, or what `open_checkpoint` made of it.
@@ -171,13 +182,15 @@ def quantize(
         recipe: How to quantize: a shipped recipe's name, a YAML file, or what `load_recipe` made of one.
         calibration: Pictures for solvers that need data, a folder or a .jsonl file; None generates some.
         overwrite: Whether an existing quantized checkpoint may be replaced.
+        max_memory: Bytes of memory that it may use; None takes what is free.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
     Raises:
-        ConversionError: The input, the recipe or the output does not allow it.
+        ConversionError: The input, the recipe, the output or the memory does not allow it.
     """
     source, output = opened(checkpoint), Path(output)
     planned = plan_weights(source, _quantizing(recipe, source))
+    check_fits(_needs(planned, ()), max_memory)
     data = calibration_for(planned, _path(calibration))
     on_progress("hashes", 0.0)
     origin = source_of(source, data)
@@ -185,14 +198,17 @@ def quantize(
     notes: list[str] = []
     inputs = _inputs(source, calibration)
     key = _key(origin, planned.recipe)
-    with resumable_folder(output, key, overwrite, inputs, QUANTIZED_CHECKPOINT, notes.append) as work:
+    with (
+        tallied() as tally,
+        resumable_folder(output, key, overwrite, inputs, QUANTIZED_CHECKPOINT, notes.append) as work,
+    ):
         made = prepare_weights(planned, data, on_progress)
         meter = ErrorMeter(made.floats)
         report = partial(on_progress, "weights")
         num_resumed = write_weights(work, meter.view(made.weights), planned.recipe, meter, report)
         record = write_settings(work, planned, origin, __version__)
     warnings = [*notes, *source_warnings(source, QUANTIZED_CHECKPOINT.name), *_notes_of(data)]
-    return QuantizeResult(output, record, made.score, num_resumed, tuple(warnings))
+    return QuantizeResult(output, record, made.score, num_resumed, tally.counts(), tuple(warnings))
 
 
 def export(
@@ -203,6 +219,7 @@ def export(
     targets: str | Iterable[str] | None = None,
     calibration: str | Path | None = None,
     overwrite: bool = False,
+    max_memory: int | None = None,
     on_progress: OnStage = ignore_stage,
 ) -> ExportResult:
     """Convert a checkpoint to a bundle.
@@ -217,37 +234,50 @@ def export(
         targets: Formats to export, or one of them; ONNX and Core ML by default.
         calibration: Pictures for solvers that need data, a folder or a .jsonl file; None generates some.
         overwrite: Whether an existing bundle may be replaced.
+        max_memory: Bytes of memory that it may use; None takes what is free.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
     Raises:
-        ConversionError: The input, the recipe, a target or the output does not allow it.
+        ConversionError: The input, the recipe, a target, the output or the memory does not allow it.
     """
     planned, output = plan_export(opened(checkpoint), _recipe(recipe), _targets(targets)), Path(output)
+    check_fits(_needs(planned, planned.targets), max_memory)
     for target in planned.targets:
         backend_of(target).exporter()  # a missing library shows before the work begins
     source = planned.checkpoint
     predicted = predicted_artifacts(planned)
     data = calibration_for(planned, _path(calibration))
     notes: list[str] = []
-    with new_folder(output, overwrite, _inputs(source, calibration), notes.append) as folder:
+    inputs = _inputs(source, calibration)
+    with tallied() as tally, new_folder(output, overwrite, inputs, notes.append) as folder:
+        on_progress("hashes", 0.0)
         origin = source_of(source, data)
+        on_progress("hashes", 1.0)
         made = prepare_weights(planned, data, on_progress)
         meter = ErrorMeter(made.floats)
         weights = made.weights if source.quantized else meter.view(made.weights)
         artifacts = _write_artifacts(planned, weights, folder, on_progress)
         check_sizes(folder, artifacts, predicted.sizes)
-        on_progress("hashes", 0.0)
+        on_progress("bundle", 0.0)
         verdict = judge(source, planned.recipe, planned.targets)
         files = _described(planned, origin, artifacts, folder)
         manifest = _manifest(planned, origin, artifacts, verdict.status, files)
         manifest = replace(manifest, activations=made.activations)
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
-        on_progress("hashes", 1.0)
     stored = source.quantized
     layers = layer_reports(planned.layers, meter.sums) if stored is None else stored.record.layers
     odd = source_warnings(source, BUNDLE.name)
     warnings = (*notes, *planned.recipe.notes, *predicted.notes, *_notes_of(data), *odd, *verdict.warnings)
-    return ExportResult(output, manifest, layers, made.score, warnings, lint(output).findings)
+    findings = lint(output).findings
+    on_progress("bundle", 1.0)
+    return ExportResult(output, manifest, layers, made.score, tally.counts(), warnings, findings)
+
+
+def _needs(planned: WeightPlan, targets: Sequence[Target]) -> tuple[StageNeed, ...]:
+    """Memory that the stages need; without targets of a quantized checkpoint's making."""
+    recipe = planned.recipe if planned.is_calibrated else without_data(planned.recipe)
+    num_tokens = planned.checkpoint.tokenizer.num_tokens
+    return stage_needs(planned.config, planned.layers, recipe, targets, num_tokens)
 
 
 def _stores(planned: ExportPlan, predicted: Prediction) -> tuple[StoreFit, ...]:
@@ -273,7 +303,8 @@ def _quantizing(recipe: str | Path | Recipe, checkpoint: Checkpoint) -> Recipe:
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if settings.vision.activations != "float":
         raise RecipeError(
-            f"vision.activations is {settings.vision.activations}, and a quantized checkpoint holds weights alone",
+            f"vision.activations is {settings.vision.activations}, and a quantized checkpoint holds weights "
+            "alone",
             hint="export the float checkpoint, or set vision.activations to float",
         )
     if not settings.quantize:

@@ -6,6 +6,8 @@ from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
+from fastvlm_convert.progress import OnShare
+
 
 class Session(Protocol):
     """A model that can be run, holding one KV cache.
@@ -53,6 +55,43 @@ class Session(Protocol):
 
         Keys and values of the positions that are skipped are zero. Where a runtime takes tokens in chunks,
         both the tokens before and the position must be a multiple of the chunk.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadsAtOnce(Session, Protocol):
+    """A session that reads known tokens in one pass, and answers many prompts in fewer passes."""
+
+    def teacher_forced(self, inputs_embeds: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
+        """Start a new sequence with embeddings and then tokens.
+
+        Args:
+            inputs_embeds: float32 [n, hidden].
+            token_ids: int64 [m].
+
+        Returns:
+            Logits after the last of the embeddings and after each token, float32 [m + 1, vocab].
+        """
+        ...
+
+    def greedy_answers(
+        self,
+        prompts: Sequence[np.ndarray],
+        limits: Sequence[int],
+        eos_token_ids: Sequence[int],
+        on_progress: OnShare,
+    ) -> list[list[int]]:
+        """Answer prompts side by side.
+
+        Args:
+            prompts: Embeddings, float32 [tokens, hidden] each.
+            limits: Most tokens of each answer, the end token included.
+            eos_token_ids: Ids at which an answer ends.
+            on_progress: Called with the share that is done, 0..1.
+
+        Returns:
+            Token ids of each answer, the end token included where there is room for it.
         """
         ...
 

@@ -23,6 +23,7 @@ VARIABLE: Final = "FASTVLM_CONVERT_CACHE"
 _ABOUT: Final = "about.json"
 
 _temporary: ContextVar[Path | None] = ContextVar("temporary", default=None)
+_tally: ContextVar["Tally | None"] = ContextVar("tally", default=None)
 _held: dict[Path, int] = {}  # folders in use by this process, until it ends
 
 
@@ -70,6 +71,60 @@ class About:
     checkpoint: str | None = None
     checkpoint_sha256: str | None = None
     recipe: str | None = None
+
+
+class Tally:
+    """Which results a run found in the cache, and which it made and put there.
+
+    A result that is asked for again, by a second target for example, counts once, as what it was at first.
+    """
+
+    def __init__(self) -> None:
+        self._is_found: dict[tuple[str, str], bool] = {}
+
+    def note(self, kind: Kind, key: str, is_found: bool) -> None:
+        """Note a result.
+
+        Args:
+            kind: Of which stage.
+            key: What tells it from the others of this run.
+            is_found: Whether it was in the cache.
+        """
+        self._is_found.setdefault((kind.name, key), is_found)
+
+    def counts(self) -> dict[str, "CacheUse"]:
+        """By the kind's name, of kinds that were asked for anything."""
+        found = {name: [f for (n, _), f in self._is_found.items() if n == name] for name, _ in self._is_found}
+        return {name: CacheUse(sum(each), len(each) - sum(each)) for name, each in sorted(found.items())}
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What a run found in the cache, and what not.
+
+    Attributes:
+        found: Results that an earlier run had made.
+        made: Results that this run made.
+    """
+
+    found: int
+    made: int
+
+
+@contextmanager
+def tallied() -> Iterator[Tally]:
+    """Within it, what is found in the cache and what is put there is noted."""
+    tally = Tally()
+    before = _tally.set(tally)
+    try:
+        yield tally
+    finally:
+        _tally.reset(before)
+
+
+def current_tally() -> Tally:
+    """Where results are to be noted; nobody reads it where nobody asked for it."""
+    return _tally.get() or Tally()
 
 
 def cache_folder() -> Path:

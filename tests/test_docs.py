@@ -1,5 +1,6 @@
 """The pages are true in what can be checked: commands, paths and links."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def test_every_path_and_make_target_exists(page):
     text = page.read_text(encoding="utf-8")
     for path in re.findall(r"(?:python |`)((?:benchmarks|scripts|tests|training|configs)/[\w/.-]+)", text):
         assert (ROOT / path.rstrip(".")).exists(), path
+    for name in re.findall(r"-m benchmarks\.(\w+)", text):
+        assert importlib.util.find_spec(f"benchmarks.{name}"), name
     for targets in re.findall(r"(?:^|`)make ((?:[a-z-]+ ?)+)", text, re.MULTILINE):
         for name in targets.split():
             assert re.search(rf"^{name}:", MAKEFILE, re.MULTILINE), name

@@ -32,6 +32,7 @@ def test_codes_are_frozen():
         "BenchmarkError": "benchmark",
         "BundleError": "bundle",
         "MalformedManifestError": "bundle",
+        "MemoryLimitError": "memory",
         "CheckpointError": "checkpoint",
         "ImageError": "image",
         "DatasetError": "dataset",

@@ -137,7 +137,7 @@ def test_progress_runs_from_nothing_to_everything(llava, tmp_path):
         shares.setdefault(stage, []).append(share)
 
     export(llava, tmp_path / "bundle", recipe=recipe(), targets=["onnx"], on_progress=note)
-    assert set(shares) == {"onnx", "hashes"}
+    assert set(shares) == {"hashes", "onnx", "bundle"}
     for values in shares.values():
         assert values == sorted(values)
         assert values[-1] == 1.0

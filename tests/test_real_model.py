@@ -47,3 +47,21 @@ def test_noise_moves_weights_by_half_a_step_at_most(folder, tmp_path):
     step = (a.max(-1) - a.min(-1)) / STEPS
     assert (abs(a - b).max(-1) <= 0.51 * step + 1e-7).all()
     assert abs(a - b).max() > 0
+
+
+def test_it_sees(folder):
+    """The trained projector passes colors on; a random one would be right one time in eight."""
+    from fastvlm_convert.demo.samples import HELD_OUT_SEED, make_sample
+
+    model, right, asked = load_reference(open_checkpoint(folder)), 0, 0
+    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 60):
+        sample = make_sample(seed)
+        for question in sample.questions:
+            if not question.question.startswith("What color is the "):
+                continue
+            said = model.ask(sample.image, question.question, max_new_tokens=8)
+            said.finish()
+            asked += 1
+            right += question.answer.lower().rstrip(".") in said.text.lower()
+    assert asked >= 20
+    assert right > asked / 2, (right, asked)

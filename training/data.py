@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from labels import token_labels
 from PIL import Image
+from style import DEMO, Style
 from text import Packer, QuestionSource, Row
 from torch import Tensor
 
 from fastvlm_convert.demo.draw import Draw
-from fastvlm_convert.demo.questions import Question, ask_all
-from fastvlm_convert.demo.render import render
+from fastvlm_convert.demo.questions import Question
 from fastvlm_convert.demo.samples import HELD_OUT_SEED
-from fastvlm_convert.demo.scene import Scene, make_scene
 
 # Scenes of one run take consecutive seeds from here on, far below the held-out ones.
 SEEDS_PER_RUN = 10_000_000
@@ -61,15 +60,15 @@ def to_pixels(images: list[Image.Image], size: int = 256) -> Tensor:
     return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def make_batch(scenes: list[Scene], rows: list[Row], with_pixels: bool) -> Batch:
+def make_batch(scenes: list[Any], rows: list[Row], with_pixels: bool, style: Style = DEMO) -> Batch:
     """Stack scenes and their rows."""
     return Batch(
-        labels=torch.from_numpy(np.stack([token_labels(scene) for scene in scenes])),
+        labels=torch.from_numpy(np.stack([style.labels(scene) for scene in scenes])),
         ids=torch.from_numpy(np.stack([row.ids for row in rows])),
         targets=torch.from_numpy(np.stack([row.targets for row in rows])),
         segments=torch.from_numpy(np.stack([row.segments for row in rows])),
         positions=torch.from_numpy(np.stack([row.positions for row in rows])),
-        pixels=to_pixels([render(scene) for scene in scenes]) if with_pixels else None,
+        pixels=to_pixels([style.render(scene) for scene in scenes]) if with_pixels else None,
     )
 
 
@@ -77,12 +76,18 @@ class TrainingStream:
     """Batches of fresh scenes; `position` says where to resume after an interruption."""
 
     def __init__(
-        self, packer: Packer, source: QuestionSource, seed: int, worker: int = 0, num_workers: int = 1
+        self,
+        packer: Packer,
+        source: QuestionSource,
+        seed: int,
+        worker: int = 0,
+        num_workers: int = 1,
+        style: Style = DEMO,
     ) -> None:
         """Start at the first scene of one worker of the run with this seed."""
         if not 0 <= seed < HELD_OUT_SEED // SEEDS_PER_RUN:
             raise ValueError(f"seed must be below {HELD_OUT_SEED // SEEDS_PER_RUN}, got {seed}")
-        self._packer, self._source = packer, source
+        self._packer, self._source, self._style = packer, source, style
         self._first = seed * SEEDS_PER_RUN + worker
         self._stride = num_workers
         self.position = 0
@@ -93,10 +98,10 @@ class TrainingStream:
         for _ in range(size):
             draw = Draw(self._first + self.position * self._stride)
             self.position += 1
-            scene = make_scene(draw)
+            scene = self._style.make(draw)
             scenes.append(scene)
             rows.append(self._packer.pack(self._source.draw(scene, draw))[0])
-        return make_batch(scenes, rows, with_pixels)
+        return make_batch(scenes, rows, with_pixels, self._style)
 
 
 @dataclass(frozen=True)
@@ -112,20 +117,21 @@ class EvaluationRow:
 class HeldOut:
     """The held-out pictures, and all their questions in packed rows."""
 
-    scenes: list[Scene]
+    scenes: list[Any]
     rows: list[EvaluationRow]
+    style: Style
 
 
-def held_out_rows(packer: Packer, count: int) -> HeldOut:
-    """The first `count` held-out pictures, the same as `fastvlm_convert.demo.held_out`."""
+def held_out_rows(packer: Packer, count: int, style: Style = DEMO) -> HeldOut:
+    """The first `count` held-out pictures; of the demo the same as `fastvlm_convert.demo.held_out`."""
     scenes, rows = [], []
     for index in range(count):
         draw = Draw(HELD_OUT_SEED + index)
-        scene = make_scene(draw)
+        scene = style.make(draw)
         scenes.append(scene)
-        left = list(ask_all(scene, draw))
+        left = style.ask_all(scene, draw)
         while left:
             asked = left
             row, left = packer.pack(asked)
             rows.append(EvaluationRow(index, row, [q for q in asked if q not in left]))
-    return HeldOut(scenes, rows)
+    return HeldOut(scenes, rows, style)

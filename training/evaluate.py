@@ -14,8 +14,6 @@ from data import Batch, HeldOut, make_batch
 from network import Decoder
 from torch import Tensor
 
-from fastvlm_convert.demo import KINDS
-
 ImageTokens = Callable[[Batch], Tensor]
 
 
@@ -40,7 +38,7 @@ def exact_match(
     for start in range(0, len(held_out.rows), batch_size):
         rows = held_out.rows[start : start + batch_size]
         scenes = [held_out.scenes[row.picture] for row in rows]
-        batch = make_batch(scenes, [row.row for row in rows], with_pixels)
+        batch = make_batch(scenes, [row.row for row in rows], with_pixels, held_out.style)
         embeds = embed_row(decoder, batch, image_tokens(batch), system_length)
         best = decoder.logits(decoder(embeds, batch.positions, batch.mask)).argmax(-1)
         wrong = (best != batch.targets) & (batch.targets >= 0)
@@ -48,7 +46,7 @@ def exact_match(
             for number, question in enumerate(row.questions, start=1):
                 asked[question.kind] += 1
                 right[question.kind] += not wrong[index][batch.segments[index] == number].any()
-    return {kind: (right[kind], asked[kind]) for kind in KINDS}
+    return {kind: (right[kind], asked[kind]) for kind in held_out.style.kinds}
 
 
 def overall(result: dict[str, tuple[int, int]]) -> float:

@@ -32,9 +32,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "place": PLACES,
     "format": FORMATS,
 }
-FIELD_SIZES = tuple(len(values) for values in FIELDS.values())
-FIELD_OFFSETS = tuple(int(offset) for offset in np.cumsum((0, *FIELD_SIZES))[:-1])
-NUM_LABELS = sum(FIELD_SIZES)
 
 FIRST_TOKENS = (0, 2, 8, 10)  # one image token per cell
 _CELL_OF_TOKEN = np.array([0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3])

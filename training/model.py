@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from data import Batch
 from evaluate import embed_row
+from labels import FIELDS
 from network import Decoder, NetworkConfig, Projector, Vision
-from symbols import DenseHeads, FactHeads, SymbolEncoder
+from symbols import DenseHeads, FactHeads, Fields, SymbolEncoder
 from text import IGNORE, Packer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -17,18 +18,17 @@ Losses = tuple[Tensor, dict[str, float]]
 _SYMBOL_NOISE = 0.05
 
 
-class DemoModel(nn.Module):
-    """The demo network with its training aids (`heads`, `symbols`)."""
+class AnsweringModel(nn.Module):
+    """A network with its training aids (`heads`, `symbols`)."""
 
-    def __init__(self, config: NetworkConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: NetworkConfig, tokenizer: Tokenizer, fields: Fields) -> None:
         """Build everything from scratch."""
         super().__init__()
         self.vision = Vision(config).to(memory_format=torch.channels_last)
         self.projector = Projector(config)
         self.decoder = Decoder(config)
-        self.heads = DenseHeads(config.feature_size)
-        self.symbols = SymbolEncoder(tokenizer, config.vocab_size, config.hidden)
-        self.facts = FactHeads(tokenizer, config.vocab_size, config.hidden)
+        self.heads = DenseHeads(config.feature_size, fields)
+        self.symbols = SymbolEncoder(tokenizer, config.vocab_size, config.hidden, fields)
         self._system_length = len(Packer(tokenizer).system)
 
     def symbol_tokens(self, batch: Batch) -> Tensor:
@@ -39,8 +39,8 @@ class DemoModel(nn.Module):
         """Image tokens (B, N, D) as the network sees the pictures."""
         return self.projector(self.vision(batch.pixels))
 
-    def text_loss(self, batch: Batch, image_tokens: Tensor, facts: float = 0.0) -> Losses:
-        """Cross-entropy of the answers, plus `facts` times the loss of the fact heads."""
+    def answer_loss(self, batch: Batch, image_tokens: Tensor) -> tuple[Losses, list[Tensor]]:
+        """Cross-entropy of the answers, and the residual stream (B, S, D) after every layer."""
         embeds = embed_row(self.decoder, batch, image_tokens, self._system_length)
         streams = self.decoder.residuals(embeds, batch.positions, batch.mask)
         hidden = self.decoder.norm(streams[-1])
@@ -49,7 +49,20 @@ class DemoModel(nn.Module):
         targets = batch.targets[asked]
         loss = F.cross_entropy(logits, targets)
         right = (logits.detach().argmax(-1) == targets).float().mean().item()
-        metrics = {"text": loss.item(), "token": right}
+        return (loss, {"text": loss.item(), "token": right}), streams
+
+
+class DemoModel(AnsweringModel):
+    """The demo network with its training aids (`heads`, `symbols`, `facts`)."""
+
+    def __init__(self, config: NetworkConfig, tokenizer: Tokenizer) -> None:
+        """Build everything from scratch."""
+        super().__init__(config, tokenizer, FIELDS)
+        self.facts = FactHeads(tokenizer, config.vocab_size, config.hidden)
+
+    def text_loss(self, batch: Batch, image_tokens: Tensor, facts: float = 0.0) -> Losses:
+        """Cross-entropy of the answers, plus `facts` times the loss of the fact heads."""
+        (loss, metrics), streams = self.answer_loss(batch, image_tokens)
         if facts:
             fact_loss, fact_metrics = self.facts(streams, batch)
             loss = loss + facts * fact_loss
@@ -70,7 +83,7 @@ class DemoModel(nn.Module):
         """Distance of the projected features from the symbols; nothing else learns."""
         with torch.no_grad():
             features, symbols = self.vision(batch.pixels), self.symbol_tokens(batch)
-        loss = _distance(self.projector(features), symbols)
+        loss = relative_distance(self.projector(features), symbols)
         return loss, {"distance": loss.item()}
 
     def joint_loss(self, batch: Batch, aids: float) -> Losses:
@@ -79,16 +92,15 @@ class DemoModel(nn.Module):
         tokens = self.projector(features)
         text, metrics = self.text_loss(batch, tokens, facts=0.3 * aids)
         losses, right = self.heads.losses(features, batch.labels)
-        distance = _distance(tokens, self.symbol_tokens(batch).detach())
+        distance = relative_distance(tokens, self.symbol_tokens(batch).detach())
         metrics |= {"distance": distance.item()} | _dense_metrics(losses, right)
         return text + aids * (0.3 * losses.sum() + distance), metrics
 
 
-def _distance(tokens: Tensor, symbols: Tensor) -> Tensor:
+def relative_distance(tokens: Tensor, symbols: Tensor) -> Tensor:
     """Mean squared error, relative to the size of the symbols."""
     return F.mse_loss(tokens, symbols) / symbols.square().mean()
 
 
 def _dense_metrics(losses: Tensor, right: Tensor) -> dict[str, float]:
-    names = ("shape", "color", "size", "sign", "slot0", "slot1", "slot2", "slot3", "place", "format")
-    return {"dense": losses.sum().item()} | dict(zip(names, right.tolist(), strict=True))
+    return {"dense": losses.sum().item()} | dict(zip(FIELDS, right.tolist(), strict=True))

@@ -95,3 +95,29 @@ Apache-2.0, see `LICENSE`. No data or weights from others were used.
 
 def _listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(str(number) for number in numbers)
+
+
+def write_unseen_readme(
+    num_parameters: int, result: dict[str, tuple[int, int]], num_pictures: int, history: list[PhaseRecord]
+) -> str:
+    """The README of the checkpoint of the unseen style, as Markdown."""
+    right, asked = (sum(column) for column in zip(*result.values(), strict=True))
+    accuracy = "\n".join(f"| {kind} | {r} / {n} | {r / n:.1%} |" for kind, (r, n) in result.items())
+    (phase,) = history
+    return f"""# fastvlm-unseen
+
+A FastVLM of {num_parameters / 1e6:.2f} million parameters (float16), trained from scratch by
+`python training/train_unseen.py` on boards of dials, charts, cloths, icons, curves and dotted letters
+(`training/unseen`). Nothing that calibrates by default is drawn by that code, or was seen by this model, so
+benchmarks judge with it how a quantization does on a model whose pictures nobody has.
+
+Trained for {phase.minutes:.0f} minutes on two CPU cores: {phase.steps:,} steps, {phase.pictures:,} pictures.
+Exact answers (greedy, the whole string equal) about {num_pictures} held-out pictures:
+
+| kind | right | share |
+|---|---|---|
+{accuracy}
+| **all** | {right} / {asked} | **{right / asked:.1%}** |
+
+Apache-2.0, see `LICENSE`. No data or weights from others were used.
+"""

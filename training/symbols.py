@@ -6,31 +6,36 @@ decoder's language from the start.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from data import Batch
-from labels import FIELD_OFFSETS, FIELDS, FIRST_TOKENS, NUM_LABELS
+from labels import FIRST_TOKENS
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from fastvlm_convert.demo.scene import COLORS, PLACES, SHAPES, SIZES
 
+Fields = Mapping[str, Sequence[str]]
+
 
 class SymbolEncoder(nn.Module):
     """Dense labels (B, 16, fields) to image token embeddings (B, 16, D)."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, hidden: int) -> None:
-        """Find the words of all labels."""
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, hidden: int, fields: Fields) -> None:
+        """Find the words of all labels; a single character stands inside a word."""
         super().__init__()
-        words = torch.zeros(NUM_LABELS, vocab_size)
-        for offset, (field, values) in zip(FIELD_OFFSETS, FIELDS.items(), strict=True):
-            for index, value in enumerate(values):
-                text = value if field.startswith("slot") or not value else " " + value
-                for token in tokenizer.encode(text).ids:
-                    words[offset + index, token] = 1.0
+        labels = [value for values in fields.values() for value in values]
+        words = torch.zeros(len(labels), vocab_size)
+        for index, value in enumerate(labels):
+            for token in tokenizer.encode(value if len(value) < 2 else " " + value).ids:
+                words[index, token] = 1.0
+        sizes = [len(values) for values in fields.values()]
+        offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
         self.register_buffer("words", words, persistent=False)
-        self.register_buffer("offsets", torch.tensor(FIELD_OFFSETS), persistent=False)
-        self.delta = nn.Parameter(torch.randn(NUM_LABELS, hidden) * 0.7 * hidden**-0.5)
+        self.register_buffer("offsets", offsets, persistent=False)
+        self.delta = nn.Parameter(torch.randn(len(labels), hidden) * 0.7 * hidden**-0.5)
 
     def forward(self, labels: Tensor, embedding: Tensor) -> Tensor:
         """Sum the rows of all labels, given the word embedding (V, D)."""
@@ -41,15 +46,15 @@ class SymbolEncoder(nn.Module):
 class DenseHeads(nn.Linear):
     """Linear read-outs of all labels from vision features; discarded after training."""
 
-    def __init__(self, feature_size: int) -> None:
+    def __init__(self, feature_size: int, fields: Fields) -> None:
         """One output per label."""
-        super().__init__(feature_size, NUM_LABELS)
+        self.sizes = [len(values) for values in fields.values()]
+        super().__init__(feature_size, sum(self.sizes))
 
     def losses(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and accuracy per field (fields,), for features (B, N, C)."""
         losses, right = [], []
-        sizes = [len(values) for values in FIELDS.values()]
-        for index, logits in enumerate(self(features).split(sizes, dim=-1)):
+        for index, logits in enumerate(self(features).split(self.sizes, dim=-1)):
             target = labels[:, :, index]
             losses.append(F.cross_entropy(logits.flatten(0, 1), target.flatten()))
             right.append((logits.detach().argmax(-1) == target).float().mean())

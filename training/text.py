@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from style import DEMO, Style
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fastvlm_convert.demo.draw import Draw
-from fastvlm_convert.demo.questions import KINDS, Question, ask
-from fastvlm_convert.demo.scene import Scene, make_scene
+from fastvlm_convert.demo.questions import Question
 
 END_OF_TEXT, START, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SYSTEM = "You are a helpful assistant."
@@ -25,8 +26,6 @@ ROW_LENGTH = 160
 IGNORE = -1
 REPEAT = "repeat"  # trains the embeddings of characters and fragments that no answer needs
 
-# Looking up a shape by its name is the skill that emerges last, so ask for it more often.
-_SHARES = {"color": 3, "position": 3, "exists": 2, "relation": 3, "comparison": 2, "description": 2}
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -34,7 +33,7 @@ _QWEN2_SPLIT = (
 _PRINTABLE = [chr(code) for code in range(33, 127)] + ["\u0120", "\u010a"]  # space, newline
 
 
-def train_tokenizer(num_scenes: int = 3000, seed: int = 0) -> Tokenizer:
+def train_tokenizer(num_scenes: int = 3000, seed: int = 0, style: Style = DEMO) -> Tokenizer:
     """Learn byte-level merges until every word of questions and answers is one token.
 
     Words on signs are left out, so signs are read letter by letter.
@@ -50,23 +49,20 @@ def train_tokenizer(num_scenes: int = 3000, seed: int = 0) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=1000, min_frequency=1, initial_alphabet=_PRINTABLE, show_progress=False
     )
-    tokenizer.train_from_iterator(_corpus(num_scenes, seed), trainer)
+    tokenizer.train_from_iterator(_corpus(num_scenes, seed, style), trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
 
 
-def _corpus(num_scenes: int, seed: int) -> Iterator[str]:
+def _corpus(num_scenes: int, seed: int, style: Style) -> Iterator[str]:
     yield from (f"system\n{SYSTEM}", "user\n", "assistant\n", "Repeat:")
     draw = Draw(seed)
     for _ in range(num_scenes):
-        scene = make_scene(draw)
-        signs = {sign.text for sign in (scene.word, scene.number) if sign is not None}
-        for kind in KINDS:
-            question = ask(scene, kind, draw)
-            if question is not None:
-                yield question.question
-                # Words on signs appear only after "says".
-                yield " ".join(w for w in question.answer.split(" ") if w.strip(".") not in signs)
+        scene = style.make(draw)
+        spelled = style.spelled(scene)
+        for question in style.ask_all(scene, draw):
+            yield question.question
+            yield " ".join(w for w in question.answer.split(" ") if w.strip(".") not in spelled)
 
 
 @dataclass(frozen=True)
@@ -139,17 +135,18 @@ class Packer:
 class QuestionSource:
     """Endless training questions about a scene, in random order."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, style: Style = DEMO) -> None:
         """Find the text of every token."""
-        self._kinds = [kind for kind in KINDS for _ in range(_SHARES.get(kind, 1))]
+        self._style = style
+        self._kinds = [kind for kind in style.kinds for _ in range(style.shares.get(kind, 1))]
         vocabulary = sorted(tokenizer.get_vocab(with_added_tokens=False).values())
         self._pieces = [tokenizer.decode([token]) for token in vocabulary]
 
-    def draw(self, scene: Scene, draw: Draw, count: int = 9) -> list[Question]:
+    def draw(self, scene: Any, draw: Draw, count: int = 9) -> list[Question]:  # noqa: ANN401
         """About `count` questions of random kinds, none of them twice."""
         questions: dict[str, Question] = {}
         for kind in draw.sample(self._kinds, min(count, len(self._kinds))):
-            question = ask(scene, kind, draw)
+            question = self._style.ask(scene, kind, draw)
             if question is not None:
                 questions[question.question] = question
         listed = list(questions.values())

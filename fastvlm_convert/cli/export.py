@@ -13,6 +13,7 @@ from fastvlm_convert.amounts import size_text
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import is_quantized
 from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, progress, report
+from fastvlm_convert.cli.costs import cache_text, costs_table, highest
 from fastvlm_convert.cli.document import EXIT_CODES, Document
 from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.layers import ScoreFacts, ScoreNotRun, layers_table, score_facts, score_text
@@ -20,6 +21,7 @@ from fastvlm_convert.cli.options import (
     AdapterOption,
     CalibrationOption,
     CheckpointArgument,
+    MaxMemoryOption,
     NoCacheOption,
     ProjectorOption,
     StoredRecipeOption,
@@ -32,9 +34,10 @@ from fastvlm_convert.cli.options import (
 )
 from fastvlm_convert.manifest import Status
 from fastvlm_convert.outcomes import Outcome
-from fastvlm_convert.peak_memory import peak_memory_bytes
 from fastvlm_convert.pipeline import ExportResult, export
 from fastvlm_convert.quantized.layer_report import ComponentReport, LayerReport, component_reports
+from fastvlm_convert.stage_costs import StageCost, StageMeter
+from fastvlm_convert.user_cache import CacheUse
 
 EXAMPLES = """
 fastvlm-convert export FastVLM-0.5B --target coreml --recipe ios-int4 -o app
@@ -51,6 +54,8 @@ class ExportDocument(Document, name="export", statuses=("passed", "failed")):
         files: Bytes of every file that its manifest lists.
         total_bytes: Of all of them.
         peak_memory_bytes: The most memory that was used.
+        stages: What every stage took.
+        cache: What was found in the user's cache, and what was put there, by kind.
         answers: What the integers do to the answers.
         components: Layers by component, and the total.
         layers: Every layer.
@@ -62,6 +67,8 @@ class ExportDocument(Document, name="export", statuses=("passed", "failed")):
     files: dict[str, int]
     total_bytes: int
     peak_memory_bytes: int
+    stages: tuple[StageCost, ...]
+    cache: dict[str, CacheUse]
     answers: ScoreFacts | ScoreNotRun
     components: tuple[ComponentReport, ...]
     layers: tuple[LayerReport, ...]
@@ -83,6 +90,7 @@ def command(
     calibration: CalibrationOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     no_cache: NoCacheOption = False,
+    max_memory: MaxMemoryOption = None,
 ) -> None:
     """Convert a checkpoint to a bundle that an app can ship.
 
@@ -93,16 +101,19 @@ def command(
     targets = chosen_targets(target)
     settings = None if recipe is None else chosen_recipe(recipe, calibration)
     with cache_used(not no_cache), progress(flags_of(context).is_silent) as on_stage:
+        meter = StageMeter(on_stage)
+        source = open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower)
         result = export(
-            open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower),
+            source,
             output,
             recipe=settings,
             targets=targets,
             calibration=data_source(calibration),
             overwrite=overwrite,
-            on_progress=on_stage,
+            max_memory=max_memory,
+            on_progress=meter,
         )
-    document = _document(result)
+    document = _document(result, meter.costs)
     status: Status = "failed" if any(f.severity == "error" for f in result.findings) else "passed"
 
     def show() -> None:
@@ -112,7 +123,10 @@ def command(
         out.print()
         out.print(layers_table(result.layers))
         out.print(f"\n{score_text(result.score)}", soft_wrap=True)
-        out.print(f"peak memory: {size_text(document.peak_memory_bytes)}")
+        if found := cache_text(result.cache_use):
+            out.print(found, soft_wrap=True)
+        out.print()
+        out.print(costs_table(document.stages))
         parts = {"adapter": adapter, "projector": projector, "vision-tower": vision_tower}
         _print_next_steps(checkpoint, result, parts)
 
@@ -121,13 +135,15 @@ def command(
         raise typer.Exit(EXIT_CODES[status])
 
 
-def _document(result: ExportResult) -> ExportDocument:
+def _document(result: ExportResult, stages: tuple[StageCost, ...]) -> ExportDocument:
     files = {name: entry.size for name, entry in result.manifest.files.items()}
     return ExportDocument(
         bundle=str(result.bundle),
         files=files,
         total_bytes=sum(files.values()),
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=highest(stages),
+        stages=stages,
+        cache=dict(result.cache_use),
         answers=score_facts(result.score),
         components=component_reports(result.layers),
         layers=result.layers,

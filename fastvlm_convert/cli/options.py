@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fastvlm_convert.amounts import parse_size
 from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes, without_data
 from fastvlm_convert.targets import BACKENDS, Target, known_target
 from fastvlm_convert.user_cache import without_cache
@@ -22,6 +23,14 @@ def complete_recipe(incomplete: str) -> list[str]:
 def complete_target(incomplete: str) -> list[str]:
     """Names of targets, for the shell."""
     return [target for target in BACKENDS if target.startswith(incomplete)]
+
+
+def _size(text: str) -> int:
+    """The bytes that `4GB` is."""
+    size = parse_size(text)
+    if not size:
+        raise typer.BadParameter(f"'{text}' is no size: write 4GB, 1.5GiB or a number of bytes")
+    return size
 
 
 CheckpointArgument = Annotated[
@@ -88,6 +97,16 @@ TargetOption = Annotated[
         metavar=TARGET_NAMES,
         help="Format to export; repeat it for several.",
         autocompletion=complete_target,
+        show_default=False,
+    ),
+]
+MaxMemoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        parser=_size,
+        help="Refuse to begin what needs more memory, 4GB for example; what is free if omitted.",
         show_default=False,
     ),
 ]

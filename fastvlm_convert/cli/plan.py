@@ -17,6 +17,7 @@ from fastvlm_convert.cli.flags import flags_of
 from fastvlm_convert.cli.options import (
     AdapterOption,
     CheckpointArgument,
+    MaxMemoryOption,
     ProjectorOption,
     StoredRecipeOption,
     TargetOption,
@@ -24,10 +25,14 @@ from fastvlm_convert.cli.options import (
     chosen_targets,
 )
 from fastvlm_convert.cli.store_texts import FitFacts, fit_facts, fit_text
+from fastvlm_convert.exporters.backends import decoder_settings
+from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.pipeline import PlanResult, plan
+from fastvlm_convert.predict.memory import StageNeed
 from fastvlm_convert.quantized.layer_groups import LayerGroup, group_layers
 from fastvlm_convert.quantized.layer_report import scheme_text
-from fastvlm_convert.recipe import Solver, load_recipe
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe_settings import Solver
 from fastvlm_convert.targets import Target
 from fastvlm_convert.weights.file_tensors import item_size
 from fastvlm_convert.weights.parts import Part
@@ -81,9 +86,11 @@ class PlanDocument(Document, name="plan"):
         bits_per_weight: Of all of them.
         files: Bytes of every file but the manifest.
         total_bytes: Of all of them.
+        decoder_compute: What the decoder computes in, by target.
         kv_cache_bytes: By target and tokens.
         context_length: Tokens that the recipe asks for.
         peak_memory_bytes: What the export needs, estimated.
+        stages: What its stages need.
         needs_data: Whether a solver needs data.
         notes: What the user should know.
         stores: Whether the bundle fits them.
@@ -97,9 +104,11 @@ class PlanDocument(Document, name="plan"):
     bits_per_weight: float
     files: dict[str, int]
     total_bytes: int
+    decoder_compute: dict[Target, FloatName]
     kv_cache_bytes: dict[Target, dict[str, int]]
     context_length: int
     peak_memory_bytes: int
+    stages: tuple[StageNeed, ...]
     needs_data: bool
     notes: tuple[str, ...]
     stores: tuple[FitFacts, ...]
@@ -113,6 +122,7 @@ def command(
     adapter: AdapterOption = None,
     projector: ProjectorOption = None,
     vision_tower: VisionTowerOption = None,
+    max_memory: MaxMemoryOption = None,
 ) -> None:
     """Predict an export: layers, file sizes and memory.
 
@@ -124,6 +134,7 @@ def command(
         open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower),
         recipe=settings,
         targets=targets,
+        max_memory=max_memory,
     )
     facts = describe(result)
     report(context, "passed", facts, lambda: _print(facts, result, flags_of(context).quiet))
@@ -147,11 +158,15 @@ def describe(result: PlanResult) -> PlanDocument:
         bits_per_weight=stored_bits / num_weights,
         files=dict(result.files),
         total_bytes=result.total_bytes,
+        decoder_compute={
+            target: decoder_settings(planned.recipe, target).compute for target in planned.targets
+        },
         kv_cache_bytes={
             target: {str(n): result.kv_cache_bytes(target, n) for n in contexts} for target in planned.targets
         },
         context_length=context_length,
         peak_memory_bytes=result.peak_memory_bytes,
+        stages=result.stages,
         needs_data=planned.is_calibrated,
         notes=tuple(result.notes),
         stores=tuple(fit_facts(fit) for fit in result.stores),
@@ -190,7 +205,7 @@ def _stored_bytes(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _print(facts: PlanDocument, result: PlanResult, quiet: bool) -> None:
-    for table in (_groups_table(facts), _files_table(facts), _cache_table(facts)):
+    for table in (_groups_table(facts), _files_table(facts), _cache_table(facts), _stages_table(facts)):
         out.print(table)
         out.print()
     out.print(
@@ -202,8 +217,6 @@ def _print(facts: PlanDocument, result: PlanResult, quiet: bool) -> None:
         out.print(fit_text(fit), soft_wrap=True)
     for note in () if quiet else facts.notes:
         err.print(escape(note), soft_wrap=True)
-    if facts.needs_data and not quiet:
-        err.print("calibration runs the reference model, so the memory is a rough estimate", soft_wrap=True)
 
 
 def _groups_table(facts: PlanDocument) -> Table:
@@ -251,7 +264,14 @@ def _cache_table(facts: PlanDocument) -> Table:
     caches = facts.kv_cache_bytes
     own = facts.context_length
     contexts = [f"{n} tokens{' (recipe)' if int(n) == own else ''}" for n in next(iter(caches.values()))]
-    table = plain_table("KV cache", *contexts, right=contexts)
+    table = plain_table("KV cache", *contexts, "decoder computes in", right=contexts)
     for target, sizes in caches.items():
-        table.add_row(target, *(size_text(size) for size in sizes.values()))
+        table.add_row(target, *(size_text(size) for size in sizes.values()), facts.decoder_compute[target])
+    return table
+
+
+def _stages_table(facts: PlanDocument) -> Table:
+    table = plain_table("stage of the export", "memory", right=("memory",))
+    for need in facts.stages:
+        table.add_row(need.stage, f"about {size_text(need.peak_memory_bytes)}")
     return table

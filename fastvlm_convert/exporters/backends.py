@@ -7,11 +7,13 @@ from typing import Any
 
 from fastvlm_convert.errors import MissingDependencyError
 from fastvlm_convert.exporters.job import ExportJob, Statement
+from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.manifest import Artifact, Contract, Manifest
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import FloatSettings
 from fastvlm_convert.targets import BACKENDS, Target, known_target
 from fastvlm_convert.weights.model_config import ModelConfig
 
@@ -83,6 +85,7 @@ class Backend:
             checkpoint is at hand, about what.
         base_bytes: Memory of an export before a weight is read.
         working_bytes: Memory beside that while weights are written.
+        auto_compute: What the decoder computes in where a recipe says `auto`: what is fast there.
         has_float16_cache: Whether the KV cache is float16 whatever the decoder computes in.
         client_config: What its clients look up in the bundle's config.json.
         check_pictures: Refuses ways to prepare pictures that it cannot take, with a TargetError.
@@ -105,6 +108,7 @@ class Backend:
     predict: Callable[[ModelConfig, MixedSource, Recipe, Statement | None], Prediction]
     base_bytes: int
     working_bytes: Callable[[ModelConfig, Recipe, Sequence[LayerPlan]], int]
+    auto_compute: FloatName
     has_float16_cache: Callable[[Recipe], bool]
     client_config: Callable[[Sequence[Artifact]], dict[str, Any]] = no_client_config
     check_pictures: Callable[[Recipe, ImageSettings], None] = takes_all_pictures
@@ -141,3 +145,12 @@ def backend_of(target: Target) -> Backend:
     """
     record: Backend = import_module(BACKENDS[known_target(target)]).BACKEND
     return record
+
+
+def decoder_settings(recipe: Recipe, target: Target) -> FloatSettings:
+    """The decoder's precision on a target.
+
+    Raises:
+        TargetError: There is no such target.
+    """
+    return recipe.decoder.on(backend_of(target).auto_compute)

@@ -12,6 +12,7 @@ from fastvlm_convert.manifest import Contract
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import FloatSettings
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import Part, part_of
 from fastvlm_convert.weights.storage import to_storage
@@ -62,18 +63,25 @@ class ExportJob:
     on_progress: OnShare
 
 
-def precisions_of(weights: MixedSource, recipe: Recipe) -> dict[Component, PrecisionName]:
+def precisions_of(
+    weights: MixedSource, recipe: Recipe, decoder: FloatSettings
+) -> dict[Component, PrecisionName]:
     """What transformers.js calls each component's precision.
 
     One name that a user gives there opens all three files. So components with integers are called what the
     decoder is called, whatever width their own integers have; floats beside them, or integers beside a
     decoder in floats, keep names of their own.
+
+    Args:
+        weights: Canonical names.
+        recipe: Precisions of the others.
+        decoder: Precision of the decoder on the target.
     """
     bits = {component: _fewest_bits(component, weights) for component in COMPONENTS}
     floats: dict[Component, tuple[FloatName, FloatName]] = {
         "vision": (recipe.vision.storage, recipe.vision.compute),
-        "embed": (recipe.embed.storage, recipe.decoder.compute),
-        "decoder": (recipe.decoder.storage, recipe.decoder.compute),
+        "embed": (recipe.embed.storage, decoder.compute),
+        "decoder": (decoder.storage, decoder.compute),
     }
     own = {component: precision_name(*floats[component], bits[component]) for component in COMPONENTS}
     if bits["decoder"] is None:

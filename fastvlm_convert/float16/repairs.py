@@ -5,14 +5,15 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Self
 
 import yaml
 
 from fastvlm_convert.exporters.backends import backend_of
 from fastvlm_convert.float16.report import MIN_HEADROOM, OpRange, RangeReport
 from fastvlm_convert.io_names import decoder_op, op_component
-from fastvlm_convert.recipe import MAX_RESIDUAL_SHIFT, Recipe, RepairSettings
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import MAX_RESIDUAL_SHIFT, FloatSettings, RepairSettings
 from fastvlm_convert.targets import BACKENDS, Target
 from fastvlm_convert.weights.storage import FLOAT16_MAX
 
@@ -58,8 +59,8 @@ def needed_repairs(
         targets: Where it is to run; everywhere by default.
     """
     plain = replace(recipe, repairs=RepairSettings())
-    is_half = _has_float16_cache(recipe, targets)
-    biased = [layer for layer in _layers(report) if _bias_dominates(report, layer, recipe, is_half)]
+    decoder = _Decoder.on(targets, recipe)
+    biased = [layer for layer in _layers(report) if _bias_dominates(report, layer, recipe, decoder)]
     apart = replace(recipe, repairs=RepairSettings(separate_key_bias=tuple(biased)))
     risks = at_risk(report, plain, targets)
     found: list[Repair] = []
@@ -131,21 +132,39 @@ def at_risk(report: RangeReport, recipe: Recipe, targets: Iterable[Target] = BAC
 
 def rounded(report: RangeReport, recipe: Recipe, targets: Iterable[Target] = BACKENDS) -> list[OpRange]:
     """Operations that a recipe leaves to float16, the riskiest first; see `at_risk`."""
-    found = _as_exported(report, recipe, _has_float16_cache(recipe, targets))
+    found = _as_exported(report, recipe, _Decoder.on(targets, recipe))
     return sorted(found, key=lambda o: o.headroom)
 
 
-def _has_float16_cache(recipe: Recipe, targets: Iterable[Target]) -> bool:
-    """Whether any target keeps keys and values in float16 whatever the arithmetic."""
-    return any(backend_of(target).has_float16_cache(recipe) for target in targets)
+@dataclass(frozen=True)
+class _Decoder:
+    """What the decoder rounds to float16 on any of some targets.
+
+    Attributes:
+        settings: Its precision, float16 where a recipe leaves it open and a target computes in that.
+        has_float16_cache: Whether keys and values are float16 whatever the arithmetic.
+    """
+
+    settings: FloatSettings
+    has_float16_cache: bool
+
+    @classmethod
+    def on(cls, targets: Iterable[Target], recipe: Recipe) -> Self:
+        """On these targets."""
+        backends = [backend_of(target) for target in targets]
+        own = {backend.auto_compute for backend in backends}
+        return cls(
+            recipe.decoder.on("float16" if "float16" in own else "float32"),
+            any(backend.has_float16_cache(recipe) for backend in backends),
+        )
 
 
-def _as_exported(report: RangeReport, recipe: Recipe, float16_cache: bool) -> Iterator[OpRange]:
+def _as_exported(report: RangeReport, recipe: Recipe, decoder: _Decoder) -> Iterator[OpRange]:
     """Operations that round to float16, as large as they are after the recipe's repairs."""
     repairs = recipe.repairs
     for op in report.ops:
         part = _part(op.op)
-        if part == "k_unbiased" or not _rounds(op.op, recipe, float16_cache):
+        if part == "k_unbiased" or not _rounds(op.op, recipe, decoder):
             continue
         if op_component(op.op) == "vision":
             yield op
@@ -160,17 +179,17 @@ def _as_exported(report: RangeReport, recipe: Recipe, float16_cache: bool) -> It
             yield op
 
 
-def _rounds(op: str, recipe: Recipe, float16_cache: bool) -> bool:
+def _rounds(op: str, recipe: Recipe, decoder: _Decoder) -> bool:
     """Whether the result of an operation is float16 in the exported program."""
     if op_component(op) == "vision":
         return recipe.vision.computes_in(op.removesuffix("_scores")) == "float16"
-    if _part(op) in _CACHED and float16_cache:
+    if _part(op) in _CACHED and decoder.has_float16_cache:
         return True
     if _part(op) == "attn_scores":
         if recipe.repairs.has_float32_scores(_layer(op)):
             return False
         op = op.removesuffix("_scores")
-    return recipe.decoder.computes_in("lm_head" if op == "logits" else op) == "float16"
+    return decoder.settings.computes_in("lm_head" if op == "logits" else op) == "float16"
 
 
 def _query_and_key(report: RangeReport, layer: int, repairs: RepairSettings) -> tuple[float, float]:
@@ -180,9 +199,9 @@ def _query_and_key(report: RangeReport, layer: int, repairs: RepairSettings) -> 
     return (math.sqrt(query * key),) * 2 if layer in repairs.rescaled_keys else (query, key)
 
 
-def _bias_dominates(report: RangeReport, layer: int, recipe: Recipe, float16_cache: bool) -> bool:
+def _bias_dominates(report: RangeReport, layer: int, recipe: Recipe, decoder: _Decoder) -> bool:
     """Whether a float16 cache holds little of a layer's keys beside their bias."""
-    if not _rounds(decoder_op(layer, "k_rotated"), recipe, float16_cache):
+    if not _rounds(decoder_op(layer, "k_rotated"), recipe, decoder):
         return False
     biased, plain = _size(report, layer, "k_rotated"), _size(report, layer, "k_unbiased")
     return biased >= MIN_BIAS_RATIO * plain and _size(report, layer, "attn_scores") >= MIN_BIASED_SCORE

@@ -1,7 +1,8 @@
 """Scan the reference's activations on real pictures against float16's range."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,22 +97,35 @@ def scan(
         max_new_tokens: Longest answer.
         on_progress: Called with the share of the questions done, 0..1.
     """
+    with recorded(model) as ranges:
+        for number, question in enumerate(questions):
+            prompt = loaded.conversation(question.messages)
+            generate(loaded.session, prompt, loaded.eos_token_ids, max_new_tokens)
+            on_progress((number + 1) / len(questions))
+    return RangeReport(checkpoint_sha256, len(questions), ranges())
+
+
+@contextmanager
+def recorded(model: FastVLM) -> Iterator[Callable[[], tuple[OpRange, ...]]]:
+    """Record what every operation gives while the model runs.
+
+    Yields:
+        A function that gives the ranges so far.
+
+    Raises:
+        CheckpointError: An operation gives NaN or infinity.
+    """
     recorder = _Recorder()
     hooks = Hooks()
     try:
         _attach_attention(hooks, recorder, model)
         with observed(model, recorder.observe), recorder:
-            for number, question in enumerate(questions):
-                prompt = loaded.conversation(question.messages)
-                generate(loaded.session, prompt, loaded.eos_token_ids, max_new_tokens)
-                on_progress((number + 1) / len(questions))
+            yield lambda: tuple(
+                OpRange(name, seen.max_abs, seen.flushed / max(1, seen.non_zero))
+                for name, seen in recorder.seen.items()
+            )
     finally:
         hooks.remove()
-    ops = tuple(
-        OpRange(name, seen.max_abs, seen.flushed / max(1, seen.non_zero))
-        for name, seen in recorder.seen.items()
-    )
-    return RangeReport(checkpoint_sha256, len(questions), ops)
 
 
 def _attach_attention(hooks: Hooks, recorder: _Recorder, model: FastVLM) -> None:

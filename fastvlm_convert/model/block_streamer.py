@@ -11,6 +11,7 @@ from torch.nn import functional
 from fastvlm_convert.model.decoder import DecoderLayer, KVCache, RMSNorm, rotary_table
 from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.model.projector import Projector
+from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import EMBEDDING, HEAD
 from fastvlm_convert.weights.source import WeightSource
@@ -76,6 +77,26 @@ class BlockStreamer:
         else:
             x = module(x)
         return x
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, together: int = 1, on_progress: OnShare = ignore_share) -> Tensor:
+        """Image tokens, float32 [images, num_image_tokens, hidden].
+
+        Args:
+            pixels: float32 [images, 3, S, S].
+            together: Images that pass side by side.
+            on_progress: Called with the share of the images that is done, 0..1.
+        """
+        modules = [self.load(block) for block in self.vision_blocks()]
+        shape = (self.config.vision.num_image_tokens, self.config.decoder.hidden_size)
+        features, done = [torch.zeros(0, *shape)], 0
+        for part in torch.split(pixels, together) if len(pixels) else ():
+            done += len(part)
+            for module in modules:
+                part = self.run(module, part)
+            features.append(part)
+            on_progress(done / len(pixels))
+        return torch.cat(features)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 [n] -> float32 [n, hidden]; reads only the rows it needs."""

@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens of this call, P tokens already in the cache, H hidden, D head_dim.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,15 @@ class KVCache:
         self.value[:, :, self.length : end] = value
         self.length = end
         return self.key[:, :, :end], self.value[:, :, :end]
+
+    def mask(self, tokens: int) -> Tensor:
+        """Which positions each of T new ones sees: the P stored ones and those up to itself; [T, P + T]."""
+        return torch.ones(tokens, self.length + tokens, dtype=torch.bool).tril(self.length)
+
+    def angles(self, config: DecoderConfig, tokens: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines by which T new positions are rotated, [T, D / 2] each."""
+        cos, sin = rotary_table(config, self.length + tokens)
+        return cos[self.length :], sin[self.length :]
 
 
 class RMSNorm(nn.Module):
@@ -72,10 +82,8 @@ class Attention(nn.Module):
             proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        past = cache.length
+        mask = cache.mask(tokens)
         keys, values = cache.append(rotate(k, cos, sin), v)
-        # Row t sees the P cached positions and the first t + 1 new ones.
-        mask = torch.ones(tokens, past + tokens, dtype=torch.bool).tril(past)
         mixed = functional.scaled_dot_product_attention(
             rotate(q, cos, sin), keys, values, attn_mask=mask, enable_gqa=True
         )
@@ -126,20 +134,27 @@ class Qwen2(nn.Module):
         shape = (1, self.config.num_kv_heads, context, self.config.head_dim)
         return [KVCache(torch.zeros(shape), torch.zeros(shape)) for _ in self.layers]
 
-    def forward(self, inputs_embeds: Tensor, cache: list[KVCache]) -> Tensor:
+    def forward(self, inputs_embeds: Tensor, cache: Sequence[KVCache]) -> Tensor:
         """Append tokens to the cache.
 
         Args:
-            inputs_embeds: [1, T, H].
+            inputs_embeds: [B, T, H].
             cache: One entry a layer; grows by T positions.
 
         Returns:
-            Logits of every position of this call, [1, T, vocab].
+            Logits of every position of this call, [B, T, vocab].
         """
-        past, tokens = cache[0].length, inputs_embeds.shape[1]
-        cos, sin = (table[past:] for table in rotary_table(self.config, past + tokens))
+        return self.logits(self.hidden(inputs_embeds, cache))
+
+    def hidden(self, inputs_embeds: Tensor, cache: Sequence[KVCache]) -> Tensor:
+        """The same up to the residual stream, [B, T, H]: logits of few positions are cheaper than of all."""
+        cos, sin = cache[0].angles(self.config, inputs_embeds.shape[1])
         x = inputs_embeds * self.config.residual_scale
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer(x, cos, sin, layer_cache)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Residual stream [..., H] -> logits [..., vocab]."""
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return functional.linear(self.norm(x), head)
+        return functional.linear(self.norm(hidden), head)

@@ -8,6 +8,7 @@ from fastvlm_convert.model.projector import Projector
 from fastvlm_convert.model.vision import FastViTHD
 from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.parts import EMBEDDING
 from fastvlm_convert.weights.source import WeightSource
 
 
@@ -52,16 +53,30 @@ def load_model(
     """
     with torch.device("meta"):
         model = FastVLM(config, folded)
+    _load(model, "", weights, on_progress)
+    return model
+
+
+def load_decoder(config: ModelConfig, weights: WeightSource) -> Qwen2:
+    """The decoder alone, as `load_model` gives it."""
+    with torch.device("meta"):
+        decoder = Qwen2(config.decoder)
+    _load(decoder, EMBEDDING.removesuffix("embed_tokens"), weights, ignore_share)
+    return decoder
+
+
+def _load(model: nn.Module, prefix: str, weights: WeightSource, on_progress: OnShare) -> None:
+    """Put weights, whose names begin with a prefix, into a model without any."""
     names = [n for n in model.state_dict() if not n.endswith("num_batches_tracked")]
-    total = sum(weights[name].size for name in names)
+    total = sum(weights[prefix + name].size for name in names)
     done = 0
     state = {}
     for name in names:
-        state[name] = torch.from_numpy(weights[name].array())
-        done += weights[name].size
+        state[name] = torch.from_numpy(weights[prefix + name].array())
+        done += weights[prefix + name].size
         on_progress(done / total)
     state |= {
         n: torch.zeros((), dtype=torch.long) for n in model.state_dict() if n.endswith("num_batches_tracked")
     }
     model.load_state_dict(state, assign=True)
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()

@@ -1,9 +1,13 @@
 """The reference as a session."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from fastvlm_convert.model.batch import greedy_answers
 from fastvlm_convert.model.fastvlm import FastVLM
+from fastvlm_convert.progress import OnShare
 
 
 class TorchSession:
@@ -49,6 +53,26 @@ class TorchSession:
         for layer in self._cache:
             layer.length = position
         return self._append(inputs_embeds)
+
+    @torch.inference_mode()
+    def teacher_forced(self, inputs_embeds: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
+        """Start a new sequence; logits after the embeddings and after each token, float32 [m + 1, vocab]."""
+        self._cache = self.model.decoder.new_cache(self.context_length)
+        given = np.concatenate([inputs_embeds, self.embed(token_ids)])
+        decoder = self.model.decoder
+        hidden = decoder.hidden(torch.from_numpy(given)[None], self._cache)[0, -len(token_ids) - 1 :]
+        return decoder.logits(hidden).numpy()
+
+    def greedy_answers(
+        self,
+        prompts: Sequence[np.ndarray],
+        limits: Sequence[int],
+        eos_token_ids: Sequence[int],
+        on_progress: OnShare,
+    ) -> list[list[int]]:
+        """Answer prompts side by side; see `batch.greedy_answers`."""
+        embeds = [torch.from_numpy(prompt) for prompt in prompts]
+        return greedy_answers(self.model.decoder, embeds, limits, eos_token_ids, on_progress)
 
     def _append(self, inputs_embeds: np.ndarray) -> np.ndarray:
         logits = self.model.decoder(torch.from_numpy(inputs_embeds)[None], self._cache)

@@ -51,9 +51,7 @@ class StaticLayer(nn.Module):
         assert isinstance(self.layer.padding, tuple)
         assert bias is not None
         layer = self.layer
-        sums = functional.conv2d(
-            q, self.integers, None, layer.stride, layer.padding, groups=layer.groups
-        )
+        sums = functional.conv2d(q, self.integers, None, layer.stride, layer.padding, groups=layer.groups)
         sums += torch.round(bias.view(self.product_scale.shape) / self.product_scale)
         sums *= self.product_scale / given.scale
         rounded = sums.round_().add_(given.zero_point).clamp_(0, given.levels - 1)

@@ -13,11 +13,15 @@ The model behind it, fitted to peaks measured on Linux at two sizes of the model
   their tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from fastvlm_convert.amounts import size_text
+from fastvlm_convert.available_memory import available_memory_bytes, memory_limit_bytes
+from fastvlm_convert.errors import MemoryLimitError
 from fastvlm_convert.exporters.backends import backend_of
+from fastvlm_convert.peak_memory import resident_bytes
 from fastvlm_convert.quantization.limits import (
     LOGIT_ROWS,
     MAX_ACTIVATION_BYTES,
@@ -29,6 +33,7 @@ from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.targets import Target
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import is_language
+from fastvlm_convert.weights.source import CHUNK_BYTES
 
 _MB: Final = 1_000_000
 _WITH_TORCH: Final = 420 * _MB  # the interpreter, numpy and torch
@@ -37,32 +42,89 @@ _PICTURE: Final = 4  # activations as large as the widest
 _HESSIANS: Final = 5  # two sums, their damped copy, its factor and one more
 _LOGIT: Final = 40  # bytes: of both models in float32, compared in float64
 _ANSWER_TOKENS: Final = 12  # of an answer to the demo generator's questions, on average; at most 64
+_ALONE: Final = 70 * _MB  # the interpreter and numpy
+
+_PICTURES: Final = "calibrate with less: lower calibration.num_samples or common.image_size"
+_TOKENS: Final = "calibrate with less: lower calibration.num_samples or calibration.max_tokens"
+_CALIBRATION: Final = {"answers": _PICTURES, "token weights": _TOKENS, "layers": _TOKENS}
 
 
-def predicted_peak(
+@dataclass(frozen=True)
+class StageNeed:
+    """What a stage needs.
+
+    Attributes:
+        stage: Its name, as progress has it.
+        peak_memory_bytes: Memory of the whole process, estimated.
+    """
+
+    stage: str
+    peak_memory_bytes: int
+
+
+def stage_needs(
     config: ModelConfig,
     plans: Sequence[LayerPlan],
     recipe: Recipe,
     targets: Sequence[Target],
     num_tokens: int,
-) -> int:
-    """Bytes that an export needs at its peak.
+) -> tuple[StageNeed, ...]:
+    """What the stages need that need much, in their order.
 
     Args:
         config: Dimensions.
         plans: What happens to the layers.
         recipe: Its solvers and its context length.
-        targets: Formats.
+        targets: Formats; none where a quantized checkpoint is made.
         num_tokens: Ids of the tokenizer.
     """
     backends = [backend_of(target) for target in targets]
-    libraries = max(backend.base_bytes for backend in backends)
     tokenizer = num_tokens * _TOKEN_READ
-    writing = max(backend.working_bytes(config, recipe, plans) for backend in backends)
-    peak = libraries + tokenizer + max(writing, num_tokens * _TOKEN_WRITTEN)
-    if not recipe.is_calibrated:
-        return peak
-    return max(peak, max(libraries, _WITH_TORCH) + tokenizer + _calibration_bytes(config, plans, recipe))
+    libraries = max((backend.base_bytes for backend in backends), default=_ALONE)
+    needs = []
+    if recipe.is_calibrated:
+        base = max(libraries, _WITH_TORCH) + tokenizer
+        needs += [StageNeed(stage, base + size) for stage, size in _calibration(config, plans, recipe)]
+        libraries = max(libraries, _WITH_TORCH)
+    for target, backend in zip(targets, backends, strict=True):
+        working = backend.working_bytes(config, recipe, plans)
+        needs.append(StageNeed(target, libraries + tokenizer + working))
+    if not targets:
+        needs.append(StageNeed("weights", libraries + tokenizer + 4 * CHUNK_BYTES))
+    else:
+        needs.append(StageNeed("bundle", libraries + tokenizer + num_tokens * _TOKEN_WRITTEN))
+    return tuple(needs)
+
+
+def check_fits(needs: Sequence[StageNeed], allowed: int | None) -> None:
+    """See that memory suffices, before any work begins.
+
+    Args:
+        needs: Of the stages.
+        allowed: Bytes that may be used; None takes what is free, where the system tells that, else what the
+            machine has.
+
+    Raises:
+        MemoryLimitError: Names the stage that needs most, and what would need less.
+    """
+    what = "is allowed"
+    if allowed is None:
+        what, free = "is free", available_memory_bytes()
+        allowed = memory_limit_bytes() if free is None else free + (resident_bytes() or 0)
+    worst = max(needs, key=lambda need: need.peak_memory_bytes)
+    if worst.peak_memory_bytes <= allowed:
+        return
+    others = [n.peak_memory_bytes for n in needs if n.stage not in _CALIBRATION]
+    if worst.stage in _CALIBRATION:
+        hint = f"{_CALIBRATION[worst.stage]}; --calibration none needs about {size_text(max(others))}"
+    else:
+        hint = "free some, choose a recipe that stores fewer bits, or export another target"
+    raise MemoryLimitError(
+        f"the stage '{worst.stage}' needs about {size_text(worst.peak_memory_bytes)} of memory, "
+        f"{size_text(allowed)} {what}",
+        where="--max-memory",
+        hint=hint,
+    )
 
 
 @dataclass(frozen=True)
@@ -86,25 +148,31 @@ class _Pass:
 _SOLVED: Final = _Pass(5, 4)  # two models' states before and after a block, and the parts that are joined
 
 
-def _calibration_bytes(config: ModelConfig, plans: Sequence[LayerPlan], recipe: Recipe) -> int:
-    """What solvers need beside the libraries; a floating-point number takes four bytes."""
+def _calibration(
+    config: ModelConfig, plans: Sequence[LayerPlan], recipe: Recipe
+) -> Iterator[tuple[str, int]]:
+    """The stages of a calibration, and what each needs beside the libraries.
+
+    A floating-point number takes four bytes.
+    """
     decoder, settings = config.decoder, recipe.calibration
     count = settings.num_samples
     state, widest = (4 * settings.max_tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)
-    language, vision = ([p for p in plans if is_language(p.layer) is part] for part in (True, False))
-    solving = _SOLVED.bytes(count, state, widest) + _hessian_bytes(language)
     size = config.vision.image_size**2
+    pixels = count * 3 * 4 * size
+    yield "answers", pixels + 4 * sum(plan.size for plan in plans) + _PICTURE * picture
+    logits = min(count * _ANSWER_TOKENS, LOGIT_ROWS) * decoder.vocab_size * _LOGIT
+    yield "token weights", pixels + logits
+    language, vision = ([p for p in plans if is_language(p.layer) is part] for part in (True, False))
+    solving = max(logits, _SOLVED.bytes(count, state, widest) + _hessian_bytes(language))
     if hessian := _hessian_bytes(vision):
         few = min(count, max(1, MAX_PIXELS // size))
         solving = max(solving, _SOLVED.bytes(few, encoded, picture) + hessian)
     if any(plan.scheme for plan in vision):
         together = min(count, max(1, PIXELS_TOGETHER // size))
         solving = max(solving, together * _PICTURE * picture)
-    pixels = count * 3 * 4 * size
-    answering = pixels + 4 * sum(plan.size for plan in plans) + _PICTURE * picture
-    comparing = min(count * _ANSWER_TOKENS, LOGIT_ROWS) * decoder.vocab_size * _LOGIT
-    return pixels + max(answering, solving, comparing)
+    yield "layers", pixels + solving
 
 
 def _hessian_bytes(plans: Sequence[LayerPlan]) -> int:

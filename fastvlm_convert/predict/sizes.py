@@ -6,7 +6,7 @@ hand every size is exact; without one, what Core ML's programs say of the model 
 
 from collections.abc import Sequence
 
-from fastvlm_convert.exporters.backends import Prediction, backend_of
+from fastvlm_convert.exporters.backends import Prediction, backend_of, decoder_settings
 from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
 from fastvlm_convert.quantized.activations import bits_of
@@ -47,6 +47,7 @@ def predict_artifacts(
 def cache_bytes(config: ModelConfig, recipe: Recipe, target: Target, context_length: int) -> int:
     """Bytes of the KV cache of so many tokens."""
     decoder = config.decoder
-    is_half = recipe.decoder.compute == "float16" or backend_of(target).has_float16_cache(recipe)
+    compute = decoder_settings(recipe, target).compute
+    is_half = compute == "float16" or backend_of(target).has_float16_cache(recipe)
     item = 2 if is_half else 4
     return 2 * item * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * context_length

@@ -13,20 +13,22 @@ from torch.nn import functional
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.generate import generate
-from fastvlm_convert.model.fastvlm import load_model
-from fastvlm_convert.model.session import TorchSession
+from fastvlm_convert.model.batch import greedy_answers
+from fastvlm_convert.model.block_streamer import BlockStreamer
+from fastvlm_convert.model.fastvlm import load_decoder
 from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.prompt import Prompt, Text, build_prompt
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.stages import ANSWERS
 from fastvlm_convert.quantization.weight_plan import WeightPlan
-from fastvlm_convert.recipe import CalibrationSettings
-from fastvlm_convert.user_cache import About, about_path, save_about, touch
+from fastvlm_convert.recipe_settings import CalibrationSettings
+from fastvlm_convert.user_cache import About, about_path, current_tally, save_about, touch
+from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
 
 MAX_ANSWER_TOKENS = 64
 _TENTH = 10
+_ENCODING = 0.6  # share of the time that pictures take: 5.5 of 9 CPU seconds a sample at 0.5B
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def collect_samples(
     key = (checkpoint.sha256, calibration.sha256, images, form, limits)
     path = ANSWERS.path(hashlib.sha256(repr(key).encode()).hexdigest())
     answers = _load_answers(path)
+    current_tally().note(ANSWERS, path.name, answers is not None)
     if answers is None:
         requests = [
             _Request(prompt, question.answer, limit)
@@ -167,22 +170,33 @@ def _room(number: int, prompt: Prompt, config: ModelConfig, settings: Calibratio
 def _ask(
     checkpoint: Checkpoint, config: ModelConfig, requests: Sequence[_Request], on_progress: OnShare
 ) -> _Answers:
-    longest = max(request.prompt.length(config.vision.num_image_tokens) for request in requests)
-    session = TorchSession(load_model(config, checkpoint.weights), longest + MAX_ANSWER_TOKENS)
-    eos = checkpoint.eos_token_ids
-    answers: list[np.ndarray] = []
-    features: list[np.ndarray] = []
+    """Encode every picture once, then let all prompts that have no answer be answered side by side."""
+    pixels = np.concatenate([image for request in requests for image in request.prompt.images])
+    encoder = BlockStreamer(config, fold(checkpoint.weights))
+    features = encoder.encode(torch.from_numpy(pixels), 1, lambda share: on_progress(share * _ENCODING))
+    decoder, pictures = load_decoder(config, checkpoint.weights), iter(features)
+    eos, embeds = checkpoint.eos_token_ids, []
+    for request in requests:
+        first, *others = (decoder.embed_tokens(torch.from_numpy(ids)) for ids in request.prompt.segments)
+        embeds.append(torch.cat([first, *(part for text in others for part in (next(pictures), text))]))
+    asked = [n for n, request in enumerate(requests) if request.answer is None]
+    said = greedy_answers(
+        decoder,
+        [embeds[n] for n in asked],
+        [requests[n].max_tokens for n in asked],
+        eos,
+        lambda share: on_progress(_ENCODING + share * (1 - _ENCODING)),
+    )
+    own = dict(zip(asked, said, strict=True))
+    answers = []
     for n, request in enumerate(requests):
-        encoded = [session.encode_image(image) for image in request.prompt.images]
-        features += encoded
         if request.answer is not None:
-            said = checkpoint.tokenizer.encode_texts([Text(request.answer)])[: request.max_tokens - 1]
+            ids = checkpoint.tokenizer.encode_texts([Text(request.answer)])[: request.max_tokens - 1]
+            ids = [*ids, eos[0]]
         else:
-            found = generate(session, request.prompt, eos, request.max_tokens, features=encoded)
-            said = list(found.token_ids)
-        answers.append(np.asarray([*said, eos[0]][: request.max_tokens], np.int64))
-        on_progress((n + 1) / len(requests))
-    return _Answers(answers, np.stack(features))
+            ids = [eos[0] if token in eos else token for token in own[n]]
+        answers.append(np.asarray(ids[: request.max_tokens], np.int64))
+    return _Answers(answers, features.numpy())
 
 
 def _save_answers(path: Path, answers: _Answers) -> None:

@@ -25,10 +25,12 @@ from fastvlm_convert.quantization.asymmetric_calibration import moments_of
 from fastvlm_convert.quantization.awq import norm_before
 from fastvlm_convert.quantization.layer_solver import FloatGroup, FloatLayer, solve_layers
 from fastvlm_convert.quantization.limits import MAX_ACTIVATION_BYTES
+from fastvlm_convert.quantization.stages import SOLVED
 from fastvlm_convert.quantized.codec import load_layer, save_layer
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight
-from fastvlm_convert.recipe import CalibrationSettings
+from fastvlm_convert.recipe_settings import CalibrationSettings
+from fastvlm_convert.user_cache import current_tally
 from fastvlm_convert.weights.parts import by_shared_input
 from fastvlm_convert.weights.source import Weight
 
@@ -171,6 +173,8 @@ def _solve_groups(
 def _solve_and_save(task: SolverTask, block: _Block, group: Group, inputs: Activations) -> None:
     """Solve the layers of a group that no earlier run has saved, on what the first samples are there."""
     missing = [layer for layer in group if load_solved(task.folder, task.plans[layer]) is None]
+    for layer in group:
+        current_tally().note(SOLVED, layer, layer not in missing)
     if not missing:
         return
     reference, quantized = (_rows(x).numpy() for x in (inputs.reference, inputs.quantized))

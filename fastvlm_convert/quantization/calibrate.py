@@ -22,8 +22,8 @@ from fastvlm_convert.quantization.token_weights import averaged, float_pass
 from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, dense_view
-from fastvlm_convert.recipe import CalibrationSettings
-from fastvlm_convert.user_cache import About, hold, save_about, touch
+from fastvlm_convert.recipe_settings import CalibrationSettings
+from fastvlm_convert.user_cache import About, current_tally, hold, save_about, touch
 from fastvlm_convert.weights.source import WeightSource
 
 _SCORE = "answers.json"
@@ -74,6 +74,8 @@ def solved_layers(
     known = _load_solved_layers(folder, todo) if hold(folder) else None
     if known is not None:
         touch(folder)
+        for layer in todo:
+            current_tally().note(SOLVED, layer, True)
         return known
     if not calibration.questions:
         raise RecipeError(

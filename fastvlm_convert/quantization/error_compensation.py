@@ -37,9 +37,9 @@ def hessian_of(inputs: np.ndarray, weights: np.ndarray | None = None) -> np.ndar
     hessian = np.zeros((columns, columns))
     for start in range(0, len(inputs), TOKENS):
         x = inputs[start : start + TOKENS]
-        weighted = x if weights is None else x * weights[start : start + TOKENS, None]
-        hessian += weighted.T @ x
-    return (hessian + hessian.T) / 2
+        rooted = x if weights is None else x * np.sqrt(weights[start : start + TOKENS, None])
+        hessian += rooted.T @ rooted  # of one array: NumPy computes half of it, and mirrors
+    return hessian
 
 
 def output_error(weight: np.ndarray, quantized: np.ndarray, hessian: np.ndarray) -> float:

@@ -39,7 +39,7 @@ from fastvlm_convert.quantization.search import block_size_of, quantize_affine, 
 from fastvlm_convert.quantized.schemes import AffineMatrix, AffineScheme
 
 STEPS = {4: 12, 8: 2}  # ranges tried per block
-WORKING_SET = 1 << 18  # errors held while the candidates of a block are tried
+WORKING_SET = 1 << 20  # errors held while the candidates of a block are tried
 
 
 def gptq(

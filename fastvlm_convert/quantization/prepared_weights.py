@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fastvlm_convert.activation_report import ActivationReport
 from fastvlm_convert.errors import MissingDependencyError, RecipeError
 from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.quantization.awq import behind_scales
@@ -11,7 +12,6 @@ from fastvlm_convert.quantization.calibration import Calibration, read_calibrati
 from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantization.score import AnswerScore
 from fastvlm_convert.quantization.weight_plan import WeightPlan
-from fastvlm_convert.quantized.activations import ActivationReport
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.equalize import equalized

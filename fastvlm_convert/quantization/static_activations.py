@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastvlm_convert.activation_report import ActivationReport, FloatLayer
 from fastvlm_convert.model.encoder import Encoder, multiplications
 from fastvlm_convert.preprocess import pixel_values
 from fastvlm_convert.progress import OnShare, ignore_share
@@ -24,8 +25,6 @@ from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.activations import (
     ActivationBits,
-    ActivationReport,
-    FloatLayer,
     LayerScales,
     bits_of,
     gives_floats,
@@ -36,12 +35,14 @@ from fastvlm_convert.quantized.activations import (
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, QuantizedWeight, float_weight
 from fastvlm_convert.weights.equalize import equalized, pairs
-from fastvlm_convert.weights.source import WeightSource, computed
+from fastvlm_convert.weights.source import Weight, WeightSource, computed
 
 MAX_PICTURES: Final = 16  # that ranges are taken from
 _JUDGED: Final = 4  # further pictures, on which the result is judged
 _ALONE: Final = 2  # of those, on which layers are tried one by one
-_ALONE_SIZE: Final = 512  # pixels of them: which layers cost most shows as well there, in a quarter of the time
+_ALONE_SIZE: Final = (
+    512  # pixels of them: which layers cost most shows as well there, in a quarter of the time
+)
 _ENOUGH: Final = 0.9995  # cosine of image tokens above which every layer may have integers
 _MAX_FLOAT_SHARE: Final = 0.1  # of multiplications
 _MAX_EXPONENT: Final = 10  # of a channel's power of two: float16 holds the weights that it changes
@@ -149,9 +150,7 @@ def _part(on_progress: OnShare, begin: float, share: float) -> None:
 
 
 def _task(plan: WeightPlan, calibration: Calibration) -> _Task:
-    candidates = {
-        p.layer: p for p in plan.layers if is_in_encoder(p.layer) and unquantizable(p) is None
-    }
+    candidates = {p.layer: p for p in plan.layers if is_in_encoder(p.layer) and unquantizable(p) is None}
     count = sum(len(question.images) for question in calibration.questions)
     ranged = min(MAX_PICTURES, max(1, count - _JUDGED))
     judged = range(ranged, min(count, ranged + _JUDGED)) if count > ranged else range(ranged)
@@ -168,7 +167,7 @@ def _task(plan: WeightPlan, calibration: Calibration) -> _Task:
     )
 
 
-def _encoder_part(weights: WeightSource) -> dict[str, AnyWeight]:
+def _encoder_part(weights: WeightSource) -> dict[str, Weight]:
     return {name: weight for name, weight in weights.items() if is_in_encoder(name)}
 
 
@@ -235,9 +234,7 @@ def _by_channel(x: Tensor) -> Tensor:
 _Ranges = Mapping[str, tuple[RangeObserver, RangeObserver]]
 
 
-def _observe(
-    task: _Task, encoder: Encoder, on_progress: OnShare
-) -> tuple[_Ranges, Mapping[str, np.ndarray]]:
+def _observe(task: _Task, encoder: Encoder, on_progress: OnShare) -> tuple[_Ranges, Mapping[str, np.ndarray]]:
     """Ranges of what each candidate reads and gives, and the means of the channels that it reads."""
     ranges = {name: (RangeObserver(), RangeObserver()) for name in task.candidates}
     sums: dict[str, Tensor] = {}
@@ -265,9 +262,7 @@ def _layer_scales(task: _Task, name: str, ranges: _Ranges) -> LayerScales:
     return LayerScales(read.scale(task.bits), given.scale(task.bits, then))
 
 
-def _corrected_bias(
-    floats: MixedSource, integers: MixedSource, name: str, mean: np.ndarray
-) -> np.ndarray:
+def _corrected_bias(floats: MixedSource, integers: MixedSource, name: str, mean: np.ndarray) -> np.ndarray:
     """A bias that makes up for what rounding the weights does to the mean (arXiv:1906.04721, section 4.2)."""
     weight, rounded = float_weight(floats, f"{name}.weight"), integers[f"{name}.weight"]
     assert isinstance(rounded, QuantizedWeight)

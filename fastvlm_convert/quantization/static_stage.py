@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from fastvlm_convert.activation_report import ActivationReport
 from fastvlm_convert.atomic_file import whole_file
 from fastvlm_convert.dataclass_io import from_plain
 from fastvlm_convert.errors import ConversionError, RecipeError
@@ -17,7 +18,7 @@ from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.stages import ACTIVATIONS
 from fastvlm_convert.quantization.static_activations import StaticActivations, static_activations
 from fastvlm_convert.quantization.weight_plan import WeightPlan
-from fastvlm_convert.quantized.activations import ActivationReport, LayerScales, is_in_encoder
+from fastvlm_convert.quantized.activations import LayerScales, is_in_encoder
 from fastvlm_convert.user_cache import About, about_path, save_about, touch
 from fastvlm_convert.weights.source import WeightSource
 

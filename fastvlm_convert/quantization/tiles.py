@@ -22,7 +22,7 @@ from fastvlm_convert.quantization.stages import SEARCHED
 from fastvlm_convert.quantized.codec import matrix_entries, matrix_tensors
 from fastvlm_convert.quantized.schemes import AffineMatrix, PaletteMatrix, QuantizedMatrix, Scheme
 from fastvlm_convert.regular_file import read_file
-from fastvlm_convert.user_cache import is_cache_used, touch
+from fastvlm_convert.user_cache import current_tally, is_cache_used, touch
 from fastvlm_convert.weights.source import Weight
 
 TILE: Final = 1 << 20  # weights: a few megabytes in memory, and some hundred files for 0.5B
@@ -80,6 +80,7 @@ def _tile(
     key.update(floats.data)
     path = folder / f"{key.hexdigest()}{SEARCHED.suffix}"
     tensors = _load(path, scheme, floats.shape)
+    current_tally().note(SEARCHED, path.name, tensors is not None)
     if tensors is not None:
         touch(path)
         return restore(tensors)

@@ -1,4 +1,4 @@
-"""Activations as integers: how a layer's input and output are rounded, and which layers stay in float."""
+"""Activations as integers: how a layer's input and output are rounded, and which layers can."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +17,7 @@ WEIGHTS = AffineScheme(8, None, symmetric=True)  # what integer kernels multiply
 
 @dataclass(frozen=True)
 class TensorScale:
-    """One scale for all values: `q = clamp(round(x / scale) + zero_point, 0, 2^bits - 1)`, rounded half to even.
+    """One scale for all values: `q = clamp(round(x / scale) + zero_point, 0, 2^bits - 1)`, half to even.
 
     Attributes:
         bits: Of the unsigned integers.
@@ -56,43 +56,6 @@ class LayerScales:
         """Scale of the products, and so of a bias among them; float32 [rows], of float16 [rows, 1]."""
         scales: np.ndarray = np.float32(self.input.scale) * weight_scale.astype(np.float32)[:, 0]
         return scales
-
-
-@dataclass(frozen=True)
-class FloatLayer:
-    """A layer of the encoder or the projector that multiplies floats.
-
-    Attributes:
-        layer: Its name; attention's own products are called after their block.
-        reason: Why.
-        share: Of all multiplications, 0..1.
-    """
-
-    layer: str
-    reason: str
-    share: float
-
-
-@dataclass(frozen=True)
-class ActivationReport:
-    """What static quantization did to the encoder's activations.
-
-    Attributes:
-        bits: Of the integers.
-        num_layers: Layers that multiply integers.
-        num_equalized: Pairs of layers whose channels were scaled against each other, which is exact.
-        cosine: Mean cosine between image tokens with and without all integers of the encoder, on pictures
-            that no range was taken from where there were enough.
-        float_share: Multiplications of floats, as a share of all; 0..1.
-        float_layers: Layers that multiply floats.
-    """
-
-    bits: int
-    num_layers: int
-    num_equalized: int
-    cosine: float
-    float_share: float
-    float_layers: tuple[FloatLayer, ...]
 
 
 def bits_of(recipe: Recipe) -> ActivationBits | None:

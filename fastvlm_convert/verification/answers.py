@@ -12,6 +12,7 @@ from fastvlm_convert.generate import stream_tokens
 from fastvlm_convert.intervals import Interval, bootstrap, too_few
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
+from fastvlm_convert.session import ReusesPrefixes
 from fastvlm_convert.verification.reference_run import ReferenceRun
 
 _TAIL: Final = 0.99
@@ -104,10 +105,7 @@ def compare_answer(
     differing = run.differences(logits, candidate.eos_token_ids)
     token_ids = list(run.token_ids)
     if differing:
-        session = candidate.session
-        limit = min(len(run.fed) + 1, session.context_length - len(embeds))
-        tokens = stream_tokens(session, session.prefill(embeds), limit)
-        token_ids = list(takewhile(lambda t: t not in candidate.eos_token_ids, tokens))
+        token_ids = _own_answer(candidate, run, embeds, logits, differing[0])
     divergence = metrics.kl_divergence(run.logits[: run.num_tokens], logits[: run.num_tokens])
     name = question.label or f"picture {number + 1}"
     return Answer(
@@ -121,6 +119,21 @@ def compare_answer(
         kl_nats=tuple(float(v) if np.isfinite(v) else None for v in divergence),
         differing_tokens=differing,
     )
+
+
+def _own_answer(
+    candidate: LoadedModel, run: ReferenceRun, embeds: np.ndarray, logits: np.ndarray, first: int
+) -> list[int]:
+    """What a candidate answers that parts from the reference's answer at a token."""
+    session, ends = candidate.session, candidate.eos_token_ids
+    limit = min(len(run.fed) + 1, session.context_length - len(embeds))
+    said = list(run.token_ids[:first])
+    if isinstance(session, ReusesPrefixes):  # what it was given last are the prompt and the answer
+        session.start_from([session.copy_prefix(len(embeds) + first)])
+        tokens = stream_tokens(session, logits[first], limit - first)
+    else:
+        said, tokens = [], stream_tokens(session, session.prefill(embeds), limit)
+    return said + list(takewhile(lambda t: t not in ends, tokens))
 
 
 def figures_of(answers: Sequence[Answer]) -> AnswerFigures:

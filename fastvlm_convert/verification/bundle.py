@@ -12,6 +12,7 @@ from fastvlm_convert.manifest import Manifest, Status, changed_files, load_manif
 from fastvlm_convert.predict.export_plan import ExportPlan, plan_export
 from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.questions import Question, hard_questions, read_questions
+from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.loaded import LoadedModel, load_engine, load_reference
 from fastvlm_convert.targets import Target
 from fastvlm_convert.verification.activations import check_activations, uses_float16
@@ -32,6 +33,7 @@ from fastvlm_convert.verification.layers import (
     layers_not_run,
     swapped_features_db,
 )
+from fastvlm_convert.verification.reference_run import ReferenceRun, run_questions
 from fastvlm_convert.verification.run_target import Standard, run_target
 
 _OTHER_FILES = "the bundle was made from other files than this reference (their hashes differ)"
@@ -221,9 +223,7 @@ def make_standard(
         share of the differences.
     """
     found = Found()
-    model, values = _reference(plan, manifest.source.calibration, asked, found, on_progress)
-    end = context_end(model, asked, manifest.recipe.coreml.prefill_chunk)
-    return Standard(plan, model, values, asked, end), found
+    return _reference(plan, manifest.source.calibration, asked, found, on_progress), found
 
 
 def plan_again(checkpoint: Checkpoint, manifest: Manifest) -> ExportPlan:
@@ -258,8 +258,8 @@ def _reference(
     questions: Sequence[Question],
     found: Found,
     on_progress: OnStage,
-) -> tuple[LoadedModel, ReferenceValues]:
-    """What every target is compared with.
+) -> Standard:
+    """What every target is compared with; one model at a time is in memory, and none is afterwards.
 
     Args:
         plan: What an export would do.
@@ -268,36 +268,70 @@ def _reference(
         found: Gets the quantizer's share, which is what its integers cost, after a check whether what it
             computes fits into float16.
         on_progress: Called with what is being done and the share of it that is done, 0..1.
-
-    Returns:
-        It, and what its operations give for the first question with a picture.
     """
     checkpoint, recipe, context = plan.checkpoint, plan.recipe, plan.contract.context_length
     is_quantized = bool(recipe.quantize) or checkpoint.quantized is not None
-    shown = next((q for q in questions if q.images), questions[0])
-    engine: LoadedModel | None = None
-    if is_quantized or uses_float16(recipe, plan.targets):
-        engine = load_engine(checkpoint, recipe, context, calibration, on_progress)
-    if engine is not None and uses_float16(recipe, plan.targets):
-        report = partial(on_progress, "activations")
-        activations = check_activations(engine, recipe, plan.targets, questions, report)
-        found.checks += activations.checks
-        found.warnings += activations.warnings
-    if engine is not None and checkpoint.quantized is not None:
+    floats: _Answers | None = None
+    if checkpoint.quantized is None:
+        model = _load_float(plan, on_progress)
+        floats = _answers(model, plan, questions, on_progress)
+        if not is_quantized and not _changes_floats(recipe):
+            _check_float16(model, floats, plan, found, on_progress)
+        if not is_quantized:
+            end = context_end(model, questions, recipe.coreml.prefill_chunk)
+            if _changes_floats(recipe) and uses_float16(recipe, plan.targets):
+                model = load_engine(checkpoint, recipe, context, None, on_progress)
+                _check_float16(model, floats, plan, found, on_progress)
+            return Standard(plan, *floats, questions, end)
+        del model
+    engine = load_engine(checkpoint, recipe, context, calibration, on_progress)
+    if floats is None:
         metrics = ("kl_mean_nats", "top1_agreement")
         found.checks += [not_run("weights", END_TO_END, metric, _QUANTIZED_REFERENCE) for metric in metrics]
-        return engine, ReferenceValues(engine, shown)
-    if not is_quantized:
-        engine = None  # frees its memory
-    loading = partial(on_progress, "reference")
-    reference = load_reference(checkpoint, plan.images, plan.prompt, context, loading)
-    if engine is None:
-        return reference, ReferenceValues(reference, shown)
-    gates = _quantizer_gates(recipe.gates)
-    found.add(compare("weights", engine, reference, questions, gates, partial(on_progress, "weights")))
-    by = engine.session.executed_by
-    found.layers += ReferenceValues(reference, shown).again(engine).figures("weights", by).figures
-    return engine, ReferenceValues(engine, shown)
+    else:
+        runs, values = floats
+        gates = _quantizer_gates(recipe.gates)
+        found.add(compare("weights", engine, runs, questions, gates, partial(on_progress, "weights")))
+        found.layers += values.again(engine).figures("weights", engine.session.executed_by).figures
+        del floats, runs, values
+    answers = _answers(engine, plan, questions, on_progress)
+    _check_float16(engine, answers, plan, found, on_progress)
+    return Standard(plan, *answers, questions, context_end(engine, questions, recipe.coreml.prefill_chunk))
+
+
+_Answers = tuple[tuple[ReferenceRun, ...], ReferenceValues]
+
+
+def _changes_floats(recipe: Recipe) -> bool:
+    """Whether a recipe's repairs give other activations than the checkpoint."""
+    return bool(recipe.repairs.residual_shift or recipe.repairs.rescaled_keys)
+
+
+def _load_float(plan: ExportPlan, on_progress: OnStage) -> LoadedModel:
+    context, loading = plan.contract.context_length, partial(on_progress, "reference")
+    return load_reference(plan.checkpoint, plan.images, plan.prompt, context, loading)
+
+
+def _answers(
+    model: LoadedModel, plan: ExportPlan, questions: Sequence[Question], on_progress: OnStage
+) -> _Answers:
+    """What a model makes of the questions, and what its operations give for the first with a picture."""
+    shown = next((q for q in questions if q.images), questions[0])
+    asking = partial(on_progress, "answers")
+    runs = run_questions(model, questions, plan.recipe.gates.max_new_tokens, asking)
+    return runs, ReferenceValues(model, shown)
+
+
+def _check_float16(
+    model: LoadedModel, answers: _Answers, plan: ExportPlan, found: Found, on_progress: OnStage
+) -> None:
+    """Check whether what a model computes fits into float16, where the recipe rounds to that."""
+    if not uses_float16(plan.recipe, plan.targets):
+        return
+    report = partial(on_progress, "activations")
+    activations = check_activations(model, plan.recipe, plan.targets, answers[0], report)
+    found.checks += activations.checks
+    found.warnings += activations.warnings
 
 
 def _quantizer_gates(gates: Gates) -> StageGates:

@@ -18,9 +18,10 @@ from fastvlm_convert.prompt import Prompt
 from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
+from fastvlm_convert.session import ReadsAtOnce, Session
 from fastvlm_convert.verification.answers import Answer, AnswerFigures, compare_answer, figures_of
 from fastvlm_convert.verification.check import Check, Measurement, at_least, at_most, equal, not_run
-from fastvlm_convert.verification.reference_run import ReferenceRun, run_reference
+from fastvlm_convert.verification.reference_run import ReferenceRun
 
 LOGIT_STAGES = ("prefill_logits", "decode_logits")
 NUMERIC_STAGES = ("preprocessing", "image_features", "inputs_embeds", *LOGIT_STAGES)
@@ -89,17 +90,17 @@ class Comparison:
 def compare(
     target: str,
     candidate: LoadedModel,
-    reference: LoadedModel,
+    runs: Sequence[ReferenceRun],
     questions: Sequence[Question],
     gates: StageGates,
     on_progress: OnShare = ignore_share,
 ) -> Comparison:
-    """Run both models on the same questions.
+    """Run a candidate on questions that the reference has answered.
 
     Args:
         target: Format of the candidate, for the report.
         candidate: The exported model.
-        reference: The torch reference at the candidate's image size and mode.
+        runs: What the torch reference, at the candidate's image size and mode, makes of each question.
         questions: At least one.
         gates: What the candidate must reach.
         on_progress: Called with the share of the questions done, 0..1.
@@ -107,8 +108,8 @@ def compare(
     stages = {name: _Stage() for name in (*NUMERIC_STAGES, END_TO_END)}
     ids_differ: list[int] = []
     answers: list[Answer] = []
-    for number, question in enumerate(questions):
-        run = run_reference(reference, question, gates.max_new_tokens)
+    for number, (question, whole) in enumerate(zip(questions, runs, strict=True)):
+        run = whole.shortened(gates.max_new_tokens)
         ours = _own_prompt(candidate, question, run)
         if not _same_ids(run.prompt, ours):
             ids_differ.append(number)
@@ -116,25 +117,25 @@ def compare(
         answers.append(compare_answer(target, candidate, question, number, run, made))
         on_progress((number + 1) / len(questions))
 
-    runs = candidate.session.executed_by
+    executed_by = candidate.session.executed_by
     checks = [
         equal(target, "preprocessing", "token_ids", len(ids_differ), f"prompts differ: {ids_differ}", None)
     ]
     measurements: list[Measurement] = []
     for name, stage in stages.items():
-        checks += _check_stage(target, name, stage, gates, runs)
-        measurements += _measure(target, name, stage, runs, name in gates.min_sqnr_db)
+        checks += _check_stage(target, name, stage, gates, executed_by)
+        measurements += _measure(target, name, stage, executed_by, name in gates.min_sqnr_db)
     figures = figures_of(answers)
     measurements += _measure_answers(figures)
     checks += _check_answers(figures, gates)
     text_differs = [number for number, a in enumerate(answers) if a.first_difference is not None]
     differing = f"{len(text_differs)} of {len(questions)} answers differ: {text_differs}"
     if gates.identical_text:
-        checks.append(equal(target, "greedy_text", "token_ids", len(text_differs), differing, runs))
+        checks.append(equal(target, "greedy_text", "token_ids", len(text_differs), differing, executed_by))
     else:
         share = 1 - len(text_differs) / len(questions)
         measurements.append(
-            Measurement(target, "greedy_text", "identical_share", share, not text_differs, runs)
+            Measurement(target, "greedy_text", "identical_share", share, not text_differs, executed_by)
         )
     return Comparison(tuple(checks), tuple(measurements), tuple(answers))
 
@@ -182,7 +183,7 @@ def _run_candidate(
     stages["inputs_embeds"].add(run.embeds, embed_prompt(session, run.prompt, run.features))
 
     forced = [*run.fed, 0]  # the last is not fed
-    staged = teacher_forced(session, run.embeds, forced)
+    staged = _forced(session, run.embeds, forced)
     stages["prefill_logits"].add(run.logits[:1], staged[:1])
     stages["decode_logits"].add(run.logits[1:], staged[1:])
 
@@ -191,9 +192,16 @@ def _run_candidate(
         logits = staged
     else:
         check_fits(len(embeds), len(run.fed), session.context_length)
-        logits = teacher_forced(session, embeds, forced)
+        logits = _forced(session, embeds, forced)
     stages[END_TO_END].add(run.logits, logits)
     return embeds, logits
+
+
+def _forced(session: Session, inputs_embeds: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
+    """`teacher_forced`, in one pass where steps of one token are nothing that anybody ships."""
+    if isinstance(session, ReadsAtOnce):
+        return session.teacher_forced(inputs_embeds, np.asarray(token_ids[:-1], np.int64))
+    return teacher_forced(session, inputs_embeds, token_ids)
 
 
 def _check_stage(target: str, name: str, stage: _Stage, gates: StageGates, executed_by: str) -> list[Check]:

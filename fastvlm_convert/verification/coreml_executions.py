@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fastvlm_convert.exporters.backends import decoder_settings
 from fastvlm_convert.exporters.coreml.metadata import metadata_of
 from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, VISION_PACKAGE
 from fastvlm_convert.io_names import IMAGE
@@ -27,7 +28,7 @@ from fastvlm_convert.verification.layers import ReferenceValues
 def coreml_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     """Core ML itself; interpreted, once in float32 and, where float16 is declared, once rounding to it."""
     gates, recipe = manifest.recipe.gates, manifest.recipe
-    declares_float16 = "float16" in (recipe.vision.compute, recipe.decoder.compute)
+    declares_float16 = "float16" in (recipe.vision.compute, decoder_settings(recipe, "coreml").compute)
     exact = full_gates(recipe)
     if not declares_float16 and recipe.coreml.kv_cache == "state":
         cached = dict.fromkeys(LOGIT_STAGES, gates.fp16_cache_min_sqnr_db)

@@ -1,14 +1,20 @@
 """What the reference makes of a question: everything that a candidate is compared with."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
 from fastvlm_convert.generate import check_fits, greedy
+from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.prompt import Prompt
 from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
+from fastvlm_convert.session import ReadsAtOnce
+
+_ASKING: Final = 0.5  # share of the work that pictures are
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,13 @@ class ReferenceRun:
         """Tokens of the answer, its end included if it ended."""
         return len(self.token_ids) + self.finished
 
+    def shortened(self, max_new_tokens: int) -> "ReferenceRun":
+        """What asking for a shorter answer would have given."""
+        if len(self.token_ids) < max_new_tokens:
+            return self
+        said = self.token_ids[:max_new_tokens]
+        return replace(self, token_ids=said, finished=False, fed=said, logits=self.logits[: len(said) + 1])
+
     def differences(self, logits: np.ndarray, eos_token_ids: tuple[int, ...]) -> tuple[int, ...]:
         """Tokens of the answer, its end included if it ended, that another model would not have said.
 
@@ -58,36 +71,92 @@ class ReferenceRun:
         return tuple(differing)
 
 
-def run_reference(reference: LoadedModel, question: Question, max_new_tokens: int) -> ReferenceRun:
-    """Answer a question greedily and keep what was computed on the way; pictures are encoded once.
+@dataclass(frozen=True)
+class _Asked:
+    """A question that the reference has not answered yet; see `ReferenceRun`."""
+
+    prompt: Prompt
+    features: tuple[np.ndarray, ...]
+    embeds: np.ndarray
+    limit: int
+
+
+def run_questions(
+    reference: LoadedModel,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    on_progress: OnShare = ignore_share,
+) -> tuple[ReferenceRun, ...]:
+    """Answer all questions greedily, once for everything that is compared with the answers.
+
+    They are answered side by side, and then each answer is read in one pass, whose logits are kept. Where
+    these do not confirm every token, because two were closer than float32 rounds, the question is answered
+    once more, alone.
 
     Args:
-        reference: The reference.
-        question: The question.
+        reference: The reference; its session reads at once.
+        questions: What is asked.
         max_new_tokens: Longest answer; fewer where the context ends before.
+        on_progress: Called with the share of the work that is done, 0..1.
 
     Raises:
-        PromptError: The prompt leaves no room for an answer.
+        PromptError: A prompt leaves no room for an answer.
     """
     session, ends = reference.session, reference.eos_token_ids
+    assert isinstance(session, ReadsAtOnce)
+    asked = []
+    for number, question in enumerate(questions):
+        asked.append(_ask(reference, question, max_new_tokens))
+        on_progress(_ASKING * (number + 1) / len(questions))
+    answers = session.greedy_answers(
+        [a.embeds for a in asked],
+        [a.limit for a in asked],
+        ends,
+        lambda share: on_progress(_ASKING + (1 - _ASKING) * share),
+    )
+    return tuple(_read(reference, a, said) for a, said in zip(asked, answers, strict=True))
+
+
+def _ask(reference: LoadedModel, question: Question, max_new_tokens: int) -> _Asked:
+    session = reference.session
     prompt = reference.conversation(question.messages)
     features = tuple(session.encode_image(image) for image in prompt.images)
     embeds = embed_prompt(session, prompt, features)
     limit = max(1, min(max_new_tokens, session.context_length - len(embeds)))
     check_fits(len(embeds), limit, session.context_length)
-    rows = [session.prefill(embeds)]
+    return _Asked(prompt, features, embeds, limit)
+
+
+def _read(reference: LoadedModel, asked: _Asked, said: Sequence[int]) -> ReferenceRun:
+    """An answer with the logits that lead to it."""
+    session, ends = reference.session, reference.eos_token_ids
+    assert isinstance(session, ReadsAtOnce)
+    finished = said[-1] in ends
+    answer = said[:-1] if finished else said
+    fed = tuple(answer) or ends[:1]
+    logits = session.teacher_forced(asked.embeds, np.asarray(fed, np.int64))
+    if any(greedy(row) != token for row, token in zip(logits, said, strict=False)):
+        return _answered_alone(reference, asked)
+    return ReferenceRun(asked.prompt, asked.features, asked.embeds, tuple(answer), finished, fed, logits)
+
+
+def _answered_alone(reference: LoadedModel, asked: _Asked) -> ReferenceRun:
+    """An answer decoded token by token."""
+    ends = reference.eos_token_ids
+    rows = [reference.session.prefill(asked.embeds)]
     answer: list[int] = []
     finished = False
-    while len(answer) < limit and not finished:
+    while len(answer) < asked.limit and not finished:
         token = greedy(rows[-1])
         finished = token in ends
         if not finished:
             answer.append(token)
             rows.append(_decode(reference, token))
-    fed = answer or [*ends[:1]]
+    fed = tuple(answer) or ends[:1]
     if not answer:
         rows += [_decode(reference, token) for token in fed]
-    return ReferenceRun(prompt, features, embeds, tuple(answer), finished, tuple(fed), np.stack(rows))
+    logits = np.stack(rows)
+    return ReferenceRun(asked.prompt, asked.features, asked.embeds, tuple(answer), finished, fed, logits)
 
 
 def _decode(model: LoadedModel, token: int) -> np.ndarray:

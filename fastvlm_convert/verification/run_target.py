@@ -23,6 +23,7 @@ from fastvlm_convert.verification.compare import Comparison, compare
 from fastvlm_convert.verification.context_end import CONTEXT_END, ContextEnd, check_context_end
 from fastvlm_convert.verification.execution import Execution
 from fastvlm_convert.verification.layers import ReferenceValues
+from fastvlm_convert.verification.reference_run import ReferenceRun
 
 Open = Callable[[Path, Target, Precision | None], LoadedModel]
 
@@ -36,14 +37,14 @@ class Standard:
 
     Attributes:
         plan: What an export of the checkpoint with the bundle's recipe would do.
-        model: The reference, holding the weights that the recipe's integers stand for.
+        runs: What the reference makes of the questions, with the weights that the integers stand for.
         values: What its operations give for the first picture.
         questions: What is asked.
         end: What the reference gives at the end of the context.
     """
 
     plan: ExportPlan
-    model: LoadedModel
+    runs: Sequence[ReferenceRun]
     values: ReferenceValues
     questions: Sequence[Question]
     end: ContextEnd
@@ -95,7 +96,8 @@ def run_target(
             checks += execution.inspect(bundle, standard.plan)
         loaded = open_target(bundle, target, execution.precision)
         some = standard.questions[: execution.max_questions]
-        compared = compare(target, loaded, standard.model, some, execution.gates, on_progress)
+        runs = standard.runs[: execution.max_questions]
+        compared = compare(target, loaded, runs, some, execution.gates, on_progress)
         at_end = check_context_end(target, loaded, standard.end, execution.gates)
     except _NOT_RUN as error:
         stages = (*STAGES, CONTEXT_END)

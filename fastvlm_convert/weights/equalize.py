@@ -1,10 +1,10 @@
 """Cross-layer equalization (arXiv:1906.04721): scale channels in one layer, and back in the next.
 
-Exact where nothing but linear operations lies between two layers. In FastViTHD these are, in every block, the
-7 x 7 convolution and the first layer behind it, and in blocks with attention the norm before queries, keys and
-values, and the values before the output projection (attention weighs rows, and does not mix channels). A
-GELU, which is not positively homogeneous, or the residual stream lies between all others. Scales are powers
-of two, so not even a rounding changes.
+Exact where nothing but linear operations lies between two layers. In FastViTHD these are, in every block,
+the 7 x 7 convolution and the first layer behind it, and in blocks with attention the norm before queries,
+keys and values, and the values before the output projection (attention weighs rows, and does not mix
+channels). Between all others lies the residual stream, or a GELU, which is not positively homogeneous. Scales
+are powers of two, so not even a rounding changes.
 """
 
 from collections.abc import Iterator, Mapping

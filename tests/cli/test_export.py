@@ -30,6 +30,10 @@ def test_it_says_what_it_made_and_what_to_do_next(cli, tmp_path):
     manifest = load_manifest(output)
     assert all(name in result.out for name in manifest.files)
     assert "total" in result.out
+    lines = [line.split() for line in result.out.splitlines()]
+    costs = lines[lines.index(["stage", "seconds", "CPU", "seconds", "peak", "memory"]) + 1 :]
+    assert [line[0] for line in costs] == ["hashes", "onnx", "bundle", "total"]
+    assert all(float(line[1]) >= 0 and line[-1] in {"MB", "GB"} for line in costs)
     assert result.err == (
         "warning: the checkpoint has no license file; see that you may pass the bundle on\n\n"
         f"verify: fastvlm-convert verify {output} --reference {CHECKPOINT}\n"
@@ -46,7 +50,11 @@ def test_document(cli, tmp_path):
     files = {name: entry.size for name, entry in manifest.files.items()}
     document = result.document
     assert document.pop("answers")["status"] == "not_run"
-    assert document.pop("peak_memory_bytes") > sum(files.values())
+    stages = document.pop("stages")
+    assert [stage["stage"] for stage in stages] == ["hashes", "onnx", "bundle"]
+    assert all(stage["seconds"] > 0 and stage["cpu_seconds"] >= 0 for stage in stages)
+    peak = document.pop("peak_memory_bytes")
+    assert peak == max(stage["peak_memory_bytes"] for stage in stages) > sum(files.values())
     assert {layer["scheme"] for layer in document.pop("layers")} == {"float"}
     assert [c["name"] for c in document.pop("components")] == [
         "vision", "projector", "decoder", "embedding", "total",
@@ -59,6 +67,7 @@ def test_document(cli, tmp_path):
         "bundle": str(output),
         "files": files,
         "total_bytes": sum(files.values()),
+        "cache": {},
         "warnings": ["the checkpoint has no license file; see that you may pass the bundle on"],
         "findings": [],
     }

@@ -27,14 +27,14 @@ FLAGS = {
         "BUNDLE...", "--host", "--port", "--target", "--engine", "--weight", "--settings", "--show-settings",
         *COMMON,
     },
-    "plan": {"CHECKPOINT", "--target", "--recipe", *PARTS, *COMMON},
+    "plan": {"CHECKPOINT", "--target", "--recipe", "--max-memory", *PARTS, *COMMON},
     "quantize": {
         "CHECKPOINT", "--recipe", "--output", "-o", *PARTS, "--calibration", "--overwrite", "--no-cache",
-        *COMMON,
+        "--max-memory", *COMMON,
     },
     "export": {
         "CHECKPOINT", "--target", "--recipe", "--output", "-o", *PARTS, "--calibration", "--overwrite",
-        "--no-cache", *COMMON,
+        "--no-cache", "--max-memory", *COMMON,
     },
     "verify": {
         "BUNDLE", "--reference", "--images", "--interpret", "--record", "--details", "--self-test",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -137,7 +138,7 @@ def test_a_signal_drains_what_was_asked_is_answered_and_what_is_new_refused(endl
     with process(endless_bundle, "--port", 0, "--quiet", **SLOW) as server:
         url = url_of(server)
         threads, replies = ask_in_background(url, 6)
-        until(lambda: running(url) == 1)
+        until(lambda: gauge(url, "running") == 1 and gauge(url, "waiting") == 5)
         server.send_signal(signal.SIGTERM)
         until(lambda: httpx.get(f"{url}/readyz").status_code == 503)
         assert httpx.get(f"{url}/livez").status_code == 200
@@ -155,8 +156,8 @@ def metrics(url: str) -> str:
     return httpx.get(f"{url}/metrics").text
 
 
-def running(url: str) -> float:
-    line = next(line for line in metrics(url).splitlines() if line.startswith("fastvlm_requests_running{"))
+def gauge(url: str, of: Literal["running", "waiting"]) -> float:
+    line = next(line for line in metrics(url).splitlines() if line.startswith(f"fastvlm_requests_{of}{{"))
     return float(line.rpartition(" ")[2])
 
 
@@ -166,7 +167,7 @@ def test_what_is_not_done_when_the_time_is_up_hears_of_it(endless_bundle):
     ) as server:
         url = url_of(server)
         threads, replies = ask_in_background(url, 30)
-        until(lambda: running(url) == 1)
+        until(lambda: gauge(url, "running") == 1)
         began = time.monotonic()
         server.send_signal(signal.SIGTERM)
         assert server.wait(10) == 0

@@ -2,10 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.demo import make_sample
+from fastvlm_convert.demo.draw import Draw
+from fastvlm_convert.demo.scene import COLORS, SHAPES
+from fastvlm_convert.demo.scene import WORDS as SIGNS
+from fastvlm_convert.generate import generate
+from fastvlm_convert.model.fastvlm import load_model
+from fastvlm_convert.model.session import TorchSession
+from fastvlm_convert.prompt import build_prompt, user_message
 
 TRAINING = Path(__file__).parents[2] / "training"
 
@@ -102,3 +111,59 @@ def test_dense_labels_name_what_is_there():
             index = labels[token, fields.index("shape")]
             name = scene.shapes[place].name if place in scene.shapes else ""
             assert FIELDS["shape"][index] == name
+
+
+def test_a_boards_labels_say_what_its_report_says():
+    from unseen.board import FIELDS, make_board, token_labels
+    from unseen.questions import ask
+
+    fields = list(FIELDS)
+    for seed in range(40):
+        board = make_board(Draw(seed))
+        labels = token_labels(board)
+        report = ask(board, "report", Draw(0)).answer
+        for field in ("weave", "dye", "icon", "direction", "trend"):
+            told = {FIELDS[field][index] for index in labels[:, fields.index(field)]} - {""}
+            assert all(value in report for value in told)
+        letters = "".join(FIELDS["letter"][index] for index in labels[:, fields.index("letter")])
+        assert letters in report
+        rows = {FIELDS["row"][index] for index in labels[:, fields.index("row")]} - {""}
+        assert rows == {"one", "two", "three", "four"} if board.width == board.height else {"one", "two"}
+
+
+def test_the_unseen_style_shares_no_thing_with_the_demos():
+    from unseen.board import DYES, ICONS, WORDS
+
+    assert not set(WORDS) & set(SIGNS)
+    assert not set(ICONS) & set(SHAPES)
+    assert not set(DYES) & set(COLORS)
+
+
+def test_boards_differ_by_seed_alone():
+    from unseen.board import make_board
+    from unseen.drawing import draw_board
+
+    pictures = [np.asarray(draw_board(make_board(Draw(seed)))) for seed in (5, 5, 6)]
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert pictures[2].shape != pictures[0].shape or not np.array_equal(pictures[2], pictures[0])
+
+
+def test_the_unseen_checkpoint_answers_about_boards_that_training_never_drew():
+    from unseen.board import make_board
+    from unseen.drawing import draw_board
+    from unseen.questions import KINDS, ask
+
+    checkpoint = open_checkpoint(TRAINING / "unseen" / "checkpoint")
+    session = TorchSession(load_model(checkpoint.config, checkpoint.weights), 256)
+    right = []
+    for seed in range(4_000_000_000, 4_000_000_008):
+        draw = Draw(seed)
+        board = make_board(draw)
+        image = draw_board(board)
+        for question in filter(None, (ask(board, kind, draw) for kind in KINDS)):
+            message, settings = user_message(question.question, [image]), checkpoint.pictures.image
+            prompt = build_prompt([message], checkpoint.prompt.format, checkpoint.tokenizer, settings)
+            said = generate(session, prompt, checkpoint.eos_token_ids, 80)
+            right.append(checkpoint.tokenizer.decode(said.token_ids) == question.answer)
+    assert len(right) > 60
+    assert np.mean(right) > 0.97

@@ -19,7 +19,8 @@ from fastvlm_convert.predict.export_plan import files_beside, plan_export, predi
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.schemes import AffineMatrix
 from fastvlm_convert.quantized.weight import QuantizedWeight, stacked
-from fastvlm_convert.recipe import QuantizeRule, Recipe, load_recipe, shipped_recipes
+from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.runtime.loaded import load_bundle, load_engine
 from fastvlm_convert.weights.fold import fold
 from tests.bundles import FP16, FP32, check_sizes, graph_path, recipe
@@ -265,10 +266,10 @@ NAMES = {  # recipe -> the dtype that opens its bundle
     "fp32": "fp32",
     "fp16": "fp16",
     "int8": "q8",
-    "int4": "q4f16",
-    "int4-fast": "q4f16",
-    "int4-mixed": "q4f16",
-    "int4-small": "q4f16",
+    "int4": "q4",
+    "int4-fast": "q4",
+    "int4-mixed": "q4",
+    "int4-small": "q4",
     "ios-int4": "q4f16",
     "web-q4f16": "q4f16",
     "web-small": "q4f16",

@@ -20,7 +20,7 @@ from fastvlm_convert.quantization.answers import (
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.questions import Question
-from fastvlm_convert.recipe import CalibrationSettings
+from fastvlm_convert.recipe_settings import CalibrationSettings
 from fastvlm_convert.runtime.loaded import load_reference
 from tests.checkpoints import HF, LLAVA, golden_checkpoint
 from tests.quantization.calibrated import SETTINGS, calibrated_recipe, float_chain, generated, golden_answers
@@ -65,7 +65,8 @@ def test_they_are_the_references_own():
             assert sample.answer.tolist() == [*said.token_ids, *end]
         assert [s.tolist() for s in sample.segments] == [s.tolist() for s in prompt.segments]
         np.testing.assert_array_equal(pixels, prompt.images[0][0])
-        np.testing.assert_array_equal(features, reference.session.encode_image(prompt.images[0]))
+        expected = reference.session.encode_image(prompt.images[0])  # of weights that are not folded
+        np.testing.assert_allclose(features, expected, atol=1e-5 * np.abs(expected).max())
         assert prompt.length(len(features)) + len(sample.answer) <= SETTINGS.max_tokens
 
 

@@ -51,6 +51,7 @@ BACKEND = Backend(
     predict=predict,
     base_bytes=50_000_000,
     working_bytes=lambda config, recipe, layers: 4 * max(plan.size for plan in layers),
+    auto_compute="float32",
     has_float16_cache=lambda recipe: False,
     client_config=lambda artifacts: {"toy": True},
 )

@@ -11,9 +11,11 @@ from fastvlm_convert.prompt import Prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel, load_reference
 from fastvlm_convert.session import Session
+from fastvlm_convert.verification import compare as comparing
 from fastvlm_convert.verification.check import Check
-from fastvlm_convert.verification.compare import Comparison, compare
+from fastvlm_convert.verification.compare import Comparison
 from fastvlm_convert.verification.executions import executions
+from fastvlm_convert.verification.reference_run import run_questions
 from tests.bundles import open_bundle
 from tests.checkpoints import LLAVA, golden_cases, golden_checkpoint
 
@@ -48,6 +50,11 @@ class Changed:
         value = getattr(self._session, name)
         change = self._changes.get(name)
         return value if change is None else lambda *arguments: change(value(*arguments))
+
+
+def compare(target, candidate, reference, questions, gates, *more) -> Comparison:
+    runs = run_questions(reference, questions, gates.max_new_tokens)
+    return comparing.compare(target, candidate, runs, questions, gates, *more)
 
 
 def failed(found: Comparison) -> dict[tuple[str, str], Check]:

@@ -6,7 +6,7 @@ from typing import Final
 from fastvlm_convert.exporters.backends import Backend, Prediction
 from fastvlm_convert.exporters.coreml.card import card_section
 from fastvlm_convert.exporters.coreml.sizes import coreml_dry_run
-from fastvlm_convert.exporters.coreml.support import check
+from fastvlm_convert.exporters.coreml.support import AUTO_COMPUTE, check
 from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.io_names import APPLE_FOLDER
 from fastvlm_convert.quantized.layer_plan import LayerPlan
@@ -37,6 +37,7 @@ BACKEND: Final = Backend(
     predict=_predict,
     base_bytes=340_000_000,  # coremltools loads torch where it is installed
     working_bytes=_working_bytes,
+    auto_compute=AUTO_COMPUTE,
     has_float16_cache=lambda recipe: recipe.coreml.kv_cache == "state",
     app_folders=lambda config, recipe, layers: {APPLE_FOLDER: {}} if recipe.coreml.drop_in else {},
     folders=("coreml", APPLE_FOLDER),

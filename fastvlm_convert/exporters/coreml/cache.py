@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from fastvlm_convert.exporters.coreml.graph import Graph
+from fastvlm_convert.exporters.coreml.support import AUTO_COMPUTE
 from fastvlm_convert.exporters.coreml.values import Value
 from fastvlm_convert.io_names import (
     KEY_CACHE,
@@ -38,7 +39,7 @@ def open_cache(graph: Graph, config: DecoderConfig, recipe: Recipe) -> Cache:
     shape = (config.num_layers, config.num_kv_heads, recipe.common.max_context_length, config.head_dim)
     if recipe.coreml.kv_cache == "state":
         return StateCache(graph, shape, "float16")
-    return TensorCache(graph, shape, recipe.decoder.compute)
+    return TensorCache(graph, shape, recipe.decoder.on(AUTO_COMPUTE).compute)
 
 
 class TensorCache:

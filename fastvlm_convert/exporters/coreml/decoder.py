@@ -9,11 +9,13 @@ from fastvlm_convert.exporters.coreml.cache import open_cache
 from fastvlm_convert.exporters.coreml.embed import store_table
 from fastvlm_convert.exporters.coreml.graph import Graph, Lengths, scalar
 from fastvlm_convert.exporters.coreml.ops import linear, rms_norm, zeros
+from fastvlm_convert.exporters.coreml.support import AUTO_COMPUTE
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE, Value
 from fastvlm_convert.exporters.coreml.weights import dense_rows
 from fastvlm_convert.io_names import INPUTS_EMBEDS, LAST_INDEX, LOGITS, POSITION, decoder_op
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, float_weight
-from fastvlm_convert.recipe import CoreMLSettings, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import CoreMLSettings
 from fastvlm_convert.weights.model_config import DecoderConfig
 
 
@@ -30,7 +32,7 @@ def build_decoder(
         tokens: Tokens that a call appends; `FLEXIBLE` for as many as the recipe's lengths say.
     """
     shape, lengths = (1, tokens, config.hidden_size), _lengths(recipe.coreml, tokens)
-    x = graph.input(INPUTS_EMBEDS, recipe.decoder.compute, shape, lengths=lengths)
+    x = graph.input(INPUTS_EMBEDS, recipe.decoder.on(AUTO_COMPUTE).compute, shape, lengths=lengths)
     position = graph.input(POSITION, "int32", (1,))
     last = None if tokens == 1 else graph.input(LAST_INDEX, "int32", (1,))
     cache = open_cache(graph, config, recipe)

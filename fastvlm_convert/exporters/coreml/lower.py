@@ -9,6 +9,7 @@ from fastvlm_convert.exporters.coreml.decoder import build_decoder
 from fastvlm_convert.exporters.coreml.embed import build_embed
 from fastvlm_convert.exporters.coreml.graph import Constant, Graph, check_patterns
 from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAGE, FILES, VISION_PACKAGE
+from fastvlm_convert.exporters.coreml.support import AUTO_COMPUTE
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE
 from fastvlm_convert.exporters.coreml.vision import build_apple_vision, build_vision
 from fastvlm_convert.exporters.job import OnBytes, precisions_of
@@ -23,7 +24,8 @@ from fastvlm_convert.io_names import (
 )
 from fastvlm_convert.manifest import Artifact
 from fastvlm_convert.quantized.weight import MixedSource, dense_view
-from fastvlm_convert.recipe import FloatSettings, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import FloatSettings
 from fastvlm_convert.weights.model_config import ModelConfig
 
 _MAIN = "main"
@@ -76,7 +78,7 @@ class _Lowering:
         return self._artifacts(VISION_PACKAGE, settings, {"vision": [graph]})
 
     def decoder_and_embed(self) -> list[Artifact]:
-        settings, coreml, decoder = self.recipe.decoder, self.recipe.coreml, self.config.decoder
+        settings, coreml, decoder = self.decoder, self.recipe.coreml, self.config.decoder
         constants: dict[str, Constant] = {}
         lengths = {DECODE: FLEXIBLE}
         if coreml.sequence_lengths == "fixed":
@@ -95,9 +97,13 @@ class _Lowering:
         limit = self.recipe.coreml.split_wider_than
         return math.inf if limit == "never" else limit
 
+    @property
+    def decoder(self) -> FloatSettings:
+        return self.recipe.decoder.on(AUTO_COMPUTE)
+
     def _graph(self, name: str, constants: dict[str, Constant]) -> Graph:
         """A function of the decoder."""
-        return Graph(name, constants, self.recipe.decoder, self.on_bytes, widest=self.widest)
+        return Graph(name, constants, self.decoder, self.on_bytes, widest=self.widest)
 
     def apple_vision(self) -> list[Artifact]:
         """The encoder alone, in the form that Apple's app loads: float32 at its borders and inside."""
@@ -130,7 +136,7 @@ class _Lowering:
     def _precision(self, component: Component, package: str) -> PrecisionName:
         if package == APPLE_PACKAGE:
             return precision_name(self.recipe.vision.storage, "float32", None)
-        return precisions_of(self.weights, self.recipe)[component]
+        return precisions_of(self.weights, self.recipe, self.decoder)[component]
 
 
 def _input_specs(graph: Graph) -> tuple[TensorSpec, ...]:

@@ -1,12 +1,15 @@
 """What the clients of a Core ML bundle cannot take, known from dimensions and settings; loads no library."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from fastvlm_convert.errors import TargetError
+from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.model_config import ModelConfig
 
+AUTO_COMPUTE: Final[FloatName] = "float16"  # all that the Neural Engine has
 _APPLE_IMAGE_SIZE, _APPLE_WIDTH = 1024, 3072  # Apple's app aborts on any other shape
 
 

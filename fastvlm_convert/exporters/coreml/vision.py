@@ -6,6 +6,7 @@ import numpy as np
 
 from fastvlm_convert.exporters.coreml.graph import Graph, scalar
 from fastvlm_convert.exporters.coreml.ops import attention, conv, gelu, linear
+from fastvlm_convert.exporters.coreml.support import AUTO_COMPUTE
 from fastvlm_convert.exporters.coreml.values import Value
 from fastvlm_convert.exporters.coreml.weights import dense
 from fastvlm_convert.io_names import (
@@ -33,7 +34,7 @@ def build_vision(graph: Graph, config: ModelConfig, weights: MixedSource, recipe
         recipe: Whether it takes a picture, which it scales and normalizes, or pixel values. The latter and
             the image tokens, [1, tokens, hidden], have the decoder's dtype.
     """
-    size, border = config.vision.image_size, recipe.decoder.compute
+    size, border = config.vision.image_size, recipe.decoder.on(AUTO_COMPUTE).compute
     shape = (1, 3, size, size)
     if recipe.coreml.image_input == "image":
         # Core ML hands pictures over as float32, 0..255.

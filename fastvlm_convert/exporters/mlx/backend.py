@@ -11,7 +11,7 @@ from fastvlm_convert.exporters.mlx.folders import app_folders
 from fastvlm_convert.exporters.mlx.groups import stored_layers
 from fastvlm_convert.exporters.mlx.lower import FOLDER
 from fastvlm_convert.exporters.mlx.sizes import mlx_dry_run
-from fastvlm_convert.exporters.mlx.support import check, notes
+from fastvlm_convert.exporters.mlx.support import AUTO_COMPUTE, check, notes
 from fastvlm_convert.io_names import APPLE_FOLDER
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
@@ -50,6 +50,7 @@ BACKEND: Final = Backend(
     predict=_predict,
     base_bytes=75_000_000,
     working_bytes=_working_bytes,
+    auto_compute=AUTO_COMPUTE,
     has_float16_cache=lambda recipe: False,
     app_folders=app_folders,
     folders=(FOLDER, APPLE_FOLDER),

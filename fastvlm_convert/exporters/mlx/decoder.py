@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
+from fastvlm_convert.exporters.mlx.support import AUTO_COMPUTE
 from fastvlm_convert.exporters.mlx.weights import NamedWeight
 from fastvlm_convert.quantized.layer_plan import float_storage
 from fastvlm_convert.quantized.weight import AffineSource
@@ -19,10 +20,11 @@ def build_decoder(weights: AffineSource, recipe: Recipe) -> Iterator[NamedWeight
         weights: Canonical names.
         recipe: Precisions.
     """
+    compute = recipe.decoder.on(AUTO_COMPUTE).compute
     for name in filter(is_language, weights):
         storage = float_storage(name, recipe)
         is_table = part_of(name) == "embedding"
-        yield NamedWeight(language_name(name), weights[name], storage, recipe.decoder.compute, is_table)
+        yield NamedWeight(language_name(name), weights[name], storage, compute, is_table)
 
 
 def language_name(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 from fastvlm_convert.exporters.job import OnBytes, precisions_of
 from fastvlm_convert.exporters.mlx.decoder import build_decoder
 from fastvlm_convert.exporters.mlx.groups import in_groups, shared_group_size, stored_layers
+from fastvlm_convert.exporters.mlx.support import AUTO_COMPUTE
 from fastvlm_convert.exporters.mlx.vision import (
     APP_PROJECTOR,
     LIBRARY_PROJECTOR,
@@ -86,13 +87,13 @@ class _Lowering:
 
     def _artifact(self, component: Component, weights: AffineSource, file: str) -> Artifact:
         recipe = self.recipe
-        settings = recipe.vision if component == "vision" else recipe.decoder
+        settings = recipe.vision if component == "vision" else recipe.decoder.on(AUTO_COMPUTE)
         return Artifact(
             target="mlx",
             component=component,
             storage=recipe.embed.storage if component == "embed" else settings.storage,
             compute=settings.compute,
-            precision=precisions_of(weights, recipe)[component],
+            precision=precisions_of(weights, recipe, recipe.decoder.on(AUTO_COMPUTE))[component],
             files=(file,),
             inputs=(),
             outputs=(),

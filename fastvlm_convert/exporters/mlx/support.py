@@ -10,6 +10,7 @@ from fastvlm_convert.exporters.mlx.groups import (
     planned_layers,
     shared_group_size,
 )
+from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme
 from fastvlm_convert.recipe import Recipe
@@ -17,6 +18,7 @@ from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import is_language, part_of
 from fastvlm_convert.weights.published import DEPTHS, WIDTHS
 
+AUTO_COMPUTE: Final[FloatName] = "float16"  # as MLX models are shipped
 _SIZES: Final = "32, 64 or 128"
 
 
@@ -29,8 +31,8 @@ def check(config: ModelConfig, recipe: Recipe, layers: Sequence[LayerPlan]) -> N
     _check_dimensions(config)
     if recipe.vision.activations != "float":
         raise TargetError(
-            f"vision.activations is {recipe.vision.activations}, but MLX files hold weights alone: the network "
-            "is the client's",
+            f"vision.activations is {recipe.vision.activations}, but MLX files hold weights alone: the "
+            "network is the client's",
             hint="set vision.activations to float for MLX, or export to onnx alone",
         )
     for component in ("vision", "decoder"):
@@ -86,7 +88,7 @@ def notes(config: ModelConfig, recipe: Recipe, layers: Sequence[QuantizedLayer])
 
 def _is_rounded(layer: QuantizedLayer, recipe: Recipe) -> bool:
     """Whether float16 holds the products of a layer's scales and zero points."""
-    settings = recipe.decoder if is_language(layer.layer) else recipe.vision
+    settings = recipe.decoder.on(AUTO_COMPUTE) if is_language(layer.layer) else recipe.vision
     scheme = layer.scheme
     return isinstance(scheme, AffineScheme) and not scheme.symmetric and settings.compute == "float16"
 

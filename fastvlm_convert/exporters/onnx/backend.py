@@ -9,7 +9,7 @@ from fastvlm_convert.exporters.onnx.card import card_section
 from fastvlm_convert.exporters.onnx.genai import genai_files
 from fastvlm_convert.exporters.onnx.lower import ModelInputs
 from fastvlm_convert.exporters.onnx.sizes import onnx_dry_run
-from fastvlm_convert.exporters.onnx.support import check, check_pictures
+from fastvlm_convert.exporters.onnx.support import AUTO_COMPUTE, check, check_pictures
 from fastvlm_convert.exporters.onnx.transformers_js import transformers_js_config
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.layer_plan import LayerPlan
@@ -46,6 +46,7 @@ BACKEND: Final = Backend(
     predict=_predict,
     base_bytes=70_000_000,
     working_bytes=_working_bytes,
+    auto_compute=AUTO_COMPUTE,
     has_float16_cache=lambda recipe: False,
     client_config=transformers_js_config,
     check_pictures=check_pictures,

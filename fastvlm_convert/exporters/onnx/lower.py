@@ -11,6 +11,7 @@ from fastvlm_convert.exporters.onnx.decoder import build_decoder
 from fastvlm_convert.exporters.onnx.embed import Table, build_embed, store_table
 from fastvlm_convert.exporters.onnx.graph import Graph
 from fastvlm_convert.exporters.onnx.merge import build_merge
+from fastvlm_convert.exporters.onnx.support import AUTO_COMPUTE
 from fastvlm_convert.exporters.onnx.vision import build_vision
 from fastvlm_convert.io_names import (
     MERGE,
@@ -23,7 +24,8 @@ from fastvlm_convert.io_names import (
 from fastvlm_convert.manifest import Artifact, Contract
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.weight import MixedSource, without_palettes
-from fastvlm_convert.recipe import FloatSettings, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import FloatSettings
 from fastvlm_convert.weights.model_config import ModelConfig
 
 FOLDER: Final = "onnx"
@@ -81,7 +83,7 @@ def lower(
         One artifact a graph.
     """
     weights = without_palettes(weights)
-    precisions = precisions_of(weights, recipe)
+    precisions = precisions_of(weights, recipe, recipe.decoder.on(AUTO_COMPUTE))
     lowering = _Lowering(config, weights, recipe, files, on_bytes, inputs, precisions)
     return [lowering.vision(), *lowering.decoder_and_embed()]
 
@@ -114,7 +116,8 @@ class _Lowering:
         return self._artifact("vision", settings, graph, file, onnx_data_name(file))
 
     def decoder_and_embed(self) -> list[Artifact]:
-        settings, decoder, file = self.recipe.decoder, self.config.decoder, self._file("decoder")
+        settings, file = self.recipe.decoder.on(AUTO_COMPUTE), self._file("decoder")
+        decoder = self.config.decoder
         level = self.recipe.onnx.accuracy_level
         shared = decoder.tied and self.recipe.onnx.shared_table
         head = self.weights["decoder.embed_tokens.weight" if decoder.tied else "decoder.lm_head.weight"]

@@ -1,7 +1,7 @@
 """Layers that multiply integers: QuantizeLinear and DequantizeLinear around a float operator.
 
-ONNX Runtime makes `QLinearConv` of such a convolution and `MatMulIntegerToFloat` of such a product when it loads
-the graph; runtimes that do not compute what the graph says, in floats.
+ONNX Runtime makes `QLinearConv` of such a convolution and `MatMulIntegerToFloat` of such a product when it
+loads the graph; runtimes that do not compute what the graph says, in floats.
 """
 
 from collections.abc import Iterator

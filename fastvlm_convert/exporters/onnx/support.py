@@ -1,16 +1,22 @@
 """What ONNX Runtime cannot execute, known from dimensions and settings; loads no library."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from fastvlm_convert.errors import TargetError
 from fastvlm_convert.exporters.onnx.pictures import RESIZED_IN_GRAPH
+from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import PaletteScheme
-from fastvlm_convert.recipe import OnnxSettings, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import OnnxSettings
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import EMBEDDING, is_language
 
+# Where a recipe leaves it open. On x86 ONNX Runtime has no float16 sums and activations, and casts around
+# each: five times a layer.
+AUTO_COMPUTE: Final[FloatName] = "float32"
 _HEAD_DIM_STEP = 16  # GroupQueryAttention with rotary positions inside
 _SLOW_BITS = 8  # MatMulNBits has a kernel for them at accuracy level 4 alone
 

@@ -15,6 +15,7 @@ from typing import Final
 import psutil
 
 from fastvlm_convert.amounts import size_text
+from fastvlm_convert.available_memory import CGROUPS, MEMBERSHIP, group_limits
 from fastvlm_convert.errors import SettingsError
 from fastvlm_convert.estimate.workload import target_work
 from fastvlm_convert.serve.served_bundle import ServedBundle
@@ -23,8 +24,6 @@ MAX_WORKERS: Final = 16
 _PROCESS: Final = 150_000_000
 _COPIES_OF_WEIGHTS: Final = 2
 _COPIES_OF_RESULTS: Final = 3
-_CGROUPS: Final = Path("/sys/fs/cgroup")
-_MEMBERSHIP: Final = Path("/proc/self/cgroup")
 
 
 def worker_bytes(bundle: ServedBundle, cache_bytes: int) -> int:
@@ -44,22 +43,14 @@ def worker_bytes(bundle: ServedBundle, cache_bytes: int) -> int:
     return _PROCESS + copies + work.cache_bytes + cache_bytes
 
 
-def available_bytes(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
+def available_bytes(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
     """Memory that more processes can take: what is free, and what limits of containers leave.
 
     Args:
         cgroups: Where control groups are mounted.
         membership: The file that names the groups of this process.
     """
-    left = [psutil.virtual_memory().available]
-    for folder, limit, usage in _groups(cgroups, membership):
-        for group in (folder, *folder.parents):
-            if not group.is_relative_to(cgroups):
-                break
-            most, used = _number(group / limit), _number(group / usage)
-            if most is not None and used is not None:
-                left.append(max(0, most - used + _page_cache(group / "memory.stat")))
-    return min(left)
+    return min([psutil.virtual_memory().available, *(left for _, left in group_limits(cgroups, membership))])
 
 
 def check_memory(workers: int, each_bytes: int, free_bytes: int) -> None:
@@ -78,39 +69,3 @@ def check_memory(workers: int, each_bytes: int, free_bytes: int) -> None:
             ("max_workers",),
             hint=f"set max_workers to {fit}" if fit else "free memory, or serve a smaller bundle",
         )
-
-
-def _groups(cgroups: Path, membership: Path) -> list[tuple[Path, str, str]]:
-    """Folders of this process's groups with the names of limit and usage: of version 2, and of version 1."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:  # no Linux
-        return []
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        inner = path.lstrip("/")
-        if not controllers:
-            found.append((cgroups / inner, "memory.max", "memory.current"))
-        elif "memory" in controllers.split(","):
-            folder = cgroups / "memory" / inner
-            found.append((folder, "memory.limit_in_bytes", "memory.usage_in_bytes"))
-    return found
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:  # a container sees only its own part of the tree
-        return None
-    return int(text) if text.isdecimal() else None  # `max` is no limit
-
-
-def _page_cache(stat: Path) -> int:
-    """Bytes of a group's usage that the kernel gives back when they are needed."""
-    try:
-        lines = stat.read_text().splitlines()
-    except OSError:
-        return 0
-    values = dict(line.split(" ", 1) for line in lines if " " in line)
-    return int(values.get("total_inactive_file", values.get("inactive_file", "0")))

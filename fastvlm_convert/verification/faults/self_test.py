@@ -19,7 +19,6 @@ from fastvlm_convert.verification.bundle import check_files, make_standard, plan
 from fastvlm_convert.verification.check import Check, status_of
 from fastvlm_convert.verification.execution import Execution
 from fastvlm_convert.verification.executions import executions
-from fastvlm_convert.verification.faults.around import around
 from fastvlm_convert.verification.faults.bundle_copy import Copy, linked_copy
 from fastvlm_convert.verification.faults.catalogue import FAULTS
 from fastvlm_convert.verification.faults.fault import (
@@ -30,7 +29,6 @@ from fastvlm_convert.verification.faults.fault import (
     Plant,
     Wrap,
 )
-from fastvlm_convert.verification.faults.remembered import Remembered
 from fastvlm_convert.verification.run_target import Standard, run_target
 
 Fate = Literal["caught", "missed", "not_applicable"]
@@ -112,7 +110,6 @@ def self_test(
     manifest = load_manifest(bundle)
     plan = plan_again(checkpoint, manifest)
     standard, found = make_standard(plan, manifest, _one(questions), on_progress)
-    standard = replace(standard, model=around(standard.model, Remembered(standard.model.session)))
     court = _Court(bundle, manifest, checkpoint, standard, interpret)
     # What the integers cost is no matter of the bundle's files, and one question cannot tell it.
     control = [check for check in found.checks if check.target == BUNDLE]

@@ -5,7 +5,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fastvlm_convert.errors import ImageError
@@ -13,11 +12,9 @@ from fastvlm_convert.manifest import file_entries
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.questions import Question, hard_questions
-from fastvlm_convert.runtime.loaded import load_bundle
 from fastvlm_convert.verification.faults.bundle_copy import Copy
 from fastvlm_convert.verification.faults.catalogue import FAULTS
 from fastvlm_convert.verification.faults.fault import BUNDLE, EVERY_TARGET, Fault
-from fastvlm_convert.verification.faults.remembered import Remembered
 from fastvlm_convert.verification.faults.self_test import SelfTest, self_test
 from tests.bundles import copy_bundle, edit_manifest, mixed_recipe
 from tests.checkpoints import GOLDEN, LLAVA, golden_cases
@@ -128,22 +125,6 @@ def test_without_a_runtime_nothing_is_claimed_of_its_target(bundle, monkeypatch)
     assert result.status == "not_run"
     caught = {(p.fault, p.target, p.fate) for p in result.planted}
     assert caught == {("eos", "bundle", "caught"), ("prompt-order", "coreml", "caught")}
-
-
-def test_a_remembered_session_gives_what_the_session_gives(bundle):
-    session = load_bundle(bundle, "onnx").session
-    remembered = Remembered(load_bundle(bundle, "onnx").session)
-    x = session.embed(np.arange(12, dtype=np.int64))
-    sequences = [(x[:8], x[8:9]), (x[:8], x[9:10]), (x[4:12], x[8:9]), (x[:8], x[8:9])]
-    for prompt, token in sequences:
-        for model in (session, remembered):
-            model.prefill(prompt)
-        for _ in range(2):
-            np.testing.assert_array_equal(remembered.decode(token), session.decode(token))
-    session.prefill(x[:4])
-    remembered.prefill(x[:4])
-    np.testing.assert_array_equal(remembered.extend(x[4:8], 64), session.extend(x[4:8], 64))
-    np.testing.assert_array_equal(remembered.extend(x[4:8], 128), session.extend(x[4:8], 128))
 
 
 def documented() -> dict[tuple[str, str], tuple[str, str]]:
