@@ -77,11 +77,18 @@ class Recipe:
 
 
 def without_data(recipe: Recipe) -> Recipe:
-    """The same recipe with every solver replaced by the search that needs no data, and float activations."""
+    """The same recipe with every solver replaced by the search that needs no data.
+
+    Raises:
+        RecipeError: It rounds activations, whose ranges nothing but data tells.
+    """
+    if recipe.vision.activations != "float":
+        raise RecipeError(
+            f"recipe '{recipe.name}' takes ranges of activations from pictures: it cannot do without data",
+            hint="set vision.activations to float, or give pictures",
+        )
     return dataclasses.replace(
-        recipe,
-        vision=dataclasses.replace(recipe.vision, activations="float"),
-        quantize=tuple(dataclasses.replace(rule, solver="search") for rule in recipe.quantize),
+        recipe, quantize=tuple(dataclasses.replace(rule, solver="search") for rule in recipe.quantize)
     )
 
 

@@ -4,12 +4,20 @@ The products are integers that float32 holds exactly as long as their sums stay 
 bits do in practice; so the only differences to a runtime are those of the floats between such layers.
 """
 
+from collections.abc import Callable
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fastvlm_convert.quantized.activations import TensorScale
 from fastvlm_convert.quantized.weight import MixedSource, QuantizedWeight, is_static
+
+_TIE: Final = 1 / 64  # of a step: what float32 makes of equal activations differs by less
+
+Follow = Callable[[str], Tensor | None]
+"""What a runtime rounded the `input` or `output` of a layer to, float32 of its shape; None if it did not."""
 
 
 class StaticLayer(nn.Module):
@@ -21,6 +29,7 @@ class StaticLayer(nn.Module):
 
     Attributes:
         is_static: Off, activations are floats; the weights stay integers.
+        follow: A runtime's own integers, taken wherever they are as good a rounding; None rounds alone.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, weight: QuantizedWeight) -> None:
@@ -35,6 +44,7 @@ class StaticLayer(nn.Module):
         self.integers = torch.from_numpy(integers.reshape(weight.shape))
         self.product_scale = products
         self.is_static = True
+        self.follow: Follow | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] or [B, N, C], floats in and out."""
@@ -42,7 +52,7 @@ class StaticLayer(nn.Module):
             y: Tensor = self.layer(x)
             return y
         read, given = self.scales.input, self.scales.output
-        q = integers_of(x, read) - read.zero_point
+        q = self._rounded("input", x / read.scale, read) - read.zero_point
         bias = self.layer.bias
         if given is None:
             linear = functional.linear(q, self.integers) * self.product_scale.view(-1)
@@ -54,13 +64,16 @@ class StaticLayer(nn.Module):
         sums = functional.conv2d(q, self.integers, None, layer.stride, layer.padding, groups=layer.groups)
         sums += torch.round(bias.view(self.product_scale.shape) / self.product_scale)
         sums *= self.product_scale / given.scale
-        rounded = sums.round_().add_(given.zero_point).clamp_(0, given.levels - 1)
-        return rounded.sub_(given.zero_point).mul_(given.scale)
+        return self._rounded("output", sums, given).sub_(given.zero_point).mul_(given.scale)
 
-
-def integers_of(x: Tensor, scale: TensorScale) -> Tensor:
-    """Unsigned integers of values, as floats."""
-    return torch.round(x / scale.scale).add_(scale.zero_point).clamp_(0, scale.levels - 1)
+    def _rounded(self, what: str, steps: Tensor, scale: TensorScale) -> Tensor:
+        """Unsigned integers of activations in steps of their scale, as floats."""
+        alone = torch.round(steps).add_(scale.zero_point).clamp_(0, scale.levels - 1)
+        theirs = None if self.follow is None else self.follow(what)
+        if theirs is None:
+            return alone
+        exact = steps.add(scale.zero_point).clamp_(0, scale.levels - 1)
+        return torch.where((theirs - exact).abs() <= 0.5 + _TIE, theirs, alone)
 
 
 def make_static(

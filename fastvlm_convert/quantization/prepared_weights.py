@@ -12,6 +12,7 @@ from fastvlm_convert.quantization.calibration import Calibration, read_calibrati
 from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantization.score import AnswerScore
 from fastvlm_convert.quantization.weight_plan import WeightPlan
+from fastvlm_convert.quantized.activations import STAGE
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.equalize import equalized
@@ -101,7 +102,7 @@ def prepare_weights(
 
     static = None
     if plan.recipe.vision.activations != "float":
-        static = static_stage(plan, floats, calibration, partial(on_progress, "activation ranges"))
+        static = static_stage(plan, floats, calibration, partial(on_progress, STAGE))
         floats = equalized(floats, static.exponents)
     searched: MixedSource = quantize_weights(floats, plan.layers)
     if static is not None:

@@ -209,7 +209,8 @@ def _exponents(task: _Task, encoder: Encoder, on_progress: OnShare) -> dict[str,
         usable = (largest[name] > 0) & (rows > 0)
         ratio = torch.where(usable, largest[name] / rows.clamp_min(1e-30), torch.ones(()))
         half = torch.log2(ratio) / 2
-        middle = half[usable].median() if usable.any() else torch.zeros(())
+        # Rounded, so that powers of two that lie between the layers go away exactly.
+        middle = half[usable].median().round() if usable.any() else torch.zeros(())
         powers = torch.where(usable, half - middle, torch.zeros(())).round()
         exponents[name] = powers.clamp(-_MAX_EXPONENT, _MAX_EXPONENT).to(torch.int8).numpy()
     return exponents

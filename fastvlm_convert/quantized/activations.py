@@ -1,7 +1,7 @@
 """Activations as integers: how a layer's input and output are rounded, and which layers can."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from fastvlm_convert.weights.parts import part_of
 
 ActivationBits = Literal[8, 16]
 
-WEIGHTS = AffineScheme(8, None, symmetric=True)  # what integer kernels multiply activations with
+STAGE: Final = "activation ranges"  # of a conversion, as progress has it
+WEIGHTS: Final = AffineScheme(8, None, symmetric=True)  # what integer kernels multiply activations with
 
 
 @dataclass(frozen=True)
