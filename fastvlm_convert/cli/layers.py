@@ -67,8 +67,8 @@ def activations_text(report: ActivationReport) -> str:
     """What was done to the encoder's activations, in a line."""
     layers, share = count_text(report.num_layers, "layer"), 100 * report.float_share
     return (
-        f"activations: int{report.bits} in {layers} of the encoder; {share:.1f} % of its multiplications stay "
-        f"float (the manifest names the layers); cosine of image tokens {report.cosine:.4f}"
+        f"activations: int{report.bits} in {layers} of the encoder; {share:.1f} % of its multiplications stay"
+        f" float (the manifest names the layers); cosine of image tokens {report.cosine:.4f}"
     )
 
 
