@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +51,24 @@ def main() -> None:
     if asked.child:
         serve_encoder(asked.bundles[0], asked.child, asked.threads)
         return
-    children = []
+    encoders = {}
     for bundle in asked.bundles:
         manifest = load_manifest(bundle)
         graph = bundle / manifest.artifact("onnx", "vision").files[0]
+        encoders[bundle.name] = graph, manifest.contract.image_size
+    compare_encoders(encoders, asked.rounds, asked.threads)
+
+
+def compare_encoders(encoders: Mapping[str, tuple[Path, int]], num_rounds: int, threads: int) -> None:
+    """Print time and memory of vision graphs, each with the edge of its pictures, by name."""
+    children = []
+    for graph, size in encoders.values():
         command = [sys.executable, "-m", "benchmarks.vision_weights", str(graph)]
-        command += ["--child", str(manifest.contract.image_size), "--threads", str(asked.threads)]
+        command += ["--child", str(size), "--threads", str(threads)]
         children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     loads = [json.loads(child.stdout.readline())["load_s"] for child in children]
     rounds = []
-    for _ in range(asked.rounds + 1):
+    for _ in range(num_rounds + 1):
         answers = []
         for child in children:
             child.stdin.write("\n")
@@ -71,15 +80,13 @@ def main() -> None:
         child.wait()
     times = np.array([[a["cpu_s"] for a in answers] for answers in rounds[1:]])  # the first warms up
     ratios = times / times[:, :1]
-    print(f"{asked.threads} threads, {asked.rounds} rounds; CPU seconds of one picture, median [least, most]")
-    for i, bundle in enumerate(asked.bundles):
+    print(f"{threads} threads, {num_rounds} rounds; CPU seconds of one picture, median [least, most]")
+    for i, encoder in enumerate(encoders):
         t, r = times[:, i], ratios[:, i]
         peak = rounds[-1][i]["peak_bytes"] / 2**20
         picture = f"{np.median(t):6.2f} [{t.min():.2f}, {t.max():.2f}]"
         ratio = f"{np.median(r):5.2f} [{r.min():.2f}, {r.max():.2f}]"
-        print(
-            f"{bundle.name:24} load {loads[i]:5.2f}  picture {picture}  ratio {ratio}  peak {peak:5.0f} MiB"
-        )
+        print(f"{encoder:24} load {loads[i]:5.2f}  picture {picture}  ratio {ratio}  peak {peak:5.0f} MiB")
 
 
 if __name__ == "__main__":

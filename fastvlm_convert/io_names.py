@@ -176,3 +176,30 @@ def op_component(name: str) -> Component:
 def vision_op(stage: int, block: int, part: str) -> str:
     """Name of an operation in block `block` of encoder stage `stage`, for example `s2b5_fc1`."""
     return f"s{stage}b{block}_{part}"
+
+
+_VISION_OPS: Final = (  # of a layer's canonical name, the name of its operation
+    (r"vision\.stem\.(\d+)", r"stem_\1"),
+    (r"vision\.stages\.(\d+)\.downsample\.(\d+)", r"s\1_down_\2"),
+    (r"vision\.stages\.(\d+)\.position", r"s\1_position"),
+    (r"vision\.stages\.(\d+)\.blocks\.(\d+)\.ffn\.conv", r"s\1b\2_ffn_conv"),
+    (r"vision\.stages\.(\d+)\.blocks\.(\d+)\.(?:\w+\.)?(\w+)", r"s\1b\2_\3"),
+    (r"vision\.final\.conv", "final"),
+    (r"vision\.final\.se\.(\w+)", r"se_\1"),
+    (r"projector\.(\w+)", r"projector_\1"),
+)
+
+
+def vision_layer_op(layer: str) -> str:
+    """Name of the operation of an encoder's or projector's layer.
+
+    Args:
+        layer: Its canonical name, for example `vision.stages.2.blocks.5.ffn.fc1`.
+
+    Raises:
+        ValueError: It is no such layer.
+    """
+    for pattern, name in _VISION_OPS:
+        if match := re.fullmatch(pattern, layer):
+            return match.expand(name)
+    raise ValueError(f"{layer} is no layer of an encoder or a projector")

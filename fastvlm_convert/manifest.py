@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
+from fastvlm_convert.activation_report import ActivationReport
 from fastvlm_convert.dataclass_io import from_plain, has_schema
 from fastvlm_convert.errors import BundleError, MalformedManifestError, RecipeError, shown
 from fastvlm_convert.io_names import (
@@ -181,6 +182,7 @@ class Manifest:
         contract: What an app must know.
         fp16_range: Whether activations were proven to stay within float16's range.
         files: Every file but the manifest and what is said about the bundle afterwards (`BESIDE`).
+        activations: What was done to the encoder's activations; None where they are floats.
     """
 
     tool: str
@@ -191,6 +193,7 @@ class Manifest:
     contract: Contract
     fp16_range: Status
     files: dict[str, FileEntry]
+    activations: ActivationReport | None = None
 
     def artifact(self, target: Target, component: Component, function: str | None = None) -> Artifact:
         """The artifact of one part; the first where it has several functions and none is named.

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -262,6 +262,7 @@ def export(
         verdict = judge(source, planned.recipe, planned.targets)
         files = _described(planned, origin, artifacts, folder)
         manifest = _manifest(planned, origin, artifacts, verdict.status, files)
+        manifest = replace(manifest, activations=made.activations)
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     stored = source.quantized
     layers = layer_reports(planned.layers, meter.sums) if stored is None else stored.record.layers
@@ -300,6 +301,12 @@ def _quantizing(recipe: str | Path | Recipe, checkpoint: Checkpoint) -> Recipe:
             "the checkpoint is quantized already", where=checkpoint.path, hint="give the float checkpoint"
         )
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if settings.vision.activations != "float":
+        raise RecipeError(
+            f"vision.activations is {settings.vision.activations}, and a quantized checkpoint holds weights "
+            "alone",
+            hint="export the float checkpoint, or set vision.activations to float",
+        )
     if not settings.quantize:
         raise RecipeError(f"recipe '{settings.name}' quantizes no layer", hint="give it quantize rules")
     return settings

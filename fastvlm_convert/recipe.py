@@ -17,12 +17,12 @@ from fastvlm_convert.recipe_settings import (
     CommonSettings,
     CoreMLSettings,
     DecoderSettings,
-    FloatSettings,
     FromCheckpoint,
     OnnxSettings,
     QuantizeRule,
     RepairSettings,
     TableSettings,
+    VisionSettings,
 )
 from fastvlm_convert.yaml_file import read_yaml_file
 
@@ -36,7 +36,7 @@ class Recipe:
 
     name: str = field(metadata=about("What it makes; also the file name."))
     description: str = field(metadata=about("One line that says what it is for."))
-    vision: FloatSettings = field(metadata=about("Encoder and projector."))
+    vision: VisionSettings = field(metadata=about("Encoder and projector."))
     decoder: DecoderSettings = field(metadata=about("Decoder layers and head."))
     embed: TableSettings = field(metadata=about("Embedding table."))
     gates: Gates = field(metadata=about("What the result must pass."))
@@ -50,7 +50,12 @@ class Recipe:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether any rule needs data."""
+        """Whether any rule, or the encoder's activations, need data."""
+        return self.is_solved or self.vision.activations != "float"
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether any rule's solver needs data."""
         return any(rule.solver != "search" for rule in self.quantize)
 
     def __post_init__(self) -> None:
@@ -72,7 +77,16 @@ class Recipe:
 
 
 def without_data(recipe: Recipe) -> Recipe:
-    """The same recipe with every solver replaced by the search that needs no data."""
+    """The same recipe with every solver replaced by the search that needs no data.
+
+    Raises:
+        RecipeError: It rounds activations, whose ranges nothing but data tells.
+    """
+    if recipe.vision.activations != "float":
+        raise RecipeError(
+            f"recipe '{recipe.name}' takes ranges of activations from pictures: it cannot do without data",
+            hint="set vision.activations to float, or give pictures",
+        )
     return dataclasses.replace(
         recipe, quantize=tuple(dataclasses.replace(rule, solver="search") for rule in recipe.quantize)
     )

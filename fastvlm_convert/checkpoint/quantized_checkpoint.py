@@ -185,8 +185,15 @@ def check_recipe(record: Quantization, recipe: Recipe, path: Path) -> None:
     """See that a recipe asks for the very integers that are stored; other sections may differ.
 
     Raises:
-        RecipeError: It asks for others.
+        RecipeError: It asks for others, or for activations that nothing is recorded about.
     """
+    if recipe.vision.activations != "float":
+        raise RecipeError(
+            f"vision.activations is {recipe.vision.activations}, and a quantized checkpoint holds weights "
+            "alone",
+            where=path,
+            hint="export the float checkpoint, or set vision.activations to float",
+        )
     for section in ("quantize", "calibration", "repairs"):
         if getattr(recipe, section) != getattr(record.recipe, section):
             raise RecipeError(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fastvlm_convert.activation_report import ActivationReport
 from fastvlm_convert.amounts import size_text
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.checkpoint.quantized_checkpoint import is_quantized
@@ -16,7 +17,14 @@ from fastvlm_convert.cli.console import err, out, plain_table, print_warnings, p
 from fastvlm_convert.cli.costs import cache_text, costs_table, highest
 from fastvlm_convert.cli.document import EXIT_CODES, Document
 from fastvlm_convert.cli.flags import flags_of
-from fastvlm_convert.cli.layers import ScoreFacts, ScoreNotRun, layers_table, score_facts, score_text
+from fastvlm_convert.cli.layers import (
+    ScoreFacts,
+    ScoreNotRun,
+    activations_text,
+    layers_table,
+    score_facts,
+    score_text,
+)
 from fastvlm_convert.cli.options import (
     AdapterOption,
     CalibrationOption,
@@ -57,6 +65,7 @@ class ExportDocument(Document, name="export", statuses=("passed", "failed")):
         stages: What every stage took.
         cache: What was found in the user's cache, and what was put there, by kind.
         answers: What the integers do to the answers.
+        activations: What was done to the encoder's activations; null where they are floats.
         components: Layers by component, and the total.
         layers: Every layer.
         warnings: What the user should know.
@@ -70,6 +79,7 @@ class ExportDocument(Document, name="export", statuses=("passed", "failed")):
     stages: tuple[StageCost, ...]
     cache: dict[str, CacheUse]
     answers: ScoreFacts | ScoreNotRun
+    activations: ActivationReport | None
     components: tuple[ComponentReport, ...]
     layers: tuple[LayerReport, ...]
     warnings: tuple[str, ...]
@@ -123,6 +133,8 @@ def command(
         out.print()
         out.print(layers_table(result.layers))
         out.print(f"\n{score_text(result.score)}", soft_wrap=True)
+        if result.manifest.activations is not None:
+            out.print(activations_text(result.manifest.activations), soft_wrap=True)
         if found := cache_text(result.cache_use):
             out.print(found, soft_wrap=True)
         out.print()
@@ -145,6 +157,7 @@ def _document(result: ExportResult, stages: tuple[StageCost, ...]) -> ExportDocu
         stages=stages,
         cache=dict(result.cache_use),
         answers=score_facts(result.score),
+        activations=result.manifest.activations,
         components=component_reports(result.layers),
         layers=result.layers,
         warnings=result.warnings,

@@ -7,6 +7,7 @@ from typing import Literal
 from rich.markup import escape
 from rich.table import Table
 
+from fastvlm_convert.activation_report import ActivationReport
 from fastvlm_convert.amounts import count_text, size_text
 from fastvlm_convert.cli.console import plain_table
 from fastvlm_convert.errors import printable
@@ -60,6 +61,15 @@ def score_facts(score: AnswerScore | None) -> ScoreFacts | ScoreNotRun:
         return ScoreNotRun("not_run", _NOT_RUN)
     facts = (score.kl_mean_nats, score.top1_agreement, score.num_tokens, score.num_held_out)
     return ScoreFacts("measured", *facts)
+
+
+def activations_text(report: ActivationReport) -> str:
+    """What was done to the encoder's activations, in a line."""
+    layers, share = count_text(report.num_layers, "layer"), 100 * report.float_share
+    return (
+        f"activations: int{report.bits} in {layers} of the encoder; {share:.1f} % of its multiplications stay"
+        f" float (the manifest names the layers); cosine of image tokens {report.cosine:.4f}"
+    )
 
 
 def score_text(score: AnswerScore | None) -> str:

@@ -18,8 +18,8 @@ def _float32_left(facts: Facts, platform: Platform) -> Iterator[Hit]:
     del platform
     for graph in facts.graphs:
         if graph.artifact.storage == "float16":
-            tables = _rotary_tables(graph)
-            yield from _hits(graph, [t for t in graph.tensors if t.name not in tables])
+            known = _rotary_tables(graph) | _scales(graph)
+            yield from _hits(graph, [t for t in graph.tensors if t.name not in known])
     for program in facts.programs:
         if program.storage == "float16":
             yield from _hits(program, _weights(program))
@@ -33,6 +33,11 @@ def _rotary_tables(graph: OnnxGraph) -> set[str]:
         if node.op == "GroupQueryAttention"
         for name in node.inputs[_ROTARY_INPUTS]
     }
+
+
+def _scales(graph: OnnxGraph) -> set[str]:
+    """Scales of integers, which are of the dtype of the floats that these become."""
+    return {node.inputs[1] for node in graph.nodes if node.op == "DequantizeLinear"}
 
 
 def _weights(program: CoreMLProgram) -> list[Tensor]:

@@ -5,7 +5,8 @@ The model behind it, fitted to peaks measured on Linux at two sizes of the model
 - the interpreter and the target's libraries (`Backend.base_bytes`);
 - the tokenizer, once as it is read and once more while its file is made;
 - what the target holds while it writes (`Backend.working_bytes`);
-- a recipe that needs data: torch, the pictures, and the greatest of three phases. While the reference
+- a recipe that rounds activations: torch, the encoder twice, and one picture's activations;
+- a recipe whose solvers need data: torch, the pictures, and the greatest of three phases. While the reference
   answers, all weights in float32 and one picture's activations. While layers are solved, the states of all
   samples in the float and in the quantized model before and after a block (of the encoder in the quantized
   one alone, if its integers need no data), copies of a block's widest activation over the samples that pass
@@ -27,6 +28,7 @@ from fastvlm_convert.quantization.limits import (
     MAX_ACTIVATION_BYTES,
     MAX_PIXELS,
 )
+from fastvlm_convert.quantized.activations import STAGE
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.targets import Target
@@ -83,7 +85,10 @@ def stage_needs(
     needs = []
     if recipe.is_calibrated:
         base = max(libraries, _WITH_TORCH) + tokenizer
-        needs += [StageNeed(stage, base + size) for stage, size in _calibration(config, plans, recipe)]
+        if recipe.vision.activations != "float":
+            needs.append(StageNeed(STAGE, base + _ranges_bytes(config, plans)))
+        if recipe.is_solved:
+            needs += [StageNeed(stage, base + size) for stage, size in _calibration(config, plans, recipe)]
         libraries = max(libraries, _WITH_TORCH)
     for target, backend in zip(targets, backends, strict=True):
         working = backend.working_bytes(config, recipe, plans)
@@ -114,7 +119,9 @@ def check_fits(needs: Sequence[StageNeed], allowed: int | None) -> None:
     if worst.peak_memory_bytes <= allowed:
         return
     others = [n.peak_memory_bytes for n in needs if n.stage not in _CALIBRATION]
-    if worst.stage in _CALIBRATION:
+    if worst.stage == STAGE:
+        hint = "lower common.image_size, or set vision.activations to float"
+    elif worst.stage in _CALIBRATION:
         hint = f"{_CALIBRATION[worst.stage]}; --calibration none needs about {size_text(max(others))}"
     else:
         hint = "free some, choose a recipe that stores fewer bits, or export another target"
@@ -171,6 +178,12 @@ def _calibration(
     if any(plan.scheme for plan in vision):
         solving = max(solving, _PICTURE * picture)
     yield "layers", pixels + solving
+
+
+def _ranges_bytes(config: ModelConfig, plans: Sequence[LayerPlan]) -> int:
+    """The encoder twice, as floats and as what stands for its integers, and one picture's activations."""
+    weights = sum(plan.size for plan in plans if not is_language(plan.layer))
+    return 2 * 4 * weights + _PICTURE * _picture_bytes(config)[0]
 
 
 def _hessian_bytes(plans: Sequence[LayerPlan]) -> int:

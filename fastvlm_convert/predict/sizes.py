@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fastvlm_convert.exporters.backends import Prediction, backend_of, decoder_settings
 from fastvlm_convert.exporters.job import Statement
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
+from fastvlm_convert.quantized.activations import bits_of
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.targets import Target
@@ -34,7 +35,7 @@ def predict_artifacts(
         statement: What files say of the model; None where no checkpoint is at hand. An embedding may have a
             row for the contract's image token, even where the checkpoint's table ends before.
     """
-    weights = placeholder_weights(config, layers)
+    weights = placeholder_weights(config, layers, bits_of(recipe))
     found = [backend_of(target).predict(config, weights, recipe, statement) for target in targets]
     return Prediction(
         sizes={name: size for part in found for name, size in part.sizes.items()},

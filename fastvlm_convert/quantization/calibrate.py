@@ -17,7 +17,7 @@ from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.layerwise import solve_layerwise
 from fastvlm_convert.quantization.limits import LOGIT_ROWS
 from fastvlm_convert.quantization.score import AnswerScore, answer_score, load_score, save_score
-from fastvlm_convert.quantization.stages import SOLVED
+from fastvlm_convert.quantization.stages import ACTIVATIONS, SOLVED
 from fastvlm_convert.quantization.token_weights import measured_weights
 from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.layer_plan import LayerPlan
@@ -111,7 +111,9 @@ def _key(plan: WeightPlan, calibration: Calibration) -> str:
     del settings["num_samples"]
     repairs = plan.recipe.repairs
     changed = (repairs.residual_shift, repairs.rescaled_keys)
-    asked = (plan.checkpoint.sha256, calibration.sha256, plan.images, plan.prompt)
+    asked: tuple[object, ...] = (plan.checkpoint.sha256, calibration.sha256, plan.images, plan.prompt)
+    if plan.recipe.vision.activations != "float":
+        asked = (*asked, plan.recipe.vision.activations, ACTIVATIONS.version)
     return hashlib.sha256(repr((*asked, layers, settings, changed)).encode()).hexdigest()
 
 

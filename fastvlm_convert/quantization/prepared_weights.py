@@ -1,8 +1,10 @@
 """The weights that a recipe makes of a checkpoint: what exporters write and the reference can hold."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from fastvlm_convert.activation_report import ActivationReport
 from fastvlm_convert.errors import MissingDependencyError, RecipeError
 from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.quantization.awq import behind_scales
@@ -10,8 +12,10 @@ from fastvlm_convert.quantization.calibration import Calibration, read_calibrati
 from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantization.score import AnswerScore
 from fastvlm_convert.quantization.weight_plan import WeightPlan
+from fastvlm_convert.quantized.activations import STAGE
 from fastvlm_convert.quantized.weight import MixedSource
 from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.weights.equalize import equalized
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.rescale import fp16_safe
 from fastvlm_convert.weights.source import WeightSource
@@ -25,11 +29,13 @@ class PreparedWeights:
         weights: Canonical names, folded; integers where planned.
         floats: What they stand for: folded, repaired, behind AWQ's scales. Empty for a quantized checkpoint.
         score: What the integers do to the answers; None where no solver ran the model.
+        activations: What was done to the encoder's activations; None where they are floats.
     """
 
     weights: MixedSource
     floats: WeightSource
     score: AnswerScore | None
+    activations: ActivationReport | None = None
 
 
 def calibration_for(plan: WeightPlan, source: Path | None) -> Calibration | None:
@@ -78,22 +84,32 @@ def prepare_weights(
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
 
     Raises:
-        RecipeError: Solvers need data, and there is none.
-        MissingDependencyError: Solvers need data, and torch is not installed.
+        RecipeError: Solvers or activations need data, and there is none.
+        MissingDependencyError: They need data, and torch is not installed.
     """
     if plan.checkpoint.quantized is not None:
         return PreparedWeights(plan.checkpoint.quantized.weights, {}, None)
     floats = float_weights(plan)
-    searched = quantize_weights(floats, plan.layers)
     if not plan.is_calibrated:
-        return PreparedWeights(searched, floats, None)
+        return PreparedWeights(quantize_weights(floats, plan.layers), floats, None)
+    if calibration is None:
+        raise RecipeError(f"recipe '{plan.recipe.name}' needs data to calibrate with, and none is recorded")
     try:
         from fastvlm_convert.quantization.calibrate import solved_layers
+        from fastvlm_convert.quantization.static_stage import static_stage
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, "calibration") from error
 
-    if calibration is None:
-        raise RecipeError(f"recipe '{plan.recipe.name}' needs data to calibrate with, and none is recorded")
+    static = None
+    if plan.recipe.vision.activations != "float":
+        static = static_stage(plan, floats, calibration, partial(on_progress, STAGE))
+        floats = equalized(floats, static.exponents)
+    searched: MixedSource = quantize_weights(floats, plan.layers)
+    if static is not None:
+        searched = static.applied(searched)
+    report = None if static is None else static.report
+    if not plan.recipe.is_solved:
+        return PreparedWeights(searched, floats, None, report)
     solved = solved_layers(plan, floats, searched, calibration, on_progress)
     weights = {**searched, **solved.weights}
-    return PreparedWeights(weights, behind_scales(floats, weights), solved.score)
+    return PreparedWeights(weights, behind_scales(floats, weights), solved.score, report)

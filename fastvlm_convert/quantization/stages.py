@@ -14,5 +14,8 @@ SEARCHED: Final = Kind("searched", "integers found without data", (2,), ".bin")
 # answers.py, model/, prompt.py, preprocess.py: other answers, or other image tokens.
 ANSWERS: Final = Kind("answers", "answers to calibration questions", (3,), ".npz")
 
+# static_activations.py, activation_ranges.py, weights/equalize.py, model/vision.py: other ranges or biases.
+ACTIVATIONS: Final = Kind("activations", "ranges of activations", (1, *SEARCHED.version), ".npz")
+
 # calibrate.py and all that it calls. Solved layers make up for what earlier stages did.
-SOLVED: Final = Kind("solved", "layers solved with data", (5, *ANSWERS.version, *SEARCHED.version), "")
+SOLVED: Final = Kind("solved", "layers solved with data", (6, *ANSWERS.version, *SEARCHED.version), "")

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeGuard, TypeVar
 
 import numpy as np
 
 from fastvlm_convert.arithmetic import ceil_div, num_elements
 from fastvlm_convert.errors import TargetError
+from fastvlm_convert.quantized.activations import LayerScales
 from fastvlm_convert.quantized.schemes import AffineMatrix, AffineScheme, PaletteMatrix, PaletteScheme
 from fastvlm_convert.weights.source import CHUNK_BYTES, Weight
 
@@ -71,8 +72,15 @@ class _RowsOnDemand(Generic[_S, _M]):
         return Weight(self.shape, self.scheme.kind, read)
 
 
+@dataclass(frozen=True)
 class QuantizedWeight(_RowsOnDemand[AffineScheme, AffineMatrix]):
-    """One tensor as integers with scales."""
+    """One tensor as integers with scales.
+
+    Attributes:
+        activations: How its layer rounds what it reads and gives; None where that stays in float.
+    """
+
+    activations: LayerScales | None = None
 
 
 class PaletteWeight(_RowsOnDemand[PaletteScheme, PaletteMatrix]):
@@ -90,6 +98,11 @@ AffineSource = Mapping[str, Weight | QuantizedWeight]
 
 _W = TypeVar("_W", QuantizedWeight, PaletteWeight)
 _T = TypeVar("_T", Weight, QuantizedWeight, PaletteWeight)
+
+
+def is_static(weight: AnyWeight) -> TypeGuard[QuantizedWeight]:
+    """Whether a weight's layer multiplies integers."""
+    return isinstance(weight, QuantizedWeight) and weight.activations is not None
 
 
 def dense_view(weights: MixedSource) -> dict[str, Weight]:

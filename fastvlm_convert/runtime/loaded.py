@@ -23,7 +23,7 @@ from fastvlm_convert.prompt import Message, Prompt, PromptFormat, build_prompt, 
 from fastvlm_convert.prompt_cache import MemoryPromptCache, PromptCache
 from fastvlm_convert.quantization.prepared_weights import prepare_weights, remembered_calibration
 from fastvlm_convert.quantization.weight_plan import plan_weights
-from fastvlm_convert.quantized.weight import dense_view
+from fastvlm_convert.quantized.weight import MixedSource, dense_view
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.sessions import open_session
 from fastvlm_convert.runtime.threads import Threads
@@ -219,10 +219,18 @@ def load_engine(
     """
     plan = plan_weights(checkpoint, recipe)
     data = None if checkpoint.quantized else remembered_calibration(recipe, calibration)
-    weights = dense_view(prepare_weights(plan, data, on_progress).weights)
+    weights = prepare_weights(plan, data, on_progress).weights
     load = partial(on_progress, "quantized")
-    loaded, _ = _load_model(checkpoint, plan.config, weights, True, context_length, load)
+    loaded, model = _load_model(checkpoint, plan.config, dense_view(weights), True, context_length, load)
+    _round_activations(model, weights)
     return replace(loaded, images=plan.images, prompt_format=plan.prompt)
+
+
+def _round_activations(model: "FastVLM", weights: MixedSource) -> None:
+    """Let the layers of a model multiply integers whose weights say how."""
+    from fastvlm_convert.model.static_layer import make_static
+
+    make_static(model, weights)
 
 
 def _load_model(

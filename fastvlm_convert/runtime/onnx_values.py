@@ -15,6 +15,7 @@ import onnxruntime
 
 from fastvlm_convert.io_names import (
     ATTENTION_MASK,
+    IMAGE_FEATURES,
     INPUTS_EMBEDS,
     PIXEL_VALUES,
     Component,
@@ -67,6 +68,33 @@ def onnx_values(
         }
         for batch in _batches(names, num_bytes):
             _run(path, model, batch, _feeds(component, given, manifest), on_value)
+
+
+def encoder_integers(
+    bundle: Path, manifest: Manifest, pixel_values: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What an encoder with integer activations rounds to, and its image tokens.
+
+    Args:
+        bundle: Its folder.
+        manifest: Its manifest.
+        pixel_values: What the graph takes: float32 [1, 3, S, S], or a picture of any size.
+
+    Returns:
+        Unsigned integers by the name of their value in the graph, and float32 [num_image_tokens, hidden].
+
+    Raises:
+        BundleError: ONNX Runtime refuses the graph.
+    """
+    path = bundle / manifest.artifact(_TARGET, "vision").files[0]
+    with refusals(path):
+        model = onnx.load(path, load_external_data=False)
+    names = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = session_of(model, path)
+    with refusals(path):
+        features, *integers = session.run([IMAGE_FEATURES, *names], {PIXEL_VALUES: pixel_values})
+    return dict(zip(names, integers, strict=True)), features
 
 
 def _value(name: str, known: Collection[str]) -> str | None:

@@ -16,6 +16,8 @@ from fastvlm_convert.verification.compare import NUMERIC_STAGES, StageGates
 from fastvlm_convert.verification.layers import ReferenceValues
 
 Inspect = Callable[[Path, ExportPlan], list[Check]]
+# Holds how a running target computes against a plan of the export and the reference's values.
+Judge = Callable[[Path, ExportPlan, LoadedModel, ReferenceValues], list[Check]]
 OnValue = Callable[[str, np.ndarray], None]
 # Runs a bundle's model on the reference's inputs and reports what operations give.
 Expose = Callable[[Path, Manifest, LoadedModel, ReferenceValues, OnValue], None]
@@ -33,6 +35,7 @@ class Execution:
         expose: Shows what operations give; None where the runtime hands out no such values.
         inspect: Holds what the target's files say of themselves against a plan of the export; at most one
             execution of a target has it.
+        judge: Checks of one execution that no stage shows; at most one execution of a target has it.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Execution:
     max_questions: int | None = None
     expose: Expose | None = None
     inspect: Inspect | None = None
+    judge: Judge | None = None
 
 
 def least_everywhere(min_sqnr_db: float) -> dict[str, float]:

@@ -16,6 +16,7 @@ from fastvlm_convert.verification.compare import LOGIT_STAGES
 from fastvlm_convert.verification.execution import Execution, OnValue, full_gates
 from fastvlm_convert.verification.layers import ReferenceValues
 from fastvlm_convert.verification.onnx_graph import check_accuracy_level
+from fastvlm_convert.verification.rounding import check_rounding
 
 _MERGED: Final = ("merged_embeds", "token_rows")
 _MERGED_TEXT: Final = 1000  # ids of text on either side of the features
@@ -25,18 +26,22 @@ _EXACT_TOKENS = 4  # 8-bit matrices without int8 activations run hundreds of tim
 def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     """The graphs as they are shipped; quantized ones once more without rounding activations.
 
-    As shipped, MatMulNBits rounds activations to int8; without that, the lowering must be exact.
+    As shipped, MatMulNBits rounds activations to int8; without that, the lowering must be exact. An encoder
+    that rounds activations itself is compared with a reference that follows (`rounding`).
     """
     del interpret
     recipe = manifest.recipe
     full, inspect = full_gates(recipe), partial(_inspect, manifest)
+    judge = partial(check_rounding, manifest)
+    if recipe.vision.activations != "float":
+        full = replace(full, min_sqnr_db={s: v for s, v in full.min_sqnr_db.items() if s != "image_features"})
     if not recipe.quantize:
         return [Execution("onnx", None, full, expose=partial(_values, exact=False), inspect=inspect)]
     front = {stage: least for stage, least in full.min_sqnr_db.items() if stage not in LOGIT_STAGES}
     shipped = replace(full, min_sqnr_db=front, identical_text=False)
     exact = replace(full, identical_text=False, max_new_tokens=_EXACT_TOKENS)
     return [
-        Execution("onnx", None, shipped, expose=partial(_values, exact=False), inspect=inspect),
+        Execution("onnx", None, shipped, expose=partial(_values, exact=False), inspect=inspect, judge=judge),
         Execution("onnx exact", "exact", exact, max_questions=1, expose=partial(_values, exact=True)),
     ]
 

@@ -99,6 +99,8 @@ def run_target(
         runs = standard.runs[: execution.max_questions]
         compared = compare(target, loaded, runs, some, execution.gates, on_progress)
         at_end = check_context_end(target, loaded, standard.end, execution.gates)
+        if execution.judge is not None:
+            checks += execution.judge(bundle, standard.plan, loaded, standard.values)
     except _NOT_RUN as error:
         stages = (*STAGES, CONTEXT_END)
         checks += [not_run(target, stage, _metric(stage), str(error)) for stage in stages]

@@ -29,6 +29,12 @@ def check(config: ModelConfig, recipe: Recipe, layers: Sequence[LayerPlan]) -> N
         TargetError: Names what they cannot take and what is allowed.
     """
     _check_dimensions(config)
+    if recipe.vision.activations != "float":
+        raise TargetError(
+            f"vision.activations is {recipe.vision.activations}, but MLX files hold weights alone: the "
+            "network is the client's",
+            hint="set vision.activations to float for MLX, or export to onnx alone",
+        )
     for component in ("vision", "decoder"):
         if getattr(recipe, component).float32_ops:
             raise TargetError(

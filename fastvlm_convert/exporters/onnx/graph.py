@@ -30,6 +30,7 @@ _TYPES = {  # TensorProto.DataType and the bits of an element
     "int32": (6, 32),
     "int8": (3, 8),
     "uint8": (2, 8),
+    "uint16": (4, 16),
     "int4": (22, 4),
     "uint4": (21, 4),
     "bool": (9, 8),
@@ -176,6 +177,11 @@ class Graph:
         if name not in self.constants:
             values = np.atleast_1d(values)
             self.constants[name] = Constant(name, values.dtype.name, values.shape, values.tobytes())
+        return name
+
+    def scalar(self, name: str, value: np.generic) -> str:
+        """A number without dimensions that is no weight, under a name of its own."""
+        self.constants[name] = Constant(name, value.dtype.name, (), value.tobytes())
         return name
 
     def weight(self, name: str, dtype: str, shape: Sequence[int], chunks: Iterable[np.ndarray]) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from fastvlm_convert.exporters.onnx.graph import Graph
+from fastvlm_convert.exporters.onnx.static import static_conv, static_linear
 from fastvlm_convert.exporters.onnx.weights import dense, floats
-from fastvlm_convert.quantized.weight import AnyWeight
+from fastvlm_convert.quantized.weight import AnyWeight, is_static
 from fastvlm_convert.weights.model_config import DecoderConfig
 from fastvlm_convert.weights.source import Weight
 
@@ -13,6 +14,8 @@ def linear(
     graph: Graph, name: str, x: str, weights: Sequence[AnyWeight], biases: Sequence[Weight] = ()
 ) -> str:
     """Multiply by W^T and add a bias; several weights are stacked along their output rows."""
+    if len(weights) == 1 and is_static(weight := weights[0]):
+        return static_linear(graph, name, x, weight, biases[0] if biases else None)
     matrix = dense(graph, f"{name}_weight", weights)
     if not biases:
         return graph.fused("FusedMatMul", name, [x, matrix], transB=1)
@@ -25,6 +28,8 @@ def conv(
 ) -> str:
     """Convolution by a kernel and a bias, with "same" padding."""
     kernel, bias = weights
+    if is_static(kernel):
+        return static_conv(graph, name, x, (kernel, bias), stride, groups)
     size = kernel.shape[2]
     return graph.op(
         "Conv",
