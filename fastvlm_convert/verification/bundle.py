@@ -295,6 +295,9 @@ def _reference(
         return reference, ReferenceValues(reference, shown)
     gates = _quantizer_gates(recipe.gates)
     found.add(compare("weights", engine, reference, questions, gates, partial(on_progress, "weights")))
+    ranges = calibrated_ranges(plan_weights(checkpoint, recipe), calibration)
+    if ranges is not None:
+        found.warnings += coverage_warnings(ranges, reference, questions)
     by = engine.session.executed_by
     found.layers += ReferenceValues(reference, shown).again(engine).figures("weights", by).figures
     return engine, ReferenceValues(engine, shown)
