@@ -18,7 +18,8 @@ from fastvlm_convert.quantization.calibration import read_calibration
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
-from fastvlm_convert.recipe import QuantizeRule, load_recipe
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import WeightSource
 

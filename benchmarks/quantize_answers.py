@@ -45,7 +45,8 @@ from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.schemes import AffineScheme
 from fastvlm_convert.quantized.weight import dense_view
-from fastvlm_convert.recipe import QuantizeRule, Recipe, load_recipe
+from fastvlm_convert.recipe import Recipe, load_recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import Weight, WeightSource, computed
 from tests.quantization.layers import textbook_gptq

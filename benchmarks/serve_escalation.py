@@ -25,7 +25,8 @@ from fastvlm_convert.demo.camera import badly_taken, double_exposure
 from fastvlm_convert.demo.samples import HELD_OUT_SEED, Sample, make_sample
 from fastvlm_convert.intervals import bootstrap, paired_bootstrap, too_few
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.recipe import QuantizeRule, load_recipe
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle
 from fastvlm_convert.serve.engine import Question, Reply, Sampling
 from fastvlm_convert.serve.engines.sequence import answer_question

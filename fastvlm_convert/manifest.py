@@ -26,7 +26,7 @@ from fastvlm_convert.io_names import (
 from fastvlm_convert.json_file import read_json_file
 from fastvlm_convert.preprocess import ImageMode, ImageSettings, Resampling
 from fastvlm_convert.prompt import PromptFormat
-from fastvlm_convert.recipe import MAX_CONTEXT_LENGTH
+from fastvlm_convert.recipe_settings import MAX_CONTEXT_LENGTH
 from fastvlm_convert.regular_file import open_file
 from fastvlm_convert.resolved_recipe import ResolvedRecipe
 from fastvlm_convert.targets import BACKENDS, Target

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from fastvlm_convert.preprocess import ImageMode
-from fastvlm_convert.recipe import CommonSettings, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import CommonSettings
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import onnx
 from fastvlm_convert.io_names import Component
 from fastvlm_convert.manifest import FILE_NAME, Manifest, load_manifest
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.recipe import QuantizeRule, Recipe, load_recipe
+from fastvlm_convert.recipe import Recipe, load_recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle
 
 FP32, FP16 = "fp32", "fp16"

@@ -15,7 +15,8 @@ from fastvlm_convert.exporters.rotary import rotary_tables
 from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.weight import dense_view
-from fastvlm_convert.recipe import QuantizeRule, RepairSettings, load_recipe
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe_settings import QuantizeRule, RepairSettings
 from fastvlm_convert.weights.fold import fold, scaled_columns
 from fastvlm_convert.weights.published import published_config
 from fastvlm_convert.weights.rescale import fp16_safe

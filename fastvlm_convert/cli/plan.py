@@ -31,7 +31,8 @@ from fastvlm_convert.pipeline import PlanResult, plan
 from fastvlm_convert.predict.memory import StageNeed
 from fastvlm_convert.quantized.layer_groups import LayerGroup, group_layers
 from fastvlm_convert.quantized.layer_report import scheme_text
-from fastvlm_convert.recipe import Solver, load_recipe
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe_settings import Solver
 from fastvlm_convert.targets import Target
 from fastvlm_convert.weights.file_tensors import item_size
 from fastvlm_convert.weights.parts import Part

@@ -12,7 +12,8 @@ from fastvlm_convert.manifest import Artifact, Contract, Manifest
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import MixedSource
-from fastvlm_convert.recipe import FloatSettings, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import FloatSettings
 from fastvlm_convert.targets import BACKENDS, Target, known_target
 from fastvlm_convert.weights.model_config import ModelConfig
 

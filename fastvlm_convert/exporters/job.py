@@ -11,7 +11,8 @@ from fastvlm_convert.io_names import COMPONENTS, Component, FloatName, Precision
 from fastvlm_convert.manifest import Contract
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight
-from fastvlm_convert.recipe import FloatSettings, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import FloatSettings
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import Part, part_of
 from fastvlm_convert.weights.storage import to_storage

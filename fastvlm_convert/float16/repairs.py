@@ -12,7 +12,8 @@ import yaml
 from fastvlm_convert.exporters.backends import backend_of
 from fastvlm_convert.float16.report import MIN_HEADROOM, OpRange, RangeReport
 from fastvlm_convert.io_names import decoder_op, op_component
-from fastvlm_convert.recipe import MAX_RESIDUAL_SHIFT, FloatSettings, Recipe, RepairSettings
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import MAX_RESIDUAL_SHIFT, FloatSettings, RepairSettings
 from fastvlm_convert.targets import BACKENDS, Target
 from fastvlm_convert.weights.storage import FLOAT16_MAX
 

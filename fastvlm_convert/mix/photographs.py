@@ -16,13 +16,11 @@ FOLDER: Final = Path(__file__).parent / "photos"
 # In the order in which they take turns: those with a subject stand between textures.
 SUBJECTS: Final = {
     "chelsea": ("What animal is this?", "What color are the eyes?"),
-    "rocket": ("What time of day is it?", "What stands on the launch pad?"),
-    "coffee": ("What is in the cup?", "What is the table made of?"),
     "brick": ("What is this surface made of?", "Is the wall old or new?"),
+    "coffee": ("What is in the cup?", "What is the table made of?"),
+    "grass": ("What grows here?", "Where could this be?"),
     "astronaut": ("What is the person wearing?", "What is in the background?"),
     "camera": ("What is the man doing?", "What is behind the man?"),
-    "grass": ("What grows here?", "Where could this be?"),
-    "hubble_deep_field": ("What do the bright spots show?", "How was this picture taken?"),
     "gravel": ("What covers the ground?", "How large are the stones?"),
     "retina": ("What does this medical picture show?", "Which colors dominate?"),
     "clock_motion": ("Why is this picture blurred?", "What is the round object?"),

@@ -21,7 +21,7 @@ from fastvlm_convert.prompt import Prompt, Text, build_prompt
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.stages import ANSWERS
 from fastvlm_convert.quantization.weight_plan import WeightPlan
-from fastvlm_convert.recipe import CalibrationSettings
+from fastvlm_convert.recipe_settings import CalibrationSettings
 from fastvlm_convert.user_cache import About, about_path, current_tally, save_about, touch
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size

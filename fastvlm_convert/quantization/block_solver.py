@@ -29,7 +29,7 @@ from fastvlm_convert.quantization.stages import SOLVED
 from fastvlm_convert.quantized.codec import load_layer, save_layer
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight
-from fastvlm_convert.recipe import CalibrationSettings
+from fastvlm_convert.recipe_settings import CalibrationSettings
 from fastvlm_convert.user_cache import current_tally
 from fastvlm_convert.weights.parts import by_shared_input
 from fastvlm_convert.weights.source import Weight

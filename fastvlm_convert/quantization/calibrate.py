@@ -33,7 +33,7 @@ from fastvlm_convert.quantization.token_weights import averaged, float_pass
 from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, dense_view
-from fastvlm_convert.recipe import CalibrationSettings
+from fastvlm_convert.recipe_settings import CalibrationSettings
 from fastvlm_convert.user_cache import About, current_tally, hold, save_about, touch
 from fastvlm_convert.weights.source import WeightSource
 

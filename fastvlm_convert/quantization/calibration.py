@@ -8,7 +8,7 @@ from fastvlm_convert.checkpoint.tokenizer import TextTokenizer
 from fastvlm_convert.errors import TokenizerError
 from fastvlm_convert.prompt import Text
 from fastvlm_convert.questions import Question, mixed_questions, read_questions
-from fastvlm_convert.recipe import CalibrationSettings
+from fastvlm_convert.recipe_settings import CalibrationSettings
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Whether pictures reach beyond those that calibrated, told by the image tokens of the float model.
+"""Whether pictures reach beyond those that calibrated, judged by the image tokens of the float model.
 
 A Hessian says nothing about an input that no sample had: in channels that were always small, GPTQ is free to
-put its errors. So what is counted are the channels that other pictures drive beyond `FACTOR` times the largest
-magnitude that calibration saw there. `LIMIT` lies between what was measured with pictures of the style of two
-trained checkpoints: calibrated on that style, at most 0.18 of the channels; on another style, one photograph
-or blank pictures, 0.46 to 0.93 (docs/quality.md).
+put its errors. So the figure is the share of channels that other pictures drive beyond `FACTOR` times the
+largest magnitude that calibration saw there. `LIMIT` lies between what was measured with pictures of the
+styles of two trained checkpoints: calibrated on that style, at most 0.18 of the channels; on another style,
+on one photograph or on blank pictures, 0.46 to 0.93 (docs/quality.md).
 """
 
 import zipfile
@@ -49,7 +49,8 @@ def share_beyond(calibrated: np.ndarray, seen: np.ndarray) -> float:
 
     Args:
         calibrated: Ranges of the pictures that calibrated, float32 [hidden].
-        seen: Ranges of other pictures, float32 [hidden]; of no more pictures, because maxima grow with numbers.
+        seen: Ranges of other pictures, float32 [hidden]; of no more pictures than calibrated, because maxima
+            grow with numbers.
     """
     return float(np.mean(seen > FACTOR * calibrated))
 

@@ -12,7 +12,7 @@ from fastvlm_convert.quantization.palettes import palettize
 from fastvlm_convert.quantization.search import quantize_affine
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import AffineScheme, QuantizedMatrix
-from fastvlm_convert.recipe import CalibrationSettings
+from fastvlm_convert.recipe_settings import CalibrationSettings
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import AffineScheme, Scheme
-from fastvlm_convert.recipe import Solver
+from fastvlm_convert.recipe_settings import Solver
 from fastvlm_convert.weights.parts import PARTS, Part, part_of
 
 _MODULES = (  # part of a layer's name -> what people call its group

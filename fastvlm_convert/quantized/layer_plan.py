@@ -11,7 +11,8 @@ from fastvlm_convert.arithmetic import num_elements
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme, Scheme
-from fastvlm_convert.recipe import BLOCK_SIZES, QuantizeRule, Recipe, SchemeName, Solver
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import BLOCK_SIZES, QuantizeRule, SchemeName, Solver
 from fastvlm_convert.weights.parts import input_group_of, is_language, part_of
 
 _FLOAT_BITS: dict[FloatName, int] = {"float32": 32, "float16": 16}

@@ -12,7 +12,7 @@ from fastvlm_convert.errors import CheckpointError
 from fastvlm_convert.quantized.layer_plan import LayerPlan, indivisible, ragged, scheme_of
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme, Scheme
 from fastvlm_convert.quantized.sqnr import SquaredSums
-from fastvlm_convert.recipe import BLOCK_SIZES, MAX_GROUP_SIZE, SchemeName, Solver
+from fastvlm_convert.recipe_settings import BLOCK_SIZES, MAX_GROUP_SIZE, SchemeName, Solver
 from fastvlm_convert.weights.file_tensors import MAX_TENSOR_AXES, MAX_TENSOR_ELEMENTS
 from fastvlm_convert.weights.parts import PARTS, part_of
 

@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.recipe import RepairSettings
+from fastvlm_convert.recipe_settings import RepairSettings
 from fastvlm_convert.weights.fold import scaled_rows
 from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig
 from fastvlm_convert.weights.source import Weight, WeightSource

@@ -19,7 +19,7 @@ from fastvlm_convert.quantized.packing import pack
 from fastvlm_convert.quantized.schemes import PaletteMatrix
 from fastvlm_convert.quantized.sqnr import ErrorMeter
 from fastvlm_convert.quantized.weight import PaletteWeight, QuantizedWeight
-from fastvlm_convert.recipe import QuantizeRule
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import Weight
 from tests.bundles import FP16, mixed_recipe, recipe

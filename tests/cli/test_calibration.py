@@ -10,7 +10,8 @@ import pytest
 
 from fastvlm_convert.checkpoint.quantized_checkpoint import read_record
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.recipe import QuantizeRule, without_data
+from fastvlm_convert.recipe import without_data
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.user_cache import cache_folder
 from tests.bundles import edit_manifest, write_recipe
 from tests.checkpoints import tree_state

@@ -13,7 +13,7 @@ from fastvlm_convert.bundle.folder import new_folder
 from fastvlm_convert.checkpoint.quantized_checkpoint import FILE_NAME, read_record
 from fastvlm_convert.errors import OutputError
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.recipe import QuantizeRule
+from fastvlm_convert.recipe_settings import QuantizeRule
 from tests.bundles import MIXED_RULES, mixed_recipe, write_recipe
 from tests.checkpoints import edit_json, tree_state
 from tests.cli.conftest import CHECKPOINT, IMAGE

@@ -5,8 +5,9 @@ import pytest
 
 from fastvlm_convert.predict.recipe_facts import SHIPPED_FACTS
 from fastvlm_convert.predict.recipe_sizes import describe
-from fastvlm_convert.recipe import QuantizeRule, load_recipe, shipped_recipes
+from fastvlm_convert.recipe import load_recipe, shipped_recipes
 from fastvlm_convert.recipe_schema import recipe_schema
+from fastvlm_convert.recipe_settings import QuantizeRule
 from tests.shipped_recipe_facts import facts_of_shipped_recipes
 
 

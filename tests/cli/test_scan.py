@@ -3,7 +3,8 @@ import json
 import pytest
 
 from fastvlm_convert.cli.main import main
-from fastvlm_convert.recipe import RepairSettings, load_recipe
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe_settings import RepairSettings
 from tests.checkpoints import GOLDEN, LLAVA, edit_tensors, read_tensors
 
 IMAGES = str(GOLDEN / LLAVA)

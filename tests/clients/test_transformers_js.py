@@ -11,7 +11,8 @@ from PIL import Image
 
 from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.predict.recipe_sizes import describe
-from fastvlm_convert.recipe import QuantizeRule, load_recipe, shipped_recipes
+from fastvlm_convert.recipe import load_recipe, shipped_recipes
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.runtime.loaded import load_bundle
 from tests.bundles import recipe
 from tests.clients.cases import CHECKPOINTS, DEMO, make_bundle, tasks_of

@@ -15,7 +15,8 @@ from fastvlm_convert.quantization.palettes import palettize
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.schemes import PaletteMatrix, PaletteScheme
 from fastvlm_convert.quantized.weight import stacked, without_palettes
-from fastvlm_convert.recipe import QuantizeRule, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.runtime.loaded import load_bundle, load_engine
 from tests.bundles import FP16, FP32, recipe
 from tests.exporters.stored import CHECKPOINT, decompressions, engine, shapes

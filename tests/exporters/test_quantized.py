@@ -19,7 +19,8 @@ from fastvlm_convert.predict.export_plan import files_beside, plan_export, predi
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.schemes import AffineMatrix
 from fastvlm_convert.quantized.weight import QuantizedWeight, stacked
-from fastvlm_convert.recipe import QuantizeRule, Recipe, load_recipe, shipped_recipes
+from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.runtime.loaded import load_bundle, load_engine
 from fastvlm_convert.weights.fold import fold
 from tests.bundles import FP16, FP32, check_sizes, graph_path, recipe

@@ -15,7 +15,8 @@ from fastvlm_convert.float16.repairs import (
     settings_of,
 )
 from fastvlm_convert.float16.report import OpRange, RangeReport
-from fastvlm_convert.recipe import Recipe, RepairSettings, load_recipe
+from fastvlm_convert.recipe import Recipe, load_recipe
+from fastvlm_convert.recipe_settings import RepairSettings
 from tests.bundles import FP16, FP32, recipe
 
 HARMLESS = {

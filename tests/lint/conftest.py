@@ -15,7 +15,8 @@ from fastvlm_convert.manifest import FILE_NAME
 from fastvlm_convert.mil.proto import model
 from fastvlm_convert.outcomes import Outcome
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.recipe import QuantizeRule, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from tests.bundles import copy_bundle, edit_manifest, recipe
 from tests.checkpoints import GOLDEN, LLAVA
 

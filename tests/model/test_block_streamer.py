@@ -8,7 +8,7 @@ import torch
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_convert.model.block_streamer import BlockStreamer, intercepted
 from fastvlm_convert.model.fastvlm import load_model
-from fastvlm_convert.recipe import RepairSettings
+from fastvlm_convert.recipe_settings import RepairSettings
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.rescale import fp16_safe, repaired_config
 from fastvlm_convert.weights.source import Weight

@@ -10,7 +10,7 @@ from fastvlm_convert.manifest import Manifest, load_manifest
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.predict.size_check import STRUCTURE, check_sizes
 from fastvlm_convert.quantized.layer_plan import plan_layers
-from fastvlm_convert.recipe import QuantizeRule
+from fastvlm_convert.recipe_settings import QuantizeRule
 from tests.bundles import FP16, recipe
 from tests.exporters.stored import CHECKPOINT, shapes
 

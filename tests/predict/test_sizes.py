@@ -20,7 +20,7 @@ from fastvlm_convert.predict.export_plan import plan_export, predicted_artifacts
 from fastvlm_convert.predict.sizes import cache_bytes
 from fastvlm_convert.quantized.schemes import PaletteScheme
 from fastvlm_convert.quantized.weight import PaletteWeight
-from fastvlm_convert.recipe import FloatSettings, QuantizeRule
+from fastvlm_convert.recipe_settings import FloatSettings, QuantizeRule
 from fastvlm_convert.weights.published import published_config
 from fastvlm_convert.weights.source import Weight
 from tests.bundles import FP16, FP32, check_sizes, recipe

@@ -17,7 +17,8 @@ from fastvlm_convert.quantization.token_weights import FloatPass, float_pass
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
 from fastvlm_convert.quantized.weight import MixedSource, StoredWeight, dense_view
-from fastvlm_convert.recipe import CalibrationSettings, QuantizeRule, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import CalibrationSettings, QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import WeightSource
 from tests.bundles import recipe

@@ -20,7 +20,7 @@ from fastvlm_convert.quantization.answers import (
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.questions import Question
-from fastvlm_convert.recipe import CalibrationSettings
+from fastvlm_convert.recipe_settings import CalibrationSettings
 from fastvlm_convert.runtime.loaded import load_reference
 from tests.checkpoints import HF, LLAVA, golden_checkpoint
 from tests.quantization.calibrated import SETTINGS, calibrated_recipe, float_chain, generated, golden_answers

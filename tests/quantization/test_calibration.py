@@ -8,7 +8,7 @@ from PIL import Image
 
 from fastvlm_convert.errors import ImageError
 from fastvlm_convert.quantization.calibration import read_calibration
-from fastvlm_convert.recipe import CalibrationSettings
+from fastvlm_convert.recipe_settings import CalibrationSettings
 
 SETTINGS = CalibrationSettings(num_samples=3)
 LINE = '{{"image": "{}.png", "question": "{}"{}}}'

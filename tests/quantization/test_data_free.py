@@ -9,7 +9,7 @@ from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantization.palettes import palettize
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.weight import PaletteWeight
-from fastvlm_convert.recipe import QuantizeRule
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.weights.source import Weight
 from tests.bundles import recipe
 from tests.quantization.layers import weights

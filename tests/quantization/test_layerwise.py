@@ -8,7 +8,7 @@ from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.quantization import block_solver, layer_solver
 from fastvlm_convert.quantization.awq import behind_scales
 from fastvlm_convert.quantized.weight import dense_view
-from fastvlm_convert.recipe import QuantizeRule
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.weights.source import Weight
 from tests.checkpoints import LLAVA, golden_checkpoint, tree_state
 from tests.quantization.calibrated import (

@@ -25,7 +25,8 @@ from fastvlm_convert.quantization.prepared_weights import (
 from fastvlm_convert.quantization.score import AnswerScore, load_score
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import Weight, dense_view
-from fastvlm_convert.recipe import QuantizeRule, Recipe, RepairSettings, without_data
+from fastvlm_convert.recipe import Recipe, without_data
+from fastvlm_convert.recipe_settings import QuantizeRule, RepairSettings
 from fastvlm_convert.weights.source import WeightSource
 from tests.bundles import mixed_recipe
 from tests.checkpoints import LLAVA, edit_tensors, golden_checkpoint, read_tensors, tree_state

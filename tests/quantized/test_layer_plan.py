@@ -6,7 +6,8 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
 from fastvlm_convert.quantized.layer_plan import LayerPlan, plan_layers
 from fastvlm_convert.quantized.schemes import AffineScheme, PaletteScheme
-from fastvlm_convert.recipe import QuantizeRule, load_recipe
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.weights.published import published_config
 
 

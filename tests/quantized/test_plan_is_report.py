@@ -14,7 +14,7 @@ from fastvlm_convert.quantized.layer_report import LayerReport, component_report
 from fastvlm_convert.quantized.schemes import AffineMatrix
 from fastvlm_convert.quantized.sqnr import ErrorMeter
 from fastvlm_convert.quantized.weight import StoredWeight
-from fastvlm_convert.recipe import BLOCK_SIZES, QuantizeRule
+from fastvlm_convert.recipe_settings import BLOCK_SIZES, QuantizeRule
 from fastvlm_convert.weights.source import Weight, computed
 from tests.bundles import recipe
 from tests.quantization.layers import weights

@@ -16,7 +16,7 @@ from fastvlm_convert.mil import Interpreter
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.prompt_reading import embed_prompt
-from fastvlm_convert.recipe import FloatSettings, RepairSettings
+from fastvlm_convert.recipe_settings import FloatSettings, RepairSettings
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_reference
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.rescale import repaired_config

@@ -13,7 +13,8 @@ from fastvlm_convert.generate import generate
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.recipe import QuantizeRule, load_recipe
+from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.runtime.loaded import load_bundle, load_engine
 from fastvlm_convert.verification.bundle import verify
 from tests.bundles import FP16, FP32, copy_bundle, edit_manifest, recipe

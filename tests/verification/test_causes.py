@@ -14,7 +14,7 @@ from fastvlm_convert.mil.package import open_package
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.questions import Question
-from fastvlm_convert.recipe import QuantizeRule
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.verification.bundle import VerifyResult, verify
 from fastvlm_convert.verification.causes import CAUSES
 from fastvlm_convert.verification.diagnosis import nearest, share_used

@@ -18,7 +18,7 @@ from fastvlm_convert.pictures import load_image
 from fastvlm_convert.pipeline import export
 from fastvlm_convert.predict.export_plan import plan_export
 from fastvlm_convert.questions import Question
-from fastvlm_convert.recipe import QuantizeRule
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.verification.bundle import VerifyResult, verify
 from fastvlm_convert.verification.client_files import check_clients
 from tests.bundles import FP16, copy_bundle, edit_manifest, graph_path, recipe

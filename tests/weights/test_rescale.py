@@ -9,7 +9,8 @@ from fastvlm_convert.model.fastvlm import load_model
 from fastvlm_convert.quantization.prepared_weights import prepare_weights
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import QuantizedWeight
-from fastvlm_convert.recipe import RepairSettings, load_recipe, without_data
+from fastvlm_convert.recipe import load_recipe, without_data
+from fastvlm_convert.recipe_settings import RepairSettings
 from fastvlm_convert.weights.fold import fold, scaled_rows
 from fastvlm_convert.weights.rescale import fp16_safe, key_exponents, repaired_config
 from fastvlm_convert.weights.source import Weight

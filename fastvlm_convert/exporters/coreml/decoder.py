@@ -14,7 +14,8 @@ from fastvlm_convert.exporters.coreml.values import FLEXIBLE, Value
 from fastvlm_convert.exporters.coreml.weights import dense_rows
 from fastvlm_convert.io_names import INPUTS_EMBEDS, LAST_INDEX, LOGITS, POSITION, decoder_op
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, float_weight
-from fastvlm_convert.recipe import CoreMLSettings, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import CoreMLSettings
 from fastvlm_convert.weights.model_config import DecoderConfig
 
 

@@ -17,7 +17,7 @@ from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE, Value, results
 from fastvlm_convert.exporters.job import OnBytes
 from fastvlm_convert.io_names import FloatName, TensorSpec
-from fastvlm_convert.recipe import FloatSettings
+from fastvlm_convert.recipe_settings import FloatSettings
 from fastvlm_convert.weights.storage import to_storage
 
 System = Literal["iOS16", "iOS18"]  # the oldest that can run a graph

@@ -6,7 +6,7 @@ from typing import Final
 from fastvlm_convert.exporters.mlx.weights import NamedWeight, channels_last, constant
 from fastvlm_convert.io_names import VISION_NORM_EPS
 from fastvlm_convert.quantized.weight import AffineSource, float_weight
-from fastvlm_convert.recipe import FloatSettings
+from fastvlm_convert.recipe_settings import FloatSettings
 from fastvlm_convert.weights.model_config import StageConfig, VisionConfig
 from fastvlm_convert.weights.source import Weight
 

@@ -24,7 +24,8 @@ from fastvlm_convert.io_names import (
 from fastvlm_convert.manifest import Artifact, Contract
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.weight import MixedSource, without_palettes
-from fastvlm_convert.recipe import FloatSettings, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import FloatSettings
 from fastvlm_convert.weights.model_config import ModelConfig
 
 FOLDER: Final = "onnx"

@@ -9,7 +9,8 @@ from fastvlm_convert.io_names import FloatName
 from fastvlm_convert.preprocess import ImageSettings
 from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import PaletteScheme
-from fastvlm_convert.recipe import OnnxSettings, Recipe
+from fastvlm_convert.recipe import Recipe
+from fastvlm_convert.recipe_settings import OnnxSettings
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import EMBEDDING, is_language
 

@@ -17,7 +17,7 @@ from fastvlm_convert.exporters.coreml.paths import APPLE_PACKAGE, DECODER_PACKAG
 from fastvlm_convert.exporters.coreml.proto import write_package
 from fastvlm_convert.exporters.coreml.proto_size import package_bytes
 from fastvlm_convert.exporters.coreml.values import FLEXIBLE, Value
-from fastvlm_convert.recipe import FloatSettings, QuantizeRule
+from fastvlm_convert.recipe_settings import FloatSettings, QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.rescale import repaired_config
 from tests.bundles import FP16, FP32, MIXED_RULES, recipe

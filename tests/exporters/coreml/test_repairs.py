@@ -15,7 +15,8 @@ from fastvlm_convert.exporters.coreml.paths import FILES
 from fastvlm_convert.float16.repairs import needed_repairs, settings_of
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.pipeline import export
-from fastvlm_convert.recipe import Recipe, RepairSettings, without_data
+from fastvlm_convert.recipe import Recipe, without_data
+from fastvlm_convert.recipe_settings import RepairSettings
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle, load_engine, load_reference
 from tests.bundles import FP16, FP32, recipe
 from tests.planted import (

@@ -16,7 +16,8 @@ from fastvlm_convert.pipeline import export
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.quantized.weight import AnyWeight, dense_view
-from fastvlm_convert.recipe import CoreMLSettings, QuantizeRule, Recipe, load_recipe, shipped_recipes
+from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
+from fastvlm_convert.recipe_settings import CoreMLSettings, QuantizeRule
 from fastvlm_convert.weights.published import published_config
 from fastvlm_convert.weights.source import computed
 from tests.bundles import FP32, MIXED_RULES, recipe

@@ -9,7 +9,8 @@ from fastvlm_convert.exporters.mlx.groups import planned_layers
 from fastvlm_convert.exporters.mlx.support import check, notes
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
 from fastvlm_convert.quantized.layer_plan import plan_layers
-from fastvlm_convert.recipe import QuantizeRule, Recipe, load_recipe, shipped_recipes
+from fastvlm_convert.recipe import Recipe, load_recipe, shipped_recipes
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.published import published_config
 from tests.bundles import FP16, recipe

@@ -15,7 +15,8 @@ from fastvlm_convert.manifest import load_manifest
 from fastvlm_convert.pipeline import export, plan
 from fastvlm_convert.predict.export_plan import plan_export, predicted_artifacts
 from fastvlm_convert.quantized.weight import QuantizedWeight
-from fastvlm_convert.recipe import QuantizeRule, Recipe, load_recipe, without_data
+from fastvlm_convert.recipe import Recipe, load_recipe, without_data
+from fastvlm_convert.recipe_settings import QuantizeRule
 from fastvlm_convert.weights.fold import fold
 from tests.bundles import FP16, FP32, recipe
 from tests.checkpoints import GOLDEN, HF, LLAVA, SHARDED, edit_tensors, read_tensors

@@ -8,7 +8,7 @@ import pytest
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.errors import TargetError
 from fastvlm_convert.metrics import sqnr_db
-from fastvlm_convert.recipe import RepairSettings
+from fastvlm_convert.recipe_settings import RepairSettings
 from fastvlm_convert.runtime.loaded import load_reference
 from tests.bundles import FP16, FP32, export_bundle, open_bundle, recipe
 from tests.planted import (

@@ -9,7 +9,7 @@ import pytest
 
 from fastvlm_convert.estimate.workload import target_work
 from fastvlm_convert.manifest import load_manifest
-from fastvlm_convert.recipe import QuantizeRule
+from fastvlm_convert.recipe_settings import QuantizeRule
 from tests.bundles import export_bundle, graph_path, recipe
 from tests.checkpoints import GOLDEN, LLAVA
 
