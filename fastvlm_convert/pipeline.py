@@ -44,7 +44,7 @@ from fastvlm_convert.predict.sizes import cache_bytes
 from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.provenance import library_versions, source_of, source_warnings
 from fastvlm_convert.quantization.calibration import Calibration
-from fastvlm_convert.quantization.prepared_weights import PreparedWeights, calibration_for, prepare_weights
+from fastvlm_convert.quantization.prepared_weights import calibration_for, prepare_weights
 from fastvlm_convert.quantization.score import AnswerScore
 from fastvlm_convert.quantization.stages import SEARCHED, SOLVED
 from fastvlm_convert.quantization.weight_plan import WeightPlan, plan_weights
@@ -208,7 +208,7 @@ def quantize(
         report = partial(on_progress, "weights")
         num_resumed = write_weights(work, meter.view(made.weights), planned.recipe, meter, report)
         record = write_settings(work, planned, origin, __version__)
-    warnings = [*notes, *source_warnings(source, QUANTIZED_CHECKPOINT.name), *_notes_of(data, made)]
+    warnings = [*notes, *source_warnings(source, QUANTIZED_CHECKPOINT.name), *_notes_of(data)]
     return QuantizeResult(output, record, made.score, num_resumed, tally.counts(), tuple(warnings))
 
 
@@ -267,8 +267,8 @@ def export(
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     stored = source.quantized
     layers = layer_reports(planned.layers, meter.sums) if stored is None else stored.record.layers
-    made_of = (*_notes_of(data, made), *source_warnings(source, BUNDLE.name))
-    warnings = (*notes, *planned.recipe.notes, *predicted.notes, *made_of, *verdict.warnings)
+    odd = source_warnings(source, BUNDLE.name)
+    warnings = (*notes, *planned.recipe.notes, *predicted.notes, *_notes_of(data), *odd, *verdict.warnings)
     findings = lint(output).findings
     on_progress("bundle", 1.0)
     return ExportResult(output, manifest, layers, made.score, tally.counts(), warnings, findings)
@@ -331,8 +331,8 @@ def _inputs(checkpoint: Checkpoint, calibration: str | Path | None) -> tuple[Pat
     return checkpoint.folders if calibration is None else (*checkpoint.folders, Path(calibration))
 
 
-def _notes_of(data: Calibration | None, made: PreparedWeights) -> tuple[str, ...]:
-    return (*(() if data is None else data.notes), *made.notes)
+def _notes_of(data: Calibration | None) -> tuple[str, ...]:
+    return () if data is None else data.notes
 
 
 def _write_artifacts(

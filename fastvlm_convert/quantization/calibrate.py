@@ -7,25 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 
 from fastvlm_convert.errors import RecipeError
-from fastvlm_convert.mix import TURNS, mixed_samples
 from fastvlm_convert.model.block_streamer import BlockStreamer
-from fastvlm_convert.preprocess import pixel_values
 from fastvlm_convert.progress import OnStage
 from fastvlm_convert.quantization.answers import CalibrationSet, collect_samples, token_batch
 from fastvlm_convert.quantization.block_solver import SolverTask, load_solved
 from fastvlm_convert.quantization.calibration import Calibration
-from fastvlm_convert.quantization.coverage import (
-    Coverage,
-    channel_ranges,
-    load_coverage,
-    save_coverage,
-    share_beyond,
-)
-from fastvlm_convert.quantization.layerwise import encoded, solve_layerwise
+from fastvlm_convert.quantization.coverage import Coverage, coverage_of, load_coverage, save_coverage
+from fastvlm_convert.quantization.layerwise import solve_layerwise
 from fastvlm_convert.quantization.limits import LOGIT_ROWS
 from fastvlm_convert.quantization.score import AnswerScore, answer_score, load_score, save_score
 from fastvlm_convert.quantization.stages import SOLVED
@@ -37,17 +28,16 @@ from fastvlm_convert.recipe_settings import CalibrationSettings
 from fastvlm_convert.user_cache import About, current_tally, hold, save_about, touch
 from fastvlm_convert.weights.source import WeightSource
 
-_SCORE, _COVERAGE = "answers.json", "coverage.npz"
-_NUM_OTHERS: Final = 2 * len(TURNS)  # samples of the mix that another calibration is held against
+_SCORE: Final = "answers.json"
+_COVERAGE: Final = "coverage.npz"
 
 
 @dataclass(frozen=True)
 class SolvedLayers:
-    """Weights by canonical name, what they do to the answers, and which pictures they were solved on."""
+    """Weights by canonical name, and what they do to the answers."""
 
     weights: dict[str, AnyWeight]
     score: AnswerScore
-    coverage: Coverage
 
 
 @dataclass(frozen=True)
@@ -99,29 +89,14 @@ def solved_layers(
     data = collect_samples(plan, calibration, partial(on_progress, "answers"))
     models = _Models(BlockStreamer(plan.config, floats), BlockStreamer(plan.config, dense_view(searched)))
     weights, score = _solve(models, todo, plan.recipe.calibration, data, folder, on_progress)
-    coverage = _coverage(plan, calibration, data, models.reference)
+    save_coverage(folder / _COVERAGE, coverage_of(data.features[: data.num_fitted_pictures]))
     save_score(folder / _SCORE, score)
-    save_coverage(folder / _COVERAGE, coverage)
-    return SolvedLayers(weights, score, coverage)
+    return SolvedLayers(weights, score)
 
 
 def saved_coverage(plan: WeightPlan, calibration: Calibration) -> Coverage | None:
     """Which pictures the layers of a plan were solved on; None where they are not at hand."""
     return load_coverage(SOLVED.path(_key(plan, calibration)) / _COVERAGE)
-
-
-def _coverage(
-    plan: WeightPlan, calibration: Calibration, data: CalibrationSet, reference: BlockStreamer
-) -> Coverage:
-    """The image tokens that layers were solved on; beside those of the mix, where that is another."""
-    ranges = channel_ranges(data.features[: data.num_fitted_pictures])
-    if calibration.is_default:
-        return Coverage(ranges, 0.0)
-    images = [s.image for s in mixed_samples(_NUM_OTHERS) if s.image is not None]
-    pixels = np.concatenate([pixel_values(image, plan.images) for image in images])
-    with torch.no_grad():
-        others = encoded(reference, torch.from_numpy(pixels)).numpy()
-    return Coverage(ranges, share_beyond(ranges, channel_ranges(others)))
 
 
 def _make(folder: Path, plan: WeightPlan) -> None:
@@ -157,8 +132,10 @@ def _load_solved_layers(folder: Path, plans: Mapping[str, LayerPlan]) -> SolvedL
         if layer is None:
             return None
         weights |= layer
-    score, coverage = load_score(folder / _SCORE), load_coverage(folder / _COVERAGE)
-    return None if score is None or coverage is None else SolvedLayers(weights, score, coverage)
+    score = load_score(folder / _SCORE)
+    if score is None or load_coverage(folder / _COVERAGE) is None:
+        return None
+    return SolvedLayers(weights, score)
 
 
 def _solve(

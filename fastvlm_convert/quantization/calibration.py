@@ -19,13 +19,11 @@ class Calibration:
         questions: At least one.
         sha256: Hash of their content.
         notes: What the user should know of how they were chosen.
-        is_default: Whether they are the mix's.
     """
 
     questions: tuple[Question, ...]
     sha256: str
     notes: tuple[str, ...] = ()
-    is_default: bool = False
 
 
 def read_calibration(
@@ -51,7 +49,7 @@ def read_calibration(
         digest.update(repr((sizes, question.text, question.answer)).encode())
         for image in question.images:
             digest.update(image.tobytes())
-    return Calibration(found.questions, digest.hexdigest(), found.notes, is_default=source is None)
+    return Calibration(found.questions, digest.hexdigest(), found.notes)
 
 
 def _is_expressible(text: str, tokenizer: TextTokenizer) -> bool:

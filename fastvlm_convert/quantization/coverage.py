@@ -2,9 +2,8 @@
 
 A Hessian says nothing about an input that no sample had: in channels that were always small, GPTQ is free to
 put its errors. So the figure is the share of channels that other pictures drive beyond `FACTOR` times the
-largest magnitude that calibration saw there. `LIMIT` lies between what was measured with pictures of the
-styles of two trained checkpoints: calibrated on that style, at most 0.18 of the channels; on another style,
-on one photograph or on blank pictures, 0.46 to 0.93 (docs/quality.md).
+largest magnitude that calibration saw there. `LIMIT` lies between what pictures of the calibrated kind and of
+others give on two trained checkpoints (docs/quality.md; benchmarks/calibration_coverage.py).
 """
 
 import zipfile
@@ -18,69 +17,69 @@ from fastvlm_convert.atomic_file import whole_file
 
 FACTOR: Final = 1.5
 LIMIT: Final = 0.3
+_MOST: Final = 32  # pictures looked at: the maxima of many more are larger by their number alone
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which pictures layers were solved on.
+    """What layers were solved on.
 
     Attributes:
-        ranges: The largest magnitude in each channel of their image tokens, float32 [hidden].
-        beyond_default: The share of those channels that the default mix drives beyond `FACTOR` times as far;
-            0 where the mix itself calibrated.
+        ranges: The largest magnitude in each channel of the image tokens, float32 [hidden].
+        num_pictures: Of how many pictures.
     """
 
     ranges: np.ndarray
-    beyond_default: float
+    num_pictures: int
 
 
-def channel_ranges(features: np.ndarray) -> np.ndarray:
-    """The largest magnitude in each channel, float32 [hidden].
-
-    Args:
-        features: Image tokens, float32 [..., hidden]; at least one.
-    """
-    ranges: np.ndarray = np.abs(features).reshape(-1, features.shape[-1]).max(axis=0)
-    return ranges
-
-
-def share_beyond(calibrated: np.ndarray, seen: np.ndarray) -> float:
-    """The share of channels whose range is beyond `FACTOR` times the calibrated one.
+def coverage_of(features: np.ndarray) -> Coverage:
+    """What some pictures cover.
 
     Args:
-        calibrated: Ranges of the pictures that calibrated, float32 [hidden].
-        seen: Ranges of other pictures, float32 [hidden]; of no more pictures than calibrated, because maxima
-            grow with numbers.
+        features: Their image tokens, float32 [pictures, num_image_tokens, hidden]; none cover nothing.
     """
-    return float(np.mean(seen > FACTOR * calibrated))
+    return Coverage(_ranges(features), len(features))
 
 
-def coverage_note(share: float, pictures: str) -> str | None:
-    """What to tell a user of a share; None where the pictures are covered.
+def share_beyond(calibrated: Coverage, features: np.ndarray) -> float:
+    """The share of channels that other pictures drive beyond `FACTOR` times the calibrated range.
 
     Args:
-        share: From `share_beyond`.
-        pictures: What the pictures are, in the plural.
+        calibrated: What layers were solved on.
+        features: Image tokens of other pictures, float32 [pictures, num_image_tokens, hidden]. No more of
+            them are looked at than calibrated, because a maximum grows with the number of pictures.
     """
+    looked_at = max(1, min(calibrated.num_pictures, _MOST))
+    return float(np.mean(_ranges(features[:looked_at]) > FACTOR * calibrated.ranges))
+
+
+def coverage_warning(share: float) -> str | None:
+    """What to tell a user of `share_beyond`; None where the pictures are covered."""
     if share <= LIMIT:
         return None
     return (
-        f"{pictures} drive {share:.0%} of the image tokens' channels beyond {FACTOR} times what calibration "
-        "saw: layers were solved on other pictures; calibrate with some of the kind that the model will be "
-        "shown (--calibration FOLDER)"
+        "these pictures are very unlike those that the weights were calibrated with: they drive "
+        f"{share:.0%} of the image tokens' channels beyond {FACTOR} times the largest value seen there; "
+        "calibrate with some of the kind that the model will be shown (--calibration FOLDER)"
     )
 
 
 def save_coverage(path: Path, coverage: Coverage) -> None:
     """Write a coverage, whole or not at all."""
     with whole_file(path) as partial, partial.open("wb") as file:
-        np.savez(file, ranges=coverage.ranges, beyond_default=coverage.beyond_default)
+        np.savez(file, ranges=coverage.ranges, num_pictures=coverage.num_pictures)
 
 
 def load_coverage(path: Path) -> Coverage | None:
     """A coverage that was saved; None where there is none, or a damaged one."""
     try:
         with np.load(path) as arrays:
-            return Coverage(arrays["ranges"], float(arrays["beyond_default"]))
+            return Coverage(arrays["ranges"], int(arrays["num_pictures"]))
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
+
+
+def _ranges(features: np.ndarray) -> np.ndarray:
+    largest: np.ndarray = np.abs(features).max(axis=(0, 1), initial=0.0)
+    return largest

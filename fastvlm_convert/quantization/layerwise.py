@@ -70,7 +70,7 @@ def _image_tokens(
         return Activations(reference, reference), {}
     pixels = torch.from_numpy(task.data.pixel_values)
     if not is_solved:
-        return Activations(reference, encoded(task.quantized, pixels)), {}
+        return Activations(reference, _encoded(task.quantized, pixels)), {}
     few = max(1, min(task.data.num_fitted_pictures, MAX_PIXELS // pixels[0, 0].numel()))
     states = Activations(pixels[:few], pixels[:few])
     found: dict[str, AnyWeight] = {}
@@ -79,10 +79,10 @@ def _image_tokens(
         found |= stored
         on_block(done + 1)
     encoder = BlockStreamer(task.quantized.config, {**weights, **dense_view(found)})
-    return Activations(reference, torch.cat([states.quantized, encoded(encoder, pixels[few:])])), found
+    return Activations(reference, torch.cat([states.quantized, _encoded(encoder, pixels[few:])])), found
 
 
-def encoded(model: BlockStreamer, pixels: Tensor) -> Tensor:
+def _encoded(model: BlockStreamer, pixels: Tensor) -> Tensor:
     """Image tokens, float32 [images, num_image_tokens, hidden]; some images at a time through all blocks."""
     modules = [model.load(block) for block in model.vision_blocks()]
     shape = (model.config.vision.num_image_tokens, model.config.decoder.hidden_size)

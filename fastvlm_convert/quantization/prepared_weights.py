@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fastvlm_convert.errors import MissingDependencyError, RecipeError
 from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.quantization.awq import behind_scales
 from fastvlm_convert.quantization.calibration import Calibration, read_calibration
-from fastvlm_convert.quantization.coverage import coverage_note
+from fastvlm_convert.quantization.coverage import Coverage
 from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantization.score import AnswerScore
 from fastvlm_convert.quantization.weight_plan import WeightPlan
@@ -27,13 +25,11 @@ class PreparedWeights:
         weights: Canonical names, folded; integers where planned.
         floats: What they stand for: folded, repaired, behind AWQ's scales. Empty for a quantized checkpoint.
         score: What the integers do to the answers; None where no solver ran the model.
-        notes: What the user should know of the data that layers were solved with.
     """
 
     weights: MixedSource
     floats: WeightSource
     score: AnswerScore | None
-    notes: tuple[str, ...] = ()
 
 
 def calibration_for(plan: WeightPlan, source: Path | None) -> Calibration | None:
@@ -100,24 +96,22 @@ def prepare_weights(
         raise RecipeError(f"recipe '{plan.recipe.name}' needs data to calibrate with, and none is recorded")
     solved = solved_layers(plan, floats, searched, calibration, on_progress)
     weights = {**searched, **solved.weights}
-    note = coverage_note(solved.coverage.beyond_default, "the default calibration's pictures")
-    return PreparedWeights(weights, behind_scales(floats, weights), solved.score, (note,) if note else ())
+    return PreparedWeights(weights, behind_scales(floats, weights), solved.score)
 
 
-def calibrated_ranges(plan: WeightPlan, sha256: str | None) -> np.ndarray | None:
-    """The largest magnitude in each channel of the image tokens that layers were solved on, float32 [hidden].
+def calibrated_coverage(plan: WeightPlan, sha256: str | None) -> Coverage | None:
+    """Which pictures the layers were solved on.
 
     Args:
         plan: What happens to the weights.
         sha256: Hash of the data that layers were solved with, if any.
 
     Returns:
-        None where nothing was calibrated, or what it saw is not at hand.
+        None where no layer was solved with data.
     """
     data = None if plan.checkpoint.quantized is not None else remembered_calibration(plan, sha256)
     if data is None or not plan.is_calibrated:
         return None
     from fastvlm_convert.quantization.calibrate import saved_coverage
 
-    coverage = saved_coverage(plan, data)
-    return None if coverage is None else coverage.ranges
+    return saved_coverage(plan, data)
