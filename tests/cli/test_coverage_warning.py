@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastvlm_convert.recipe_settings import QuantizeRule
 from tests.bundles import write_recipe
 from tests.planted import DEMO
 from tests.quantization.calibrated import DECODER, calibrated_recipe
@@ -20,11 +21,12 @@ WARNING = re.compile(
 )
 # One layer is enough: what calibration saw does not depend on how many are solved.
 ONE = replace(DECODER, layers=("decoder.layers.0.mlp.down_proj",), block_size=32)
+FLOAT = QuantizeRule(("*",), "float")
 
 
 @pytest.fixture
 def settings(tmp_path) -> Path:
-    recipe = replace(calibrated_recipe(ONE, num_samples=4, max_tokens=384), name="one")
+    recipe = replace(calibrated_recipe(ONE, FLOAT, num_samples=4, max_tokens=384), name="one")
     return write_recipe(recipe, tmp_path / "one.yaml")
 
 
