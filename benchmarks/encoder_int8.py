@@ -22,8 +22,7 @@ from fastvlm_convert.demo.samples import HELD_OUT_SEED
 from fastvlm_convert.metrics import sqnr_db
 from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.preprocess import pixel_values
-from fastvlm_convert.quantization.calibration import read_calibration
-from fastvlm_convert.quantization.prepared_weights import prepare_weights
+from fastvlm_convert.quantization.prepared_weights import calibration_for, prepare_weights
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe import load_recipe
@@ -87,8 +86,8 @@ def main() -> None:
         ways = {"coremltools": coremltools_int8(weights)}
         for name, rule in rules.items():
             recipe = replace(load_recipe("int8"), quantize=rule, calibration=CALIBRATION)
-            data = read_calibration(None, CALIBRATION) if recipe.is_calibrated else None
-            ways[name] = dense_view(prepare_weights(plan_weights(checkpoint, recipe), data).weights)
+            plan = plan_weights(checkpoint, recipe)
+            ways[name] = dense_view(prepare_weights(plan, calibration_for(plan, None)).weights)
         for name, changed in ways.items():
             value = sqnr_db(reference, image_tokens(checkpoint, changed, pixels))
             print(f"{path.name:16} {name:16} {value:6.1f} dB", flush=True)

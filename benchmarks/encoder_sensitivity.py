@@ -54,7 +54,7 @@ def main() -> None:
     checkpoint = open_checkpoint(arguments.checkpoint)
     weights = fold(checkpoint.weights)
     test = ask(checkpoint, pictures(DEGRADED_SEED, 3 * arguments.pictures, bad=True))
-    data = read_calibration(None, CALIBRATION)
+    data = read_calibration(None, CALIBRATION, checkpoint.tokenizer)
     print("| part | layers | weights | KL |\n|---|---|---|---|")
     for part, layers in parts(weights):
         rule = QuantizeRule(tuple(layers), "int4", 32, symmetric=False, solver="gptq")

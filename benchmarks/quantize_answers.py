@@ -143,7 +143,7 @@ def hessians(checkpoint: Checkpoint, settings: CalibrationSettings = CALIBRATION
     """Hessians of the float model's inputs over the calibration data, one per layer."""
     config, weights = checkpoint.config, fold(checkpoint.weights)
     plan = plan_weights(checkpoint, replace(load_recipe("int4"), calibration=settings))
-    data = collect_samples(plan, read_calibration(None, settings))
+    data = collect_samples(plan, read_calibration(None, settings, checkpoint.tokenizer))
     chain, found = BlockStreamer(config, weights), dict[str, np.ndarray]()
     layers = set(matrices(weights))
     real: torch.Tensor | None = None
@@ -286,7 +286,7 @@ def measure(path: Path, count: int, only: str) -> dict[str, dict[str, list[float
         print(f"{label:36}{cells}{seconds:10.1f}", flush=True)
 
     found = hessians(checkpoint)
-    data = read_calibration(None, CALIBRATION)
+    data = read_calibration(None, CALIBRATION, checkpoint.tokenizer)
 
     def engine(recipe: Recipe) -> WeightSource:
         plan = plan_weights(checkpoint, recipe)

@@ -180,7 +180,8 @@ def quantize(
         output: Folder to make; it appears whole or not at all. An interrupted run leaves `OUTPUT.partial`,
             with which the same call goes on.
         recipe: How to quantize: a shipped recipe's name, a YAML file, or what `load_recipe` made of one.
-        calibration: Pictures for solvers that need data, a folder or a .jsonl file; None generates some.
+        calibration: Pictures for solvers that need data, a folder or a .jsonl file; None takes the
+            mix of `fastvlm_convert.mix`.
         overwrite: Whether an existing quantized checkpoint may be replaced.
         max_memory: Bytes of memory that it may use; None takes what is free.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
@@ -232,7 +233,8 @@ def export(
         recipe: How to convert: a shipped recipe's name, a YAML file, or what `load_recipe` made of one. None
             takes the recipe of a quantized checkpoint.
         targets: Formats to export, or one of them; ONNX and Core ML by default.
-        calibration: Pictures for solvers that need data, a folder or a .jsonl file; None generates some.
+        calibration: Pictures for solvers that need data, a folder or a .jsonl file; None takes the
+            mix of `fastvlm_convert.mix`.
         overwrite: Whether an existing bundle may be replaced.
         max_memory: Bytes of memory that it may use; None takes what is free.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.

@@ -1,7 +1,7 @@
 """Questions about pictures: to compare models on, and to calibrate with."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, overload
@@ -9,9 +9,10 @@ from typing import Any, Final, overload
 from PIL import Image
 
 from fastvlm_convert.demo.camera import badly_taken, double_exposure
-from fastvlm_convert.demo.samples import calibration_samples, check_samples
+from fastvlm_convert.demo.samples import check_samples
 from fastvlm_convert.errors import ImageError
 from fastvlm_convert.json_file import parse_json
+from fastvlm_convert.mix import mixed_samples
 from fastvlm_convert.pictures import PICTURE_SUFFIXES, is_picture, load_image
 from fastvlm_convert.prompt import Message, user_message
 from fastvlm_convert.regular_file import read_text
@@ -96,7 +97,11 @@ _TEXT_ALONE: Final = (
 
 def standard_questions() -> QuestionSet:
     """The standard check pictures of the demo generator, one question each."""
-    return _generated(check_samples())
+    questions = tuple(
+        Question((image,), question.question, label=f"generated {n:02d}")
+        for n, (image, question) in enumerate(check_samples())
+    )
+    return QuestionSet(questions, len(questions), len(questions))
 
 
 def hard_questions() -> QuestionSet:
@@ -120,17 +125,19 @@ def hard_questions() -> QuestionSet:
     return QuestionSet((*questions, *alone), len(questions), len(questions) + len(alone))
 
 
-def generated_questions(count: int) -> QuestionSet:
-    """Pictures of the demo generator for calibration, one question each."""
-    return _generated(calibration_samples(count))
+def mixed_questions(count: int, is_expressible: Callable[[str], bool]) -> QuestionSet:
+    """Photographs, printed matter, scenes and text alone for calibration.
 
-
-def _generated(samples: Sequence[Any]) -> QuestionSet:
+    Args:
+        count: How many questions.
+        is_expressible: Whether the tokenizer has the characters of a text; others take the place of one that
+            it has not.
+    """
     questions = tuple(
-        Question((image,), question.question, label=f"generated {n:02d}")
-        for n, (image, question) in enumerate(samples)
+        Question(() if s.image is None else (s.image,), s.question, label=f"{s.kind} {n:02d}")
+        for n, s in enumerate(mixed_samples(count, is_expressible))
     )
-    return QuestionSet(questions, len(questions), len(questions))
+    return QuestionSet(questions, sum(len(q.images) for q in questions), len(questions))
 
 
 def read_questions(path: Path, at_most: int | None = None) -> QuestionSet:

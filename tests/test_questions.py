@@ -7,8 +7,8 @@ from PIL import Image
 from fastvlm_convert.errors import ImageError
 from fastvlm_convert.questions import (
     DEFAULT_QUESTION,
-    generated_questions,
     hard_questions,
+    mixed_questions,
     read_questions,
     standard_questions,
 )
@@ -162,13 +162,14 @@ def test_text_alone_and_several_pictures(folder):
     assert found.num_pictures == 2
 
 
-def test_generated_pictures():
-    found = generated_questions(5)
-    assert [q.text for q in found] == [q.text for q in generated_questions(9)[:5]]
-    held_out = {q.text for q in standard_questions()}
-    pictures = [np.asarray(q.images[0]).tobytes() for q in (*found, *standard_questions())]
-    assert len(set(pictures)) == len(pictures)
-    assert len({q.text for q in found} | held_out) > len(held_out)
+def test_what_calibrates_by_default_is_not_what_is_asked_by_default():
+    found = mixed_questions(15, str.isascii)
+    assert found.num_pictures == sum(len(q.images) for q in found) == 13
+    assert [q.text for q in found] == [q.text for q in mixed_questions(19, str.isascii)[:15]]
+    asked = [*found, *standard_questions()]
+    pictures = [image.tobytes() for question in asked for image in question.images]
+    assert len(set(pictures)) == len(pictures) == 13 + 16
+    assert len({q.label for q in found}) == 15
 
 
 def test_sixteen_standard_pictures():

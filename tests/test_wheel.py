@@ -24,7 +24,8 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
         "print(fastvlm_convert.__file__);"
         "print(len([load_recipe(name) for name in shipped_recipes()]));"
         "print(fastvlm_convert.load_recipe('fp16').name);"
-        "from fastvlm_convert.estimate.phones import shipped_phones; shipped_phones()"
+        "from fastvlm_convert.estimate.phones import shipped_phones; shipped_phones();"
+        "from fastvlm_convert.mix import mixed_samples; mixed_samples(3)"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
@@ -41,6 +42,11 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     page = Path("serve", "page")
     shipped = {file.name for file in (Path(location).parent / page).iterdir()}
     assert shipped >= {file.name for file in (ROOT / "fastvlm_convert" / page).glob("*.*")}
+    photos = Path("mix", "photos")
+    packed = list((Path(location).parent / photos).iterdir())
+    assert {file.name for file in packed} == {f.name for f in (ROOT / "fastvlm_convert" / photos).iterdir()}
+    assert "PROVENANCE.md" in {file.name for file in packed}
+    assert sum(file.stat().st_size for file in packed) <= 3_000_000
     assert Path(location).is_relative_to(site)
     assert int(count) == len(shipped_recipes())
     packed = sorted(path.name for path in (Path(location).parent / "configs").iterdir())

@@ -78,7 +78,7 @@ def _with(recipe: Recipe) -> Recipe:
 
 def _by_us(checkpoint: Checkpoint, recipe: Recipe) -> Made:
     plan = plan_weights(checkpoint, recipe)
-    data = read_calibration(None, recipe.calibration) if plan.is_calibrated else None
+    data = read_calibration(None, recipe.calibration, checkpoint.tokenizer) if plan.is_calibrated else None
     made = prepare_weights(plan, data)
     return Made(dense_view(made.weights), made.score)
 

@@ -76,7 +76,7 @@ CalibrationOption = Annotated[
     typer.Option(
         "--calibration",
         metavar=f"FOLDER|JSONL|{NO_DATA}",
-        help="Images and questions to calibrate with; generated ones if omitted. "
+        help="Images and questions to calibrate with; the default mix if omitted. "
         f"'{NO_DATA}' skips calibration and takes seconds.",
         show_default=False,
     ),

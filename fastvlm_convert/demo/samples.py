@@ -54,7 +54,7 @@ def check_samples() -> list[tuple[Image.Image, Question]]:
 
 
 def calibration_samples(count: int) -> list[tuple[Image.Image, Question]]:
-    """Pictures to calibrate quantization with, one question each; the kinds take turns.
+    """Scenes alone to calibrate with, one question each; the kinds take turns.
 
     Every second picture is badly taken: weights that suit clean drawings alone are wrong for all others.
     """

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -14,6 +15,7 @@ from fastvlm_convert.progress import OnStage
 from fastvlm_convert.quantization.answers import CalibrationSet, collect_samples, token_batch
 from fastvlm_convert.quantization.block_solver import SolverTask, load_solved
 from fastvlm_convert.quantization.calibration import Calibration
+from fastvlm_convert.quantization.coverage import Coverage, coverage_of, load_coverage, save_coverage
 from fastvlm_convert.quantization.layerwise import solve_layerwise
 from fastvlm_convert.quantization.limits import LOGIT_ROWS
 from fastvlm_convert.quantization.score import AnswerScore, answer_score, load_score, save_score
@@ -26,7 +28,8 @@ from fastvlm_convert.recipe_settings import CalibrationSettings
 from fastvlm_convert.user_cache import About, current_tally, hold, save_about, touch
 from fastvlm_convert.weights.source import WeightSource
 
-_SCORE = "answers.json"
+_SCORE: Final = "answers.json"
+_COVERAGE: Final = "coverage.npz"
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,15 @@ def solved_layers(
     _make(folder, plan)
     data = collect_samples(plan, calibration, partial(on_progress, "answers"))
     models = _Models(BlockStreamer(plan.config, floats), BlockStreamer(plan.config, dense_view(searched)))
-    solved = _solve(models, todo, plan.recipe.calibration, data, folder, on_progress)
-    save_score(folder / _SCORE, solved.score)
-    return solved
+    weights, score = _solve(models, todo, plan.recipe.calibration, data, folder, on_progress)
+    save_coverage(folder / _COVERAGE, coverage_of(data.features[: data.num_fitted_pictures]))
+    save_score(folder / _SCORE, score)
+    return SolvedLayers(weights, score)
+
+
+def saved_coverage(plan: WeightPlan, calibration: Calibration) -> Coverage | None:
+    """Which pictures the layers of a plan were solved on; None where they are not at hand."""
+    return load_coverage(SOLVED.path(_key(plan, calibration)) / _COVERAGE)
 
 
 def _make(folder: Path, plan: WeightPlan) -> None:
@@ -126,7 +135,9 @@ def _load_solved_layers(folder: Path, plans: Mapping[str, LayerPlan]) -> SolvedL
             return None
         weights |= layer
     score = load_score(folder / _SCORE)
-    return None if score is None else SolvedLayers(weights, score)
+    if score is None or load_coverage(folder / _COVERAGE) is None:
+        return None
+    return SolvedLayers(weights, score)
 
 
 def _solve(
@@ -136,7 +147,7 @@ def _solve(
     data: CalibrationSet,
     folder: Path,
     on_progress: OnStage,
-) -> SolvedLayers:
+) -> tuple[dict[str, AnyWeight], AnswerScore]:
     """Weigh the tokens, solve the layers and compare the answers."""
     reference, quantized = models.reference, models.quantized
     batch = token_batch(data.samples, torch.from_numpy(data.features), reference.embed)
@@ -149,4 +160,4 @@ def _solve(
     judged = batch.answers[0] >= data.num_fitted if num_held_out else slice(None)
     parts = (torch.split(hidden[judged], LOGIT_ROWS) for hidden in (solved.reference, solved.hidden))
     logits = ((reference.logits(x).numpy(), quantized.logits(y).numpy()) for x, y in zip(*parts, strict=True))
-    return SolvedLayers(solved.weights, answer_score(logits, num_held_out))
+    return solved.weights, answer_score(logits, num_held_out)

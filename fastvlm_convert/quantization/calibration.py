@@ -1,16 +1,19 @@
-"""Calibration data: images with questions."""
+"""Calibration data: questions, most of them about images."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastvlm_convert.questions import Question, generated_questions, read_questions
+from fastvlm_convert.checkpoint.tokenizer import TextTokenizer
+from fastvlm_convert.errors import TokenizerError
+from fastvlm_convert.prompt import Text
+from fastvlm_convert.questions import Question, mixed_questions, read_questions
 from fastvlm_convert.recipe_settings import CalibrationSettings
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Images with questions.
+    """Questions.
 
     Attributes:
         questions: At least one.
@@ -23,14 +26,21 @@ class Calibration:
     notes: tuple[str, ...] = ()
 
 
-def read_calibration(source: Path | None, settings: CalibrationSettings) -> Calibration:
-    """The images of a folder or a .jsonl file, or those of the demo generator.
+def read_calibration(
+    source: Path | None, settings: CalibrationSettings, tokenizer: TextTokenizer
+) -> Calibration:
+    """The questions of a folder or a .jsonl file, or the mix that calibrates by default.
+
+    Args:
+        source: The folder or file; None takes the mix.
+        settings: How many questions.
+        tokenizer: The checkpoint's. Of the mix's texts those are taken whose characters it has.
 
     Raises:
         ImageError: The source is missing, empty or damaged.
     """
     if source is None:
-        found = generated_questions(settings.num_samples)
+        found = mixed_questions(settings.num_samples, lambda text: _is_expressible(text, tokenizer))
     else:
         found = read_questions(source, settings.num_samples)
     digest = hashlib.sha256()
@@ -40,3 +50,11 @@ def read_calibration(source: Path | None, settings: CalibrationSettings) -> Cali
         for image in question.images:
             digest.update(image.tobytes())
     return Calibration(found.questions, digest.hexdigest(), found.notes)
+
+
+def _is_expressible(text: str, tokenizer: TextTokenizer) -> bool:
+    try:
+        tokenizer.encode_texts([Text(text)])
+    except TokenizerError:
+        return False
+    return True

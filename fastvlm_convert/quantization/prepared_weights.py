@@ -9,12 +9,12 @@ from fastvlm_convert.errors import MissingDependencyError, RecipeError
 from fastvlm_convert.progress import OnStage, ignore_stage
 from fastvlm_convert.quantization.awq import behind_scales
 from fastvlm_convert.quantization.calibration import Calibration, read_calibration
+from fastvlm_convert.quantization.coverage import Coverage
 from fastvlm_convert.quantization.data_free import quantize_weights
 from fastvlm_convert.quantization.score import AnswerScore
 from fastvlm_convert.quantization.weight_plan import WeightPlan
 from fastvlm_convert.quantized.activations import STAGE
 from fastvlm_convert.quantized.weight import MixedSource
-from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.weights.equalize import equalized
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.rescale import fp16_safe
@@ -43,14 +43,14 @@ def calibration_for(plan: WeightPlan, source: Path | None) -> Calibration | None
 
     Args:
         plan: The plan; a quantized checkpoint needs no data any more.
-        source: A folder or a .jsonl file; None takes the demo generator's pictures.
+        source: A folder or a .jsonl file; None takes the mix that calibrates by default.
 
     Raises:
         ImageError: The source is missing, empty or damaged.
         RecipeError: There is a source, but nothing to calibrate.
     """
     if plan.is_calibrated:
-        return read_calibration(source, plan.recipe.calibration)
+        return read_calibration(source, plan.recipe.calibration, plan.checkpoint.tokenizer)
     if source is not None:
         why = f"no solver of recipe '{plan.recipe.name}' needs data"
         if plan.checkpoint.quantized is not None:
@@ -59,11 +59,11 @@ def calibration_for(plan: WeightPlan, source: Path | None) -> Calibration | None
     return None
 
 
-def remembered_calibration(recipe: Recipe, sha256: str | None) -> Calibration | None:
-    """The data of a hash: the demo generator's if it is theirs, else the hash alone, enough for the cache."""
+def remembered_calibration(plan: WeightPlan, sha256: str | None) -> Calibration | None:
+    """The data of a hash: the default mix if it is its, else the hash alone, enough for the cache."""
     if sha256 is None:
         return None
-    default = read_calibration(None, recipe.calibration)
+    default = read_calibration(None, plan.recipe.calibration, plan.checkpoint.tokenizer)
     return default if default.sha256 == sha256 else Calibration((), sha256)
 
 
@@ -113,3 +113,21 @@ def prepare_weights(
     solved = solved_layers(plan, floats, searched, calibration, on_progress)
     weights = {**searched, **solved.weights}
     return PreparedWeights(weights, behind_scales(floats, weights), solved.score, report)
+
+
+def calibrated_coverage(plan: WeightPlan, sha256: str | None) -> Coverage | None:
+    """Which pictures the layers were solved on.
+
+    Args:
+        plan: What happens to the weights.
+        sha256: Hash of the data that layers were solved with, if any.
+
+    Returns:
+        None where no layer was solved with data.
+    """
+    data = None if plan.checkpoint.quantized is not None else remembered_calibration(plan, sha256)
+    if data is None or not plan.recipe.is_solved:
+        return None
+    from fastvlm_convert.quantization.calibrate import saved_coverage
+
+    return saved_coverage(plan, data)

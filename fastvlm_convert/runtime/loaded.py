@@ -218,7 +218,7 @@ def load_engine(
         MissingDependencyError: torch is not installed.
     """
     plan = plan_weights(checkpoint, recipe)
-    data = None if checkpoint.quantized else remembered_calibration(recipe, calibration)
+    data = None if checkpoint.quantized else remembered_calibration(plan, calibration)
     weights = prepare_weights(plan, data, on_progress).weights
     load = partial(on_progress, "quantized")
     loaded, model = _load_model(checkpoint, plan.config, dense_view(weights), True, context_length, load)

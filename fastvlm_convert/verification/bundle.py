@@ -11,6 +11,8 @@ from fastvlm_convert.gates import Gates
 from fastvlm_convert.manifest import Manifest, Status, changed_files, load_manifest
 from fastvlm_convert.predict.export_plan import ExportPlan, plan_export
 from fastvlm_convert.progress import OnStage, ignore_stage
+from fastvlm_convert.quantization.prepared_weights import calibrated_coverage
+from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.questions import Question, hard_questions, read_questions
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.loaded import LoadedModel, load_engine, load_reference
@@ -21,6 +23,7 @@ from fastvlm_convert.verification.check import Check, Measurement, equal, not_ru
 from fastvlm_convert.verification.client_files import check_clients
 from fastvlm_convert.verification.compare import END_TO_END, Comparison, StageGates, compare
 from fastvlm_convert.verification.context_end import context_end
+from fastvlm_convert.verification.coverage import coverage_warnings
 from fastvlm_convert.verification.diagnosis import Diagnosis, Findings, diagnose
 from fastvlm_convert.verification.execution import Execution
 from fastvlm_convert.verification.executions import executions
@@ -293,6 +296,8 @@ def _reference(
         gates = _quantizer_gates(recipe.gates)
         found.add(compare("weights", engine, runs, questions, gates, partial(on_progress, "weights")))
         found.layers += values.again(engine).figures("weights", engine.session.executed_by).figures
+        calibrated = calibrated_coverage(plan_weights(checkpoint, recipe), calibration)
+        found.warnings += [] if calibrated is None else coverage_warnings(calibrated, runs)
         del floats, runs, values
     answers = _answers(engine, plan, questions, on_progress)
     _check_float16(engine, answers, plan, found, on_progress)

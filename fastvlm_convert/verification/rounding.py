@@ -64,7 +64,7 @@ def check_rounding(
         raise MissingDependencyError.of(error, "reading ONNX graphs") from error
     given = candidate.unprepared(values.pixel_values)
     integers, features = encoder_integers(bundle, manifest, given)
-    prepared = prepare_weights(plan, remembered_calibration(plan.recipe, manifest.source.calibration))
+    prepared = prepare_weights(plan, remembered_calibration(plan, manifest.source.calibration))
     encoder = Encoder(plan.config, {n: w for n, w in prepared.weights.items() if is_in_encoder(n)})
     for layer, module in encoder.static.items():
         module.follow = partial(_integers, integers, vision_layer_op(layer))

@@ -49,8 +49,8 @@ def calibrated_recipe(*rules: QuantizeRule, **calibration: object) -> Recipe:
 
 @cache
 def generated() -> Calibration:
-    """Three pictures of the demo generator; the last has a short answer, so that its sample is padded."""
-    *asked, last = read_calibration(None, SETTINGS).questions
+    """The first of the mix, with pictures; the last has a short answer, so that its sample is padded."""
+    *asked, last = read_calibration(None, SETTINGS, golden_checkpoint(LLAVA).tokenizer).questions
     return Calibration((*asked, replace(last, answer="Red.")), "generated, the last one answered")
 
 

@@ -85,7 +85,7 @@ class TestKept:
         before = tree_state(own_cache)
         second = prepare_weights(
             plan_weights(replace(CHECKPOINT, weights=unread(CHECKPOINT.weights)), RECIPE),
-            Calibration((), read_calibration(None, RECIPE.calibration).sha256),
+            Calibration((), read_calibration(None, RECIPE.calibration, CHECKPOINT.tokenizer).sha256),
             lambda stage, share: pytest.fail(f"{stage} ran"),
         )
         after = tree_state(own_cache)
@@ -149,7 +149,7 @@ class TestKept:
                 {path: digest for path, (digest, _) in tree_state(tmp_path / name / "solved").items()}
             )
         assert found[0] == found[1]
-        assert len(found[0]) == 16  # 14 layers, the score, and what they are of
+        assert len(found[0]) == 17  # 14 layers, their coverage, the score, and what they are of
 
     @pytest.mark.parametrize(
         "damage", ["layer gone", "layer empty", "score empty", "score cut", "score gone"]
@@ -206,10 +206,11 @@ class TestRefused:
 
 
 def test_remembered_data():
-    assert remembered_calibration(RECIPE, None) is None
-    default = read_calibration(None, RECIPE.calibration)
-    assert remembered_calibration(RECIPE, default.sha256) == default
-    assert remembered_calibration(RECIPE, "0" * 64) == Calibration((), "0" * 64)
+    plan = plan_weights(CHECKPOINT, RECIPE)
+    assert remembered_calibration(plan, None) is None
+    default = read_calibration(None, RECIPE.calibration, CHECKPOINT.tokenizer)
+    assert remembered_calibration(plan, default.sha256) == default
+    assert remembered_calibration(plan, "0" * 64) == Calibration((), "0" * 64)
 
 
 def test_without_solvers_nothing_is_calibrated():
@@ -289,7 +290,7 @@ def test_gptq_beats_the_search_on_the_demos_answers():
     checkpoint = open_checkpoint(DEMO)
     rule = replace(DECODER, block_size=32)
     recipe = calibrated_recipe(rule, QuantizeRule(("*",), "float"), num_samples=12, max_tokens=384)
-    more = read_calibration(None, replace(recipe.calibration, num_samples=20))
+    more = read_calibration(None, replace(recipe.calibration, num_samples=20), checkpoint.tokenizer)
     seen, unseen = more.questions[:12], Calibration(more.questions[12:], "unseen")
     gptq = solved(recipe, checkpoint)
     search = prepare_weights(plan_weights(checkpoint, without_data(recipe)))
