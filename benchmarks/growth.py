@@ -2,9 +2,10 @@
 
     python -m benchmarks.growth                                     (0.1B and 0.5B)
     python -m benchmarks.growth 1.5b 7b-2-layers --results FILE --plot growth.svg
+    python -m benchmarks.growth 1.5b --checkpoint FOLDER --stage quantize --stage 'export onnx'
 
 Every command runs in a process of its own, without the cache, on `int4` without data. Seconds are of the
-processor. What is in FILE is not measured again: rows come one at a time, and the last run draws them all.
+processor. What is in FILE is not measured again: rows are added to it, and the last run draws them all.
 `7b-2-layers` has the width, the tables and the encoder of 7B and two of its 28 layers; nothing is
 extrapolated. `verify` asks one question about one picture and four tokens of an answer; it holds the
 reference in float32, and is `not_run` where that alone exceeds `--max-memory`.
@@ -12,7 +13,6 @@ reference in float32, and is `not_run` where that alone exceeds `--max-memory`.
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +26,7 @@ from benchmarks.measured_process import machine_text, run_measured
 from benchmarks.paired import markdown
 from benchmarks.quantize_cost import write_calibration
 from benchmarks.random_checkpoint import write_model
+from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
 from fastvlm_convert.recipe import load_recipe, without_data
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.published import published_config
@@ -91,6 +92,10 @@ class Fit:
         base, slope = (round(value, digits) + 0.0 for value in (self.base, self.per_billion))  # no -0.0
         return f"{base:.{digits}f} {slope:+.{digits}f} per billion"
 
+    def distance(self, num_sizes: int) -> str:
+        """The largest distance in percent; two sizes lie on their line whatever they are."""
+        return f"{100 * self.worst:.0f} %" if num_sizes > 2 else "-"
+
 
 def fit(parameters: np.ndarray, values: np.ndarray) -> Fit:
     """The least-squares line; at least two sizes, [n] each."""
@@ -105,38 +110,46 @@ def count_parameters(config: ModelConfig) -> int:
     return sum(int(np.prod(shape)) for shape in weight_shapes(config).values())
 
 
-def measure(shape: str, folder: Path, max_memory: float) -> list[Row]:
-    """All stages of one shape."""
-    config = SHAPES[shape]()
-    parameters = count_parameters(config)
-    checkpoint, quantized, bundle = folder / "checkpoint", folder / "quantized", folder / "bundle"
-    write_model(checkpoint, config)
+def stage_commands(folder: Path, checkpoint: Path) -> dict[str, list[object]]:
+    """What each stage runs, in order; a stage takes what those before it made in a folder."""
+    quantized, bundle = folder / "quantized", folder / "bundle"
     recipe = without_data(load_recipe("int4"))
     recipe = replace(recipe, gates=replace(recipe.gates, max_new_tokens=ANSWER))
     written = folder / "recipe.yaml"
     written.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     pictures = write_calibration(folder / "pictures", 1)
-    tool = [sys.executable, "-m", "fastvlm_convert"]
-    commands: dict[str, list[object]] = {
+    return {
         "quantize": ["quantize", checkpoint, "--recipe", written, "-o", quantized],
         "export onnx": ["export", quantized, "--target", "onnx", "-o", bundle],
         "export coreml": ["export", quantized, "--target", "coreml", "-o", folder / "coreml"],
         "verify onnx": ["verify", bundle, "--reference", checkpoint, "--images", pictures],
     }
+
+
+def measure(shape: str, folder: Path, asked: argparse.Namespace) -> list[Row]:
+    """The stages that are asked for, of one shape."""
+    config = SHAPES[shape]()
+    parameters = count_parameters(config)
+    checkpoint = asked.checkpoint
+    if checkpoint is None:
+        checkpoint = folder / "checkpoint"
+        write_model(checkpoint, config)
+    elif count_parameters(open_checkpoint(checkpoint).config) != parameters:
+        raise SystemExit(f"{checkpoint} has other dimensions than {shape}")
     rows = []
-    for stage, command in commands.items():
+    for stage, command in stage_commands(folder, checkpoint).items():
+        if stage not in asked.stage:
+            continue
         needed = 4 * parameters / 2**30
-        if stage.startswith("verify") and needed > max_memory:
+        if stage.startswith("verify") and needed > asked.max_memory:
             reason = f"the float32 reference alone takes {needed:.1f} GiB"
             rows.append(Row(shape, parameters, stage, None, None, reason))
             continue
         allowed = (0, GATE_FAILED) if stage.startswith("verify") else (0,)
-        cost, _ = run_measured([*tool, *command, "--no-cache", "--json"], allowed)
+        tool = [sys.executable, "-m", "fastvlm_convert", *command, "--no-cache", "--json"]
+        cost, _ = run_measured(tool, allowed)
         rows.append(Row(shape, parameters, stage, cost.cpu_s, cost.peak_bytes))
         print(f"# {shape} {stage}: {cost.cpu_s:.1f} CPU s, {cost.peak_bytes / 2**30:.2f} GiB", flush=True)
-        if stage == "export coreml":
-            shutil.rmtree(folder / "coreml")
-            shutil.rmtree(quantized)
     return rows
 
 
@@ -169,9 +182,9 @@ def fits(rows: list[Row]) -> str:
             [
                 stage,
                 time.text(1),
-                f"{100 * time.worst:.0f} %",
+                time.distance(len(found)),
                 memory.text(2),
-                f"{100 * memory.worst:.0f} %",
+                memory.distance(len(found)),
             ]
         )
     return markdown(["stage", "CPU s", "farthest", "peak GiB", "farthest"], lines)
@@ -197,17 +210,22 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=["0.1b", "0.5b"], help=", ".join(SHAPES))
     parser.add_argument("--results", type=Path, help="a JSON file of rows, read and extended")
     parser.add_argument("--plot", type=Path, help="the SVG file to draw")
+    parser.add_argument("--checkpoint", type=Path, help="of the one shape, instead of writing one")
+    parser.add_argument("--stage", action="append", choices=STAGES, help="all by default")
     parser.add_argument("--max-memory", type=float, default=8.0, metavar="GIB")
     asked = parser.parse_args()
     if unknown := set(asked.shapes) - set(SHAPES):
         parser.error(f"unknown shapes {', '.join(sorted(unknown))}; there are {', '.join(SHAPES)}")
+    if asked.checkpoint is not None and len(asked.shapes) != 1:
+        parser.error("--checkpoint is of one shape")
+    asked.stage = asked.stage or list(STAGES)
     known = asked.results is not None and asked.results.exists()
     rows = [Row(**row) for row in json.loads(asked.results.read_text())] if known else []
     for shape in asked.shapes:
         if shape in {row.shape for row in rows}:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            rows += measure(shape, Path(folder), asked.max_memory)
+            rows += measure(shape, Path(folder), asked)
         if asked.results is not None:
             asked.results.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print(f"{machine_text()}\n\n{table(rows)}\n\n{fits(rows)}")

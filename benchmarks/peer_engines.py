@@ -222,16 +222,16 @@ def teacher_forced(engine: Engine, prompt: Sequence[int], answer: Sequence[int])
     return np.stack(rows)
 
 
-def answer(engine: Engine, prompt: Sequence[int], eos_token_ids: Sequence[int], limit: int) -> list[int]:
-    """The likeliest tokens up to an end token, which is the last."""
-    tokens: list[int] = []
-    logits = engine.read(prompt)
-    while len(tokens) < limit:
-        tokens.append(int(np.argmax(logits)))
-        if tokens[-1] in eos_token_ids:
-            break
-        logits = engine.feed(tokens[-1])
-    return tokens
+def answer(
+    engine: Engine, prompt: Sequence[int], eos_token_ids: Sequence[int], limit: int
+) -> tuple[list[int], np.ndarray]:
+    """The likeliest tokens up to an end token, which is the last; and the logits of each, [tokens, vocab]."""
+    rows = [engine.read(prompt)]
+    tokens = [int(np.argmax(rows[0]))]
+    while len(tokens) < limit and tokens[-1] not in eos_token_ids:
+        rows.append(engine.feed(tokens[-1]))
+        tokens.append(int(np.argmax(rows[-1])))
+    return tokens, np.stack(rows)
 
 
 def timed(engine: Engine, prompt: Sequence[int], steps: int) -> dict[str, float]:
@@ -251,7 +251,9 @@ def respond(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     if request["do"] == "time":
         found: dict[str, Any] = timed(engine, prompt, request["steps"])
     elif request["do"] == "answer":
-        found = {"answer": answer(engine, prompt, request["eos_token_ids"], request["limit"])}
+        tokens, logits = answer(engine, prompt, request["eos_token_ids"], request["limit"])
+        np.save(request["file"], logits)
+        found = {"answer": tokens}
     else:
         np.save(request["file"], teacher_forced(engine, prompt, request["answer"]))
         found = {}

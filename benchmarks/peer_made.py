@@ -13,7 +13,6 @@ from pathlib import Path
 import onnx
 
 MATRIX = "MatMulNBits"
-TABLES = ("GatherBlockQuantized", "Gather")
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,12 @@ def _table(graph: onnx.GraphProto) -> str:
     """How the operator that looks token ids up stores what it looks into."""
     types = {t.name: onnx.TensorProto.DataType.Name(t.data_type).lower() for t in graph.initializer}
     for node in graph.node:
-        if node.op_type in TABLES and node.input[0] in types and "input_ids" in node.input[1]:
+        if len(node.input) < 2 or "input_ids" not in node.input[1]:
+            continue
+        if node.op_type == "GatherBlockQuantized":
             sizes = {a.name: a.i for a in node.attribute}
-            if node.op_type == "GatherBlockQuantized":
-                return f"int{sizes.get('bits', 4)} block {sizes['block_size']}"
+            return f"int{sizes.get('bits', 4)} block {sizes['block_size']}"
+        if node.op_type == "Gather" and node.input[0] in types:
             return types[node.input[0]]
     return ""
 

@@ -51,7 +51,7 @@ QUESTIONS = (
     "Compare cats and dogs as pets.",
     "How long is a marathon?",
 )
-MAX_ANSWER = 32  # tokens
+MAX_ANSWER = 24  # tokens
 # Random weights leave the next token all but open, at 0.95 of the logarithm of the vocabulary and more;
 # a trained model is far below half of it.
 OPEN = 0.5
@@ -124,10 +124,10 @@ def hold_exam(reference: Asked, checkpoint: Checkpoint, folder: Path) -> Exam | 
     """Let the float model answer; or the reason why a divergence from it would say nothing."""
     prompts = prompts_of(checkpoint)
     eos = list(checkpoint.eos_token_ids)
-    file = folder / "first.npy"
     first = []
-    for prompt in prompts[:4]:
-        reference.ask(do="logits", prompt=prompt, answer=eos[:1], file=str(file))
+    for n, prompt in enumerate(prompts[:4]):
+        file = folder / f"{n}.npy"
+        reference.ask(do="answer", prompt=prompt, eos_token_ids=eos, limit=1, file=str(file))
         first.append(np.load(file)[0])
     share = openness(np.stack(first))
     if share > OPEN:
@@ -137,9 +137,9 @@ def hold_exam(reference: Asked, checkpoint: Checkpoint, folder: Path) -> Exam | 
         )
     answers = []
     for n, prompt in enumerate(prompts):
-        told = reference.ask(do="answer", prompt=prompt, eos_token_ids=eos, limit=MAX_ANSWER)["answer"]
-        reference.ask(do="logits", prompt=prompt, answer=told, file=str(folder / f"{n}.npy"))
-        answers.append(told)
+        file = folder / f"{n}.npy"
+        told = reference.ask(do="answer", prompt=prompt, eos_token_ids=eos, limit=MAX_ANSWER, file=str(file))
+        answers.append(told["answer"])
     return Exam(prompts, answers, folder)
 
 

@@ -82,9 +82,8 @@ class Process:
 Figures = dict[str, dict[str, np.ndarray]]
 
 
-def measure(files: dict[Contender, Path], threads: int, rounds: int, vocabulary: int) -> Figures:
+def measure(files: dict[Contender, Path], threads: int, rounds: int, prompt: list[int]) -> Figures:
     """Figures of each engine by round, [rounds] each; the round before the first warms up."""
-    prompt = np.random.default_rng(0).integers(vocabulary, size=PREFILL).tolist()
     with ExitStack() as stack:
         running = {c.name: stack.enter_context(Process(c.kind, path, threads)) for c, path in files.items()}
         seen: dict[str, list[dict[str, float]]] = {name: [] for name in running}
@@ -93,16 +92,16 @@ def measure(files: dict[Contender, Path], threads: int, rounds: int, vocabulary:
                 found = running[name].ask(do="time", prompt=prompt, steps=STEPS)
                 if n >= 0:
                     seen[name].append(found)
-    return {name: _figures(found) for name, found in seen.items()}
+    return {name: _figures(found, len(prompt)) for name, found in seen.items()}
 
 
-def _figures(found: list[dict[str, float]]) -> dict[str, np.ndarray]:
+def _figures(found: list[dict[str, float]], tokens: int) -> dict[str, np.ndarray]:
     column = {key: np.array([one[key] for one in found]) for key in found[0]}
     return {
         "decode": STEPS / column["decode_s"],
-        "prefill": PREFILL / column["prefill_s"],
+        "prefill": tokens / column["prefill_s"],
         "decode_cpu": STEPS / column["decode_cpu_s"],
-        "prefill_cpu": PREFILL / column["prefill_cpu_s"],
+        "prefill_cpu": tokens / column["prefill_cpu_s"],
         "peak": column["peak_memory_bytes"],
     }
 
@@ -190,11 +189,13 @@ def report(asked: argparse.Namespace, folder: Path) -> None:
     ours = [c.name for c in files if c.is_ours]
     theirs = [c.name for c in files if not c.is_ours]
     vocabulary = open_checkpoint(asked.checkpoint).config.decoder.vocab_size
-    for threads in asked.threads:
+    prompt = np.random.default_rng(0).integers(vocabulary, size=asked.prompt).tolist()
+    for threads in asked.threads if asked.rounds else ():
         before = os.getloadavg()[0]
-        figures = measure(paths, threads, asked.rounds, vocabulary)
+        figures = measure(paths, threads, asked.rounds, prompt)
         load = f"load average {before:.1f} before and {os.getloadavg()[0]:.1f} after"
-        print(f"\n{threads} threads, {asked.rounds} rounds, {load}\n\n{speed_table(figures)}", flush=True)
+        head = f"{threads} threads, {asked.prompt} tokens of prompt, {asked.rounds} rounds, {load}"
+        print(f"\n{head}\n\n{speed_table(figures)}", flush=True)
         for metric in ("decode", "prefill", "decode_cpu", "prefill_cpu") if ours and theirs else ():
             print(f"\n{metric}\n\n{ratio_table(figures, ours, theirs, metric)}", flush=True)
     found = qualities(asked.checkpoint, paths, max(asked.threads))
@@ -208,7 +209,8 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--engine", action="append", help="all by default")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=12, help="12 by default; 0 times nothing")
+    parser.add_argument("--prompt", type=int, default=PREFILL, help=f"its tokens, {PREFILL} by default")
     parser.add_argument("--calibration", type=Path, help="for our recipes; without it none sees data")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keeps files, and uses those that it has")
     asked = parser.parse_args()

@@ -36,6 +36,10 @@ def test_flat_memory_and_linear_time_read_so():
     )
 
 
+def test_two_sizes_prove_no_line():
+    assert "| quantize | 3.2 +27.0 per billion | - |" in fits(rows((10.0, 20.0, 99.0), (1, 1, 1))[:2])
+
+
 def test_a_single_size_gets_no_line():
     assert "quantize" not in fits(rows((1.0, 2.0, 3.0), (1, 1, 1))[:1])
 
