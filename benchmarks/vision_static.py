@@ -37,6 +37,7 @@ from fastvlm_convert.quantized.layer_plan import LayerPlan
 from fastvlm_convert.quantized.schemes import AffineMatrix
 from fastvlm_convert.quantized.weight import AnyWeight, MixedSource, QuantizedWeight
 from fastvlm_convert.recipe import load_recipe
+from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.source import Weight
 
 SCALE = TensorScale(8, 0.05, 128)
@@ -93,7 +94,7 @@ def main() -> None:
     recipe = load_recipe("int8-static")
     for size in asked.sizes:
         plan = plan_weights(checkpoint, replace(recipe, common=replace(recipe.common, image_size=size)))
-        floats = checkpoint.folded
+        floats = fold(checkpoint.weights)
         with tempfile.TemporaryDirectory() as folder:
             made = {
                 "float": floats,

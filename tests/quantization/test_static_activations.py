@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from fastvlm_convert.activation_report import ActivationReport
+from fastvlm_convert.lint.run import lint
 from fastvlm_convert.pipeline import plan
 from fastvlm_convert.questions import Question, generated_questions
 from fastvlm_convert.recipe import Recipe
@@ -115,6 +116,9 @@ class TestAccuracy:
         assert sqnr(exact_tokens(DEMO), ours) == pytest.approx(
             sqnr(exact_tokens(DEMO), tokens(demo_bundle, DEMO)), abs=0.5
         )
+
+    def test_scales_are_no_forgotten_float32_weights(self, demo_bundle):
+        assert "float32-in-float16" not in {finding.id for finding in lint(demo_bundle).findings}
 
     def test_16_bits_keep_more(self, demo_bundle, tmp_path):
         bundle = export_bundle(DEMO, tmp_path / "bundle", settings("int16"))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fastvlm_convert.exporters.onnx.graph import Graph
-from fastvlm_convert.exporters.onnx.static import static_conv, static_linear
+from fastvlm_convert.exporters.onnx.static import input_scale, rounded, static_conv, static_linear
 from fastvlm_convert.exporters.onnx.weights import dense, floats
 from fastvlm_convert.quantized.weight import AnyWeight, is_static
 from fastvlm_convert.weights.model_config import DecoderConfig
@@ -15,7 +15,10 @@ def linear(
 ) -> str:
     """Multiply by W^T and add a bias; several weights are stacked along their output rows."""
     if len(weights) == 1 and is_static(weight := weights[0]):
-        return static_linear(graph, name, x, weight, biases[0] if biases else None)
+        if input_scale(weight).bits == 8:
+            return static_linear(graph, name, x, weight, biases[0] if biases else None)
+        # Of dequantized integers, ONNX Runtime would make a MatMulNBits that rounds activations to 8 bits.
+        x = rounded(graph, f"{name}_input", x, input_scale(weight))
     matrix = dense(graph, f"{name}_weight", weights)
     if not biases:
         return graph.fused("FusedMatMul", name, [x, matrix], transB=1)

@@ -24,7 +24,7 @@ def static_conv(
     scales = _scales(kernel)
     assert scales.output is not None
     parts = _Integers(graph, kernel)
-    read = _rounded(graph, f"{name}_input", x, scales.input)
+    read = rounded(graph, f"{name}_input", x, scales.input)
     stored = parts.store(f"{name}_weight", kernel.shape, 0)
     products = scales.bias_scale(parts.scale)
     sums = graph.op(
@@ -36,13 +36,13 @@ def static_conv(
         pads=[size // 2] * 4,
         group=groups,
     )
-    return _rounded(graph, name, sums, scales.output)
+    return rounded(graph, name, sums, scales.output)
 
 
 def static_linear(graph: Graph, name: str, x: str, weight: QuantizedWeight, bias: Weight | None) -> str:
-    """Multiply integers by W^T; the bias is added to floats."""
+    """Multiply 8-bit integers by W^T; the bias is added to floats."""
     parts = _Integers(graph, weight)
-    read = _rounded(graph, f"{name}_input", x, _scales(weight).input)
+    read = rounded(graph, f"{name}_input", x, _scales(weight).input)
     stored = parts.store(f"{name}_weight", weight.shape[::-1], 1)
     if bias is None:
         return graph.op("MatMul", name, [read, stored])
@@ -50,12 +50,17 @@ def static_linear(graph: Graph, name: str, x: str, weight: QuantizedWeight, bias
     return graph.op("Add", name, [product, floats(graph, f"{name}_bias", [bias])])
 
 
+def input_scale(weight: QuantizedWeight) -> TensorScale:
+    """How the layer of a weight rounds what it reads."""
+    return _scales(weight).input
+
+
 def _scales(weight: QuantizedWeight) -> LayerScales:
     assert weight.activations is not None
     return weight.activations
 
 
-def _rounded(graph: Graph, name: str, x: str, scale: TensorScale) -> str:
+def rounded(graph: Graph, name: str, x: str, scale: TensorScale) -> str:
     """A value as integers and as floats again, under a name."""
     graph.opset = OPSET_WITH_INT4  # which also has 16 bits
     parameters = [

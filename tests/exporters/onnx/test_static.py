@@ -129,6 +129,17 @@ def test_a_linear_layer_multiplies_integers_and_adds_a_float_bias(tmp_path):
     assert not {"MatMul", "Gemm"} & set(ran)
 
 
+def test_a_linear_layer_with_16_bits_is_not_rounded_to_8_by_the_runtime(tmp_path):
+    scales = scales_of(16, output=False)
+    matrix = weight((ROWS, CHANNELS), scales)
+    x = pixels().reshape(1, CHANNELS, -1).transpose(0, 2, 1).copy()
+    y, ran = run(tmp_path, x, (1, EDGE**2, ROWS), lambda g: linear(g, "layer", "x", [matrix]))
+    w, row_scale = signed(matrix)
+    exact = integers(x, scales.input) @ w.T * (row_scale * np.float32(scales.input.scale))
+    np.testing.assert_allclose(y, exact, rtol=1e-4, atol=2e-4)
+    assert "MatMulNBits" not in ran
+
+
 @pytest.mark.parametrize("kind", ["conv", "depthwise", "linear"])
 @torch.no_grad()
 def test_the_reference_rounds_like_the_runtime(kind, tmp_path):
