@@ -6,12 +6,15 @@ The model behind it, fitted to peaks measured on Linux at two sizes of the model
 - the tokenizer, once as it is read and once more while its file is made;
 - what the target holds while it writes (`Backend.working_bytes`);
 - a recipe that rounds activations: torch, the encoder twice, and one picture's activations;
-- a recipe whose solvers need data: torch, the pictures, and the greatest of three phases. While the reference
-  answers, all weights in float32 and one picture's activations. While layers are solved, the states of all
-  samples in the float and in the quantized model before and after a block (of the encoder in the quantized
-  one alone, if its integers need no data), copies of a block's widest activation over the samples that pass
-  together, and the float64 matrices of the widest layer. While the answers are compared, the logits of all
-  their tokens.
+- a recipe whose solvers need data: torch, and the greatest of four phases. While the reference answers, the
+  encoder's weights in float32 and one picture's activations, or the decoder's and a cache of many rows.
+  While tokens are weighed, the gradients of some samples through a block. While layers are solved, the
+  states of all samples in the float and in the quantized model before and after a block, copies of a
+  block's widest activation over the samples that pass together, and the float64 matrices of the widest
+  layer. While answers are compared, the logits of some tokens. From the layers on, the allocator keeps some
+  of it.
+
+Samples are taken to be as long as the demo generator's, because nobody has read the data yet.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,9 +27,11 @@ from fastvlm_convert.errors import MemoryLimitError
 from fastvlm_convert.exporters.backends import backend_of
 from fastvlm_convert.peak_memory import resident_bytes
 from fastvlm_convert.quantization.limits import (
+    AVERAGED_SAMPLES,
     LOGIT_ROWS,
     MAX_ACTIVATION_BYTES,
     MAX_PIXELS,
+    SAMPLES_BACK,
 )
 from fastvlm_convert.quantized.activations import STAGE
 from fastvlm_convert.quantized.layer_plan import LayerPlan
@@ -39,15 +44,23 @@ from fastvlm_convert.weights.source import CHUNK_BYTES
 _MB: Final = 1_000_000
 _WITH_TORCH: Final = 420 * _MB  # the interpreter, numpy and torch
 _TOKEN_READ, _TOKEN_WRITTEN = 630, 540  # bytes for each of the tokenizer's ids
+ANSWERED_ROWS: Final = 32  # that of `model.batch`, which only torch can import
 _PICTURE: Final = 4  # activations as large as the widest
+_TEXT_TOKENS: Final = 64  # of a sample beside its picture: the prompt, and the answer's first half
+_GRADIENTS: Final = 8  # activations as large as the widest, while a gradient passes back through a block
+_KEPT: Final = 150 * _MB  # what the allocator does not give back
 _HESSIANS: Final = 5  # two sums, their damped copy, its factor and one more
 _LOGIT: Final = 40  # bytes: of both models in float32, compared in float64
-_ANSWER_TOKENS: Final = 12  # of an answer to the demo generator's questions, on average; at most 64
 _ALONE: Final = 70 * _MB  # the interpreter and numpy
 
 _PICTURES: Final = "calibrate with less: lower calibration.num_samples or common.image_size"
 _TOKENS: Final = "calibrate with less: lower calibration.num_samples or calibration.max_tokens"
-_CALIBRATION: Final = {"answers": _PICTURES, "token weights": _TOKENS, "layers": _TOKENS}
+_CALIBRATION: Final = {
+    "answers": _PICTURES,
+    "token weights": _TOKENS,
+    "encoder": _PICTURES,
+    "layers": _TOKENS,
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ def stage_needs(
             needs.append(StageNeed(STAGE, base + _ranges_bytes(config, plans)))
         if recipe.is_solved:
             needs += [StageNeed(stage, base + size) for stage, size in _calibration(config, plans, recipe)]
-        libraries = max(libraries, _WITH_TORCH)
+        libraries = max(libraries, _WITH_TORCH) + _KEPT
     for target, backend in zip(targets, backends, strict=True):
         working = backend.working_bytes(config, recipe, plans)
         needs.append(StageNeed(target, libraries + tokenizer + working))
@@ -162,22 +175,29 @@ def _calibration(
     A floating-point number takes four bytes.
     """
     decoder, settings = config.decoder, recipe.calibration
-    count = settings.num_samples
-    state, widest = (4 * settings.max_tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
+    count, pixels = settings.num_samples, config.vision.image_size**2
+    tokens = min(settings.max_tokens, config.vision.num_image_tokens + _TEXT_TOKENS)
+    state, widest = (4 * tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)
-    size = config.vision.image_size**2
-    pixels = count * 3 * 4 * size
-    yield "answers", pixels + 4 * sum(plan.size for plan in plans) + _PICTURE * picture
-    logits = min(count * _ANSWER_TOKENS, LOGIT_ROWS) * decoder.vocab_size * _LOGIT
-    yield "token weights", pixels + logits
     language, vision = ([p for p in plans if is_language(p.layer) is part] for part in (True, False))
-    solving = max(logits, _SOLVED.bytes(count, state, widest) + _hessian_bytes(language))
-    if hessian := _hessian_bytes(vision):
-        few = min(count, max(1, MAX_PIXELS // size))
-        solving = max(solving, _SOLVED.bytes(few, encoded, picture) + hessian)
+    held = [4 * sum(plan.size for plan in part) for part in (language, vision)]
+    cache = (
+        min(count, ANSWERED_ROWS) * tokens * 8 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim
+    )
+    encoding = held[1] + _PICTURE * picture
+    yield "answers", max(encoding, held[0] + cache)
+    logits = LOGIT_ROWS * decoder.vocab_size * _LOGIT
+    if settings.token_weights != "uniform":
+        asked = min(count, AVERAGED_SAMPLES) if settings.token_weights == "modality" else count
+        together = min(asked, SAMPLES_BACK) * _GRADIENTS * widest
+        yield "token weights", max(logits, 2 * asked * state + together)
+    hessian = _hessian_bytes(vision)
     if any(plan.scheme for plan in vision):
-        solving = max(solving, _PICTURE * picture)
-    yield "layers", pixels + solving
+        few = min(count, max(1, MAX_PIXELS // pixels))
+        solving = _SOLVED.bytes(few, encoded, picture) + hessian if hessian else 0
+        yield "encoder", max(encoding, solving)
+    solving = _SOLVED.bytes(count, state, widest) + _hessian_bytes(language)
+    yield "layers", _KEPT + max(logits, solving)
 
 
 def _ranges_bytes(config: ModelConfig, plans: Sequence[LayerPlan]) -> int:

@@ -54,7 +54,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Pictures(Sequence[torch.Tensor]):
-    """Pictures as pixel values, float32 [1, 3, S, S] each, made when read, because they take much memory.
+    """Pictures as pixel values, float32 [1, 3, S, S] each; made when they are read, to save memory.
 
     Attributes:
         pictures: Of any size.

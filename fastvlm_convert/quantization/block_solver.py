@@ -47,6 +47,8 @@ class SolverTask:
         data: The samples.
         token_weights: Layer -> weight of every token, float32 [samples, tokens]; empty for equal weights.
         folder: Where solved layers are saved.
+        has_fine_encoder: Whether the encoder's integers need no data and have 8 bits: they change its image
+            tokens so little that the decoder is solved on the float encoder's, which are there already.
     """
 
     reference: BlockStreamer
@@ -56,6 +58,7 @@ class SolverTask:
     data: CalibrationSet
     token_weights: Mapping[str, Tensor]
     folder: Path
+    has_fine_encoder: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 
 from fastvlm_convert.errors import RecipeError
 from fastvlm_convert.model.block_streamer import BlockStreamer
-from fastvlm_convert.progress import OnStage
+from fastvlm_convert.progress import OnShare, OnStage
 from fastvlm_convert.quantization.answers import CalibrationSet, collect_samples, token_batch
 from fastvlm_convert.quantization.block_solver import SolverTask, load_solved
 from fastvlm_convert.quantization.calibration import Calibration
 from fastvlm_convert.quantization.coverage import Coverage, coverage_of, load_coverage, save_coverage
 from fastvlm_convert.quantization.layerwise import solve_layerwise
-from fastvlm_convert.quantization.limits import LOGIT_ROWS
+from fastvlm_convert.quantization.limits import LOGIT_ROWS, has_fine_encoder
 from fastvlm_convert.quantization.score import AnswerScore, answer_score, load_score, save_score
 from fastvlm_convert.quantization.stages import ACTIVATIONS, SOLVED
 from fastvlm_convert.quantization.token_weights import measured_weights
@@ -38,19 +39,6 @@ class SolvedLayers:
 
     weights: dict[str, AnyWeight]
     score: AnswerScore
-
-
-@dataclass(frozen=True)
-class _Models:
-    """The model before its layers are solved.
-
-    Attributes:
-        reference: With float weights, folded and repaired.
-        quantized: With dequantized integers where layers need no data.
-    """
-
-    reference: BlockStreamer
-    quantized: BlockStreamer
 
 
 def solved_layers(
@@ -87,11 +75,21 @@ def solved_layers(
         )
     _make(folder, plan)
     data = collect_samples(plan, calibration, partial(on_progress, "answers"))
-    models = _Models(BlockStreamer(plan.config, floats), BlockStreamer(plan.config, dense_view(searched)))
-    weights, score = _solve(models, todo, plan.recipe.calibration, data, folder, on_progress)
+    reference, settings = BlockStreamer(plan.config, floats), plan.recipe.calibration
+    task = SolverTask(
+        reference,
+        BlockStreamer(plan.config, dense_view(searched)),
+        todo,
+        settings,
+        data,
+        _token_weights(reference, settings, data, partial(on_progress, "token weights")),
+        folder,
+        has_fine_encoder(plan.layers),
+    )
+    solved = _solve(task, on_progress)
     save_coverage(folder / _COVERAGE, coverage_of(data.features[: data.num_fitted_pictures]))
-    save_score(folder / _SCORE, score)
-    return SolvedLayers(weights, score)
+    save_score(folder / _SCORE, solved.score)
+    return solved
 
 
 def saved_coverage(plan: WeightPlan, calibration: Calibration) -> Coverage | None:
@@ -140,24 +138,22 @@ def _load_solved_layers(folder: Path, plans: Mapping[str, LayerPlan]) -> SolvedL
     return SolvedLayers(weights, score)
 
 
-def _solve(
-    models: _Models,
-    todo: Mapping[str, LayerPlan],
-    settings: CalibrationSettings,
-    data: CalibrationSet,
-    folder: Path,
-    on_progress: OnStage,
-) -> tuple[dict[str, AnyWeight], AnswerScore]:
-    """Weigh the tokens, solve the layers and compare the answers."""
-    reference, quantized = models.reference, models.quantized
+def _token_weights(
+    reference: BlockStreamer, settings: CalibrationSettings, data: CalibrationSet, on_progress: OnShare
+) -> dict[str, torch.Tensor]:
+    """The weights of the tokens that layers are solved with, see `measured_weights`."""
     batch = token_batch(data.samples, torch.from_numpy(data.features), reference.embed)
-    fitted = batch.first(data.num_fitted)
-    weights = measured_weights(reference, fitted, settings, partial(on_progress, "token weights"))
-    task = SolverTask(reference, quantized, todo, settings, data, weights, folder)
+    return measured_weights(reference, batch.first(data.num_fitted), settings, on_progress)
+
+
+def _solve(task: SolverTask, on_progress: OnStage) -> SolvedLayers:
+    """Solve the layers and compare the answers."""
+    data, reference, quantized = task.data, task.reference, task.quantized
     solved = solve_layerwise(task, on_progress)
     num_held_out = len(data.samples) - data.num_fitted
     # Of a single sample there is nothing to hold out; the score then says that it was fitted.
-    judged = batch.answers[0] >= data.num_fitted if num_held_out else slice(None)
+    owner = np.repeat(np.arange(len(data.samples)), [len(sample.answer) for sample in data.samples])
+    judged = torch.from_numpy(owner >= data.num_fitted) if num_held_out else slice(None)
     parts = (torch.split(hidden[judged], LOGIT_ROWS) for hidden in (solved.reference, solved.hidden))
     logits = ((reference.logits(x).numpy(), quantized.logits(y).numpy()) for x, y in zip(*parts, strict=True))
-    return solved.weights, answer_score(logits, num_held_out)
+    return SolvedLayers(solved.weights, answer_score(logits, num_held_out))

@@ -59,8 +59,9 @@ def solve_layerwise(task: SolverTask, on_progress: OnStage = ignore_stage) -> La
 def _image_tokens(task: SolverTask, on_progress: OnShare) -> tuple[Activations, dict[str, AnyWeight]]:
     """Image tokens of both models, and the stored weights of the encoder.
 
-    The encoder runs only where its weights are not the float model's. The first images solve its layers; then
-    the others pass through it whole.
+    The encoder runs only where its weights are not the float model's; if they are fine, only over held-out
+    images, so that the score tells what it does. The first images solve its layers; then the others pass
+    through it whole.
     """
     reference = torch.from_numpy(task.data.features)
     floats, weights = task.reference.weights, task.quantized.weights
@@ -70,7 +71,9 @@ def _image_tokens(task: SolverTask, on_progress: OnShare) -> tuple[Activations, 
         return Activations(reference, reference), {}
     pictures = task.data.pictures
     if not is_solved:
-        return Activations(reference, task.quantized.encode(pictures, on_progress)), {}
+        given = task.data.num_fitted_pictures if task.has_fine_encoder else 0
+        tokens = task.quantized.encode(pictures[given:], on_progress)
+        return Activations(reference, torch.cat([reference[:given], tokens])), {}
     few = max(1, min(task.data.num_fitted_pictures, MAX_PIXELS // pictures.settings.size**2))
     pixels = torch.cat(list(pictures[:few]))
     states = Activations(pixels, pixels)

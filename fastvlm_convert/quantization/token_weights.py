@@ -20,14 +20,10 @@ from torch import Tensor, nn
 from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.progress import OnShare
 from fastvlm_convert.quantization.answers import TokenBatch
-from fastvlm_convert.quantization.limits import LOGIT_ROWS
+from fastvlm_convert.quantization.limits import AVERAGED_SAMPLES, LOGIT_ROWS, SAMPLES_BACK
 from fastvlm_convert.recipe_settings import CalibrationSettings
 
-SAMPLES = 8  # run side by side: bounds the memory that a backward pass takes
 SEED = 0
-
-AVERAGED_SAMPLES = 16
-"""Samples whose tokens are averaged by modality: thousands of tokens suffice for two numbers a layer."""
 
 
 def measured_weights(
@@ -101,7 +97,7 @@ def spread(means: tuple[float, float], batch: TokenBatch) -> Tensor:
 
 @torch.no_grad()
 def _forward(model: BlockStreamer, block: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([model.run(block, part) for part in torch.split(x, SAMPLES)])
+    return torch.cat([model.run(block, part) for part in torch.split(x, SAMPLES_BACK)])
 
 
 def _probe(model: BlockStreamer, hidden: Tensor) -> Tensor:
@@ -143,11 +139,11 @@ def _backward(
         if isinstance(module, nn.Linear):
             module.register_full_backward_hook(watch(f"{name}.{layer}"))
     parts: list[Tensor] = []
-    for start in range(0, len(given), SAMPLES):
-        leaf = torch.from_numpy(np.array(given[start : start + SAMPLES])).requires_grad_()
+    for start in range(0, len(given), SAMPLES_BACK):
+        leaf = torch.from_numpy(np.array(given[start : start + SAMPLES_BACK])).requires_grad_()
         with torch.enable_grad():
             y = model.run(block, leaf)
-        parts.extend(torch.autograd.grad(y, leaf, gradient[start : start + SAMPLES]))
+        parts.extend(torch.autograd.grad(y, leaf, gradient[start : start + SAMPLES_BACK]))
     return torch.cat(parts), {layer: torch.cat(found) for layer, found in squares.items()}
 
 

@@ -125,6 +125,7 @@ def run(
     only: Callable[[str], bool] = lambda layer: True,
     token_weights: Mapping[str, torch.Tensor] | None = None,
     on_progress: Callable[[float], None] = lambda share: None,
+    has_fine_encoder: bool = False,
 ) -> Run:
     """Solve the golden checkpoint's layers in a folder.
 
@@ -135,6 +136,7 @@ def run(
         only: Which layers to solve, of those that the recipe solves.
         token_weights: Those measured by default.
         on_progress: Called with the share of the decoder's layers that is solved.
+        has_fine_encoder: See `SolverTask`.
     """
     plans = plans_of(settings)
     searched = quantize_weights(floats(), plans)
@@ -142,7 +144,9 @@ def run(
     chain = BlockStreamer(golden_checkpoint(LLAVA).config, weights or dense_view(searched))
     measured = golden_weights() if token_weights is None else token_weights
     folder.mkdir(exist_ok=True)
-    task = SolverTask(float_chain(), chain, todo, settings.calibration, golden_answers(), measured, folder)
+    task = SolverTask(
+        float_chain(), chain, todo, settings.calibration, golden_answers(), measured, folder, has_fine_encoder
+    )
 
     def on_stage(stage: str, share: float) -> None:
         if stage == "layers":

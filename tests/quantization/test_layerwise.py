@@ -7,8 +7,10 @@ import torch
 from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.quantization import block_solver, layer_solver
 from fastvlm_convert.quantization.awq import behind_scales
+from fastvlm_convert.quantization.limits import has_fine_encoder
 from fastvlm_convert.quantized.weight import dense_view
 from fastvlm_convert.recipe_settings import QuantizeRule
+from fastvlm_convert.weights.parts import is_language
 from fastvlm_convert.weights.source import Weight
 from tests.checkpoints import LLAVA, golden_checkpoint, tree_state
 from tests.quantization.calibrated import (
@@ -117,6 +119,37 @@ def without_solvers():
     """The same schemes, found by search, and one layer for the solver so that there is something to do."""
     rules = [QuantizeRule(r.layers, r.scheme, r.block_size, r.symmetric, solver="search") for r in RULES]
     return calibrated_recipe(*rules)
+
+
+class TestFineEncoder:
+    """An encoder of 8 bits that needs no data, before layers that are solved with it."""
+
+    SETTINGS = calibrated_recipe(DECODER, INT8)
+
+    def test_layers_are_solved_behind_the_float_encoder(self, tmp_path):
+        fine = run(tmp_path / "fine", self.SETTINGS, has_fine_encoder=True)
+        encoder = {name: weight for name, weight in floats().items() if not is_language(name)}
+        behind = run(tmp_path / "floats", self.SETTINGS, weights={**dense_view(fine.searched), **encoder})
+        assert fine.files == behind.files
+        assert fine.files != run(tmp_path / "own", self.SETTINGS).files
+
+    def test_the_score_is_behind_its_own(self, tmp_path):
+        fine = run(tmp_path / "fine", self.SETTINGS, has_fine_encoder=True)
+        judged = golden_batch().answers[0] >= golden_answers().num_fitted
+        assert close(fine.hidden()[judged], fine.solved.hidden[judged])
+        assert not close(fine.hidden()[~judged], fine.solved.hidden[~judged])
+
+    @pytest.mark.parametrize(
+        ("rules", "is_fine"),
+        [
+            ((DECODER, INT8), True),
+            ((DECODER, QuantizeRule(("*",), "float")), True),
+            ((DECODER, QuantizeRule(("*",), "int4")), False),
+            (RULES, False),
+        ],
+    )
+    def test_which_are(self, rules, is_fine):
+        assert has_fine_encoder(plans_of(calibrated_recipe(*rules))) is is_fine
 
 
 class TestWhatALayerSees:

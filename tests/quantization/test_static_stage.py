@@ -30,7 +30,7 @@ def prepared(checkpoint: Path, data: Calibration | None = None) -> tuple[Prepare
     stages: list[str] = []
     made = prepare_weights(
         planned,
-        data or read_calibration(None, SETTINGS.calibration),
+        data or read_calibration(None, SETTINGS.calibration, planned.checkpoint.tokenizer),
         lambda stage, share: stages.append(f"{stage} {share:.2f}"),
     )
     return made, stages
@@ -75,7 +75,7 @@ class TestCache:
     @pytest.mark.slow
     def test_other_pictures_give_other_ranges(self, llava, own_cache):
         first, _ = prepared(llava)
-        data = read_calibration(None, SETTINGS.calibration)
+        data = read_calibration(None, SETTINGS.calibration, open_checkpoint(llava).tokenizer)
         darker = tuple(
             Question(tuple(image.point(lambda value: value // 4) for image in q.images), q.text)
             for q in data.questions

@@ -35,7 +35,7 @@ def whole_model(batch: TokenBatch, row: int) -> tuple[torch.Tensor, dict[str, to
 def probes(logits: torch.Tensor) -> torch.Tensor:
     """`sqrt(p) n - p (sqrt(p) . n)` for the noise n of the seed, drawn some rows at a time."""
     noise = torch.Generator().manual_seed(token_weights.SEED)
-    parts = torch.split(logits.detach(), token_weights.SAMPLES)
+    parts = torch.split(logits.detach(), token_weights.SAMPLES_BACK)
     n = torch.cat([torch.randn(part.shape, generator=noise) for part in parts])
     p = torch.softmax(logits.detach(), -1)
     return p.sqrt() * n - p * (p.sqrt() * n).sum(-1, keepdim=True)
