@@ -99,6 +99,6 @@ def test_data_needs_the_reference_beside_it():
 
 
 def test_more_data_needs_more():
-    recipe = load_recipe("int4-small")
+    recipe = load_recipe("int4")
     many = replace(recipe, calibration=replace(recipe.calibration, num_samples=128))
     assert peak(many, ["onnx"]) > 1.05 * peak(recipe, ["onnx"])

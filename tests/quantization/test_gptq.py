@@ -43,6 +43,14 @@ def test_beats_search(scheme: AffineScheme) -> None:
         assert ours < 0.6 * output_error(weight, round_to_nearest(weight, scheme).dequantized(), hessian)
 
 
+def test_sweeps_only_help() -> None:
+    weight, hessian = weights(4), correlated_hessian(4)
+    errors = [
+        output_error(weight, gptq(weight, hessian, B32, sweeps=n).dequantized(), hessian) for n in (0, 1, 4)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+
+
 def test_on_inputs_not_seen() -> None:
     weight, inputs = weights(5), correlated_inputs(5, tokens=4000)
     seen, unseen = hessian_of(inputs[::2]), hessian_of(inputs[1::2])
