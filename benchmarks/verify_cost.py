@@ -51,7 +51,9 @@ def run_row(bundle: Path, folder: Path) -> str:
     shown_questions()[0].images[0].save(picture)
     asked = [str(bundle), str(picture), "What is this?", "--max-new-tokens", str(NEW_TOKENS)]
     code = [sys.executable, "-c", RUN, *asked]
-    done = subprocess.run(code, capture_output=True, text=True, check=True)
+    done = subprocess.run(code, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout)
     seconds, peak = done.stderr.split()[-2:]
     return f"| run | | {float(seconds):.1f} | {int(peak) / 2**30:.2f} |"
 
