@@ -70,6 +70,7 @@ def load_model(
     adapter: Path | None = None,
     projector: Path | None = None,
     vision_tower: Path | None = None,
+    in_turn: bool = False,
 ) -> tuple[LoadedModel, tuple[str, ...]]:
     """A checkpoint's reference, or one target of a bundle; and what the user should know of it.
 
@@ -94,7 +95,7 @@ def load_model(
             where=path,
             hint="export with --projector or --vision-tower",
         )
-    return load_bundle(path, target), ()
+    return load_bundle(path, target, in_turn=in_turn), ()
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:

@@ -19,8 +19,6 @@ import typer
 
 from fastvlm_convert import __version__
 from fastvlm_convert.cli.commands import Entry, group_class
-from fastvlm_convert.cli.console import err, print_error, print_json
-from fastvlm_convert.cli.document import ErrorDocument, ErrorFacts
 from fastvlm_convert.cli.flags import Invocation
 from fastvlm_convert.cli.streams import guarded_streams
 from fastvlm_convert.errors import ConversionError, MissingDependencyError, OutputError
@@ -142,6 +140,8 @@ def _run(arguments: list[str]) -> int:
         return EXIT_COULD_NOT_RUN
     except Exception as error:  # noqa: BLE001  the last resort: without it Python's own exit code 1 would read "check failed"
         traceback.print_exc()
+        from fastvlm_convert.cli.console import err
+
         err.print(
             "[bold red]error:[/] this is a bug in fastvlm-convert; please report it with the lines above"
         )
@@ -171,6 +171,9 @@ def _exit_code(code: int, invocation: Invocation) -> int:
 def _report(error: ConversionError, invocation: Invocation) -> None:
     if invocation.flags.verbose:
         traceback.print_exc()
+    from fastvlm_convert.cli.console import print_error, use_color  # Rich is for those who have to be told
+
+    use_color(not invocation.flags.no_color)
     print_error(error)
     _print_error_document(invocation, code=error.code, message=str(error), where=error.where, hint=error.hint)
 
@@ -179,6 +182,9 @@ def _print_error_document(
     invocation: Invocation, *, code: str, message: str, where: str | None = None, hint: str | None = None
 ) -> None:
     if invocation.flags.as_json:
+        from fastvlm_convert.cli.console import print_json
+        from fastvlm_convert.cli.document import ErrorDocument, ErrorFacts
+
         document = ErrorDocument(ErrorFacts(code, message, where, hint))
         with suppress(OSError, OutputError):  # standard output itself may be what fails
             print_json(invocation.command, "error", document)

@@ -90,6 +90,7 @@ def command(
             adapter=adapter,
             projector=projector,
             vision_tower=vision_tower,
+            in_turn=True,  # there is one answer
         )
     stream = loaded.reply(
         conversation, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed

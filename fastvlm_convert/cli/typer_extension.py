@@ -7,7 +7,6 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from fastvlm_convert.cli.console import use_color
 from fastvlm_convert.cli.flags import FLAG_PARAMETERS, Invocation, flags_among, flags_of_parameters
 from fastvlm_convert.errors import UsageError, did_you_mean
 
@@ -27,6 +26,9 @@ class Command(TyperCommand):
         with _our_errors(ctx):
             rest = super().parse_args(ctx, args)
         invocation.flags = flags_of_parameters(ctx.params)
+        from fastvlm_convert.cli.console import use_color  # Rich, which the list of commands does without
+
+        use_color(not invocation.flags.no_color)
         return rest
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
@@ -67,9 +69,7 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Take note of the flags before anything can fail."""
-        flags = flags_among(args)
-        ctx.ensure_object(Invocation).flags = flags
-        use_color(not flags.no_color)
+        ctx.ensure_object(Invocation).flags = flags_among(args)
         with _our_errors(ctx):
             return super().parse_args(ctx, args)
 

@@ -219,7 +219,7 @@ def _empty_caches(function: Artifact) -> dict[str, np.ndarray]:
 
 
 def open_session(
-    bundle: Path, manifest: Manifest, precision: Precision | None, threads: Threads
+    bundle: Path, manifest: Manifest, precision: Precision | None, threads: Threads, in_turn: bool
 ) -> CoreMLSession:
     """Run the packages of a bundle.
 
@@ -229,12 +229,14 @@ def open_session(
         precision: How the interpreter runs them; None leaves them to Core ML where there is one, and else
             means `exact`.
         threads: Must be left to the runtime.
+        in_turn: Changes nothing: the runtime reads the files as it needs them.
 
     Raises:
         BundleError: The manifest lists other artifacts than the session runs, or a package is missing,
             damaged or refused.
         MissingDependencyError: A library is not installed.
     """
+    del in_turn
     refuse_threads(_TARGET, threads)
     check_manifest(manifest)
     vision, *decoder = (

@@ -83,7 +83,7 @@ class MlxSession:
 
 
 def open_session(
-    bundle: Path, manifest: Manifest, precision: Precision | None, threads: Threads
+    bundle: Path, manifest: Manifest, precision: Precision | None, threads: Threads, in_turn: bool
 ) -> MlxSession:
     """Run the `mlx/` folder of a bundle.
 
@@ -92,10 +92,12 @@ def open_session(
         manifest: Its manifest.
         precision: `exact` computes in float32 on the stored weights; None as MLX does for users.
         threads: Must be left to the runtime.
+        in_turn: Changes nothing: the runtime reads the files as it needs them.
 
     Raises:
         BundleError: The folder is not one that this tool writes, or MLX refuses it.
     """
+    del in_turn
     refuse_threads(_TARGET, threads)
     path = bundle / manifest.artifact(_TARGET, "decoder").files[0]
     decoder, default, others = _config(path.parent / "config.json")

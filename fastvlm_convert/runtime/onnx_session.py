@@ -1,7 +1,7 @@
 """An ONNX bundle as a session, executed by ONNX Runtime: weights that many share, and a sequence of one."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
@@ -38,26 +38,50 @@ class OnnxWeights:
         manifest: Its manifest.
         exact: Whether quantized matrices multiply float activations; slower by far, and as exact as the file.
         threads: How many compute one operation.
+        in_turn: Load the encoder alone, and the rest when it is needed; the encoder is released before that.
 
     Raises:
         BundleError: ONNX Runtime refuses a graph, here or when it is run.
     """
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, exact: bool = False, threads: Threads = DEFAULT_THREADS
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        exact: bool = False,
+        threads: Threads = DEFAULT_THREADS,
+        in_turn: bool = False,
     ) -> None:
         self.executed_by = f"{EXECUTED_BY} (float activations)" if exact else EXECUTED_BY
         self.context_length = manifest.contract.context_length
         self.num_image_tokens = manifest.contract.num_image_tokens
-        self._vision = load_graph(bundle, manifest, "vision", threads=threads)
+        self._load = partial(load_graph, bundle, manifest, threads=threads)
+        self._load_decoder = partial(load_exact if exact else load_graph, bundle, manifest, threads=threads)
+        self._in_turn = in_turn
         vision = manifest.artifact(TARGET, "vision")
         self._vision_path, self._takes_pictures = bundle / vision.files[0], takes_pictures(vision)
-        self._embed = load_graph(bundle, manifest, "embed", threads=threads)
-        self.decoder = (load_exact if exact else load_graph)(bundle, manifest, "decoder", threads=threads)
         decoder = manifest.artifact(TARGET, "decoder")
         self.past = [t for t in decoder.inputs if t.name not in (INPUTS_EMBEDS, ATTENTION_MASK)]
         self.present = [t.name for t in decoder.outputs if t.name != LOGITS]
         self.vocabulary = int(next(t.shape[-1] for t in decoder.outputs if t.name == LOGITS))
+        _ = self._vision
+        if not in_turn:
+            _ = self._embed, self.decoder
+
+    @cached_property
+    def _vision(self) -> onnxruntime.InferenceSession:
+        return self._load("vision")
+
+    @cached_property
+    def _embed(self) -> onnxruntime.InferenceSession:
+        return self._load("embed")
+
+    @cached_property
+    def decoder(self) -> onnxruntime.InferenceSession:
+        """The decoder's graph."""
+        if self._in_turn:
+            vars(self).pop("_vision", None)
+        return self._load_decoder("decoder")
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S], or pictures of any size -> float32 [num_image_tokens, hidden]."""
@@ -106,16 +130,19 @@ class OnnxSequence:
         ]
         self._logits = np.zeros((1, 1, weights.vocabulary), np.float32)
         self._ones = np.ones((1, self.context_length), np.int64)
-        # Bound once: what ONNX Runtime reads and writes is the memory of these arrays.
-        self._binding = weights.decoder.io_binding()
-        names = zip(weights.past, weights.present, self._cache, strict=True)
+
+    @cached_property
+    def _binding(self) -> onnxruntime.IOBinding:
+        """Bound once: what ONNX Runtime reads and writes is the memory of these arrays."""
+        binding = self.weights.decoder.io_binding()
+        names = zip(self.weights.past, self.weights.present, self._cache, strict=True)
         with refusals("decoder"):
             for past, present, array in names:
                 value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-                self._binding.bind_ortvalue_input(past.name, value)
-                self._binding.bind_ortvalue_output(present, value)
-            logits = onnxruntime.OrtValue.ortvalue_from_numpy(self._logits)
-            self._binding.bind_ortvalue_output(LOGITS, logits)
+                binding.bind_ortvalue_input(past.name, value)
+                binding.bind_ortvalue_output(present, value)
+            binding.bind_ortvalue_output(LOGITS, onnxruntime.OrtValue.ortvalue_from_numpy(self._logits))
+        return binding
 
     def another(self) -> "OnnxSequence":
         """A new sequence over the same weights, for another request."""
@@ -198,7 +225,7 @@ class OnnxSequence:
 
 
 def open_session(
-    bundle: Path, manifest: Manifest, precision: Precision | None, threads: Threads
+    bundle: Path, manifest: Manifest, precision: Precision | None, threads: Threads, in_turn: bool
 ) -> OnnxSequence:
     """Run the graphs of a bundle.
 
@@ -207,12 +234,13 @@ def open_session(
         manifest: Its manifest.
         precision: `exact` does without int8 activations; anything else runs the graphs as they are.
         threads: How many compute one operation.
+        in_turn: See `OnnxWeights`.
 
     Raises:
         BundleError: The manifest lists other artifacts than the session runs, or ONNX Runtime refuses one.
     """
     check_manifest(manifest)
-    return OnnxSequence(OnnxWeights(bundle, manifest, precision == "exact", threads))
+    return OnnxSequence(OnnxWeights(bundle, manifest, precision == "exact", threads, in_turn))
 
 
 def embed_apart(

@@ -13,7 +13,7 @@ from fastvlm_convert.runtime.threads import DEFAULT_THREADS, Threads
 from fastvlm_convert.session import Session
 from fastvlm_convert.targets import Target
 
-OpenSession = Callable[[Path, Manifest, Precision | None, Threads], Session]
+OpenSession = Callable[[Path, Manifest, Precision | None, Threads, bool], Session]
 
 # Module that has `open_session`; it is imported late, because the runtimes take seconds.
 SESSIONS: Final[dict[Target, str]] = {
@@ -29,6 +29,7 @@ def open_session(
     target: Target,
     precision: Precision | None,
     threads: Threads = DEFAULT_THREADS,
+    in_turn: bool = False,
 ) -> Session:
     """Run one target of a bundle.
 
@@ -38,6 +39,7 @@ def open_session(
         target: One that the bundle has.
         precision: How exactly, where the runtime leaves a choice (see `runtime.loaded.load_bundle`).
         threads: How many compute one operation, where the runtime leaves a choice.
+        in_turn: Load encoder and decoder one after the other, where the runtime loads them whole.
 
     Raises:
         BundleError: The runtime refuses the bundle.
@@ -49,4 +51,4 @@ def open_session(
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, f"running {title} bundles") from error
     open_one: OpenSession = module.open_session
-    return open_one(bundle, manifest, precision, threads)
+    return open_one(bundle, manifest, precision, threads, in_turn)

@@ -1,3 +1,4 @@
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,6 +40,23 @@ def short(tmp_path_factory):
 
 def embeds_of(length: int) -> np.ndarray:
     return np.random.default_rng(length).normal(size=(length, 64)).astype(np.float32)
+
+
+def num_graphs() -> int:
+    gc.collect()
+    return sum(isinstance(thing, onnxruntime.InferenceSession) for thing in gc.get_objects())
+
+
+def test_loaded_in_turn_it_answers_alike_without_encoder_and_decoder_side_by_side(fp32_bundle, candidate):
+    before = num_graphs()
+    model = load_bundle(fp32_bundle, in_turn=True)
+    assert num_graphs() == before + 1, "the encoder"
+    answers = [m.ask(IMAGES[:1], "?", max_new_tokens=4).finish().token_ids for m in (model, candidate)]
+    assert answers[0] == answers[1]
+    assert num_graphs() == before + 2, "the table and the decoder"
+    session = model.session
+    pixels = model.prompt("?", IMAGES[1:]).images[0]
+    np.testing.assert_array_equal(session.encode_image(pixels), candidate.session.encode_image(pixels))
 
 
 def test_it_says_what_it_is(candidate):

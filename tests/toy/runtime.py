@@ -15,7 +15,7 @@ from fastvlm_convert.weights.source import Weight
 from tests.toy.exporter import CONFIG, WEIGHTS
 
 
-def open_session(bundle, manifest, precision, threads) -> TorchSession:
+def open_session(bundle, manifest, precision, threads, in_turn) -> TorchSession:
     config = from_plain(ModelConfig, json.loads((bundle / CONFIG).read_text()))
     numbers = np.fromfile(bundle / WEIGHTS, np.float32)
     weights, start = {}, 0

@@ -1,0 +1,31 @@
+"""What the C library does with memory that was freed."""
+
+import ctypes
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_MIB: Final = 1 << 20
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_KEPT: Final = 32 * _MIB  # where glibc's thresholds end by themselves once such a block was freed
+
+
+@contextmanager
+def large_blocks_returned() -> Iterator[None]:
+    """Have glibc give every freed block of a megabyte back to the system, while this context is entered.
+
+    By default it keeps freed blocks of up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). A runtime that loads a
+    graph makes and frees a gigabyte of them, and what lies between those that stay is lost. Nothing happens
+    with another C library.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_MMAP_THRESHOLD, _MIB)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, _KEPT)
+        mallopt(_TRIM_THRESHOLD, 2 * _KEPT)
