@@ -120,7 +120,12 @@ def _aims(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _gates(results: Mapping[str, Any]) -> Iterator[str]:
     """Where figures of sound conversions end when `verify` asks its questions, and each recipe's gates."""
-    sets = [(model, name) for model, result in results.items() for name in result["sets"]]
+    sets = [
+        (model, name)
+        for model, result in results.items()
+        for name in result["sets"]
+        if _of_set(result["schemes"], name)
+    ]
     yield f"| recipe | gates | {' | '.join(f'{model}, {name}' for model, name in sets)} |"
     yield "|---|---|" + "---|" * len(sets)
     for recipe in RECIPES:
@@ -152,7 +157,7 @@ def _aim(aim: Aim, name: str, asked: Mapping[str, Any], schemes: Mapping[str, An
         label = f"{aim.scheme}: {LABELS[aim.what]} {sign} {aim.limit:g}"
     if found is None:
         return None
-    shown = factor(found) if aim.what == "ratio" else number(found, 3)
+    shown = {"ratio": factor, "kl": number}.get(aim.what, percent)(found)
     return f"{label} | {shown} | {verdict(found, aim.limit, aim.what in ('ratio', 'kl'))}"
 
 
