@@ -15,4 +15,4 @@ SEARCHED: Final = Kind("searched", "integers found without data", (2,), ".bin")
 ANSWERS: Final = Kind("answers", "answers to calibration questions", (2,), ".npz")
 
 # calibrate.py and all that it calls. Solved layers make up for what earlier stages did.
-SOLVED: Final = Kind("solved", "layers solved with data", (5, *ANSWERS.version, *SEARCHED.version), "")
+SOLVED: Final = Kind("solved", "layers solved with data", (6, *ANSWERS.version, *SEARCHED.version), "")
