@@ -11,8 +11,6 @@ Beyond the paper:
   error, not those that fit its weights alone. They are searched when its turn comes, on compensated weights.
 * Blocks take turns by importance, and so do the columns within one. They stay contiguous as stored.
 * A row that fares better the paper's own way (order over all blocks, parameters given) takes that.
-* Then some sweeps: each block is solved again while all others stay (block coordinate descent), and takes the
-  new solution where that lowers the exact error.
 
 Rows never interact, so layers with the same inputs (q, k, v; gate, up) are best stacked into one matrix.
 """
@@ -27,10 +25,8 @@ from fastvlm_convert.quantization.error_compensation import (
     PANEL,
     BlockFactor,
     Factor,
-    block_factor,
     factorize,
     importance_order,
-    panel_pull,
     panel_target,
     round_by_panels,
     round_columns,
@@ -49,7 +45,6 @@ def gptq(
     *,
     damping: float = 0.01,
     activation_order: bool = True,
-    sweeps: int = 2,
 ) -> AffineMatrix:
     """Quantize a matrix so that its outputs change least.
 
@@ -59,7 +54,6 @@ def gptq(
         scheme: Its block size must divide the columns.
         damping: Share of the mean diagonal that is added to the diagonal; raised until the matrix factorizes.
         activation_order: Important blocks, and columns within a block, first.
-        sweeps: Times that every block is solved again in the end.
     """
     size = block_size_of(weight.shape, scheme)
     order = importance_order(np.diag(hessian), size) if activation_order else np.arange(len(hessian))
@@ -72,9 +66,6 @@ def gptq(
         rounded.take(panel, _solve(problem, rounded, panel, target, panel_factor))
     if activation_order and not problem.is_fixed:
         _take_static_rows(problem, rounded, round_to_nearest(weight, scheme), hessian, damping)
-    for _ in range(sweeps):
-        for panel in problem.panels():
-            _solve_again(problem, rounded, panel)
     return rounded.matrix()
 
 
@@ -156,14 +147,13 @@ class _Rounded:
         shape = (columns // problem.block_size, rows)
         return cls(problem, np.ones(shape, np.float32), np.zeros(shape, np.float32))
 
-    def take(self, panel: slice, solution: _Solution, where: np.ndarray | bool = True) -> None:
-        """Overwrite a panel, in some rows only."""
+    def take(self, panel: slice, solution: _Solution) -> None:
+        """Overwrite a panel."""
         block = self._problem.block_of(panel)
-        np.copyto(self.steps[panel], solution.steps, where=where)
-        np.copyto(self.scale[block], solution.scale, where=where)
-        np.copyto(self.zero[block], solution.zero, where=where)
-        rounded = solution.steps * solution.scale
-        np.copyto(self.error[panel], self._problem.weight[panel] - rounded, where=where)
+        self.steps[panel] = solution.steps
+        self.scale[block] = solution.scale
+        self.zero[block] = solution.zero
+        self.error[panel] = self._problem.weight[panel] - solution.steps * solution.scale
 
     def matrix(self) -> AffineMatrix:
         """The matrix, rows first and columns as stored."""
@@ -177,16 +167,6 @@ class _Rounded:
             np.ascontiguousarray(self.scale.T.astype(np.float16)),
             np.ascontiguousarray(self.zero.T.astype(np.uint8)),
         )
-
-
-def _solve_again(problem: _Problem, rounded: _Rounded, panel: slice) -> None:
-    """Round a panel anew while all others stay, and take that in the rows where it costs less."""
-    matrix = problem.factor.matrix[panel, panel]
-    pull = panel_pull(rounded.error, problem.factor, panel)
-    cost = np.einsum("cr,cr->r", pull, matrix @ pull)
-    target = problem.weight[panel] - rounded.error[panel] + pull
-    solution = _solve(problem, rounded, panel, target, block_factor(matrix))
-    rounded.take(panel, solution, solution.cost < cost)
 
 
 def _take_static_rows(

@@ -18,4 +18,4 @@ ANSWERS: Final = Kind("answers", "answers to calibration questions", (3,), ".npz
 ACTIVATIONS: Final = Kind("activations", "ranges of activations", (1, *SEARCHED.version), ".npz")
 
 # calibrate.py and all that it calls. Solved layers make up for what earlier stages did.
-SOLVED: Final = Kind("solved", "layers solved with data", (7, *ANSWERS.version, *SEARCHED.version), "")
+SOLVED: Final = Kind("solved", "layers solved with data", (8, *ANSWERS.version, *SEARCHED.version), "")
