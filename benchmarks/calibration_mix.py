@@ -5,8 +5,8 @@
 All layers at 4 bits in blocks of 32 (as in `quantize_answers.py`), of the demo checkpoint and of the one of
 the unseen style (`training/unseen`), judged on pictures of their own style that nothing was calibrated with:
 clean ones, blurred and noisy ones. KL in nats over the tokens of the reference's answers, with 95 % bootstrap
-intervals over questions, without the worst 1 % of tokens too; and what each calibration costs beside scenes alone, of the same questions, with the
-interval of the ratio.
+intervals over questions, and without the worst 1 % of tokens; and what each calibration costs beside scenes
+alone, of the same questions, with the interval of the ratio.
 """
 
 import argparse
@@ -145,8 +145,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--checkpoints", nargs="+", choices=CHECKPOINTS, default=list(CHECKPOINTS))
     arguments = parser.parse_args()
-    columns = ("checkpoint", "pictures", "calibrated on", "KL", "without the worst 1 %", "beside scenes alone")
-    print(f"| {' | '.join(columns)} | top-1 |")
+    print("| checkpoint | pictures | calibrated on | KL | without the worst 1 % ", end="")
+    print("| beside scenes alone | top-1 |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("FASTVLM_CONVERT_CACHE", cache)
