@@ -17,7 +17,7 @@ from tests.quantization.calibrated import DECODER, calibrated_recipe
 
 WARNING = re.compile(
     r"these pictures are very unlike those that the weights were calibrated with: they drive (\d+)% .*"
-    r"--calibration FOLDER"
+    r"\(--calibration FOLDER\)"
 )
 # One layer is enough: what calibration saw does not depend on how many are solved.
 ONE = replace(DECODER, layers=("decoder.layers.0.mlp.down_proj",), block_size=32)
