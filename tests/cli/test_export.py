@@ -68,6 +68,7 @@ def test_document(cli, tmp_path):
         "files": files,
         "total_bytes": sum(files.values()),
         "cache": {},
+        "activations": None,
         "warnings": ["the checkpoint has no license file; see that you may pass the bundle on"],
         "findings": [],
     }
