@@ -56,7 +56,7 @@ class OnnxWeights:
         self.context_length = manifest.contract.context_length
         self.num_image_tokens = manifest.contract.num_image_tokens
         self._load = partial(load_graph, bundle, manifest, threads=threads)
-        self._load_decoder = partial(load_exact if exact else load_graph, bundle, manifest, threads=threads)
+        self._load_decoder = partial(load_exact, bundle, manifest, threads=threads) if exact else self._load
         self._in_turn = in_turn
         vision = manifest.artifact(TARGET, "vision")
         self._vision_path, self._takes_pictures = bundle / vision.files[0], takes_pictures(vision)
