@@ -44,7 +44,7 @@ def embeds_of(length: int) -> np.ndarray:
 
 def num_graphs() -> int:
     gc.collect()
-    return sum(isinstance(thing, onnxruntime.InferenceSession) for thing in gc.get_objects())
+    return sum(type(thing) is onnxruntime.InferenceSession for thing in gc.get_objects())
 
 
 def test_loaded_in_turn_it_answers_alike_without_encoder_and_decoder_side_by_side(fp32_bundle, candidate):
