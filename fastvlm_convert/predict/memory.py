@@ -164,7 +164,7 @@ class _Pass:
         return self.states * count * state + self.activations * together
 
 
-_SOLVED: Final = _Pass(5, 4)  # two models' states before and after a block, and the parts that are joined
+_SOLVED: Final = _Pass(7, 4)  # two models' states before, in and after a block; what both differ by
 
 
 def _calibration(
