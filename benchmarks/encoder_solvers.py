@@ -89,7 +89,7 @@ class Judge:
         searched = quantize_weights(weights, plans)
         todo = {plan.layer: plan for plan in plans if plan.scheme and plan.solver != "search"}
         reference, quantized = BlockStreamer(config, weights), BlockStreamer(config, dense_view(searched))
-        expected, found = reference.encode(self.pixels, 8), []
+        expected, found = reference.encode(self.pixels.split(8)), []
         for scenes in self.calibrations:
             with tempfile.TemporaryDirectory() as folder:
                 data = CalibrationSet(scenes, np.zeros(0), (), 0)
@@ -100,7 +100,7 @@ class Judge:
                     states, stored = solve_block(task, block, states, None)
                     solved |= stored
                 made = {**dense_view(searched), **dense_view(solved)}
-                tokens = BlockStreamer(config, made).encode(self.pixels, 8)
+                tokens = BlockStreamer(config, made).encode(self.pixels.split(8))
             misses = (tokens - expected).double().square().sum((1, 2))
             found.append((misses / expected.double().square().sum((1, 2))).numpy())
         return np.stack(found)

@@ -56,7 +56,7 @@ def test_document(cli):
     }  # fmt: skip
     assert document["needs_data"]
     stages = {stage["stage"]: stage["peak_memory_bytes"] for stage in document["stages"]}
-    assert list(stages) == ["answers", "token weights", "layers", "onnx", "coreml", "bundle"]
+    assert list(stages) == ["answers", "token weights", "encoder", "layers", "onnx", "coreml", "bundle"]
     assert 6e8 < document["peak_memory_bytes"] == max(stages.values()) < 1e9
 
 

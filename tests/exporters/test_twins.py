@@ -21,12 +21,14 @@ OWN_FILES = {
         "merge": "onnxruntime-genai embeds and merges image features in one graph",
         "transformers_js": "transformers.js reads a config of its own",
         "pictures": "clients that resize in their own way send pictures of any size",
+        "static": "integer activations, which Core ML bundles do not have",
         "fused": "operators of ONNX Runtime that read integers; Core ML decompresses weights first",
     },
     "coreml": {
         "metadata": "a package holds texts for people",
         "paths": "a package is a folder of files",
         "split": "Apple's devices are reported to compute wide matrices wrongly",
+        "stretches": "a decoder may be too large for one program",
         "values": "a program writes down the dtype and shape of every value, an ONNX graph does not",
     },
 }
@@ -49,6 +51,7 @@ OWN_NAMES = {
     "coreml": {
         "cache": ({"Cache", "TensorCache", "StateCache"}, "state that stays inside, or tensors for tests"),
         "data": ({"is_inline", "LazyArray"}, "coremltools writes the file and asks for arrays one by one"),
+        "decoder": ({"Stretch"}, "a decoder may be too large for one program"),
         "graph": (
             {"Input", "Lengths", "check_patterns", "scalar"},
             "inputs are pictures, states or of flexible length; operations may differ in precision",

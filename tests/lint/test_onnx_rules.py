@@ -86,7 +86,7 @@ class TestFloat16Products:
     RULE = "onnx-float16-matmulnbits"
 
     def test_they_are_slow_before_the_fix(self, make):
-        bundle = make("onnx", integers())
+        bundle = make("onnx", integers(decoder={"compute": "float16"}))
         for platform in (Platform(), with_runtime(1, 22), with_runtime(1, 24, 3)):
             assert len(found(bundle, self.RULE, platform)) == 1
         assert not applies(bundle, self.RULE, with_runtime(1, 25))

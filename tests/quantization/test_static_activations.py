@@ -10,9 +10,10 @@ import torch
 from torch.nn import functional
 
 from fastvlm_convert.activation_report import ActivationReport
+from fastvlm_convert.demo.samples import calibration_samples
 from fastvlm_convert.lint.run import lint
 from fastvlm_convert.pipeline import plan
-from fastvlm_convert.questions import Question, generated_questions
+from fastvlm_convert.questions import Question
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.verification.bundle import VerifyResult, verify
 from tests.bundles import copy_bundle, export_bundle, graph_path, load_graph, manifest_of, open_bundle, recipe
@@ -33,7 +34,8 @@ def settings(activations: str = "int8") -> Recipe:
 
 @cache
 def questions() -> tuple[Question, ...]:
-    return generated_questions(NUM_SEEN + NUM_JUDGED + NUM_OURS).questions
+    samples = calibration_samples(NUM_SEEN + NUM_JUDGED + NUM_OURS)
+    return tuple(Question((image,), asked.question) for image, asked in samples)
 
 
 @cache
