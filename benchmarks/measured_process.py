@@ -8,8 +8,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from fastvlm_convert.bench.machine import this_machine
+
+
+# A process begins with the peak of whoever started it (Linux counts memory before `exec`), so a small one does.
+_LAUNCH: Final = """
+import json, os, subprocess, sys
+child = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(child.pid, 0)
+with open(sys.argv[1], "w") as file:
+    json.dump([status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss], file)
+"""
 
 
 @dataclass(frozen=True)
@@ -40,21 +51,25 @@ def run_measured(command: Sequence[object], allowed: Sequence[int] = (0,)) -> tu
     Raises:
         SystemExit: It fails; says the end of what it said.
     """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with (
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+        tempfile.NamedTemporaryFile("r") as usage,
+    ):
         before = os.times().elapsed
-        # Not waited for by Popen: only wait4 tells what this one child took.
-        child = subprocess.Popen([str(part) for part in command], stdout=out, stderr=err)
-        _, status, usage = os.wait4(child.pid, 0)
+        launch = [sys.executable, "-S", "-c", _LAUNCH, usage.name, *map(str, command)]
+        subprocess.run(launch, stdout=out, stderr=err, check=True)
         wall = os.times().elapsed - before
-        child.returncode = os.waitstatus_to_exitcode(status)
+        status, cpu_s, peak = json.load(usage)
+        code = os.waitstatus_to_exitcode(status)
         out.seek(0)
         printed = out.read().decode(errors="replace")
-        if child.returncode not in allowed:
+        if code not in allowed:
             err.seek(0)
             said = err.read().decode(errors="replace")[-2000:]
-            raise SystemExit(f"{' '.join(map(str, command))}\nended with {child.returncode}\n{printed}{said}")
+            raise SystemExit(f"{' '.join(map(str, command))}\nended with {code}\n{printed}{said}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return Cost(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * unit), printed
+    return Cost(cpu_s, wall, peak * unit), printed
 
 
 def save_cost(path: Path, cost: Cost) -> None:

@@ -23,9 +23,15 @@ from tests.published_schema import FOLDER, problems_of_document, published, vali
 class Inputs:
     """What commands are run on; made when a command asks for it."""
 
-    def __init__(self, request: pytest.FixtureRequest, folder: Path) -> None:
+    def __init__(self, request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._request = request
+        self._monkeypatch = monkeypatch
         self.folder = folder
+
+    def apart(self, arguments: list[object]) -> list[object]:
+        """Arguments of a command that keeps something, which other tests must not find."""
+        self._monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(self.folder / "cache"))
+        return arguments
 
     @cached_property
     def bundle(self) -> Path:
@@ -107,7 +113,7 @@ RUNS: dict[str, list[Callable[[Inputs], list[object]]]] = {
     "lint": [lambda i: [i.bundle], lambda i: ["--explain", "context-beyond-training"]],
     "estimate": [lambda i: [i.bundle]],
     "report": [lambda i: [i.bundle, "-o", i.out("a.html")]],
-    "scan": [lambda i: [CHECKPOINT, "--images", i.pictures, "--max-new-tokens", 1]],
+    "scan": [lambda i: i.apart([CHECKPOINT, "--images", i.pictures, "--max-new-tokens", 1])],
     "mil": [lambda i: [i.package], lambda i: [i.package, "--profile"]],
     "recipes": [lambda i: [], lambda i: ["int4"]],
     "serve": [lambda i: ["--show-settings"]],
@@ -138,7 +144,7 @@ CASES = [(name, n) for name, runs in RUNS.items() for n in range(len(runs))]
 @pytest.fixture
 def inputs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inputs:
     monkeypatch.setattr("sys.stdin", io.StringIO("Describe.\nAgain.\n"))  # what `chat` is told
-    return Inputs(request, tmp_path)
+    return Inputs(request, tmp_path, monkeypatch)
 
 
 def names_of(command: str) -> set[str]:
