@@ -12,7 +12,7 @@ from typing import Final
 
 from fastvlm_convert.bench.machine import this_machine
 
-# A process begins with the peak of whoever started it (Linux counts memory before `exec`), so a small one does.
+# A process begins with the peak of whoever started it (Linux counts from before `exec`), so a small one does.
 _LAUNCH: Final = """
 import json, os, subprocess, sys
 child = subprocess.Popen(sys.argv[2:])

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from fastvlm_convert import __version__
+from fastvlm_convert.activation_report import ActivationReport
 from fastvlm_convert.bundle.folder import BUNDLE, QUANTIZED_CHECKPOINT, new_folder
 from fastvlm_convert.bundle.license import license_text
 from fastvlm_convert.bundle.quantized_writer import write_settings, write_weights
@@ -263,8 +264,7 @@ def export(
         on_progress("bundle", 0.0)
         verdict = judge(source, planned.recipe, planned.targets)
         files = _described(planned, origin, artifacts, folder)
-        manifest = _manifest(planned, origin, artifacts, verdict.status, files)
-        manifest = replace(manifest, activations=made.activations)
+        manifest = _manifest(planned, origin, artifacts, verdict.status, files, made.activations)
         (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     stored = source.quantized
     layers = layer_reports(planned.layers, meter.sums) if stored is None else stored.record.layers
@@ -374,6 +374,7 @@ def _manifest(
     artifacts: Sequence[Artifact],
     fp16_range: Status,
     files: Mapping[str, FileEntry],
+    activations: ActivationReport | None,
 ) -> Manifest:
     """The manifest of a folder that is complete but for it."""
     return Manifest(
@@ -385,4 +386,5 @@ def _manifest(
         contract=planned.contract,
         fp16_range=fp16_range,
         files=dict(files),
+        activations=activations,
     )

@@ -33,7 +33,7 @@ class Model:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Image tokens, float32 [images, num_image_tokens, hidden]."""
-        return self.chain.encode(pixels.split(ROWS))
+        return self.chain.encode(pixels.split(ROWS) if len(pixels) else ())
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ def load_model(
 ) -> tuple[LoadedModel, tuple[str, ...]]:
     """A checkpoint's reference, or one target of a bundle; and what the user should know of it.
 
+    More than six parameters: all that the commands have.
+
     Raises:
         BundleError: `target` is not in the bundle, or an adapter or a part is given for a bundle.
         UsageError: A target is given for a checkpoint.
