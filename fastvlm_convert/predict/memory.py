@@ -42,7 +42,7 @@ from fastvlm_convert.weights.parts import is_language
 from fastvlm_convert.weights.source import CHUNK_BYTES
 
 _MB: Final = 1_000_000
-_WITH_TORCH: Final = 480 * _MB  # the interpreter, numpy, torch, and the pictures that calibrate
+_WITH_TORCH: Final = 500 * _MB  # the interpreter, numpy, torch, and the pictures that calibrate
 _TOKEN_READ, _TOKEN_WRITTEN = 630, 540  # bytes for each of the tokenizer's ids
 ANSWERED_ROWS: Final = 32  # that of `model.batch`, which only torch can import
 _PICTURE: Final = 4  # activations as large as the widest
