@@ -182,14 +182,15 @@ def test_quantizing_needs_neither_torch_nor_an_exporter(tmp_path, golden_quantiz
     assert done.returncode == 0, done.stderr
 
 
-def test_a_quantized_checkpoint_is_judged_by_its_own_scan_or_the_float_ones(
-    golden_quantized, tmp_path, monkeypatch
-):
+def test_a_quantized_checkpoint_is_judged_by_its_own_scan_or_the_float_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTVLM_CONVERT_CACHE", str(tmp_path / "cache"))
-    checkpoint = open_checkpoint(golden_quantized)
+    mixed, quantized = mixed_recipe(), tmp_path / "quantized"
+    halves = replace(mixed, decoder=replace(mixed.decoder, compute="float16"))
+    quantize(GOLDEN / LLAVA / "checkpoint", quantized, recipe=halves)
+    checkpoint = open_checkpoint(quantized)
 
     def status(number: int) -> str:
-        return export(golden_quantized, tmp_path / str(number), targets=["onnx"]).manifest.fp16_range
+        return export(quantized, tmp_path / str(number), targets=["onnx"]).manifest.fp16_range
 
     assert status(0) == "not_run"
     save_report(RangeReport(source_hash(checkpoint), 1, (OpRange("logits", 1.0, 0.0),)))
