@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvlm_convert.weights.model_config import ModelConfig
+from fastvlm_convert.weights.model_config import DecoderConfig, ModelConfig
 from fastvlm_convert.weights.published import DECODERS, FEATURES, published_config
 from fastvlm_convert.weights.shapes import weight_shapes
 
@@ -139,6 +139,24 @@ def write_tokenizer(folder: Path) -> None:
     )
 
 
+def qwen2_settings(decoder: DecoderConfig) -> dict[str, object]:
+    """What config.json says of a decoder, by the keys of transformers."""
+    return {
+        "hidden_act": "silu",
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.intermediate_size,
+        "max_position_embeddings": decoder.max_position_embeddings,
+        "num_attention_heads": decoder.num_heads,
+        "num_hidden_layers": decoder.num_layers,
+        "num_key_value_heads": decoder.num_kv_heads,
+        "rms_norm_eps": decoder.rms_norm_eps,
+        "rope_theta": decoder.rope_theta,
+        "tie_word_embeddings": decoder.tied,
+        "use_sliding_window": False,
+        "vocab_size": decoder.vocab_size,
+    }
+
+
 def write_config(folder: Path, config: ModelConfig) -> None:
     """Write config.json and generation_config.json with Apple's keys."""
     decoder = config.decoder
@@ -147,23 +165,12 @@ def write_config(folder: Path, config: ModelConfig) -> None:
             {
                 "architectures": ["LlavaQwen2ForCausalLM"],
                 "model_type": "llava_qwen2",
-                "hidden_act": "silu",
-                "hidden_size": decoder.hidden_size,
                 "image_aspect_ratio": "pad",
-                "intermediate_size": decoder.intermediate_size,
-                "max_position_embeddings": decoder.max_position_embeddings,
                 "mm_hidden_size": FEATURES,
                 "mm_projector_type": "mlp2x_gelu",
                 "mm_vision_tower": "mobileclip_l_1024",
-                "num_attention_heads": decoder.num_heads,
-                "num_hidden_layers": decoder.num_layers,
-                "num_key_value_heads": decoder.num_kv_heads,
-                "rms_norm_eps": decoder.rms_norm_eps,
-                "rope_theta": decoder.rope_theta,
-                "tie_word_embeddings": decoder.tied,
                 "torch_dtype": "bfloat16",
-                "use_sliding_window": False,
-                "vocab_size": decoder.vocab_size,
+                **qwen2_settings(decoder),
             },
             indent=2,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.random_checkpoint import to_bfloat16
+from benchmarks.random_checkpoint import qwen2_settings, to_bfloat16
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_convert.checkpoint.tokenizer import tokenizer_json
 from fastvlm_convert.weights.model_config import DecoderConfig
@@ -40,21 +40,10 @@ def qwen2_config(decoder: DecoderConfig, eos_token_ids: tuple[int, ...], dtype: 
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
-        "hidden_act": "silu",
-        "hidden_size": decoder.hidden_size,
-        "intermediate_size": decoder.intermediate_size,
-        "max_position_embeddings": decoder.max_position_embeddings,
-        "num_attention_heads": decoder.num_heads,
-        "num_hidden_layers": decoder.num_layers,
-        "num_key_value_heads": decoder.num_kv_heads,
-        "rms_norm_eps": decoder.rms_norm_eps,
-        "rope_theta": decoder.rope_theta,
-        "tie_word_embeddings": decoder.tied,
         "bos_token_id": eos_token_ids[-1],
         "eos_token_id": list(eos_token_ids),
         "torch_dtype": dtype,
-        "use_sliding_window": False,
-        "vocab_size": decoder.vocab_size,
+        **qwen2_settings(decoder),
     }
 
 

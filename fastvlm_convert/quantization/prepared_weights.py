@@ -125,9 +125,8 @@ def calibrated_coverage(plan: WeightPlan, sha256: str | None) -> Coverage | None
     Returns:
         None where no layer was solved with data.
     """
-    data = None if plan.checkpoint.quantized is not None else remembered_calibration(plan, sha256)
-    if data is None or not plan.recipe.is_solved:
+    if sha256 is None or plan.checkpoint.quantized is not None or not plan.recipe.is_solved:
         return None
     from fastvlm_convert.quantization.calibrate import saved_coverage
 
-    return saved_coverage(plan, data)
+    return saved_coverage(plan, Calibration((), sha256))  # what was kept is found by the hash

@@ -116,10 +116,9 @@ class CoreMLSession:
         self.num_image_tokens = manifest.contract.num_image_tokens
         self._vision = vision
         self._decoder = tuple(decoder)
-        # A tied embedding lies in the package of the head, which is the last, another in the first.
-        has_embedding = manifest.artifact(_TARGET, "embed").files == chain(manifest, DECODE)[-1].files
-        self._embedder = self._decoder[-1 if has_embedding else 0]
         self._decode = chain(manifest, DECODE)
+        packages = {step.files: package for step, package in zip(self._decode, self._decoder, strict=True)}
+        self._embedder = packages.get(manifest.artifact(_TARGET, "embed").files, self._decoder[0])
         self._prefill = chain(manifest, PREFILL) or self._decode
         self._vision_artifact = manifest.artifact(_TARGET, "vision")
         self._images = manifest.contract.images
@@ -187,7 +186,8 @@ class CoreMLSession:
         count = len(embeds)
         common = {POSITION: np.array([self._length], np.int32)}
         last = functions[-1]
-        if LAST_INDEX in [spec.name for spec in last.inputs]:
+        takes_last_index = any(spec.name == LAST_INDEX for spec in last.inputs)
+        if takes_last_index:
             takes_one = last.function == DECODE  # an enumerated decode takes one token or a chunk
             if self._pads and not (takes_one and count == 1):
                 # Rows after the last real one are ignored here and overwritten in the cache later.
@@ -195,7 +195,7 @@ class CoreMLSession:
         hidden, given = embeds[None], INPUTS_EMBEDS
         for i, (function, package) in enumerate(zip(functions, self._decoder, strict=True)):
             inputs: dict[str, Any] = {given: hidden, **common, **self._caches[i]}
-            if function is last and LAST_INDEX in [spec.name for spec in last.inputs]:
+            if function is last and takes_last_index:
                 inputs[LAST_INDEX] = np.array([count - 1], np.int32)
             outputs = package.run(function.function, inputs)
             if self._caches[i]:

@@ -39,7 +39,6 @@ from fastvlm_convert.verification.layers import (
 from fastvlm_convert.verification.reference_run import ReferenceRun, run_questions
 from fastvlm_convert.verification.run_target import Standard, run_target
 
-_OTHER_FILES = "the bundle was made from other files than this reference (their hashes differ)"
 _QUANTIZED_REFERENCE = (
     "the reference is quantized itself, so what the integers cost cannot be told; "
     "give the float checkpoint it was made from"
