@@ -81,7 +81,7 @@ class ReadsAtOnce(Session, Protocol):
         limits: Sequence[int],
         eos_token_ids: Sequence[int],
         on_progress: OnShare,
-    ) -> list[list[int]]:
+    ) -> list[tuple[list[int], np.ndarray]]:
         """Answer prompts side by side.
 
         Args:
@@ -91,7 +91,9 @@ class ReadsAtOnce(Session, Protocol):
             on_progress: Called with the share that is done, 0..1.
 
         Returns:
-            Token ids of each answer, the end token included where there is room for it.
+            Token ids of each answer, the end token included where there is room for it; and logits, float32
+            [fed + 1, vocab], after the prompt and after each token but an end token, or after that where an
+            answer is nothing else. They are those of one pass.
         """
         ...
 

@@ -1,11 +1,13 @@
 """What the operations of a bundle's ONNX graphs give: copies in memory whose values are outputs.
 
-ONNX Runtime fuses fewer operations where it must hand out what lies between them, so the last bits may differ
-from those of the graph as it is shipped.
+Of the encoder's, which are gigabytes at 1024 pixels, the graph itself picks the rows that are compared, so
+that one run gives all of them. ONNX Runtime fuses fewer operations where it must hand out what lies between
+them, so the last bits may differ from those of the graph as it is shipped.
 """
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,16 +29,33 @@ from fastvlm_convert.runtime.onnx_graphs import refusals, session_of, without_in
 
 _TARGET: Final = "onnx"
 _AT_ONCE: Final = 512 << 20  # bytes of values that one run hands out
+_MAP_RANK: Final = 4
 
 OnValue = Callable[[str, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be seen of an operation's result.
+
+    Attributes:
+        num_bytes: Of the whole result, as float32.
+        num_rows: Positions of a picture, or tokens.
+        rows: Which of them, int64, ascending.
+    """
+
+    num_bytes: int
+    num_rows: int
+    rows: np.ndarray
 
 
 def onnx_values(
     bundle: Path,
     manifest: Manifest,
     inputs: Mapping[Component, np.ndarray],
-    num_bytes: Mapping[str, int],
+    wanted: Mapping[str, Wanted],
     on_value: OnValue,
+    on_rows: OnValue,
     *,
     exact: bool,
 ) -> None:
@@ -47,8 +66,9 @@ def onnx_values(
         manifest: Its manifest.
         inputs: Of `vision` pixel values, float32 [1, 3, S, S]; of `decoder` embeddings of a prompt, float32
             [n, hidden]. What is not there is not run.
-        num_bytes: Operations to report, and the bytes of their results.
-        on_value: Called with the name of an operation and its result.
+        wanted: Operations to report.
+        on_value: Called with the name of an operation of the decoder and its result.
+        on_rows: Called with the name of one of the encoder and the rows that are wanted, [rows, width].
         exact: Whether quantized matrices multiply float activations.
 
     Raises:
@@ -63,11 +83,15 @@ def onnx_values(
         values = {output for node in model.graph.node for output in node.output}
         names = {
             name: value
-            for name in num_bytes
+            for name in wanted
             if op_component(name) == component and (value := _value(name, values)) is not None
         }
-        for batch in _batches(names, num_bytes):
-            _run(path, model, batch, _feeds(component, given, manifest), on_value)
+        feeds = _feeds(component, given, manifest)
+        if component == "vision":
+            _run(path, *_with_rows(path, model, names, wanted), feeds, on_rows)
+        else:
+            for batch in _batches(names, wanted):
+                _run(path, model, batch, feeds, on_value)
 
 
 def encoder_integers(
@@ -114,11 +138,49 @@ def _value(name: str, known: Collection[str]) -> str | None:
     return next((value for value in candidates if value in known), None)
 
 
-def _batches(names: Mapping[str, str], num_bytes: Mapping[str, int]) -> Iterator[dict[str, str]]:
+def _with_rows(
+    path: Path, model: onnx.ModelProto, names: Mapping[str, str], wanted: Mapping[str, Wanted]
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """A copy of a graph that also gives some rows of values, and how those are called."""
+    copy, rows = onnx.ModelProto(), dict[str, str]()
+    copy.CopyFrom(model)
+    for name, is_map in _maps(path, model, names).items():
+        want, flat, found = wanted[name], f"{names[name]}/flat", f"{names[name]}/rows"
+        shape = np.asarray([-1, want.num_rows] if is_map else [want.num_rows, -1], np.int64)
+        constants = {f"{name}/shape": shape, f"{name}/positions": want.rows}
+        copy.graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in constants.items())
+        nodes = [
+            onnx.helper.make_node("Reshape", [names[name], f"{name}/shape"], [flat]),
+            onnx.helper.make_node("Gather", [flat, f"{name}/positions"], [found], axis=1 if is_map else 0),
+        ]
+        if is_map:
+            nodes.append(onnx.helper.make_node("Transpose", [found], [f"{found}/turned"], perm=[1, 0]))
+        copy.graph.node.extend(nodes)
+        rows[name] = nodes[-1].output[0]
+    return copy, rows
+
+
+def _maps(path: Path, model: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, bool]:
+    """Which values are maps, [1, C, H, W], and not rows; ONNX Runtime knows the shapes, the file does not."""
+    session = session_of(_giving(model, names.values()), path)
+    ranks = {value.name: len(value.shape) for value in session.get_outputs()}
+    return {name: ranks[value] == _MAP_RANK for name, value in names.items()}
+
+
+def _giving(model: onnx.ModelProto, values: Collection[str]) -> onnx.ModelProto:
+    """A copy of a graph with other outputs: nothing is loaded or computed behind the last one."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=value) for value in dict.fromkeys(values))
+    return copy
+
+
+def _batches(names: Mapping[str, str], wanted: Mapping[str, Wanted]) -> Iterator[dict[str, str]]:
     """Values by operation, so many at once as memory should be taken for."""
     batch: dict[str, str] = {}
     for name, value in names.items():
-        if batch and sum(num_bytes[n] for n in (*batch, name)) > _AT_ONCE:
+        if batch and sum(wanted[n].num_bytes for n in (*batch, name)) > _AT_ONCE:
             yield batch
             batch = {}
         batch[name] = value
@@ -133,12 +195,7 @@ def _run(
     feeds: Mapping[str, np.ndarray],
     on_value: OnValue,
 ) -> None:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    # Without its own outputs nothing is loaded or computed behind the last value that is asked for.
-    del copy.graph.output[:]
-    copy.graph.output.extend(onnx.ValueInfoProto(name=value) for value in dict.fromkeys(names.values()))
-    session: onnxruntime.InferenceSession = session_of(copy, path)
+    session: onnxruntime.InferenceSession = session_of(_giving(model, names.values()), path)
     with refusals(path):
         results = session.run(list(names.values()), dict(feeds))
     for name, result in zip(names, results, strict=True):

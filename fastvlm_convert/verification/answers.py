@@ -82,9 +82,23 @@ class AnswerFigures:
     no_interval: str | None
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """What is compared with the reference.
+
+    Attributes:
+        target: Its format, for the report.
+        model: The exported model.
+        answers: What it answers to the questions, without end tokens, where that is known already.
+    """
+
+    target: str
+    model: LoadedModel
+    answers: Sequence[Sequence[int]] | None = None
+
+
 def compare_answer(
-    target: str,
-    candidate: LoadedModel,
+    candidate: Candidate,
     question: Question,
     number: int,
     run: ReferenceRun,
@@ -93,28 +107,30 @@ def compare_answer(
     """Compare one answer.
 
     Args:
-        target: Format of the candidate.
-        candidate: The candidate; where its answer differs, it is asked once more, without being given tokens.
+        candidate: The candidate; where its answer differs and is not known, it is asked once more, without
+            being given tokens.
         question: The question.
         number: Which one it is, to tell pictures without a name apart.
         run: What the reference makes of it.
         ours: The candidate's own embeddings of the prompt, float32 [tokens, hidden], and its logits before
             each of the tokens fed and after the last, float32 [fed + 1, vocab].
     """
-    embeds, logits = ours
-    differing = run.differences(logits, candidate.eos_token_ids)
+    (embeds, logits), model = ours, candidate.model
+    differing = run.differences(logits, model.eos_token_ids)
     token_ids = list(run.token_ids)
-    if differing:
-        token_ids = _own_answer(candidate, run, embeds, logits, differing[0])
+    if differing and candidate.answers is not None:
+        token_ids = list(candidate.answers[number][: len(run.fed) + 1])
+    elif differing:
+        token_ids = _own_answer(model, run, embeds, logits, differing[0])
     divergence = metrics.kl_divergence(run.logits[: run.num_tokens], logits[: run.num_tokens])
     name = question.label or f"picture {number + 1}"
     return Answer(
-        target=target,
-        executed_by=candidate.session.executed_by,
+        target=candidate.target,
+        executed_by=model.session.executed_by,
         picture=name if question.images else None,
         question=question.text,
-        reference_text=candidate.tokenizer.decode(list(run.token_ids)),
-        bundle_text=candidate.tokenizer.decode(token_ids),
+        reference_text=model.tokenizer.decode(list(run.token_ids)),
+        bundle_text=model.tokenizer.decode(token_ids),
         first_difference=differing[0] if differing else None,
         kl_nats=tuple(float(v) if np.isfinite(v) else None for v in divergence),
         differing_tokens=differing,

@@ -18,7 +18,7 @@ from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.loaded import LoadedModel, load_engine, load_reference
 from fastvlm_convert.targets import Target
 from fastvlm_convert.verification.activations import check_activations, uses_float16
-from fastvlm_convert.verification.answers import Answer, AnswerFigures, figures_of
+from fastvlm_convert.verification.answers import Answer, AnswerFigures, Candidate, figures_of
 from fastvlm_convert.verification.check import Check, Measurement, equal, not_run, status_of
 from fastvlm_convert.verification.client_files import check_clients
 from fastvlm_convert.verification.compare import END_TO_END, Comparison, StageGates, compare
@@ -36,7 +36,7 @@ from fastvlm_convert.verification.layers import (
     layers_not_run,
     swapped_features_db,
 )
-from fastvlm_convert.verification.reference_run import ReferenceRun, run_questions
+from fastvlm_convert.verification.reference_run import ReferenceRun, remembering, run_questions
 from fastvlm_convert.verification.run_target import Standard, run_target
 
 _QUANTIZED_REFERENCE = (
@@ -188,7 +188,7 @@ def _look_inside(
     else:
         theirs = CandidateValues(values)
         try:
-            execution.expose(bundle, load_manifest(bundle), loaded, values, theirs.add)
+            execution.expose(bundle, load_manifest(bundle), loaded, theirs)
             layers = theirs.figures(target, by)
         except BundleError as error:
             layers = layers_not_run(target, values.names, str(error))
@@ -275,7 +275,7 @@ def _reference(
     is_quantized = bool(recipe.quantize) or checkpoint.quantized is not None
     floats: _Answers | None = None
     if checkpoint.quantized is None:
-        model = _load_float(plan, on_progress)
+        model = remembering(_load_float(plan, on_progress))
         floats = _answers(model, plan, questions, on_progress)
         if not is_quantized and not _changes_floats(recipe):
             _check_float16(model, floats, plan, found, on_progress)
@@ -286,19 +286,20 @@ def _reference(
                 _check_float16(model, floats, plan, found, on_progress)
             return Standard(plan, *floats, questions, end)
         del model
-    engine = load_engine(checkpoint, recipe, context, calibration, on_progress)
+    engine = remembering(load_engine(checkpoint, recipe, context, calibration, on_progress))
+    runs, values = answers = _answers(engine, plan, questions, on_progress)
     if floats is None:
         metrics = ("kl_mean_nats", "top1_agreement")
         found.checks += [not_run("weights", END_TO_END, metric, _QUANTIZED_REFERENCE) for metric in metrics]
     else:
-        runs, values = floats
-        gates = _quantizer_gates(recipe.gates)
-        found.add(compare("weights", engine, runs, questions, gates, partial(on_progress, "weights")))
-        found.layers += values.again(engine).figures("weights", engine.session.executed_by).figures
+        candidate = Candidate("weights", engine, [run.token_ids for run in runs])
+        gates, comparing = _quantizer_gates(recipe.gates), partial(on_progress, "weights")
+        found.add(compare(candidate, floats[0], questions, gates, comparing))
+        layers = floats[1].again(engine, values).figures("weights", engine.session.executed_by)
+        found.layers += layers.figures
         calibrated = calibrated_coverage(plan_weights(checkpoint, recipe), calibration)
-        found.warnings += [] if calibrated is None else coverage_warnings(calibrated, runs)
-        del floats, runs, values
-    answers = _answers(engine, plan, questions, on_progress)
+        found.warnings += [] if calibrated is None else coverage_warnings(calibrated, floats[0])
+        del floats
     _check_float16(engine, answers, plan, found, on_progress)
     return Standard(plan, *answers, questions, context_end(engine, questions, recipe.coreml.prefill_chunk))
 
@@ -322,8 +323,8 @@ def _answers(
     """What a model makes of the questions, and what its operations give for the first with a picture."""
     shown = next((q for q in questions if q.images), questions[0])
     asking = partial(on_progress, "answers")
-    runs = run_questions(model, questions, plan.recipe.gates.max_new_tokens, asking)
-    return runs, ReferenceValues(model, shown)
+    values = ReferenceValues(model, shown)  # before the picture is known: it watches how that is encoded
+    return run_questions(model, questions, plan.recipe.gates.max_new_tokens, asking), values
 
 
 def _check_float16(

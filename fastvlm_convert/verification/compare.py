@@ -19,7 +19,7 @@ from fastvlm_convert.prompt_reading import embed_prompt
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.session import ReadsAtOnce, Session
-from fastvlm_convert.verification.answers import Answer, AnswerFigures, compare_answer, figures_of
+from fastvlm_convert.verification.answers import Answer, AnswerFigures, Candidate, compare_answer, figures_of
 from fastvlm_convert.verification.check import Check, Measurement, at_least, at_most, equal, not_run
 from fastvlm_convert.verification.reference_run import ReferenceRun
 
@@ -88,8 +88,7 @@ class Comparison:
 
 
 def compare(
-    target: str,
-    candidate: LoadedModel,
+    candidate: Candidate,
     runs: Sequence[ReferenceRun],
     questions: Sequence[Question],
     gates: StageGates,
@@ -98,26 +97,26 @@ def compare(
     """Run a candidate on questions that the reference has answered.
 
     Args:
-        target: Format of the candidate, for the report.
         candidate: The exported model.
         runs: What the torch reference, at the candidate's image size and mode, makes of each question.
         questions: At least one.
         gates: What the candidate must reach.
         on_progress: Called with the share of the questions done, 0..1.
     """
+    target, model = candidate.target, candidate.model
     stages = {name: _Stage() for name in (*NUMERIC_STAGES, END_TO_END)}
     ids_differ: list[int] = []
     answers: list[Answer] = []
     for number, (question, whole) in enumerate(zip(questions, runs, strict=True)):
         run = whole.shortened(gates.max_new_tokens)
-        ours = _own_prompt(candidate, question, run)
+        ours = _own_prompt(model, question, run)
         if not _same_ids(run.prompt, ours):
             ids_differ.append(number)
-        made = _run_candidate(candidate, ours, run, stages)
-        answers.append(compare_answer(target, candidate, question, number, run, made))
+        made = _run_candidate(model, ours, run, stages)
+        answers.append(compare_answer(candidate, question, number, run, made))
         on_progress((number + 1) / len(questions))
 
-    executed_by = candidate.session.executed_by
+    executed_by = model.session.executed_by
     checks = [
         equal(target, "preprocessing", "token_ids", len(ids_differ), f"prompts differ: {ids_differ}", None)
     ]

@@ -18,12 +18,11 @@ from fastvlm_convert.verification.client_files import check_interface
 from fastvlm_convert.verification.compare import LOGIT_STAGES, StageGates
 from fastvlm_convert.verification.execution import (
     Execution,
-    OnValue,
     full_gates,
     least_everywhere,
     most_kl_nats,
 )
-from fastvlm_convert.verification.layers import ReferenceValues
+from fastvlm_convert.verification.layers import CandidateValues
 
 
 def coreml_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
@@ -44,19 +43,13 @@ def coreml_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     return [replace(found[0], inspect=partial(_check_packages, manifest)), *found[1:]]
 
 
-def _values(
-    bundle: Path,
-    manifest: Manifest,
-    candidate: LoadedModel,
-    reference: ReferenceValues,
-    on_value: OnValue,
-) -> None:
+def _values(bundle: Path, manifest: Manifest, candidate: LoadedModel, values: CandidateValues) -> None:
     from fastvlm_convert.runtime.coreml_session import CoreMLSession
     from fastvlm_convert.runtime.coreml_values import coreml_values
 
     del bundle, manifest
     assert isinstance(candidate.session, CoreMLSession)
-    coreml_values(candidate.session, reference.inputs_of(candidate), on_value)
+    coreml_values(candidate.session, values.reference.inputs_of(candidate), values.add)
 
 
 def _check_packages(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fastvlm_convert.io_names import Precision
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.predict.export_plan import ExportPlan
@@ -13,14 +11,13 @@ from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check
 from fastvlm_convert.verification.compare import NUMERIC_STAGES, StageGates
-from fastvlm_convert.verification.layers import ReferenceValues
+from fastvlm_convert.verification.layers import CandidateValues, ReferenceValues
 
 Inspect = Callable[[Path, ExportPlan], list[Check]]
 # Holds how a running target computes against a plan of the export and the reference's values.
 Judge = Callable[[Path, ExportPlan, LoadedModel, ReferenceValues], list[Check]]
-OnValue = Callable[[str, np.ndarray], None]
-# Runs a bundle's model on the reference's inputs and reports what operations give.
-Expose = Callable[[Path, Manifest, LoadedModel, ReferenceValues, OnValue], None]
+# Runs a bundle's model on the reference's inputs and adds what its operations give.
+Expose = Callable[[Path, Manifest, LoadedModel, CandidateValues], None]
 
 
 @dataclass(frozen=True)

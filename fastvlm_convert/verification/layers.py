@@ -84,6 +84,7 @@ class ReferenceValues:
         features: The picture's image tokens, float32 [tokens, hidden].
         inputs_embeds: The whole prompt, float32 [n, hidden].
         num_bytes: Of each operation's whole result, as float32.
+        num_rows: Of each operation's whole result.
     """
 
     def __init__(self, model: LoadedModel, question: Question) -> None:
@@ -92,6 +93,7 @@ class ReferenceValues:
         prompt = model.conversation(question.messages)
         self.pixel_values = prompt.images[0] if prompt.images else None
         self.num_bytes: dict[str, int] = {}
+        self.num_rows: dict[str, int] = {}
         self._rows: dict[str, np.ndarray] = {}
         self._positions: dict[str, np.ndarray] = {}
         self._parts: list[np.ndarray] = []
@@ -99,6 +101,7 @@ class ReferenceValues:
         with observed(session.model, self._observe):  # type: ignore[attr-defined]  # it is a TorchSession
             features = [session.encode_image(image) for image in prompt.images[:1]]
             self.features = features[0] if features else None
+            assert self._rows or not features, "a session that remembers the picture shows nothing"
             features += [session.encode_image(image) for image in prompt.images[1:]]
             self.inputs_embeds = embed_prompt(session, prompt, features)
             session.prefill(self.inputs_embeds)
@@ -115,8 +118,14 @@ class ReferenceValues:
         """Operations, in the order in which they ran."""
         return tuple(self._rows)
 
-    def again(self, other: LoadedModel) -> "CandidateValues":
-        """What another torch model gives for the same inputs."""
+    def again(self, other: LoadedModel, encoded: "ReferenceValues | None" = None) -> "CandidateValues":
+        """What another torch model gives for the same inputs.
+
+        Args:
+            other: The model.
+            encoded: What it gave for a prompt of its own with the same picture, if that is known: its encoder
+                is not run again.
+        """
         from fastvlm_convert.model.observe import observed
 
         values = CandidateValues(self)
@@ -127,8 +136,11 @@ class ReferenceValues:
                 values.add(joined, array)
 
         session = other.session
+        for name in encoded.names if encoded else ():
+            if op_component(name) == "vision":
+                values.add_rows(name, encoded.rows(name))
         with observed(session.model, observe):  # type: ignore[attr-defined]  # it is a TorchSession
-            if self.pixel_values is not None:
+            if self.pixel_values is not None and encoded is None:
                 session.encode_image(self.pixel_values)
             session.prefill(self.inputs_embeds)
         return values
@@ -150,39 +162,44 @@ class ReferenceValues:
             chosen = np.unique(np.linspace(0, count - 1, min(count, _ROWS)).astype(np.int64))
             if joined in _LAST_ONLY:
                 chosen = chosen[-1:]
-            self.num_bytes[joined] = array.nbytes
+            self.num_bytes[joined], self.num_rows[joined] = array.nbytes, count
             self._positions[joined], self._rows[joined] = chosen, rows[chosen]
 
 
 class CandidateValues:
     """What a candidate's operations give: the rows that the reference's are known of, as they come.
 
-    Args:
+    Attributes:
         reference: What it is compared with.
     """
 
     def __init__(self, reference: ReferenceValues) -> None:
-        self._reference = reference
+        self.reference = reference
         self._rows: dict[str, list[np.ndarray]] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, name: str, values: np.ndarray) -> None:
         """Take a result, or the next tokens of one; padding beyond the prompt is left out."""
-        if name not in self._reference.names:
+        if name not in self.reference.names:
             return
         rows, seen = _as_rows(name, values), self._counts.get(name, 0)
         self._counts[name] = seen + len(rows)
         if name in _LAST_ONLY:
             self._rows[name] = [np.array(rows[-1:], np.float32)]
             return
-        wanted = self._reference.positions(name)
+        wanted = self.reference.positions(name)
         inside = wanted[(wanted >= seen) & (wanted < seen + len(rows))] - seen
         self._rows.setdefault(name, []).append(np.array(rows[inside], np.float32))
+
+    def add_rows(self, name: str, rows: np.ndarray) -> None:
+        """Take the rows of a result that are compared, [rows, width]."""
+        self._counts[name] = self.reference.num_rows[name]
+        self._rows[name] = [np.array(rows, np.float32)]
 
     def figures(self, target: str, executed_by: str) -> Layers:
         """Compare all operations."""
         found, first = [], {}
-        for name in self._reference.names:
+        for name in self.reference.names:
             pair = self._pair(name)
             if pair is None:
                 found.append(LayerFigure(target, executed_by, name, None, _ABSENT))
@@ -198,7 +215,7 @@ class CandidateValues:
     def _pair(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         if name not in self._rows:
             return None
-        ours, theirs = np.concatenate(self._rows[name]), self._reference.rows(name)
+        ours, theirs = np.concatenate(self._rows[name]), self.reference.rows(name)
         if self._counts[name] == 1:  # the last token's alone
             theirs = theirs[-1:]
         return (theirs, ours) if ours.shape == theirs.shape else None

@@ -13,8 +13,8 @@ from fastvlm_convert.predict.export_plan import ExportPlan
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check, equal, not_run
 from fastvlm_convert.verification.compare import LOGIT_STAGES
-from fastvlm_convert.verification.execution import Execution, OnValue, full_gates
-from fastvlm_convert.verification.layers import ReferenceValues
+from fastvlm_convert.verification.execution import Execution, full_gates
+from fastvlm_convert.verification.layers import CandidateValues
 from fastvlm_convert.verification.onnx_graph import check_accuracy_level
 from fastvlm_convert.verification.rounding import check_rounding
 
@@ -51,19 +51,17 @@ def _inspect(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:
 
 
 def _values(
-    bundle: Path,
-    manifest: Manifest,
-    candidate: LoadedModel,
-    reference: ReferenceValues,
-    on_value: OnValue,
-    *,
-    exact: bool,
+    bundle: Path, manifest: Manifest, candidate: LoadedModel, values: CandidateValues, *, exact: bool
 ) -> None:
-    """More than six parameters: those of `Expose`."""
-    from fastvlm_convert.runtime.onnx_values import onnx_values
+    from fastvlm_convert.runtime.onnx_values import Wanted, onnx_values
 
+    reference = values.reference
+    wanted = {
+        name: Wanted(reference.num_bytes[name], reference.num_rows[name], reference.positions(name))
+        for name in reference.names
+    }
     inputs = reference.inputs_of(candidate)
-    onnx_values(bundle, manifest, inputs, reference.num_bytes, on_value, exact=exact)
+    onnx_values(bundle, manifest, inputs, wanted, values.add, values.add_rows, exact=exact)
 
 
 def _check_merge(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:

@@ -71,6 +71,15 @@ class ReferenceRun:
         return tuple(differing)
 
 
+def remembering(model: LoadedModel) -> LoadedModel:
+    """A torch model that encodes every picture once; bounded by the questions that are asked."""
+    from fastvlm_convert.model.session import RememberingSession, TorchSession
+
+    session = model.session
+    assert isinstance(session, TorchSession)
+    return replace(model, session=RememberingSession(session.model, session.context_length))
+
+
 @dataclass(frozen=True)
 class _Asked:
     """A question that the reference has not answered yet; see `ReferenceRun`."""
@@ -89,9 +98,9 @@ def run_questions(
 ) -> tuple[ReferenceRun, ...]:
     """Answer all questions greedily, once for everything that is compared with the answers.
 
-    They are answered side by side, and then each answer is read in one pass, whose logits are kept. Where
-    these do not confirm every token, because two were closer than float32 rounds, the question is answered
-    once more, alone.
+    They are answered side by side, and each answer is read once more in one pass, whose logits are kept.
+    Where these do not confirm every token, because two were closer than float32 rounds, the question is
+    answered once more, alone.
 
     Args:
         reference: The reference; its session reads at once.
@@ -114,7 +123,7 @@ def run_questions(
         ends,
         lambda share: on_progress(_ASKING + (1 - _ASKING) * share),
     )
-    return tuple(_read(reference, a, said) for a, said in zip(asked, answers, strict=True))
+    return tuple(_confirmed(reference, a, *answer) for a, answer in zip(asked, answers, strict=True))
 
 
 def _ask(reference: LoadedModel, question: Question, max_new_tokens: int) -> _Asked:
@@ -127,14 +136,13 @@ def _ask(reference: LoadedModel, question: Question, max_new_tokens: int) -> _As
     return _Asked(prompt, features, embeds, limit)
 
 
-def _read(reference: LoadedModel, asked: _Asked, said: Sequence[int]) -> ReferenceRun:
+def _confirmed(
+    reference: LoadedModel, asked: _Asked, said: Sequence[int], logits: np.ndarray
+) -> ReferenceRun:
     """An answer with the logits that lead to it."""
-    session, ends = reference.session, reference.eos_token_ids
-    assert isinstance(session, ReadsAtOnce)
-    finished = said[-1] in ends
+    finished = said[-1] in reference.eos_token_ids
     answer = said[:-1] if finished else said
-    fed = tuple(answer) or ends[:1]
-    logits = session.teacher_forced(asked.embeds, np.asarray(fed, np.int64))
+    fed = tuple(answer) or tuple(said)
     if any(greedy(row) != token for row, token in zip(logits, said, strict=False)):
         return _answered_alone(reference, asked)
     return ReferenceRun(asked.prompt, asked.features, asked.embeds, tuple(answer), finished, fed, logits)

@@ -18,6 +18,7 @@ from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle
 from fastvlm_convert.targets import Target
+from fastvlm_convert.verification.answers import Candidate
 from fastvlm_convert.verification.check import Check, not_run
 from fastvlm_convert.verification.compare import Comparison, compare
 from fastvlm_convert.verification.context_end import CONTEXT_END, ContextEnd, check_context_end
@@ -97,7 +98,7 @@ def run_target(
         loaded = open_target(bundle, target, execution.precision)
         some = standard.questions[: execution.max_questions]
         runs = standard.runs[: execution.max_questions]
-        compared = compare(target, loaded, runs, some, execution.gates, on_progress)
+        compared = compare(Candidate(target, loaded), runs, some, execution.gates, on_progress)
         at_end = check_context_end(target, loaded, standard.end, execution.gates)
         if execution.judge is not None:
             checks += execution.judge(bundle, standard.plan, loaded, standard.values)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from fastvlm_convert.model import batch
-from fastvlm_convert.model.batch import greedy_answers
+from fastvlm_convert.model.batch import answers_with_logits, greedy_answers
 from fastvlm_convert.model.session import TorchSession
 from tests.checkpoints import LLAVA, golden_model
 
@@ -38,3 +38,20 @@ def test_answers_are_those_of_one_prompt_after_the_other(monkeypatch):
         assert greedy_answers(decoder, prompts, LIMITS, eos, shares.append) == expected
         assert (shares, shares[-1]) == (sorted(shares), 1.0)
     assert greedy_answers(decoder, [], [], eos) == []
+
+
+def test_logits_are_those_of_one_pass():
+    """After the prompt and each token but the end; of an answer that is an end token alone, after that."""
+    model = golden_model(LLAVA, folded=True)
+    rng = torch.Generator().manual_seed(3)
+    ids = [torch.randint(model.decoder.config.vocab_size, (n,), generator=rng) for n in LENGTHS]
+    prompts = [model.decoder.embed_tokens(row).detach() for row in ids]
+    endless = one_by_one(prompts, ())
+    eos = (endless[1][5], endless[4][0])
+    found = answers_with_logits(model.decoder, prompts, LIMITS, eos)
+    assert [said for said, _ in found] == one_by_one(prompts, eos)
+    assert found[4][0] == [endless[4][0]]
+    for prompt, (said, logits) in zip(prompts, found, strict=True):
+        fed = [token for token in said if token not in eos] or said
+        expected = TorchSession(model, 80).teacher_forced(prompt.numpy(), np.asarray(fed))
+        np.testing.assert_allclose(logits.numpy(), expected, atol=2e-4)

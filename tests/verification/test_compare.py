@@ -12,6 +12,7 @@ from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel, load_reference
 from fastvlm_convert.session import Session
 from fastvlm_convert.verification import compare as comparing
+from fastvlm_convert.verification.answers import Candidate
 from fastvlm_convert.verification.check import Check
 from fastvlm_convert.verification.compare import Comparison
 from fastvlm_convert.verification.executions import executions
@@ -54,7 +55,7 @@ class Changed:
 
 def compare(target, candidate, reference, questions, gates, *more) -> Comparison:
     runs = run_questions(reference, questions, gates.max_new_tokens)
-    return comparing.compare(target, candidate, runs, questions, gates, *more)
+    return comparing.compare(Candidate(target, candidate), runs, questions, gates, *more)
 
 
 def failed(found: Comparison) -> dict[tuple[str, str], Check]:

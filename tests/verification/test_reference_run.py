@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from fastvlm_convert.generate import greedy, teacher_forced
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import load_reference
-from fastvlm_convert.verification.answers import compare_answer
-from fastvlm_convert.verification.reference_run import run_questions
+from fastvlm_convert.verification.answers import Candidate, compare_answer
+from fastvlm_convert.verification.reference_run import remembering, run_questions
 from tests.bundles import open_bundle
 from tests.checkpoints import LLAVA, golden_cases, golden_checkpoint
 
@@ -53,10 +54,41 @@ def test_a_shorter_answer_is_what_asking_for_it_gives(reference):
 def test_tokens_that_the_logits_do_not_confirm_are_asked_once_more(reference, monkeypatch):
     """Side by side, the last bits of sums may decide otherwise between two tokens."""
     session = reference.session
-    rounded = [[0] * 8 for _ in QUESTIONS]
-    monkeypatch.setattr(session, "greedy_answers", lambda *_: rounded)
+    answers = session.greedy_answers
+    monkeypatch.setattr(
+        session, "greedy_answers", lambda *a: [([0] * 8, logits) for _, logits in answers(*a)]
+    )
     runs = run_questions(reference, QUESTIONS, 8)
     assert [list(run.token_ids) for run in runs] == [list(case.greedy_token_ids[:8]) for case in CASES]
+
+
+def test_a_picture_that_is_asked_about_again_is_encoded_once(reference):
+    seen: list[torch.Tensor] = []
+    hook = reference.session.model.vision.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        plain = run_questions(reference, [*QUESTIONS, *QUESTIONS], 3)
+        assert len(seen) == 2 * len(QUESTIONS)
+        seen.clear()
+        model = remembering(reference)
+        runs = [*run_questions(model, QUESTIONS, 3), *run_questions(model, QUESTIONS, 3)]
+        assert len(seen) == len(QUESTIONS)
+    finally:
+        hook.remove()
+    for run, other in zip(runs, plain, strict=True):
+        np.testing.assert_array_equal(run.features[0], other.features[0])
+        assert run.token_ids == other.token_ids
+
+
+def test_an_answer_that_is_known_is_not_asked_for_again(reference, fp32_bundle):
+    candidate = open_bundle(fp32_bundle)
+    (run,) = run_questions(reference, QUESTIONS[:1], 8)
+    other = replace(run, token_ids=tuple((t + 1) % 100 for t in run.token_ids))
+    known = [[5, 6, 7]]
+    found = compare_answer(
+        Candidate("onnx", candidate, known), QUESTIONS[0], 0, other, (run.embeds, run.logits)
+    )
+    assert found.first_difference == 0
+    assert found.bundle_text == candidate.tokenizer.decode([5, 6, 7])
 
 
 def test_a_candidate_that_parts_goes_on_from_there(reference, fp32_bundle):
@@ -67,7 +99,7 @@ def test_a_candidate_that_parts_goes_on_from_there(reference, fp32_bundle):
     forced = replace(run, token_ids=(*run.token_ids[:3], other, *run.token_ids[4:]))
     forced = replace(forced, fed=forced.token_ids)
     logits = teacher_forced(candidate.session, run.embeds, [*forced.fed, 0])
-    found = compare_answer("onnx", candidate, QUESTIONS[0], 0, forced, (run.embeds, logits))
+    found = compare_answer(Candidate("onnx", candidate), QUESTIONS[0], 0, forced, (run.embeds, logits))
     assert found.first_difference == 3
     rows, alone = candidate.session.prefill(run.embeds), []
     for _ in range(9):
