@@ -90,7 +90,7 @@ class RememberingSession(TorchSession):
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden], not to be written to."""
-        key = hashlib.sha256(np.ascontiguousarray(pixel_values)).digest()
+        key = hashlib.sha256(pixel_values.tobytes()).digest()
         if key not in self._features:
             self._features[key] = super().encode_image(pixel_values)
             self._features[key].flags.writeable = False

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import onnx
@@ -31,7 +31,17 @@ _TARGET: Final = "onnx"
 _AT_ONCE: Final = 512 << 20  # bytes of values that one run hands out
 _MAP_RANK: Final = 4
 
-OnValue = Callable[[str, np.ndarray], None]
+_OnValue = Callable[[str, np.ndarray], None]
+
+
+class Values(Protocol):
+    """What takes the results of operations."""
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        """Take a whole result."""
+
+    def add_rows(self, name: str, rows: np.ndarray) -> None:
+        """Take the rows of a result that are wanted, [rows, width]."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,7 @@ def onnx_values(
     manifest: Manifest,
     inputs: Mapping[Component, np.ndarray],
     wanted: Mapping[str, Wanted],
-    on_value: OnValue,
-    on_rows: OnValue,
+    values: Values,
     *,
     exact: bool,
 ) -> None:
@@ -67,8 +76,7 @@ def onnx_values(
         inputs: Of `vision` pixel values, float32 [1, 3, S, S]; of `decoder` embeddings of a prompt, float32
             [n, hidden]. What is not there is not run.
         wanted: Operations to report.
-        on_value: Called with the name of an operation of the decoder and its result.
-        on_rows: Called with the name of one of the encoder and the rows that are wanted, [rows, width].
+        values: Gets the wanted rows of the encoder's operations, and whole results of the decoder's.
         exact: Whether quantized matrices multiply float activations.
 
     Raises:
@@ -80,18 +88,18 @@ def onnx_values(
             model = onnx.load(path, load_external_data=False)
         if exact:
             without_int8_activations(model)
-        values = {output for node in model.graph.node for output in node.output}
+        outputs = {output for node in model.graph.node for output in node.output}
         names = {
             name: value
             for name in wanted
-            if op_component(name) == component and (value := _value(name, values)) is not None
+            if op_component(name) == component and (value := _value(name, outputs)) is not None
         }
         feeds = _feeds(component, given, manifest)
         if component == "vision":
-            _run(path, *_with_rows(path, model, names, wanted), feeds, on_rows)
+            _run(path, *_with_rows(path, model, names, wanted), feeds, values.add_rows)
         else:
             for batch in _batches(names, wanted):
-                _run(path, model, batch, feeds, on_value)
+                _run(path, model, batch, feeds, values.add)
 
 
 def encoder_integers(
@@ -193,7 +201,7 @@ def _run(
     model: onnx.ModelProto,
     names: Mapping[str, str],
     feeds: Mapping[str, np.ndarray],
-    on_value: OnValue,
+    on_value: _OnValue,
 ) -> None:
     session: onnxruntime.InferenceSession = session_of(_giving(model, names.values()), path)
     with refusals(path):

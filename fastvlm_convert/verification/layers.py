@@ -136,9 +136,10 @@ class ReferenceValues:
                 values.add(joined, array)
 
         session = other.session
-        for name in encoded.names if encoded else ():
-            if op_component(name) == "vision":
-                values.add_rows(name, encoded.rows(name))
+        if encoded is not None:
+            for name in encoded.names:
+                if op_component(name) == "vision":
+                    values.add_rows(name, encoded.rows(name))
         with observed(session.model, observe):  # type: ignore[attr-defined]  # it is a TorchSession
             if self.pixel_values is not None and encoded is None:
                 session.encode_image(self.pixel_values)

@@ -61,7 +61,7 @@ def _values(
         for name in reference.names
     }
     inputs = reference.inputs_of(candidate)
-    onnx_values(bundle, manifest, inputs, wanted, values.add, values.add_rows, exact=exact)
+    onnx_values(bundle, manifest, inputs, wanted, values, exact=exact)
 
 
 def _check_merge(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:
