@@ -3,7 +3,7 @@
 from typing import Final
 
 _KNOWLEDGE: Final = (
-    "What is the capital of Australia?",
+    "Which ocean lies between Africa and Australia?",
     "Why is the sky blue?",
     "Who wrote Don Quixote?",
     "How does a refrigerator work?",
@@ -23,23 +23,23 @@ _INSTRUCTIONS: Final = (
     "Give one argument for and one against homework.",
 )
 _CODE: Final = (
-    "Write a Python function that reverses a string.",
+    "Write a Python class for a stack of numbers.",
     "What does `SELECT COUNT(*) FROM users;` do?",
     "Fix the bug: for i in range(10) print(i)",
     "Explain recursion with an example in C.",
     'Turn {"a": 1, "b": [2, 3]} into YAML.',
-    "Write a regular expression for a date like 2024-05-31.",
+    "Write a regular expression for a phone number like 555-0199.",
     "How do I undo the last commit in git?",
-    "Write a shell command that counts the lines of all .txt files.",
+    "Write a shell loop that renames every .jpeg file to .jpg.",
 )
 _LANGUAGES: Final = (
     "Qu'est-ce que l'énergie renouvelable ?",
     "请用一句话介绍长城。",
     "¿Cuál es la montaña más alta del mundo?",
     "Wie funktioniert ein Fahrradgetriebe?",
-    "日本の首都はどこですか。",
+    "富士山の高さはどのくらいですか。",
     "Что такое чёрная дыра?",
-    "ما هي عاصمة مصر؟",
+    "لماذا تتغير فصول السنة؟",
     "भारत का राष्ट्रीय पक्षी कौन सा है?",
 )
 _ARITHMETIC: Final = (

@@ -1,9 +1,11 @@
 """What calibrates by default: its parts in their shares, and nothing of the style that is kept apart."""
 
+import json
 import os
 import subprocess
 import sys
 from collections import Counter
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from zlib import crc32
@@ -13,6 +15,7 @@ import pytest
 
 from fastvlm_convert.demo.samples import CALIBRATION_SEED, make_sample
 from fastvlm_convert.mix import KINDS, TURNS, mixed_samples
+from fastvlm_convert.mix.samples import PICTURE_TURNS
 from fastvlm_convert.mix.photographs import NAMES, SUBJECTS
 from fastvlm_convert.mix.texts import TEXTS
 
@@ -21,15 +24,15 @@ ROOT = Path(__file__).parents[2]
 
 @cache
 def mixed():
-    return mixed_samples(70)
+    return mixed_samples(90)
 
 
 @pytest.mark.parametrize(
     ("count", "shares"),
     [
         (1, {"scene": 1}),
-        (7, {"scene": 2, "photograph": 2, "document": 1, "receipt": 1, "text": 1}),
-        (64, {"scene": 19, "photograph": 18, "document": 6, "receipt": 6, "screen": 6, "text": 9}),
+        (9, {"scene": 2, "photograph": 2, "document": 1, "receipt": 1, "text": 3}),
+        (64, {"scene": 15, "photograph": 14, "document": 5, "receipt": 5, "screen": 4, "text": 21}),
     ],
 )
 def test_shares(count, shares):
@@ -47,7 +50,8 @@ def test_fewer_samples_are_the_first_ones():
 
 def test_what_is_held_out_meets_every_turn():
     """Every tenth sample is kept apart to judge by (tests/quantization/test_answers.py)."""
-    assert {TURNS[number % len(TURNS)] for number in range(9, 70, 10)} == set(TURNS)
+    for turns in (TURNS, PICTURE_TURNS):
+        assert {turns[n % len(turns)] for n in range(9, 10 * len(turns), 10)} == set(turns)
     assert {sample.kind for sample in mixed()[9::10]} >= {"scene", "photograph", "text"}
 
 
@@ -83,7 +87,7 @@ def test_no_picture_and_hardly_a_question_comes_twice():
 
 def test_a_tokenizer_without_the_characters_gets_other_texts():
     texts = [s.question for s in mixed_samples(70, str.isascii) if s.kind == "text"]
-    assert len(texts) == 10
+    assert len(texts) == 23
     assert all(text.isascii() for text in texts)
     assert all(s.question.isascii() for s in mixed() if s.kind != "text")
 
@@ -140,3 +144,15 @@ class TestTheUnseenStyle:
         asked = {q.question for scene, draw in scenes for q in UNSEEN.ask_all(scene, draw)}
         assert len(asked) > 50
         assert asked.isdisjoint(sample.question for sample in mixed())
+
+
+def test_no_text_is_one_that_quality_is_judged_by():
+    """Nor hardly another: what a model was calibrated with tells nothing about the rest."""
+    lines = (ROOT / "benchmarks" / "quality" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    judged = [json.loads(line)["prompt"] for line in lines]
+    assert len(judged) > 300
+    for text in TEXTS:
+        matcher = SequenceMatcher(b=text)
+        for prompt in judged:
+            matcher.set_seq1(prompt)
+            assert matcher.quick_ratio() < 0.8 or matcher.ratio() < 0.8, (text, prompt)
