@@ -77,14 +77,24 @@ def without_int8_activations(model: "onnx.ModelProto") -> None:
 
 
 def session_of(
-    model: "onnx.ModelProto", path: Path, threads: Threads = DEFAULT_THREADS
+    model: "onnx.ModelProto", path: Path, threads: Threads = DEFAULT_THREADS, in_order: bool = False
 ) -> onnxruntime.InferenceSession:
     """A session of a graph in memory, whose weights lie beside a file.
+
+    Args:
+        model: The graph.
+        path: The file.
+        threads: That run it.
+        in_order: Run what stands first as soon as it can be run, and keep no memory for the next run. Else
+            ONNX Runtime goes by depth, and what reads a value for an output of its own comes last.
 
     Raises:
         BundleError: ONNX Runtime refuses it.
     """
     options = _options(threads)
+    if in_order:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     return _session(model.SerializeToString(), path, options)
 

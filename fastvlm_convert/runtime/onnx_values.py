@@ -149,8 +149,11 @@ def _value(name: str, known: Collection[str]) -> str | None:
 def _with_rows(
     path: Path, model: onnx.ModelProto, names: Mapping[str, str], wanted: Mapping[str, Wanted]
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """A copy of a graph that also gives some rows of values, and how those are called."""
-    copy, rows = onnx.ModelProto(), dict[str, str]()
+    """A copy of a graph that also gives some rows of values, and how those are called.
+
+    They are picked as soon as a value is there, so that it need not be kept: all are 3 GB at 1024 pixels.
+    """
+    copy, rows, after = onnx.ModelProto(), dict[str, str](), dict[str, list[onnx.NodeProto]]()
     copy.CopyFrom(model)
     for name, is_map in _maps(path, model, names).items():
         want, flat, found = wanted[name], f"{names[name]}/flat", f"{names[name]}/rows"
@@ -163,14 +166,18 @@ def _with_rows(
         ]
         if is_map:
             nodes.append(onnx.helper.make_node("Transpose", [found], [f"{found}/turned"], perm=[1, 0]))
-        copy.graph.node.extend(nodes)
+        after.setdefault(names[name], []).extend(nodes)
         rows[name] = nodes[-1].output[0]
+    del copy.graph.node[:]
+    for node in model.graph.node:
+        copy.graph.node.append(node)
+        copy.graph.node.extend(added for output in node.output for added in after.get(output, ()))
     return copy, rows
 
 
 def _maps(path: Path, model: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, bool]:
     """Which values are maps, [1, C, H, W], and not rows; ONNX Runtime knows the shapes, the file does not."""
-    session = session_of(_giving(model, names.values()), path)
+    session = session_of(_giving(model, names.values()), path, in_order=True)
     ranks = {value.name: len(value.shape) for value in session.get_outputs()}
     return {name: ranks[value] == _MAP_RANK for name, value in names.items()}
 
@@ -203,7 +210,7 @@ def _run(
     feeds: Mapping[str, np.ndarray],
     on_value: _OnValue,
 ) -> None:
-    session: onnxruntime.InferenceSession = session_of(_giving(model, names.values()), path)
+    session: onnxruntime.InferenceSession = session_of(_giving(model, names.values()), path, in_order=True)
     with refusals(path):
         results = session.run(list(names.values()), dict(feeds))
     for name, result in zip(names, results, strict=True):

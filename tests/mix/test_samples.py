@@ -15,8 +15,8 @@ import pytest
 
 from fastvlm_convert.demo.samples import CALIBRATION_SEED, make_sample
 from fastvlm_convert.mix import KINDS, TURNS, mixed_samples
-from fastvlm_convert.mix.samples import PICTURE_TURNS
 from fastvlm_convert.mix.photographs import NAMES, SUBJECTS
+from fastvlm_convert.mix.samples import PICTURE_TURNS
 from fastvlm_convert.mix.texts import TEXTS
 
 ROOT = Path(__file__).parents[2]
