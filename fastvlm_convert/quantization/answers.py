@@ -147,7 +147,12 @@ def collect_samples(
     pictures = Pictures(tuple(picture for _, shown in asked for picture in shown), images)
     if not pictures:
         raise RecipeError("the calibration data holds no picture", hint="add entries with an 'image'")
-    limits = [_room(n, prompt, config, plan.recipe.calibration) for n, prompt in enumerate(prompts)]
+    rooms = [_room(n, prompt, config, plan.recipe.calibration) for n, prompt in enumerate(prompts)]
+    given = [question.answer is not None for question in calibration.questions]
+    # To read a given answer costs next to nothing beside samples as long as it is; to generate one does.
+    limits = [
+        room if known else min(MAX_ANSWER_TOKENS, room) for room, known in zip(rooms, given, strict=True)
+    ]
     key = (checkpoint.sha256, calibration.sha256, images, form, limits)
     path = ANSWERS.path(hashlib.sha256(repr(key).encode()).hexdigest())
     answers = _load_answers(path)
@@ -182,7 +187,7 @@ def _held_out_last(prompts: Sequence[Prompt], pictures: Pictures, answers: _Answ
 
 
 def _room(number: int, prompt: Prompt, config: ModelConfig, settings: CalibrationSettings) -> int:
-    """Tokens left for an answer."""
+    """Tokens left for an answer in a sample."""
     length = prompt.length(config.vision.num_image_tokens)
     if length >= settings.max_tokens:
         raise RecipeError(
@@ -190,7 +195,7 @@ def _room(number: int, prompt: Prompt, config: ModelConfig, settings: Calibratio
             f"{length} tokens",
             hint="raise calibration.max_tokens, shorten the question, or lower common.image_size",
         )
-    return min(MAX_ANSWER_TOKENS, settings.max_tokens - length)
+    return settings.max_tokens - length
 
 
 def _ask(
