@@ -14,7 +14,8 @@ The model behind it, fitted to peaks measured on Linux at two sizes of the model
   layer. While answers are compared, the logits of some tokens. From the layers on, the allocator keeps some
   of it.
 
-Samples are taken to be as long as the demo generator's, because nobody has read the data yet.
+Samples are taken to be as long as those that calibrate by default, because nobody has read the data yet: as
+long as they may be where the tokenizer has words for passages, else a picture and a short answer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,7 @@ _TOKEN_READ, _TOKEN_WRITTEN = 630, 540  # bytes for each of the tokenizer's ids
 ANSWERED_ROWS: Final = 32  # that of `model.batch`, which only torch can import
 _PICTURE: Final = 4  # activations as large as the widest
 _TEXT_TOKENS: Final = 64  # of a sample beside its picture: the prompt, and the answer's first half
+_WORDS: Final = 2000  # ids of a tokenizer that can express any text
 _GRADIENTS: Final = 8  # activations as large as the widest, while a gradient passes back through a block
 _KEPT: Final = 150 * _MB  # what the allocator does not give back
 _HESSIANS: Final = 5  # two sums, their damped copy, its factor and one more
@@ -101,7 +103,10 @@ def stage_needs(
         if recipe.vision.activations != "float":
             needs.append(StageNeed(STAGE, base + _ranges_bytes(config, plans)))
         if recipe.is_solved:
-            needs += [StageNeed(stage, base + size) for stage, size in _calibration(config, plans, recipe)]
+            needs += [
+                StageNeed(stage, base + size)
+                for stage, size in _calibration(config, plans, recipe, num_tokens)
+            ]
         libraries = max(libraries, _WITH_TORCH) + _KEPT
     for target, backend in zip(targets, backends, strict=True):
         working = backend.working_bytes(config, recipe, plans)
@@ -168,7 +173,7 @@ _SOLVED: Final = _Pass(7, 4)  # two models' states before, in and after a block;
 
 
 def _calibration(
-    config: ModelConfig, plans: Sequence[LayerPlan], recipe: Recipe
+    config: ModelConfig, plans: Sequence[LayerPlan], recipe: Recipe, num_tokens: int
 ) -> Iterator[tuple[str, int]]:
     """The stages of a calibration, and what each needs beside the libraries.
 
@@ -176,7 +181,9 @@ def _calibration(
     """
     decoder, settings = config.decoder, recipe.calibration
     count, pixels = settings.num_samples, config.vision.image_size**2
-    tokens = min(settings.max_tokens, config.vision.num_image_tokens + _TEXT_TOKENS)
+    tokens = settings.max_tokens
+    if num_tokens < _WORDS:
+        tokens = min(tokens, config.vision.num_image_tokens + _TEXT_TOKENS)
     state, widest = (4 * tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)
     language, vision = ([p for p in plans if is_language(p.layer) is part] for part in (True, False))

@@ -29,7 +29,7 @@ from fastvlm_convert.user_cache import About, about_path, current_tally, save_ab
 from fastvlm_convert.weights.fold import fold
 from fastvlm_convert.weights.model_config import ModelConfig, at_image_size
 
-MAX_ANSWER_TOKENS = 64
+MAX_ANSWER_TOKENS = 64  # of answers that the reference generates
 _TENTH = 10
 _ENCODING = 0.6  # share of the time that pictures take: 5.5 of 9 CPU seconds a sample at 0.5B
 

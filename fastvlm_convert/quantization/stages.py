@@ -12,7 +12,7 @@ from fastvlm_convert.user_cache import Kind
 SEARCHED: Final = Kind("searched", "integers found without data", (2,), ".bin")
 
 # answers.py, model/, prompt.py, preprocess.py: other answers, or other image tokens.
-ANSWERS: Final = Kind("answers", "answers to calibration questions", (3,), ".npz")
+ANSWERS: Final = Kind("answers", "answers to calibration questions", (4,), ".npz")
 
 # static_activations.py, activation_ranges.py, weights/equalize.py, model/vision.py: other ranges or biases.
 ACTIVATIONS: Final = Kind("activations", "ranges of activations", (1, *SEARCHED.version), ".npz")

@@ -16,23 +16,22 @@ import pytest
 from fastvlm_convert.demo.samples import CALIBRATION_SEED, make_sample
 from fastvlm_convert.mix import KINDS, TURNS, mixed_samples
 from fastvlm_convert.mix.photographs import NAMES, SUBJECTS
-from fastvlm_convert.mix.samples import PICTURE_TURNS
-from fastvlm_convert.mix.texts import TEXTS
+from fastvlm_convert.mix.texts import TEXTS, passages, texts_in_turn
 
 ROOT = Path(__file__).parents[2]
 
 
 @cache
 def mixed():
-    return mixed_samples(90)
+    return mixed_samples(70)
 
 
 @pytest.mark.parametrize(
     ("count", "shares"),
     [
         (1, {"scene": 1}),
-        (9, {"scene": 2, "photograph": 2, "document": 1, "receipt": 1, "text": 3}),
-        (64, {"scene": 15, "photograph": 14, "document": 5, "receipt": 5, "screen": 4, "text": 21}),
+        (7, {"scene": 2, "photograph": 2, "document": 1, "receipt": 1, "text": 1}),
+        (64, {"scene": 19, "photograph": 18, "document": 6, "receipt": 6, "screen": 6, "text": 9}),
     ],
 )
 def test_shares(count, shares):
@@ -50,8 +49,7 @@ def test_fewer_samples_are_the_first_ones():
 
 def test_what_is_held_out_meets_every_turn():
     """Every tenth sample is kept apart to judge by (tests/quantization/test_answers.py)."""
-    for turns in (TURNS, PICTURE_TURNS):
-        assert {turns[n % len(turns)] for n in range(9, 10 * len(turns), 10)} == set(turns)
+    assert {TURNS[number % len(TURNS)] for number in range(9, 70, 10)} == set(TURNS)
     assert {sample.kind for sample in mixed()[9::10]} >= {"scene", "photograph", "text"}
 
 
@@ -74,9 +72,18 @@ def test_every_photograph_and_every_text_takes_its_turn():
     subject = {question: name for name, questions in SUBJECTS.items() for question in questions}
     for number, sample in enumerate(photographs):
         assert subject.get(sample.question, NAMES[number % len(NAMES)]) == NAMES[number % len(NAMES)]
-    texts = [sample.question for sample in mixed() if sample.kind == "text"]
-    assert texts == list(TEXTS[: len(texts)])
+    texts = [(s.question, s.answer) for s in mixed() if s.kind == "text"]
+    assert texts == [(t.question, t.answer) for t in texts_in_turn()[: len(texts)]]
     assert len(set(TEXTS)) == len(TEXTS) == 40
+    assert {t.question for t in texts_in_turn()} == {*TEXTS, *(p.question for p in passages())}
+
+
+def test_passages_come_before_questions_and_are_long():
+    told = [text.answer is not None for text in texts_in_turn()]
+    assert told[:6] == [True, True, False] * 2
+    assert sum(told) == len(passages()) == 10
+    assert all(len((text.answer or "").encode()) > 800 for text in passages())
+    assert all(sample.answer is None for sample in mixed() if sample.kind != "text")
 
 
 def test_no_picture_and_hardly_a_question_comes_twice():
@@ -86,9 +93,9 @@ def test_no_picture_and_hardly_a_question_comes_twice():
 
 
 def test_a_tokenizer_without_the_characters_gets_other_texts():
-    texts = [s.question for s in mixed_samples(70, str.isascii) if s.kind == "text"]
-    assert len(texts) == 23
-    assert all(text.isascii() for text in texts)
+    texts = [s for s in mixed_samples(70, str.isascii) if s.kind == "text"]
+    assert len(texts) == 10
+    assert all(f"{text.question}{text.answer}".isascii() for text in texts)
     assert all(s.question.isascii() for s in mixed() if s.kind != "text")
 
 
@@ -151,8 +158,8 @@ def test_no_text_is_one_that_quality_is_judged_by():
     lines = (ROOT / "benchmarks" / "quality" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     judged = [json.loads(line)["prompt"] for line in lines]
     assert len(judged) > 300
-    for text in TEXTS:
-        matcher = SequenceMatcher(b=text)
+    for text in texts_in_turn():
+        matcher = SequenceMatcher(b=text.question)
         for prompt in judged:
             matcher.set_seq1(prompt)
-            assert matcher.quick_ratio() < 0.8 or matcher.ratio() < 0.8, (text, prompt)
+            assert matcher.quick_ratio() < 0.8 or matcher.ratio() < 0.8, (text.question, prompt)
