@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from fastvlm_convert.exporters.backends import decoder_settings
 from fastvlm_convert.exporters.coreml.metadata import metadata_of
 from fastvlm_convert.exporters.coreml.paths import FILES, VISION_PACKAGE
@@ -23,21 +25,27 @@ from fastvlm_convert.verification.execution import (
     most_kl_nats,
 )
 from fastvlm_convert.verification.layers import CandidateValues
+from fastvlm_convert.verification.rounding import Encoded, Integers, check_rounding, without_features
 
 
 def coreml_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
-    """Core ML itself; interpreted, once in float32 and, where float16 is declared, once rounding to it."""
+    """Core ML itself; interpreted, once in float32 and, where float16 is declared, once rounding to it.
+
+    An encoder that rounds activations is always interpreted: only there can a reference follow (`rounding`).
+    """
     gates, recipe = manifest.recipe.gates, manifest.recipe
     declares_float16 = "float16" in (recipe.vision.compute, decoder_settings(recipe, "coreml").compute)
-    exact = full_gates(recipe)
+    exact = without_features(full_gates(recipe), recipe)
     if not declares_float16 and recipe.coreml.kv_cache == "state":
         cached = dict.fromkeys(LOGIT_STAGES, gates.fp16_cache_min_sqnr_db)
         exact = replace(exact, min_sqnr_db={**exact.min_sqnr_db, **cached})
     least = least_everywhere(gates.device_min_sqnr_db)
     rounded = StageGates(least, False, gates.max_new_tokens, most_kl_nats(recipe))
+    rounded = without_features(rounded, recipe)
     found = [Execution("Core ML", None, rounded)] if has_core_ml() else []
-    if interpret or not found:
-        found.append(Execution("coreml", "exact", exact, expose=_values))
+    if interpret or not found or recipe.vision.activations != "float":
+        judge = partial(check_rounding, Encoded("coreml", manifest, _encode))
+        found.append(Execution("coreml", "exact", exact, expose=_values, judge=judge))
         if declares_float16:
             found.append(Execution("coreml fp16", "device", rounded, expose=_values))
     return [replace(found[0], inspect=partial(_check_packages, manifest)), *found[1:]]
@@ -50,6 +58,17 @@ def _values(bundle: Path, manifest: Manifest, candidate: LoadedModel, values: Ca
     del bundle, manifest
     assert isinstance(candidate.session, CoreMLSession)
     coreml_values(candidate.session, values.reference.inputs_of(candidate), values.add)
+
+
+def _encode(
+    bundle: Path, manifest: Manifest, candidate: LoadedModel, given: np.ndarray
+) -> tuple[Integers, np.ndarray]:
+    from fastvlm_convert.runtime.coreml_session import CoreMLSession
+    from fastvlm_convert.runtime.coreml_values import encoder_integers
+
+    del bundle, manifest
+    assert isinstance(candidate.session, CoreMLSession)
+    return encoder_integers(candidate.session, given)
 
 
 def _check_packages(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:

@@ -16,7 +16,7 @@ from fastvlm_convert.verification.compare import LOGIT_STAGES
 from fastvlm_convert.verification.execution import Execution, full_gates
 from fastvlm_convert.verification.layers import CandidateValues
 from fastvlm_convert.verification.onnx_graph import check_accuracy_level
-from fastvlm_convert.verification.rounding import check_rounding
+from fastvlm_convert.verification.rounding import Encoded, Integers, check_rounding, without_features
 
 _MERGED: Final = ("merged_embeds", "token_rows")
 _MERGED_TEXT: Final = 1000  # ids of text on either side of the features
@@ -32,9 +32,8 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     del interpret
     recipe = manifest.recipe
     full, inspect = full_gates(recipe), partial(_inspect, manifest)
-    judge = partial(check_rounding, manifest)
-    if recipe.vision.activations != "float":
-        full = replace(full, min_sqnr_db={s: v for s, v in full.min_sqnr_db.items() if s != "image_features"})
+    judge = partial(check_rounding, Encoded("onnx", manifest, _encode))
+    full = without_features(full, recipe)
     if not recipe.quantize:
         return [Execution("onnx", None, full, expose=partial(_values, exact=False), inspect=inspect)]
     front = {stage: least for stage, least in full.min_sqnr_db.items() if stage not in LOGIT_STAGES}
@@ -44,6 +43,17 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
         Execution("onnx", None, shipped, expose=partial(_values, exact=False), inspect=inspect, judge=judge),
         Execution("onnx exact", "exact", exact, max_questions=1, expose=partial(_values, exact=True)),
     ]
+
+
+def _encode(
+    bundle: Path, manifest: Manifest, candidate: LoadedModel, given: np.ndarray
+) -> tuple[Integers, np.ndarray]:
+    try:
+        from fastvlm_convert.runtime.onnx_values import encoder_integers
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "reading ONNX graphs") from error
+    del candidate
+    return encoder_integers(bundle, manifest, given)
 
 
 def _inspect(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:

@@ -113,14 +113,16 @@ class TestRefused:
             without_data(load_recipe("int8-static"))
 
     @pytest.mark.parametrize(
-        ("target", "why"), [("coreml", "only ONNX graphs can follow"), ("mlx", "weights alone")]
+        ("target", "bits", "why"),
+        [("coreml", "int16", "8 bits alone"), ("mlx", "int8", "weights alone"), ("mlx", "int16", "weights")],
     )
-    def test_targets_that_cannot_follow(self, llava, target, why, tmp_path):
+    def test_targets_that_cannot_follow(self, llava, target, bits, why, tmp_path):
+        settings = recipe("int8-static", vision={"activations": bits})
         with pytest.raises(TargetError, match=why) as caught:
-            plan(llava, recipe=SETTINGS, targets=target)
-        assert "export to onnx alone" in str(caught.value.hint)
+            plan(llava, recipe=settings, targets=target)
+        assert "to onnx" in str(caught.value.hint)
         with pytest.raises(TargetError, match=why):
-            export(llava, tmp_path / "bundle", recipe=SETTINGS, targets=["onnx", target])
+            export(llava, tmp_path / "bundle", recipe=settings, targets=["onnx", target])
         assert not (tmp_path / "bundle").exists()
 
     def test_a_quantized_checkpoint(self, llava, golden_quantized, tmp_path):
