@@ -86,14 +86,6 @@ class VisionSettings(FloatSettings):
         "ONNX; int16 is for accelerators that have such kernels, and slow elsewhere.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.activations != "float" and self.compute == "float16":
-            raise RecipeError(
-                f"vision.activations is '{self.activations}', which needs compute 'float32': what lies "
-                "between layers with integers is computed in it"
-            )
-
 
 @dataclass(frozen=True)
 class DecoderSettings:

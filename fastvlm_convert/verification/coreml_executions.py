@@ -13,6 +13,7 @@ from fastvlm_convert.exporters.coreml.paths import FILES, VISION_PACKAGE
 from fastvlm_convert.io_names import IMAGE
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.predict.export_plan import ExportPlan, statement_of
+from fastvlm_convert.quantized.activations import FLOAT16_TIE, FLOAT32_TIE
 from fastvlm_convert.runtime.core_ml import has_core_ml
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check
@@ -44,10 +45,13 @@ def coreml_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     rounded = without_features(rounded, recipe)
     found = [Execution("Core ML", None, rounded)] if has_core_ml() else []
     if interpret or not found or recipe.vision.activations != "float":
-        judge = partial(check_rounding, Encoded("coreml", manifest, _encode))
+        encoded = Encoded("coreml", manifest, gates.min_sqnr_db, _encode, FLOAT32_TIE)
+        judge = partial(check_rounding, encoded)
         found.append(Execution("coreml", "exact", exact, expose=_values, judge=judge))
         if declares_float16:
-            found.append(Execution("coreml fp16", "device", rounded, expose=_values))
+            coarse = replace(encoded, min_sqnr_db=gates.device_min_sqnr_db, tie=FLOAT16_TIE)
+            again = partial(check_rounding, coarse) if recipe.vision.compute == "float16" else None
+            found.append(Execution("coreml fp16", "device", rounded, expose=_values, judge=again))
     return [replace(found[0], inspect=partial(_check_packages, manifest)), *found[1:]]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.predict.export_plan import ExportPlan
+from fastvlm_convert.quantized.activations import FLOAT32_TIE
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check, equal, not_run
 from fastvlm_convert.verification.compare import LOGIT_STAGES
@@ -32,7 +33,8 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     del interpret
     recipe = manifest.recipe
     full, inspect = full_gates(recipe), partial(_inspect, manifest)
-    judge = partial(check_rounding, Encoded("onnx", manifest, _encode))
+    encoded = Encoded("onnx", manifest, recipe.gates.min_sqnr_db, _encode, FLOAT32_TIE)
+    judge = partial(check_rounding, encoded)
     full = without_features(full, recipe)
     if not recipe.quantize:
         return [Execution("onnx", None, full, expose=partial(_values, exact=False), inspect=inspect)]

@@ -46,13 +46,17 @@ class Encoded:
     Attributes:
         target: Format of the artifact.
         manifest: The bundle's.
+        min_sqnr_db: Least signal to noise of image tokens against those of a reference that follows.
         encode: What the target makes of what its encoder takes: what it rounds to, and image tokens, float32
             [num_image_tokens, hidden]. Gets the bundle's folder and its manifest, and what runs it.
+        tie: Of a step, within which the reference follows (`model.static_layer`).
     """
 
     target: Target
     manifest: Manifest
+    min_sqnr_db: float
     encode: Callable[[Path, Manifest, LoadedModel, np.ndarray], tuple[Integers, np.ndarray]]
+    tie: float
 
 
 def without_features(gates: StageGates, recipe: Recipe) -> StageGates:
@@ -98,10 +102,14 @@ def check_rounding(
     prepared = prepare_weights(plan, remembered_calibration(plan, manifest.source.calibration))
     encoder = Encoder(plan.config, {n: w for n, w in prepared.weights.items() if is_in_encoder(n)})
     for layer, module in encoder.static.items():
-        module.follow = partial(_integers, integers, vision_layer_op(layer))
+        operation = vision_layer_op(layer)
+        if plan.recipe.vision.computes_in(operation) == "float16":
+            module.keep_bias_in_float16()
+        module.tie = encoded.tie
+        module.follow = partial(_integers, integers, operation)
     expected = encoder.run(torch.from_numpy(values.pixel_values)).numpy()
     value = metrics.sqnr_db(expected, features)
-    return [at_least(target, *_WHAT, value, plan.recipe.gates.min_sqnr_db, candidate.session.executed_by)]
+    return [at_least(target, *_WHAT, value, encoded.min_sqnr_db, candidate.session.executed_by)]
 
 
 def _integers(integers: Integers, operation: str, what: str) -> "Tensor | None":

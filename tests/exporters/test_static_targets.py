@@ -50,6 +50,15 @@ def bundle(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def half_bundle(tmp_path_factory) -> Path:
+    """What lies between layers with integers in float16, as the Neural Engine has it."""
+    output = tmp_path_factory.mktemp("static") / "half"
+    settings = recipe("int8-static", vision={"compute": "float16"}, calibration={"num_samples": NUM_SEEN})
+    export(DEMO, output, recipe=settings, targets=["coreml"])
+    return output
+
+
+@pytest.fixture(scope="module")
 def encoded(bundle) -> list[tuple[tuple[dict, np.ndarray], tuple[dict, np.ndarray]]]:
     """Integers and image tokens of some pictures, of both targets."""
     manifest, session = manifest_of(bundle), load_bundle(bundle, "coreml").session
@@ -79,6 +88,27 @@ def test_both_targets_pass(bundle):
     assert checked.status == "passed"
     assert set(followed(checked)) == {"onnx", "coreml"}
     assert min(followed(checked).values()) >= 70  # as near as floats are
+
+
+def test_float16_between_the_integers_passes_too(bundle, half_bundle):
+    checked = verify(half_bundle, DEMO, questions=questions()[:1])
+    assert checked.status == "passed"
+    exact, device = (c.value for c in checked.checks if c.metric == "followed_sqnr_db")
+    assert exact is not None
+    assert device is not None
+    assert exact >= 70 > 60 <= device
+    # With the same scales: float16 holds them.
+    (of_both, of_half) = (stored_scales(each) for each in (bundle, half_bundle))
+    assert of_both == of_half
+    assert len(of_both) > 40
+
+
+def test_a_wrong_scale_between_float16_fails(half_bundle, tmp_path):
+    broken = copy_bundle(half_bundle, tmp_path)
+    edit_constants(broken, widen_scale)
+    checked = verify(broken, DEMO, questions=questions()[:1])
+    (exact,) = (c for c in checked.checks if c.metric == "followed_sqnr_db" and "exact" in str(c.executed_by))
+    assert exact.status == checked.status == "failed"
 
 
 def test_both_are_estimated_and_multiply_as_often(bundle):
@@ -111,20 +141,43 @@ def followed(result: VerifyResult) -> dict[str, float]:
     }
 
 
-def edit_constants(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the constants of a vision package, tensors by name."""
-    path = bundle / VISION_PACKAGE / FILES[1]
-    spec = load_spec(str(path))
+def program_of(bundle: Path) -> tuple[Any, dict[str, Any]]:
+    """The message of a vision package, and the constants in it, tensors by name."""
+    spec = load_spec(str(bundle / VISION_PACKAGE / FILES[1]))
     (block,) = spec.mlProgram.functions["main"].block_specializations.values()
     constants = [o for o in block.operations if o.type == "const"]
-    change({o.outputs[0].name: o.attributes["val"].immediateValue.tensor for o in constants})
-    path.write_bytes(spec.SerializeToString())
+    return spec, {o.outputs[0].name: o.attributes["val"].immediateValue.tensor for o in constants}
+
+
+def edit_constants(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the constants of a vision package."""
+    spec, constants = program_of(bundle)
+    change(constants)
+    (bundle / VISION_PACKAGE / FILES[1]).write_bytes(spec.SerializeToString())
+
+
+def scale_of(tensor: Any) -> float:
+    """A number of float32 or, in bytes, of float16."""
+    if tensor.WhichOneof("value") == "floats":
+        return float(tensor.floats.values[0])
+    return float(np.frombuffer(tensor.bytes.values, np.float16)[0])
+
+
+def stored_scales(bundle: Path) -> dict[str, float]:
+    """Of every layer that rounds."""
+    _, constants = program_of(bundle)
+    return {name: scale_of(t) for name, t in constants.items() if name.endswith("_integers_scale_0")}
 
 
 def widen_scale(constants: dict[str, Any]) -> None:
     """As a quantizer and a dequantizer that agree would: only the reference can tell."""
     for name in (f"{LAYER}_integers_scale_0", f"{LAYER}_scale_0"):
-        constants[name].floats.values[0] *= 1.03
+        tensor = constants[name]
+        wider = 1.03 * scale_of(tensor)
+        if tensor.WhichOneof("value") == "floats":
+            tensor.floats.values[0] = wider
+        else:
+            tensor.bytes.values = np.float16(wider).tobytes()
 
 
 def shift_zero_point(constants: dict[str, Any]) -> None:

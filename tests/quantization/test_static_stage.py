@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.errors import ConversionError, RecipeError, TargetError
+from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.pipeline import export, plan, quantize
 from fastvlm_convert.quantization.calibration import Calibration, read_calibration
 from fastvlm_convert.quantization.prepared_weights import PreparedWeights, prepare_weights
@@ -131,6 +131,8 @@ class TestRefused:
         with pytest.raises(RecipeError, match="holds weights alone"):
             plan(golden_quantized, recipe=SETTINGS, targets="onnx")
 
-    def test_float16_arithmetic(self):
-        with pytest.raises(ConversionError, match="needs compute 'float32'"):
-            recipe("int8-static", vision={"compute": "float16"})
+    def test_float16_arithmetic_in_onnx(self, llava):
+        settings = recipe("int8-static", vision={"compute": "float16"})
+        with pytest.raises(TargetError, match=r"and vision\.compute float16, but ONNX") as caught:
+            plan(llava, recipe=settings, targets="onnx")
+        assert str(caught.value.hint) == "set vision.compute to float32 for ONNX"
