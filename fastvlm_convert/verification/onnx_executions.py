@@ -17,7 +17,7 @@ from fastvlm_convert.verification.compare import LOGIT_STAGES
 from fastvlm_convert.verification.execution import Execution, full_gates
 from fastvlm_convert.verification.layers import CandidateValues
 from fastvlm_convert.verification.onnx_graph import check_accuracy_level
-from fastvlm_convert.verification.rounding import Encoded, Integers, check_rounding, without_features
+from fastvlm_convert.verification.rounding import Encoded, Integers, check_rounding, with_roundings
 
 _MERGED: Final = ("merged_embeds", "token_rows")
 _MERGED_TEXT: Final = 1000  # ids of text on either side of the features
@@ -35,7 +35,7 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     full, inspect = full_gates(recipe), partial(_inspect, manifest)
     encoded = Encoded("onnx", manifest, recipe.gates.min_sqnr_db, _encode, FLOAT32_TIE)
     judge = partial(check_rounding, encoded)
-    full = without_features(full, recipe)
+    full = with_roundings(full, recipe)
     if not recipe.quantize:
         return [Execution("onnx", None, full, expose=partial(_values, exact=False), inspect=inspect)]
     front = {stage: least for stage, least in full.min_sqnr_db.items() if stage not in LOGIT_STAGES}
@@ -47,14 +47,11 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     ]
 
 
-def _encode(
-    bundle: Path, manifest: Manifest, candidate: LoadedModel, given: np.ndarray
-) -> tuple[Integers, np.ndarray]:
+def _encode(bundle: Path, manifest: Manifest, given: np.ndarray) -> tuple[Integers, np.ndarray]:
     try:
         from fastvlm_convert.runtime.onnx_values import encoder_integers
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, "reading ONNX graphs") from error
-    del candidate
     return encoder_integers(bundle, manifest, given)
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch, which the reference has loaded when this is called
     from torch import Tensor
 
 _WHAT: Final = ("image_features", "followed_sqnr_db")
+_APART_DB: Final = 10.0  # less than two right encoders have of each other
 _SUFFIXES: Final = {"input": "_input_integers", "output": "_integers"}  # of values in the graph
 
 Integers = Mapping[str, np.ndarray]  # unsigned, by the name of their value in the graph
@@ -48,23 +49,22 @@ class Encoded:
         manifest: The bundle's.
         min_sqnr_db: Least signal to noise of image tokens against those of a reference that follows.
         encode: What the target makes of what its encoder takes: what it rounds to, and image tokens, float32
-            [num_image_tokens, hidden]. Gets the bundle's folder and its manifest, and what runs it.
+            [num_image_tokens, hidden]. Gets the bundle's folder and its manifest.
         tie: Of a step, within which the reference follows (`model.static_layer`).
     """
 
     target: Target
     manifest: Manifest
     min_sqnr_db: float
-    encode: Callable[[Path, Manifest, LoadedModel, np.ndarray], tuple[Integers, np.ndarray]]
+    encode: Callable[[Path, Manifest, np.ndarray], tuple[Integers, np.ndarray]]
     tie: float
 
 
-def without_features(gates: StageGates, recipe: Recipe) -> StageGates:
-    """Gates of an execution; without that of image tokens where only a reference that follows can tell."""
+def with_roundings(gates: StageGates, recipe: Recipe) -> StageGates:
+    """Gates of an execution; that of image tokens is low where only a reference that follows can tell."""
     if recipe.vision.activations == "float":
         return gates
-    stages = {stage: least for stage, least in gates.min_sqnr_db.items() if stage != "image_features"}
-    return replace(gates, min_sqnr_db=stages)
+    return replace(gates, min_sqnr_db={**gates.min_sqnr_db, "image_features": _APART_DB})
 
 
 def check_rounding(
@@ -98,7 +98,7 @@ def check_rounding(
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, "running the reference") from error
     given = candidate.unprepared(values.pixel_values)
-    integers, features = encoded.encode(bundle, manifest, candidate, given)
+    integers, features = encoded.encode(bundle, manifest, given)
     prepared = prepare_weights(plan, remembered_calibration(plan, manifest.source.calibration))
     encoder = Encoder(plan.config, {n: w for n, w in prepared.weights.items() if is_in_encoder(n)})
     for layer, module in encoder.static.items():
