@@ -81,18 +81,10 @@ class VisionSettings(FloatSettings):
 
     activations: Literal["float", "int8", "int16"] = setting(
         "float",
-        "What layers with int8 weights per channel multiply (ONNX only): `int8` and `int16` round "
-        "activations by ranges taken from calibration pictures. int8 is fast on processors; int16 is for "
-        "accelerators that have such kernels, and slow elsewhere.",
+        "What layers with int8 weights per channel multiply: `int8` (ONNX and Core ML) and `int16` (ONNX "
+        "only) round activations by ranges taken from calibration pictures. int8 is fast on processors in "
+        "ONNX; int16 is for accelerators that have such kernels, and slow elsewhere.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.activations != "float" and self.compute == "float16":
-            raise RecipeError(
-                f"vision.activations is '{self.activations}', which needs compute 'float32': what lies "
-                "between layers with integers is computed in it"
-            )
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,6 @@ def loads(recipe: Any, folder) -> str | None:
 BETWEEN = (
     "which needs storage", "is no multiple of coreml.prefill_chunk", "shared_table needs one storage",
     "has neither block_size nor zero points", "belong to palettes", "has no use for it",
-    "which needs compute 'float32'",
 )  # fmt: skip
 
 

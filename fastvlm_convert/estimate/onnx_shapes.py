@@ -96,6 +96,11 @@ def _dequantize(node: Attributes, inputs: Inputs) -> Result:
     return Result((Value(_given(inputs, 0).shape, _given(inputs, 1).bits),))
 
 
+def _quantize(node: Attributes, inputs: Inputs) -> Result:
+    del node
+    return Result((Value(_given(inputs, 0).shape, _given(inputs, 2).bits),))
+
+
 def _conv(node: Attributes, inputs: Inputs) -> Result:
     x, kernel = _given(inputs, 0), _given(inputs, 1)
     sizes, axes = kernel.shape[2:], len(kernel.shape) - 2
@@ -266,6 +271,7 @@ RULES: Final[dict[str, Rule]] = {
     "GroupQueryAttention": _grouped_attention,
     "MatMulNBits": _matmul_nbits,
     "MultiHeadAttention": _attention,
+    "QuantizeLinear": _quantize,
     "ReduceSum": _reduce,
     "Reshape": _reshape,
     "Shape": _shape,

@@ -5,7 +5,7 @@ from typing import Final
 
 from fastvlm_convert.delivery.stores import STORES, files_for, store_fit
 from fastvlm_convert.lint.duplicates import shared_bytes
-from fastvlm_convert.lint.facts import CoreMLProgram, Facts, OnnxGraph, Tensor
+from fastvlm_convert.lint.facts import CoreMLProgram, Facts, MilFunction, OnnxGraph, Tensor
 from fastvlm_convert.lint.platform import Platform
 from fastvlm_convert.lint.rule import Hit, Rule, always, named
 
@@ -41,15 +41,27 @@ def _scales(graph: OnnxGraph) -> set[str]:
 
 
 def _weights(program: CoreMLProgram) -> list[Tensor]:
-    """Constants without the scales and tables that weights are made from, in the dtype of the arithmetic."""
+    """Constants without those in the dtype of the arithmetic.
+
+    They are the scales and tables that weights are made from, and biases in steps of integer products.
+    """
+    stepped = {function.name: _stepped_biases(function) for function in program.functions}
     found = {
         tensor.region: tensor
         for function in program.functions
         for operation in function.operations
         for key, tensor in operation.constants.items()
         if not (operation.type.startswith("constexpr_") and key in ("scale", "offset", "lut"))
+        and operation.name not in stepped[function.name]
     }
     return list(found.values())
+
+
+def _stepped_biases(function: MilFunction) -> set[str]:
+    """Biases of operations that multiply integers."""
+    integers = {(o.name,) for o in function.operations if o.type == "dequantize"}
+    stepped = [o for o in function.operations if o.inputs.get("x") in integers]
+    return {name for operation in stepped for name in operation.inputs.get("bias", ())}
 
 
 def _hits(file: OnnxGraph | CoreMLProgram, tensors: Sequence[Tensor]) -> Iterator[Hit]:

@@ -104,6 +104,15 @@ def _scaled_palettes(facts: Facts, platform: Platform) -> Iterator[Hit]:
             yield Hit(f"palettes with a scale per channel: {named(scaled)}", program.file)
 
 
+def _rounded_activations(facts: Facts, platform: Platform) -> Iterator[Hit]:
+    for program in facts.programs:
+        rounded = [o.name for o in program.operations("quantize")]
+        if not rounded or (program.compute == "float16" and platform.has_neural_engine):
+            continue
+        why = f", and {program.compute} arithmetic" if program.compute != "float16" else ""
+        yield Hit(f"activations rounded to integers{why}: {named(rounded)}", program.file)
+
+
 def _gathers(facts: Facts, platform: Platform) -> Iterator[Hit]:
     del platform
     for program in facts.programs:
@@ -211,6 +220,17 @@ RULES: Final = (
         check=_scaled_palettes,
         scope="on the Neural Engine of iOS 26 and newer",
         applies=_on_neural_engine_of_ios_26,
+        targets=("coreml",),
+    ),
+    Rule(
+        id="coreml-int8-activations",
+        severity="warning",
+        reason="integer activations can be faster on the Neural Engine (A17 Pro, M4 and newer), which has "
+        "float16 alone; Apple reports that CPUs and some GPUs are considerably slower",
+        source="https://apple.github.io/coremltools/docs-guides/source/opt-quantization-perf.html",
+        advice="measure on your device, or export recipe int8, whose activations are floats",
+        check=_rounded_activations,
+        scope="unless it computes in float16 on the Neural Engine",
         targets=("coreml",),
     ),
     Rule(

@@ -5,16 +5,13 @@ bits do in practice; so the only differences to a runtime are those of the float
 """
 
 from collections.abc import Callable
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastvlm_convert.quantized.activations import TensorScale
+from fastvlm_convert.quantized.activations import FLOAT32_TIE, TensorScale
 from fastvlm_convert.quantized.weight import MixedSource, QuantizedWeight, is_static
-
-_TIE: Final = 1 / 64  # of a step: what float32 makes of equal activations differs by less
 
 Follow = Callable[[str], Tensor | None]
 """What a runtime rounded the `input` or `output` of a layer to, float32 of its shape; None if it did not."""
@@ -30,6 +27,7 @@ class StaticLayer(nn.Module):
     Attributes:
         is_static: Off, activations are floats; the weights stay integers.
         follow: A runtime's own integers, taken wherever they are as good a rounding; None rounds alone.
+        tie: By how much of a step a rounding may be the worse one, and count as as good.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, weight: QuantizedWeight) -> None:
@@ -45,6 +43,7 @@ class StaticLayer(nn.Module):
         self.product_scale = products
         self.is_static = True
         self.follow: Follow | None = None
+        self.tie = FLOAT32_TIE
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] or [B, N, C], floats in and out."""
@@ -66,6 +65,13 @@ class StaticLayer(nn.Module):
         sums *= self.product_scale / given.scale
         return self._rounded("output", sums, given).sub_(given.zero_point).mul_(given.scale)
 
+    def keep_bias_in_float16(self) -> None:
+        """Take the bias that a float16 program holds: its whole steps, as far as that dtype has them."""
+        bias = self.layer.bias
+        if self.scales.output is not None and bias is not None:
+            step = self.product_scale.view(-1)
+            bias.data = (torch.round(bias / step) * step).half().float()
+
     def _rounded(self, what: str, steps: Tensor, scale: TensorScale) -> Tensor:
         """Unsigned integers of activations in steps of their scale, as floats."""
         alone = torch.round(steps).add_(scale.zero_point).clamp_(0, scale.levels - 1)
@@ -73,7 +79,7 @@ class StaticLayer(nn.Module):
         if theirs is None:
             return alone
         exact = steps.add(scale.zero_point).clamp_(0, scale.levels - 1)
-        return torch.where((theirs - exact).abs() <= 0.5 + _TIE, theirs, alone)
+        return torch.where((theirs - exact).abs() <= 0.5 + self.tie, theirs, alone)
 
 
 def make_static(

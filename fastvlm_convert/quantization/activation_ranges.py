@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ _BINS: Final = 4096
 _SAMPLES: Final = 1 << 20  # of one tensor of one picture: evenly spaced ones, beside its true extremes
 _SHARES: Final = tuple(1 - n / 40 for n in range(33))  # of either end of the range
 _ROUNDS: Final = 2
+_LEAST_RANGE: Final = 2.0**-20  # of a tensor of zeros
 
 OnValues = Callable[[Tensor], Tensor]
 
@@ -67,10 +69,19 @@ class RangeObserver:
 
 
 def _scale_of(least: float, most: float, bits: ActivationBits) -> TensorScale:
-    """The scale whose integers reach from one value, not above 0, to another, not below."""
+    """The scale whose integers reach from one value, not above 0, to another, not below.
+
+    Of 8 bits it is a float16, rounded up so that neither end is cut: float16 programs hold the same one.
+    """
     levels = 1 << bits
-    scale = float(torch.tensor(max(most - least, 2.0**-20) / (levels - 1), dtype=torch.float32))
+    exact = np.float32(max(most - least, _LEAST_RANGE) / (levels - 1))
+    scale = float(exact if bits == 16 else _float16_above(exact))
     return TensorScale(bits, scale, min(levels - 1, max(0, round(-least / scale))))
+
+
+def _float16_above(value: np.float32) -> np.float16:
+    nearest = np.float16(value)
+    return nearest if nearest >= value else np.nextafter(nearest, np.float16(np.inf))
 
 
 def _rounded(values: Tensor, scale: TensorScale) -> Tensor:

@@ -13,6 +13,9 @@ from fastvlm_convert.weights.parts import part_of
 ActivationBits = Literal[8, 16]
 
 STAGE: Final = "activation ranges"  # of a conversion, as progress has it
+# Of a step: what two correct computations make of equal activations differs by less.
+FLOAT32_TIE: Final = 1 / 64
+FLOAT16_TIE: Final = 1 / 4
 WEIGHTS: Final = AffineScheme(8, None, symmetric=True)  # what integer kernels multiply activations with
 
 
@@ -22,7 +25,7 @@ class TensorScale:
 
     Attributes:
         bits: Of the unsigned integers.
-        scale: A float32.
+        scale: A float32; of 8 bits one that float16 holds.
         zero_point: The integer that stands for zero.
     """
 

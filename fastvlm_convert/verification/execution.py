@@ -32,7 +32,7 @@ class Execution:
         expose: Shows what operations give; None where the runtime hands out no such values.
         inspect: Holds what the target's files say of themselves against a plan of the export; at most one
             execution of a target has it.
-        judge: Checks of one execution that no stage shows; at most one execution of a target has it.
+        judge: Checks of an execution that no stage shows.
     """
 
     name: str

@@ -10,13 +10,14 @@ import numpy as np
 from fastvlm_convert.errors import BundleError, MissingDependencyError
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.predict.export_plan import ExportPlan
+from fastvlm_convert.quantized.activations import FLOAT32_TIE
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check, equal, not_run
 from fastvlm_convert.verification.compare import LOGIT_STAGES
 from fastvlm_convert.verification.execution import Execution, full_gates
 from fastvlm_convert.verification.layers import CandidateValues
 from fastvlm_convert.verification.onnx_graph import check_accuracy_level
-from fastvlm_convert.verification.rounding import check_rounding
+from fastvlm_convert.verification.rounding import Encoded, Integers, check_rounding, with_roundings
 
 _MERGED: Final = ("merged_embeds", "token_rows")
 _MERGED_TEXT: Final = 1000  # ids of text on either side of the features
@@ -32,9 +33,9 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     del interpret
     recipe = manifest.recipe
     full, inspect = full_gates(recipe), partial(_inspect, manifest)
-    judge = partial(check_rounding, manifest)
-    if recipe.vision.activations != "float":
-        full = replace(full, min_sqnr_db={s: v for s, v in full.min_sqnr_db.items() if s != "image_features"})
+    encoded = Encoded("onnx", manifest, recipe.gates.min_sqnr_db, _encode, FLOAT32_TIE)
+    judge = partial(check_rounding, encoded)
+    full = with_roundings(full, recipe)
     if not recipe.quantize:
         return [Execution("onnx", None, full, expose=partial(_values, exact=False), inspect=inspect)]
     front = {stage: least for stage, least in full.min_sqnr_db.items() if stage not in LOGIT_STAGES}
@@ -44,6 +45,14 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
         Execution("onnx", None, shipped, expose=partial(_values, exact=False), inspect=inspect, judge=judge),
         Execution("onnx exact", "exact", exact, max_questions=1, expose=partial(_values, exact=True)),
     ]
+
+
+def _encode(bundle: Path, manifest: Manifest, given: np.ndarray) -> tuple[Integers, np.ndarray]:
+    try:
+        from fastvlm_convert.runtime.onnx_values import encoder_integers
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(error, "reading ONNX graphs") from error
+    return encoder_integers(bundle, manifest, given)
 
 
 def _inspect(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:

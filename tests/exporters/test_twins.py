@@ -21,7 +21,6 @@ OWN_FILES = {
         "merge": "onnxruntime-genai embeds and merges image features in one graph",
         "transformers_js": "transformers.js reads a config of its own",
         "pictures": "clients that resize in their own way send pictures of any size",
-        "static": "integer activations, which Core ML bundles do not have",
         "fused": "operators of ONNX Runtime that read integers; Core ML decompresses weights first",
     },
     "coreml": {
@@ -46,6 +45,10 @@ OWN_NAMES = {
         "ops": ({"rms_norm_of_sum"}, "ONNX Runtime has one operator for a sum and its norm"),
         "proto": ({"write_graph"}, "a file is one graph, a package several"),
         "proto_size": ({"graph_bytes"}, "a file is one graph, a package several"),
+        "static": (
+            {"input_scale", "rounded", "static_linear"},
+            "16 bits have a form of their own; linear layers have another operator for integers",
+        ),
         "support": ({"check_pictures"}, "some ways to prepare pictures cannot be written as a graph"),
     },
     "coreml": {
@@ -62,8 +65,12 @@ OWN_NAMES = {
         ),
         "proto": ({"write_package"}, "a file is one graph, a package several"),
         "proto_size": ({"package_bytes"}, "a file is one graph, a package several"),
+        "static": ({"rounded_input"}, "a linear layer is any other behind what rounds its input"),
         "vision": ({"build_apple_vision"}, "Apple's app loads a vision package"),
-        "weights": ({"looked_up", "dense_rows"}, "palettes; long tables in parts"),
+        "weights": (
+            {"looked_up", "dense_rows", "AffineParts"},
+            "palettes; long tables in parts; the writer asks for integers and scales one by one",
+        ),
     },
 }
 

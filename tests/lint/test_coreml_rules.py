@@ -99,6 +99,20 @@ def test_gathers_are_noted(make):
     assert not applies(make("coreml", palettes()), "coreml-ane-gather", GPU)
 
 
+class TestIntegerActivations:
+    RULE = "coreml-int8-activations"
+
+    def test_they_are_found_wherever_floats_are_computed_in_float32(self, make):
+        bundle = make("coreml", recipe("int8-static", calibration={"num_samples": 2}))
+        for platform in (NEURAL, GPU, ON_18):
+            assert severities(found(bundle, self.RULE, platform)) == {VISION: "warning"}
+        (finding,) = found(bundle, self.RULE, NEURAL)
+        assert "float32 arithmetic" in finding.message
+
+    def test_integer_weights_alone_are_none(self, make):
+        assert found(make("coreml", recipe("int8")), self.RULE, GPU) == []
+
+
 class TestWidthOfStates:
     RULE = "coreml-ane-state-width"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
-from fastvlm_convert.errors import ConversionError, RecipeError, TargetError
+from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.pipeline import export, plan, quantize
 from fastvlm_convert.quantization.calibration import Calibration, read_calibration
 from fastvlm_convert.quantization.prepared_weights import PreparedWeights, prepare_weights
@@ -113,14 +113,16 @@ class TestRefused:
             without_data(load_recipe("int8-static"))
 
     @pytest.mark.parametrize(
-        ("target", "why"), [("coreml", "only ONNX graphs can follow"), ("mlx", "weights alone")]
+        ("target", "bits", "why"),
+        [("coreml", "int16", "8 bits alone"), ("mlx", "int8", "weights alone"), ("mlx", "int16", "weights")],
     )
-    def test_targets_that_cannot_follow(self, llava, target, why, tmp_path):
+    def test_targets_that_cannot_follow(self, llava, target, bits, why, tmp_path):
+        settings = recipe("int8-static", vision={"activations": bits})
         with pytest.raises(TargetError, match=why) as caught:
-            plan(llava, recipe=SETTINGS, targets=target)
-        assert "export to onnx alone" in str(caught.value.hint)
+            plan(llava, recipe=settings, targets=target)
+        assert "to onnx" in str(caught.value.hint)
         with pytest.raises(TargetError, match=why):
-            export(llava, tmp_path / "bundle", recipe=SETTINGS, targets=["onnx", target])
+            export(llava, tmp_path / "bundle", recipe=settings, targets=["onnx", target])
         assert not (tmp_path / "bundle").exists()
 
     def test_a_quantized_checkpoint(self, llava, golden_quantized, tmp_path):
@@ -129,6 +131,8 @@ class TestRefused:
         with pytest.raises(RecipeError, match="holds weights alone"):
             plan(golden_quantized, recipe=SETTINGS, targets="onnx")
 
-    def test_float16_arithmetic(self):
-        with pytest.raises(ConversionError, match="needs compute 'float32'"):
-            recipe("int8-static", vision={"compute": "float16"})
+    def test_float16_arithmetic_in_onnx(self, llava):
+        settings = recipe("int8-static", vision={"compute": "float16"})
+        with pytest.raises(TargetError, match=r"and vision\.compute float16, but ONNX") as caught:
+            plan(llava, recipe=settings, targets="onnx")
+        assert str(caught.value.hint) == "set vision.compute to float32 for ONNX"

@@ -8,10 +8,11 @@ import numpy as np
 
 from fastvlm_convert.exporters.coreml.graph import Graph, scalar
 from fastvlm_convert.exporters.coreml.split import column_parts, joined, row_spans, rows_of
+from fastvlm_convert.exporters.coreml.static import rounded_input, static_conv
 from fastvlm_convert.exporters.coreml.values import Value
 from fastvlm_convert.exporters.coreml.weights import dense
 from fastvlm_convert.io_names import FloatName
-from fastvlm_convert.quantized.weight import AnyWeight
+from fastvlm_convert.quantized.weight import AnyWeight, is_static
 from fastvlm_convert.weights.model_config import DecoderConfig
 from fastvlm_convert.weights.source import Weight
 
@@ -28,6 +29,8 @@ def linear(
     Where the stack is wider than the graph allows, its parts are multiplied one by one.
     """
     rows, dtype = sum(w.shape[0] for w in weights), graph.dtype(name)
+    if len(weights) == 1 and is_static(weight := weights[0]):
+        x = rounded_input(graph, name, x, weight)
     if max(rows, weights[0].shape[1]) > graph.widest:
         return _wide_linear(graph, name, x, joined(weights), joined(biases) if biases else None)
     bias = dense(graph, f"{name}_bias", biases, dtype) if biases else zeros(graph, rows, dtype)
@@ -113,6 +116,9 @@ def conv(
 ) -> Value:
     """Convolution by a kernel and a bias, with "same" padding."""
     (kernel, bias), dtype = weights, graph.dtype(name)
+    if is_static(kernel):
+        assert isinstance(bias, Weight)
+        return static_conv(graph, name, x, (kernel, bias), stride, groups)
     return graph.op(
         "conv",
         name,

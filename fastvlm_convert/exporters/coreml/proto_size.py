@@ -178,7 +178,7 @@ def _elements(array: np.ndarray) -> int:
     """A list of numbers, or one text, as a tensor's value holds it."""
     if array.dtype.kind == "U":
         return message(text(str(array)))
-    if array.dtype.kind == "f":
+    if array.dtype.kind == "f" or array.dtype.itemsize == 1:
         return message(message(array.nbytes))
     numbers = array.reshape(-1).tolist()
     return message(message(sum(varint(int(n)) for n in numbers)))

@@ -14,16 +14,16 @@ _APPLE_IMAGE_SIZE, _APPLE_WIDTH = 1024, 3072  # Apple's app aborts on any other 
 
 
 def check(config: ModelConfig, recipe: Recipe, layers: Sequence[LayerPlan]) -> None:
-    """Refuse integer activations, and dimensions that Apple's app cannot take; Core ML itself takes any.
+    """Refuse 16-bit activations, and dimensions that Apple's app cannot take; Core ML itself takes any.
 
     Raises:
-        TargetError: Names what the app cannot take and what is allowed.
+        TargetError: Names what cannot be taken and what is allowed.
     """
     del layers  # every scheme can be expressed
-    if recipe.vision.activations != "float":
+    if recipe.vision.activations == "int16":
         raise TargetError(
-            f"vision.activations is {recipe.vision.activations}, which only ONNX graphs can follow",
-            hint="set vision.activations to float for Core ML, or export to onnx alone",
+            "vision.activations is int16, but Core ML quantizes activations to 8 bits alone",
+            hint="set vision.activations to int8 or float for Core ML, or export to onnx alone",
         )
     vision = config.vision
     fits_app = (vision.image_size, vision.output_width) == (_APPLE_IMAGE_SIZE, _APPLE_WIDTH)

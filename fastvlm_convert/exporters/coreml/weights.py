@@ -26,7 +26,8 @@ def dense(graph: Graph, name: str, weights: Sequence[AnyWeight], dtype: FloatNam
         dtype: Dtype of the operation that reads them.
     """
     if integers := alike(QuantizedWeight, weights):
-        return graph.once(name, lambda: dequantized(graph, name, stacked(integers), dtype))
+        parts = AffineParts(stacked(integers), graph.on_bytes)
+        return graph.once(name, lambda: dequantized(graph, name, parts, dtype))
     if palettes := alike(PaletteWeight, weights):
         return graph.once(name, lambda: looked_up(graph, name, stacked(palettes), dtype))
     return graph.once(name, lambda: floats(graph, name, alike(Weight, weights), dtype))
@@ -57,9 +58,9 @@ def floats(graph: Graph, name: str, weights: Sequence[Weight], dtype: FloatName)
     return graph.floats(name, shape, load, storage, dtype)
 
 
-def dequantized(graph: Graph, name: str, weight: QuantizedWeight, dtype: FloatName) -> Value:
+def dequantized(graph: Graph, name: str, parts: "AffineParts", dtype: FloatName) -> Value:
     """A weight behind the compile-time dequantization of iOS 18."""
-    scheme, parts = weight.scheme, _AffineParts(weight, graph.on_bytes)
+    weight, scheme = parts.weight, parts.weight.scheme
     integer = f"{'int' if scheme.symmetric else 'uint'}{scheme.bits}"
     shape = (weight.rows, scheme.num_blocks(weight.columns), *[1] * (len(weight.shape) - 2))
     inputs = {
@@ -91,17 +92,22 @@ def looked_up(graph: Graph, name: str, weight: PaletteWeight, dtype: FloatName) 
     return graph.plain_op("constexpr_blockwise_shift_scale", name, data=found, scale=scale)
 
 
-class _AffineParts:
-    """The integers, scales and zero points of a weight, which is quantized once for all three."""
+class AffineParts:
+    """The integers, scales and zero points of a weight, which is quantized once for all three.
+
+    Args:
+        weight: Read when the first of them is asked for.
+        on_bytes: Called with the number of bytes of each part read, counted as float32.
+    """
 
     def __init__(self, weight: QuantizedWeight, on_bytes: OnBytes) -> None:
-        self._weight = weight
+        self.weight = weight
         self._on_bytes = on_bytes
         self._small: tuple[np.ndarray, np.ndarray] | None = None
 
     def integers(self) -> np.ndarray:
         """Signed where symmetric, else unsigned; one a byte."""
-        weight = self._weight
+        weight = self.weight
         q = np.empty((weight.rows, weight.columns), np.uint8)
         scales, zero_points, row = [], [], 0
         for part in weight.chunks():
@@ -117,9 +123,11 @@ class _AffineParts:
         return q
 
     def scales(self) -> np.ndarray:
+        """float16 [rows, blocks]."""
         return self._others()[0]
 
     def zero_points(self) -> np.ndarray:
+        """uint8 [rows, blocks]."""
         return self._others()[1]
 
     def _others(self) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,12 @@ def check(config: ModelConfig, recipe: Recipe, layers: Sequence[LayerPlan]) -> N
         )
     for plan in layers:
         _check_scheme(plan, config, recipe.onnx)
+    if recipe.vision.activations != "float" and recipe.vision.compute == "float16":
+        raise TargetError(
+            f"vision.activations is {recipe.vision.activations} and vision.compute float16, but ONNX graphs "
+            "compute what lies between layers with integers in float32",
+            hint="set vision.compute to float32 for ONNX",
+        )
     for component in ("vision", "decoder"):
         if getattr(recipe, component).float32_ops:
             raise TargetError(

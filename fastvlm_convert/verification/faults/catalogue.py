@@ -47,6 +47,10 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "onnx": weights.permute_scales,
         "coreml": weights.permute_scales,
     }),
+    Fault("activation-scale", "one convolution rounds what it gives in steps 10 % too wide", {
+        "onnx": onnx_graphs.widen_activations,
+        "coreml": coreml_programs.widen_activations,
+    }, absent="its activations are floats"),
     Fault("nibbles-swapped", "the two integers in each byte of one layer are swapped", {
         "onnx": weights.swap_nibbles,
         "coreml": weights.swap_nibbles,

@@ -5,9 +5,12 @@ What reads packages needs coremltools, so it loads when a fault is planted.
 
 from typing import Any, Final
 
+import numpy as np
+
 from fastvlm_convert.io_names import DECODE, POSITION
 from fastvlm_convert.verification.faults.bundle_copy import Copy
 from fastvlm_convert.verification.faults.fault import NotApplicableError
+from fastvlm_convert.verification.faults.roundings import WIDER, middle_rounding
 
 _ONE: Final = "overwritten_slot_end"
 
@@ -35,6 +38,34 @@ def change_prompt(copy: Copy) -> None:
         raise NotApplicableError("the package says nothing of its prompt")
     said["prompt"] = "{question}"
     program.save()
+
+
+def widen_activations(copy: Copy) -> None:
+    """Let a convolution in the middle of the encoder round what it gives in wider steps."""
+    from fastvlm_convert.verification.faults.coreml_store import open_program
+
+    program = open_program(copy, "vision")
+    for block in program.blocks():
+        makers = {o.outputs[0].name: o for o in block.operations if o.outputs}
+        rounding = makers[middle_rounding([name for name, o in makers.items() if o.type == "quantize"])]
+        readers = [o for o in block.operations if _reads(o, "input", rounding.outputs[0].name)]
+        for operation in (rounding, *readers):
+            _widen(makers[operation.inputs["scale"].arguments[0].name])
+    program.save()
+
+
+def _reads(operation: Any, parameter: str, name: str) -> bool:  # noqa: ANN401  a protobuf message
+    given = operation.inputs[parameter].arguments if parameter in operation.inputs else ()
+    return any(argument.name == name for argument in given)
+
+
+def _widen(constant: Any) -> None:  # noqa: ANN401
+    """Make a number larger that the program holds as float32 or, in bytes, as float16."""
+    tensor = constant.attributes["val"].immediateValue.tensor
+    if tensor.WhichOneof("value") == "floats":
+        tensor.floats.values[0] *= WIDER
+    else:
+        tensor.bytes.values = (np.frombuffer(tensor.bytes.values, np.float16) * np.float16(WIDER)).tobytes()
 
 
 def overwrite_slot(copy: Copy) -> None:

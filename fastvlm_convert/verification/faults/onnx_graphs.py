@@ -7,6 +7,7 @@ import numpy as np
 from fastvlm_convert.verification.faults.bundle_copy import Copy
 from fastvlm_convert.verification.faults.fault import NotApplicableError
 from fastvlm_convert.verification.faults.onnx_store import open_graph
+from fastvlm_convert.verification.faults.roundings import WIDER, middle_rounding
 
 _ATTENTION: Final = "GroupQueryAttention"
 _PAST: Final = (3, 4)  # inputs of it: keys and values
@@ -23,6 +24,15 @@ def change_accuracy_level(copy: Copy) -> None:
     for level in levels:
         level.i = 0 if level.i == _FASTEST else _FASTEST
     graph.save()
+
+
+def widen_activations(copy: Copy) -> None:
+    """Let a convolution in the middle of the encoder round what it gives in wider steps."""
+    graph = open_graph(copy, "vision")
+    nodes = {node.output[0]: node for node in graph.model.graph.node if node.op_type == "QuantizeLinear"}
+    scale = nodes[middle_rounding(list(nodes))].input[1]
+    (tensor,) = (t for t in graph.model.graph.initializer if t.name == scale)
+    graph.write(tensor, graph.read(tensor) * np.float32(WIDER))
 
 
 def overwrite_slot(copy: Copy) -> None:
