@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ _FILE_WIDTH: Final = 120  # a pipe or a log has no width; Rich would take 80
 out = Console(highlight=False, emoji=False, width=None if _IS_TERMINAL else _FILE_WIDTH)
 err = Console(stderr=True, highlight=False, emoji=False)
 
+_TOGETHER: Final = "all of it"
 _STATUS_STYLES = {"passed": "green", "failed": "bold red", "not_run": "yellow"}
 
 
@@ -118,12 +119,16 @@ def status_text(status: str) -> str:
 
 
 @contextmanager
-def progress(silent: bool, remaining: bool = False) -> Iterator[OnStage]:
+def progress(
+    silent: bool, remaining: bool = False, together: Mapping[str, float] | None = None
+) -> Iterator[OnStage]:
     """A bar for each stage on a terminal, nothing elsewhere; yields the callback that moves them.
 
     Args:
         silent: Show nothing in any case.
         remaining: Also estimate the time that is left; for stages of even steps.
+        together: Stages that follow each other and take long, and the share of their time that each takes:
+            they get a bar in common, which appears with the first of them and says what all of them need yet.
     """
     columns: list[ProgressColumn] = [
         TextColumn("{task.description:<12}"),
@@ -131,15 +136,25 @@ def progress(silent: bool, remaining: bool = False) -> Iterator[OnStage]:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     ]
-    if remaining:
+    if remaining or together:
         columns += [TextColumn("left:"), TimeRemainingColumn()]
-    bars = Progress(*columns, console=err, transient=True, disable=silent or not _can_animate())
+    disable = silent or not _can_animate()
+    # A step of a stage may take a minute, and the speed is an average over those of ten.
+    bars = Progress(*columns, console=err, transient=True, disable=disable, speed_estimate_period=600)
     tasks: dict[str, TaskID] = {}
+    shares = together or {}
+
+    def move(name: str, share: float) -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(name, total=1.0)
+        bars.update(tasks[name], completed=share)
 
     def on_stage(stage: str, share: float) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=1.0)
-        bars.update(tasks[stage], completed=share)
+        if stage in shares:
+            # Stages before the one that runs are done, those that had nothing to do among them.
+            before = sum(list(shares.values())[: list(shares).index(stage)])
+            move(_TOGETHER, (before + shares[stage] * share) / sum(shares.values()))
+        move(stage, share)
 
     with bars:
         yield on_stage

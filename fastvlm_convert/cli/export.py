@@ -43,6 +43,7 @@ from fastvlm_convert.cli.options import (
 from fastvlm_convert.manifest import Status
 from fastvlm_convert.outcomes import Outcome
 from fastvlm_convert.pipeline import ExportResult, export
+from fastvlm_convert.quantization.stages import SHARES
 from fastvlm_convert.quantized.layer_report import ComponentReport, LayerReport, component_reports
 from fastvlm_convert.stage_costs import StageCost, StageMeter
 from fastvlm_convert.user_cache import CacheUse
@@ -110,7 +111,7 @@ def command(
     """
     targets = chosen_targets(target)
     settings = None if recipe is None else chosen_recipe(recipe, calibration)
-    with cache_used(not no_cache), progress(flags_of(context).is_silent) as on_stage:
+    with cache_used(not no_cache), progress(flags_of(context).is_silent, together=SHARES) as on_stage:
         meter = StageMeter(on_stage)
         source = open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower)
         result = export(

@@ -30,6 +30,7 @@ from fastvlm_convert.cli.options import (
     data_source,
 )
 from fastvlm_convert.pipeline import QuantizeResult, quantize
+from fastvlm_convert.quantization.stages import SHARES
 from fastvlm_convert.quantized.layer_report import ComponentReport, LayerReport, component_reports
 from fastvlm_convert.stage_costs import StageCost, StageMeter
 from fastvlm_convert.targets import DEFAULT_TARGETS
@@ -94,7 +95,7 @@ def command(
     """
     settings = chosen_recipe(recipe, calibration)
     try:
-        with cache_used(not no_cache), progress(flags_of(context).is_silent) as on_stage:
+        with cache_used(not no_cache), progress(flags_of(context).is_silent, together=SHARES) as on_stage:
             meter = StageMeter(on_stage)
             result = quantize(
                 open_checkpoint(checkpoint, adapter, projector=projector, vision_tower=vision_tower),

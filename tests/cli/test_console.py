@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fastvlm_convert.cli.console import plain_table
-from tests.bundles import mixed_recipe, write_recipe
+from tests.bundles import mixed_recipe, recipe, write_recipe
 from tests.cli.conftest import CHECKPOINT, read_all
 from tests.cli.test_plan import DEMO
 
@@ -79,6 +80,18 @@ def test_no_bar_reaches_a_file_that_is_called_a_terminal(tmp_path):
     assert "\x1b[33mwarning:" in shown
     assert "%" not in shown
     assert "\x1b[?25l" not in shown  # the cursor stays
+
+
+def test_a_calibration_tells_what_all_of_it_needs_yet(tmp_path):
+    few = write_recipe(recipe("int4", calibration={"num_samples": 4}), tmp_path / "few.yaml")
+    shown = on_terminal("quantize", CHECKPOINT, "--recipe", few, "-o", tmp_path / "q", "--no-cache")
+    lines = re.findall(r"all of it[^\r\n]*?(\d+)%[^\r\n]*left:[^\r\n]*", shown)
+    assert [int(share) for share in lines] == sorted(int(share) for share in lines)
+    assert lines[-1] == "100"
+    assert re.search(r"layers +.*left:", shown)
+    plain = on_terminal(*EXPORT, tmp_path / "b")
+    assert "onnx" in plain
+    assert "all of it" not in plain
 
 
 @pytest.mark.parametrize("flag", ["--quiet", "-q", "--json"])
