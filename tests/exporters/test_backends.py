@@ -140,5 +140,4 @@ def test_a_targets_name_is_typed_in_its_own_modules_and_the_tables_alone():
         "runtime/sessions.py": 3,
         "serve/engines/choice.py": 1,
         "verification/executions.py": 3,
-        "verification/rounding.py": 1,
     }

@@ -18,7 +18,7 @@ def _along(values: Tensor, axis: int | None, rank: int) -> Tensor:
 def quantize(
     input: Tensor, scale: Tensor, output_dtype: str, zero_point: Tensor | None = None, axis: int | None = None
 ) -> Tensor:
-    """round(input / scale) + zero_point, kept within int8 or uint8."""
+    """round(input / scale) + zero_point, kept within int8 or uint8; halves go to even, as in coremltools."""
     if output_dtype not in ("int8", "uint8"):
         raise ValueError(f"output_dtype is '{output_dtype}'")
     low, high = (-128, 127) if output_dtype == "int8" else (0, 255)
