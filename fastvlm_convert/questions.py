@@ -134,7 +134,7 @@ def mixed_questions(count: int, is_expressible: Callable[[str], bool]) -> Questi
             it has not.
     """
     questions = tuple(
-        Question(() if s.image is None else (s.image,), s.question, s.answer, f"{s.kind} {n:02d}")
+        Question(() if s.image is None else (s.image,), s.question, label=f"{s.kind} {n:02d}")
         for n, s in enumerate(mixed_samples(count, is_expressible))
     )
     return QuestionSet(questions, sum(len(q.images) for q in questions), len(questions))

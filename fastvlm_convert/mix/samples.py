@@ -14,7 +14,7 @@ from fastvlm_convert.demo.draw import Draw
 from fastvlm_convert.demo.samples import CALIBRATION_SEED, make_sample
 from fastvlm_convert.mix.photographs import NAMES, photograph
 from fastvlm_convert.mix.printed import document, receipt, screen
-from fastvlm_convert.mix.texts import WrittenText, texts_in_turn
+from fastvlm_convert.mix.texts import TEXTS
 
 SEED: Final = 4_000_000_000  # beyond those of the demo's scenes
 # Every second picture is badly taken: weights that suit clean ones alone are wrong for all others. There are
@@ -32,35 +32,37 @@ class MixedSample:
         kind: One of `KINDS`.
         image: RGB; None for a question of text alone.
         question: The text.
-        answer: What to take for the answer; None asks the model.
     """
 
     kind: str
     image: Image.Image | None
     question: str
-    answer: str | None = None
 
 
 def mixed_samples(number: int, is_expressible: Callable[[str], bool] = lambda _: True) -> list[MixedSample]:
-    """The first samples of an endless row.
+    """The first samples of an endless row, and half as many texts again.
+
+    A real language model's weights are solved with too few words otherwise, and texts need no encoder.
 
     Args:
-        number: How many.
+        number: How many of the row; the texts that follow are those that have had no turn, as far as they go.
         is_expressible: Whether a tokenizer has the characters of a text; others take the place of one that it
-            has not, and scenes where it has none. Questions about pictures are plain ASCII.
+            has not. Questions about pictures are plain ASCII.
     """
-    texts = [t for t in texts_in_turn() if is_expressible(t.question) and is_expressible(t.answer or "")]
-    samples = _endless(texts)
-    return [next(samples) for _ in range(number)]
+    texts = [text for text in TEXTS if is_expressible(text)]
+    endless = _endless(texts)
+    samples = [next(endless) for _ in range(number)]
+    told = sum(sample.kind == "text" for sample in samples)
+    return [*samples, *(MixedSample("text", None, text) for text in texts[told : told + number // 2])]
 
 
-def _endless(texts: Sequence[WrittenText]) -> Iterator[MixedSample]:
+def _endless(texts: Sequence[str]) -> Iterator[MixedSample]:
     scenes, names, printed, told = count(), cycle(NAMES), cycle(_PRINTED), cycle(texts)
-    for number, turn in enumerate(cycle(TURNS)):
-        is_bad, kind, seed = turn.startswith("bad "), turn.removeprefix("bad "), SEED + number
+    for number in count():
+        turn, seed = TURNS[number % len(TURNS)], SEED + number
+        is_bad, kind = turn.startswith("bad "), turn.removeprefix("bad ")
         if kind == "text" and texts:
-            text = next(told)
-            yield MixedSample("text", None, text.question, text.answer)
+            yield MixedSample("text", None, next(told))
             continue
         if kind == "photograph":
             image, question = photograph(next(names), Draw(seed))

@@ -1,14 +1,5 @@
-"""Questions without a picture: knowledge, instructions, code, arithmetic and other languages, in turns.
+"""Questions without a picture: knowledge, instructions, code, arithmetic and other languages, in turns."""
 
-Longer answers come with some of them (`passages.jsonl`), written for this purpose: weights are solved with
-more words so, at little cost. To read an answer is quick, and to generate one is not; and in a batch whose
-samples hold a picture each, a short text would take as long as a long one.
-"""
-
-import json
-from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 from typing import Final
 
 _KNOWLEDGE: Final = (
@@ -67,35 +58,3 @@ TEXTS: Final = tuple(
     for turn in zip(_KNOWLEDGE, _LANGUAGES, _INSTRUCTIONS, _CODE, _ARITHMETIC, strict=True)
     for text in turn
 )
-
-_PASSAGES: Final = Path(__file__).parent / "passages.jsonl"
-_A_PASSAGE: Final = 2  # passages that come before each question without an answer
-
-
-@dataclass(frozen=True)
-class WrittenText:
-    """A question without a picture.
-
-    Attributes:
-        question: The text.
-        answer: A long answer; None asks the model.
-    """
-
-    question: str
-    answer: str | None = None
-
-
-def passages() -> list[WrittenText]:
-    """Questions with long answers."""
-    lines = _PASSAGES.read_text(encoding="utf-8").split("\n")
-    return [WrittenText(**json.loads(line)) for line in lines if line]
-
-
-def texts_in_turn() -> list[WrittenText]:
-    """All texts: passages and questions in turns, as long as there are both."""
-    told, asked = passages(), [WrittenText(text) for text in TEXTS]
-    pairs = [told[n : n + _A_PASSAGE] for n in range(0, len(told), _A_PASSAGE)]
-    return [
-        *chain.from_iterable([*pair, one] for pair, one in zip(pairs, asked, strict=False)),
-        *asked[len(pairs) :],
-    ]

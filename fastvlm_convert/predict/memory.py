@@ -14,8 +14,8 @@ The model behind it, fitted to peaks measured on Linux at two sizes of the model
   layer. While answers are compared, the logits of some tokens. From the layers on, the allocator keeps some
   of it.
 
-Samples are taken to be as long as those that calibrate by default, because nobody has read the data yet: as
-long as they may be where the tokenizer has words for passages, else a picture and a short answer.
+Samples are taken to be as many and as long as those that calibrate by default, because nobody has read the
+data yet.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ _TOKEN_READ, _TOKEN_WRITTEN = 630, 540  # bytes for each of the tokenizer's ids
 ANSWERED_ROWS: Final = 32  # that of `model.batch`, which only torch can import
 _PICTURE: Final = 4  # activations as large as the widest
 _TEXT_TOKENS: Final = 64  # of a sample beside its picture: the prompt, and the answer's first half
-_WORDS: Final = 2000  # ids of a tokenizer that can express any text
+_ANY_TEXT: Final = 2000  # ids of a tokenizer that can express the texts of the default mix
 _GRADIENTS: Final = 8  # activations as large as the widest, while a gradient passes back through a block
 _KEPT: Final = 150 * _MB  # what the allocator does not give back
 _HESSIANS: Final = 5  # two sums, their damped copy, its factor and one more
@@ -181,9 +181,8 @@ def _calibration(
     """
     decoder, settings = config.decoder, recipe.calibration
     count, pixels = settings.num_samples, config.vision.image_size**2
-    tokens = settings.max_tokens
-    if num_tokens < _WORDS:
-        tokens = min(tokens, config.vision.num_image_tokens + _TEXT_TOKENS)
+    count += count // 2 if num_tokens >= _ANY_TEXT else 0
+    tokens = min(settings.max_tokens, config.vision.num_image_tokens + _TEXT_TOKENS)
     state, widest = (4 * tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)
     language, vision = ([p for p in plans if is_language(p.layer) is part] for part in (True, False))

@@ -16,14 +16,14 @@ import pytest
 from fastvlm_convert.demo.samples import CALIBRATION_SEED, make_sample
 from fastvlm_convert.mix import KINDS, TURNS, mixed_samples
 from fastvlm_convert.mix.photographs import NAMES, SUBJECTS
-from fastvlm_convert.mix.texts import TEXTS, passages, texts_in_turn
+from fastvlm_convert.mix.texts import TEXTS
 
 ROOT = Path(__file__).parents[2]
 
 
 @cache
 def mixed():
-    return mixed_samples(70)
+    return mixed_samples(70)[:70]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_shares(count, shares):
 
 
 def test_fewer_samples_are_the_first_ones():
-    for few, many in zip(mixed_samples(9), mixed(), strict=False):
+    for few, many in zip(mixed_samples(9)[:9], mixed(), strict=False):
         assert (few.kind, few.question) == (many.kind, many.question)
         assert few.image is many.image is None or few.image.tobytes() == many.image.tobytes()
 
@@ -72,18 +72,18 @@ def test_every_photograph_and_every_text_takes_its_turn():
     subject = {question: name for name, questions in SUBJECTS.items() for question in questions}
     for number, sample in enumerate(photographs):
         assert subject.get(sample.question, NAMES[number % len(NAMES)]) == NAMES[number % len(NAMES)]
-    texts = [(s.question, s.answer) for s in mixed() if s.kind == "text"]
-    assert texts == [(t.question, t.answer) for t in texts_in_turn()[: len(texts)]]
+    texts = [sample.question for sample in mixed() if sample.kind == "text"]
+    assert texts == list(TEXTS[: len(texts)])
     assert len(set(TEXTS)) == len(TEXTS) == 40
-    assert {t.question for t in texts_in_turn()} == {*TEXTS, *(p.question for p in passages())}
 
 
-def test_passages_come_before_questions_and_are_long():
-    told = [text.answer is not None for text in texts_in_turn()]
-    assert told[:6] == [True, True, False] * 2
-    assert sum(told) == len(passages()) == 10
-    assert all(len((text.answer or "").encode()) > 800 for text in passages())
-    assert all(sample.answer is None for sample in mixed() if sample.kind != "text")
+@pytest.mark.parametrize(("count", "more"), [(1, 0), (8, 4), (64, 31)])
+def test_texts_follow_that_have_had_no_turn(count, more):
+    found = mixed_samples(count)
+    told = [sample.question for sample in found if sample.kind == "text"]
+    assert [sample.image for sample in found[count:]] == [None] * more
+    assert told == list(TEXTS[: len(told)])
+    assert not [s for s in mixed_samples(count, lambda _: False) if s.image is None]
 
 
 def test_no_picture_and_hardly_a_question_comes_twice():
@@ -93,9 +93,9 @@ def test_no_picture_and_hardly_a_question_comes_twice():
 
 
 def test_a_tokenizer_without_the_characters_gets_other_texts():
-    texts = [s for s in mixed_samples(70, str.isascii) if s.kind == "text"]
+    texts = [s.question for s in mixed_samples(70, str.isascii)[:70] if s.kind == "text"]
     assert len(texts) == 10
-    assert all(f"{text.question}{text.answer}".isascii() for text in texts)
+    assert all(text.isascii() for text in texts)
     assert all(s.question.isascii() for s in mixed() if s.kind != "text")
 
 
@@ -117,7 +117,7 @@ def test_rgb_of_sensible_sizes(index):
 def test_the_same_in_another_process():
     code = (
         "from fastvlm_convert.mix import mixed_samples; from zlib import crc32;"
-        "print([(s.kind, s.question, s.image and crc32(s.image.tobytes())) for s in mixed_samples(7)])"
+        "print([(s.kind, s.question, s.image and crc32(s.image.tobytes())) for s in mixed_samples(7)[:7]])"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     there = subprocess.run(
@@ -158,8 +158,8 @@ def test_no_text_is_one_that_quality_is_judged_by():
     lines = (ROOT / "benchmarks" / "quality" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     judged = [json.loads(line)["prompt"] for line in lines]
     assert len(judged) > 300
-    for text in texts_in_turn():
-        matcher = SequenceMatcher(b=text.question)
+    for text in TEXTS:
+        matcher = SequenceMatcher(b=text)
         for prompt in judged:
             matcher.set_seq1(prompt)
-            assert matcher.quick_ratio() < 0.8 or matcher.ratio() < 0.8, (text.question, prompt)
+            assert matcher.quick_ratio() < 0.8 or matcher.ratio() < 0.8, (text, prompt)

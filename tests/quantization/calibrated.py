@@ -50,7 +50,8 @@ def calibrated_recipe(*rules: QuantizeRule, **calibration: object) -> Recipe:
 @cache
 def generated() -> Calibration:
     """The first of the mix, with pictures; the last has a short answer, so that its sample is padded."""
-    *asked, last = read_calibration(None, SETTINGS, golden_checkpoint(LLAVA).tokenizer).questions
+    mixed = read_calibration(None, SETTINGS, golden_checkpoint(LLAVA).tokenizer).questions
+    *asked, last = mixed[: SETTINGS.num_samples]
     return Calibration((*asked, replace(last, answer="Red.")), "generated, the last one answered")
 
 
