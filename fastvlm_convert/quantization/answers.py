@@ -51,6 +51,10 @@ class Sample:
         """Pictures of the prompt."""
         return len(self.segments) - 1
 
+    def length(self, num_image_tokens: int) -> int:
+        """Tokens, with so many for each picture."""
+        return sum(map(len, self.segments)) + self.num_pictures * num_image_tokens + len(self.answer)
+
 
 @dataclass(frozen=True)
 class Pictures(Sequence[torch.Tensor]):
@@ -84,7 +88,8 @@ class CalibrationSet:
     Attributes:
         pictures: Of all samples, in order.
         features: The reference's image tokens, float32 [images, num_image_tokens, hidden].
-        samples: One for each question; those that are held out come last.
+        samples: One for each question with a picture, then texts, several in a sample where they are short;
+            those that are held out come last, one for each question.
         num_fitted: Samples that layers are solved with; the others only tell how good the solution is.
     """
 
@@ -168,22 +173,49 @@ def collect_samples(
     else:
         touch(about_path(path, ANSWERS))
     on_progress(1.0)
-    return _held_out_last(prompts, pictures, answers)
+    # Gradients begin at the last answer of a sample: of texts in one sample they would weigh that one alone.
+    is_packed = plan.recipe.calibration.token_weights != "token"
+    return _held_out_last(prompts, pictures, answers, is_packed)
 
 
-def _held_out_last(prompts: Sequence[Prompt], pictures: Pictures, answers: _Answers) -> CalibrationSet:
+def _held_out_last(
+    prompts: Sequence[Prompt], pictures: Pictures, answers: _Answers, is_packed: bool
+) -> CalibrationSet:
     """The samples, every tenth of them behind the others; at least one, unless there is no other."""
     held_out = range(_TENTH - 1, len(prompts), _TENTH) or range(1, len(prompts))[-1:]
-    order = [*(n for n in range(len(prompts)) if n not in held_out), *held_out]
+    fitted = [n for n in range(len(prompts)) if n not in held_out]
+    order = [*fitted, *held_out]
     counts = [len(prompt.segments) - 1 for prompt in prompts]
     ends = np.cumsum(counts)
     shown = [i for n in order for i in range(ends[n] - counts[n], ends[n])]
+    samples = [Sample(prompts[n].segments, answers.token_ids[n]) for n in order]
+    solving = samples[: len(fitted)]
+    if is_packed:
+        solving = _packed(solving, answers.features.shape[1])
     return CalibrationSet(
         Pictures(tuple(pictures.pictures[i] for i in shown), pictures.settings),
         answers.features[shown],
-        tuple(Sample(prompts[n].segments, answers.token_ids[n]) for n in order),
-        len(prompts) - len(held_out),
+        (*solving, *samples[len(fitted) :]),
+        len(solving),
     )
+
+
+def _packed(samples: Sequence[Sample], num_image_tokens: int) -> list[Sample]:
+    """The samples with a picture, then texts, as many behind each other as are no longer than the longest.
+
+    Samples pass side by side, padded to the longest, so a short one would cost as much. A text reads those
+    before it, as in a conversation.
+    """
+    longest = max(sample.length(num_image_tokens) for sample in samples)
+    packed: list[Sample] = []
+    for text in (sample for sample in samples if not sample.num_pictures):
+        last = packed.pop() if packed else None
+        if last is not None and last.length(0) + text.length(0) > longest:
+            packed.append(last)
+            last = None
+        before = () if last is None else (*last.segments, last.answer)
+        packed.append(Sample((np.concatenate([*before, *text.segments]),), text.answer))
+    return [*(sample for sample in samples if sample.num_pictures), *packed]
 
 
 def _room(number: int, prompt: Prompt, config: ModelConfig, settings: CalibrationSettings) -> int:

@@ -112,6 +112,30 @@ def test_given_answers(own_cache):
     assert MAX_ANSWER_TOKENS < len(found[2].answer) < len(CHECKPOINT.tokenizer.encode(texts[2]))
 
 
+@pytest.mark.parametrize("token_weights", ["modality", "token"])
+def test_short_texts_share_a_sample(own_cache, token_weights):
+    """None is longer than the longest. What is held out stays alone, and all do whose tokens are weighed."""
+    asked = [("Who?", "Me."), ("What is it?", "A box."), ("Why?", "Because."), ("When?", "Now, I think.")] * 2
+    texts = [Question((), question, answer) for question, answer in asked]
+    questions = (texts[0], Question((PICTURE,), "What?", "A red picture. " * 14), *texts[1:], texts[0])
+    settings = replace(SETTINGS, token_weights=token_weights)
+    found = ask(Calibration(questions, token_weights), settings)
+    tokens = CHECKPOINT.config.vision.num_image_tokens
+    alone = [ask(Calibration((questions[1], text), f"{n}")).samples[1] for n, text in enumerate(texts)]
+    fitted, held_out = found.samples[: found.num_fitted], found.samples[found.num_fitted :]
+    assert [sample.answer.tolist() for sample in held_out] == [alone[0].answer.tolist()]
+    if token_weights == "token":
+        assert len(fitted) == 9
+        return
+    assert 3 <= len(fitted) < 9
+    assert fitted[0].num_pictures == 1
+    assert max(sample.length(tokens) for sample in fitted) == fitted[0].length(tokens)
+    read = [np.concatenate([*s.segments, s.answer]) for s in fitted[1:]]
+    np.testing.assert_array_equal(
+        np.concatenate(read), np.concatenate([np.concatenate([*s.segments, s.answer]) for s in alone])
+    )
+
+
 def test_the_end_token_is_the_models(own_cache):
     checkpoint = golden_checkpoint(HF)
     found = ask(Calibration((Question((PICTURE,), "What?", "Red."),), "hf"), checkpoint=checkpoint)
@@ -137,7 +161,7 @@ def test_every_tenth_sample_is_held_out_and_comes_last(own_cache):
     assert (len(found.samples), found.num_fitted, found.num_fitted_pictures) == (21, 19, 18)
     tokenizer = CHECKPOINT.tokenizer
     said = [tokenizer.decode(list(sample.segments[-1])) for sample in found.samples]
-    order = [*(n for n in range(21) if n not in (9, 19)), 9, 19]
+    order = [*(n for n in range(21) if n not in (3, 9, 19)), 3, 9, 19]  # texts behind pictures
     assert all(f"{n}?" in text for n, text in zip(order, said, strict=True))
     alone = ask(Calibration((asked[9],), "one"))
     np.testing.assert_array_equal(found.pictures[-2], alone.pictures[0])
@@ -149,7 +173,7 @@ def test_text_alone_and_several_pictures(own_cache):
     pictures = (PICTURE, Image.new("RGB", (5, 9), "blue"))
     questions = (Question((), "Who?", "Ann."), Question(pictures, "Same?", "No."), Question((PICTURE,), "?"))
     found = ask(Calibration(questions, "mixed"))
-    assert [sample.num_pictures for sample in found.samples] == [0, 2, 1]
+    assert [sample.num_pictures for sample in found.samples] == [2, 0, 1]
     assert len(found.features) == len(found.pictures) == 3
     np.testing.assert_array_equal(found.features[0], found.features[2])
     with pytest.raises(RecipeError, match="holds no picture"):
