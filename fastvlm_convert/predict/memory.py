@@ -181,7 +181,7 @@ def _calibration(
     """
     decoder, settings = config.decoder, recipe.calibration
     count, pixels = settings.num_samples, config.vision.image_size**2
-    count += count // 6 if num_tokens >= _ANY_TEXT else 0  # half as many texts, a third as long
+    count += count // 9 if num_tokens >= _ANY_TEXT else 0  # half as many texts, which share samples
     tokens = min(settings.max_tokens, config.vision.num_image_tokens + _TEXT_TOKENS)
     state, widest = (4 * tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)
