@@ -181,8 +181,9 @@ def _calibration(
     """
     decoder, settings = config.decoder, recipe.calibration
     count, pixels = settings.num_samples, config.vision.image_size**2
-    count += count // 9 if num_tokens >= _ANY_TEXT else 0  # half as many texts, which share samples
     tokens = min(settings.max_tokens, config.vision.num_image_tokens + _TEXT_TOKENS)
+    if num_tokens >= _ANY_TEXT:  # half as many texts follow, which share samples, and answers may be long
+        count, tokens = count + count // 9, settings.max_tokens
     state, widest = (4 * tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)
     language, vision = ([p for p in plans if is_language(p.layer) is part] for part in (True, False))
