@@ -129,7 +129,7 @@ def mixed_questions(count: int, is_expressible: Callable[[str], bool]) -> Questi
     """Photographs, printed matter, scenes and text alone for calibration.
 
     Args:
-        count: How many questions.
+        count: How many questions take turns; more texts follow (`mix.samples.mixed_samples`).
         is_expressible: Whether the tokenizer has the characters of a text; others take the place of one that
             it has not.
     """

@@ -292,14 +292,15 @@ def _reference(
         metrics = ("kl_mean_nats", "top1_agreement")
         found.checks += [not_run("weights", END_TO_END, metric, _QUANTIZED_REFERENCE) for metric in metrics]
     else:
+        float_runs, float_values = floats
         candidate = Candidate("weights", engine, [run.token_ids for run in runs])
         gates, comparing = _quantizer_gates(recipe.gates), partial(on_progress, "weights")
-        found.add(compare(candidate, floats[0], questions, gates, comparing))
-        layers = floats[1].again(engine, values).figures("weights", engine.session.executed_by)
+        found.add(compare(candidate, float_runs, questions, gates, comparing))
+        layers = float_values.again(engine, values).figures("weights", engine.session.executed_by)
         found.layers += layers.figures
         calibrated = calibrated_coverage(plan_weights(checkpoint, recipe), calibration)
-        found.warnings += [] if calibrated is None else coverage_warnings(calibrated, floats[0])
-        del floats
+        found.warnings += [] if calibrated is None else coverage_warnings(calibrated, float_runs)
+        del floats, float_runs, float_values
     _check_float16(engine, answers, plan, found, on_progress)
     return Standard(plan, *answers, questions, context_end(engine, questions, recipe.coreml.prefill_chunk))
 

@@ -10,12 +10,12 @@ import numpy as np
 from fastvlm_convert.exporters.backends import decoder_settings
 from fastvlm_convert.exporters.coreml.metadata import metadata_of
 from fastvlm_convert.exporters.coreml.paths import FILES, VISION_PACKAGE
-from fastvlm_convert.io_names import IMAGE, Precision
+from fastvlm_convert.io_names import IMAGE
 from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.predict.export_plan import ExportPlan, statement_of
 from fastvlm_convert.quantized.activations import FLOAT16_TIE, FLOAT32_TIE
 from fastvlm_convert.runtime.core_ml import has_core_ml
-from fastvlm_convert.runtime.loaded import LoadedModel, load_bundle
+from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.verification.check import Check
 from fastvlm_convert.verification.client_files import check_interface
 from fastvlm_convert.verification.compare import LOGIT_STAGES, StageGates
@@ -45,12 +45,11 @@ def coreml_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     rounded = with_roundings(rounded, recipe)
     found = [Execution("Core ML", None, rounded)] if has_core_ml() else []
     if interpret or not found or recipe.vision.activations != "float":
-        encoded = Encoded("coreml", manifest, gates.min_sqnr_db, partial(_encode, "exact"), FLOAT32_TIE)
+        encoded = Encoded("coreml", manifest, gates.min_sqnr_db, _encode, FLOAT32_TIE)
         judge = partial(check_rounding, encoded)
         found.append(Execution("coreml", "exact", exact, expose=_values, judge=judge))
         if declares_float16:
-            encode, least_db = partial(_encode, "device"), gates.device_min_sqnr_db
-            coarse = replace(encoded, min_sqnr_db=least_db, encode=encode, tie=FLOAT16_TIE)
+            coarse = replace(encoded, min_sqnr_db=gates.device_min_sqnr_db, tie=FLOAT16_TIE)
             again = partial(check_rounding, coarse) if recipe.vision.compute == "float16" else None
             found.append(Execution("coreml fp16", "device", rounded, expose=_values, judge=again))
     return [replace(found[0], inspect=partial(_check_packages, manifest)), *found[1:]]
@@ -65,16 +64,13 @@ def _values(bundle: Path, manifest: Manifest, candidate: LoadedModel, values: Ca
     coreml_values(candidate.session, values.reference.inputs_of(candidate), values.add)
 
 
-def _encode(
-    precision: Precision, bundle: Path, manifest: Manifest, given: np.ndarray
-) -> tuple[Integers, np.ndarray]:
+def _encode(bundle: Path, candidate: LoadedModel, given: np.ndarray) -> tuple[Integers, np.ndarray]:
     from fastvlm_convert.runtime.coreml_session import CoreMLSession
     from fastvlm_convert.runtime.coreml_values import encoder_integers
 
-    del manifest
-    session = load_bundle(bundle, "coreml", precision).session
-    assert isinstance(session, CoreMLSession)
-    return encoder_integers(session, given)
+    del bundle
+    assert isinstance(candidate.session, CoreMLSession)
+    return encoder_integers(candidate.session, given)
 
 
 def _check_packages(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:

@@ -33,7 +33,7 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     del interpret
     recipe = manifest.recipe
     full, inspect = full_gates(recipe), partial(_inspect, manifest)
-    encoded = Encoded("onnx", manifest, recipe.gates.min_sqnr_db, _encode, FLOAT32_TIE)
+    encoded = Encoded("onnx", manifest, recipe.gates.min_sqnr_db, partial(_encode, manifest), FLOAT32_TIE)
     judge = partial(check_rounding, encoded)
     full = with_roundings(full, recipe)
     if not recipe.quantize:
@@ -47,11 +47,14 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     ]
 
 
-def _encode(bundle: Path, manifest: Manifest, given: np.ndarray) -> tuple[Integers, np.ndarray]:
+def _encode(
+    manifest: Manifest, bundle: Path, candidate: LoadedModel, given: np.ndarray
+) -> tuple[Integers, np.ndarray]:
     try:
         from fastvlm_convert.runtime.onnx_values import encoder_integers
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, "reading ONNX graphs") from error
+    del candidate
     return encoder_integers(bundle, manifest, given)
 
 

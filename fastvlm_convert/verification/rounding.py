@@ -49,14 +49,14 @@ class Encoded:
         manifest: The bundle's.
         min_sqnr_db: Least signal to noise of image tokens against those of a reference that follows.
         encode: What the target makes of what its encoder takes: what it rounds to, and image tokens, float32
-            [num_image_tokens, hidden]. Gets the bundle's folder and its manifest.
+            [num_image_tokens, hidden]. Gets the bundle's folder and the model that runs.
         tie: Of a step, within which the reference follows (`model.static_layer`).
     """
 
     target: Target
     manifest: Manifest
     min_sqnr_db: float
-    encode: Callable[[Path, Manifest, np.ndarray], tuple[Integers, np.ndarray]]
+    encode: Callable[[Path, LoadedModel, np.ndarray], tuple[Integers, np.ndarray]]
     tie: float
 
 
@@ -98,7 +98,7 @@ def check_rounding(
     except ModuleNotFoundError as error:
         raise MissingDependencyError.of(error, "running the reference") from error
     given = candidate.unprepared(values.pixel_values)
-    integers, features = encoded.encode(bundle, manifest, given)
+    integers, features = encoded.encode(bundle, candidate, given)
     prepared = prepare_weights(plan, remembered_calibration(plan, manifest.source.calibration))
     encoder = Encoder(plan.config, {n: w for n, w in prepared.weights.items() if is_in_encoder(n)})
     for layer, module in encoder.static.items():
