@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.heap import return_freed_memory
 from fastvlm_convert.model.block_streamer import BlockStreamer
 from fastvlm_convert.progress import OnShare, OnStage
 from fastvlm_convert.quantization.answers import CalibrationSet, collect_samples, token_batch
@@ -75,6 +76,7 @@ def solved_layers(
         )
     _make(folder, plan)
     data = collect_samples(plan, calibration, partial(on_progress, "answers"))
+    return_freed_memory()
     reference, settings = BlockStreamer(plan.config, floats), plan.recipe.calibration
     task = SolverTask(
         reference,
@@ -86,7 +88,9 @@ def solved_layers(
         folder,
         has_fine_encoder(plan.layers),
     )
+    return_freed_memory()
     solved = _solve(task, on_progress)
+    return_freed_memory()
     save_coverage(folder / _COVERAGE, coverage_of(data.features[: data.num_fitted_pictures]))
     save_score(folder / _SCORE, solved.score)
     return solved

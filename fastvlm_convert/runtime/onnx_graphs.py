@@ -11,10 +11,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from fastvlm_convert.errors import BundleError
+from fastvlm_convert.heap import large_blocks_returned
 from fastvlm_convert.io_names import MAIN, PREPARED_PIXELS, Component, TensorSpec
 from fastvlm_convert.manifest import Artifact, Manifest
 from fastvlm_convert.runtime.contract import check_graph
-from fastvlm_convert.runtime.heap import large_blocks_returned
 from fastvlm_convert.runtime.threads import DEFAULT_THREADS, Threads
 
 if TYPE_CHECKING:

@@ -11,6 +11,16 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _KEPT: Final = 32 * _MIB  # where glibc's thresholds end by themselves once such a block was freed
 
 
+def return_freed_memory() -> None:
+    """Have glibc give all memory back to the system that was freed and that it keeps (malloc_trim(3)).
+
+    For the end of a stage that used much more than the next needs; it costs some milliseconds. Nothing
+    happens with another C library.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextmanager
 def large_blocks_returned() -> Iterator[None]:
     """Have glibc give every freed block of a megabyte back to the system, while this context is entered.
