@@ -1,6 +1,6 @@
 """Encoder and projector alone, with their layers by name: one picture at a time, without the decoder."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -33,7 +33,8 @@ class Encoder:
         self.layers: dict[str, nn.Module] = {}
         self.static: dict[str, StaticLayer] = {}
         self._attentions: dict[str, nn.Module] = {}
-        for name in self._streamer.vision_blocks():
+        self._block_of: dict[str, int] = {}
+        for number, name in enumerate(self._streamer.vision_blocks()):
             block = self._streamer.load(name).eval()
             # A block may be a layer itself, which can only be replaced within another module.
             held = nn.ModuleDict({"block": block})
@@ -43,14 +44,31 @@ class Encoder:
                 path = f"{name}{path.removeprefix('block')}".removesuffix(".layer")
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     self.layers[path] = module
+                    self._block_of[path] = number
                 elif isinstance(module, Attention):
                     self._attentions[path] = module
 
     @torch.no_grad()
     def run(self, pixel_values: Tensor) -> Tensor:
         """float32 [1, 3, S, S] -> [num_image_tokens, hidden]; S may be other than the config's."""
+        *_, x = self.states(pixel_values)
+        return x[0]
+
+    @torch.no_grad()
+    def states(self, pixel_values: Tensor) -> Iterator[Tensor]:
+        """What each block reads, pixels first, and what the last one gives."""
         x = pixel_values
+        yield x
         for block in self._blocks:
+            x = self._streamer.run(block, x)
+            yield x
+
+    @torch.no_grad()
+    def run_from(self, layer: str, states: Sequence[Tensor]) -> Tensor:
+        """As `run`, of what `states` gave, where nothing has changed before the block that holds a layer."""
+        first = self._block_of[layer]
+        x = states[first]
+        for block in self._blocks[first:]:
             x = self._streamer.run(block, x)
         return x[0]
 

@@ -201,10 +201,11 @@ def _held_out_last(
 
 
 def _packed(samples: Sequence[Sample], num_image_tokens: int) -> list[Sample]:
-    """The samples with a picture, then texts, as many behind each other as are no longer than the longest.
+    """Samples with a picture, and texts, as many behind each other as are no longer than the longest.
 
     Samples pass side by side, padded to the longest, so a short one would cost as much. A text reads those
-    before it, as in a conversation.
+    before it, as in a conversation. Of a wide model only the first samples solve its layers, so the two
+    kinds take turns: any number of them is as mixed as all.
     """
     longest = max(sample.length(num_image_tokens) for sample in samples)
     packed: list[Sample] = []
@@ -215,7 +216,9 @@ def _packed(samples: Sequence[Sample], num_image_tokens: int) -> list[Sample]:
             last = None
         before = () if last is None else (*last.segments, last.answer)
         packed.append(Sample((np.concatenate([*before, *text.segments]),), text.answer))
-    return [*(sample for sample in samples if sample.num_pictures), *packed]
+    shown = [sample for sample in samples if sample.num_pictures]
+    placed = [((n + 0.5) / len(part), sample) for part in (shown, packed) for n, sample in enumerate(part)]
+    return [sample for _, sample in sorted(placed, key=lambda pair: pair[0])]
 
 
 def _room(number: int, prompt: Prompt, config: ModelConfig, settings: CalibrationSettings) -> int:

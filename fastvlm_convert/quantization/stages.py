@@ -15,7 +15,7 @@ SEARCHED: Final = Kind("searched", "integers found without data", (2,), ".bin")
 ANSWERS: Final = Kind("answers", "answers to calibration questions", (4,), ".npz")
 
 # static_activations.py, activation_ranges.py, weights/equalize.py, model/vision.py: other ranges or biases.
-ACTIVATIONS: Final = Kind("activations", "ranges of activations", (2, *SEARCHED.version), ".npz")
+ACTIVATIONS: Final = Kind("activations", "ranges of activations", (3, *SEARCHED.version), ".npz")
 
 # calibrate.py and all that it calls. Solved layers make up for what earlier stages did.
 SOLVED: Final = Kind("solved", "layers solved with data", (8, *ANSWERS.version, *SEARCHED.version), "")

@@ -5,7 +5,7 @@ ranges and means, and once with all integers, to see what they cost. Only where 
 layer run alone with integers, and those that cost most for their work are put back to float.
 """
 
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -305,14 +305,25 @@ class _Choice:
         rest = [name for name in self.task.candidates if name not in kept]
         noise = self._noise_alone(rest, on_progress)
         signal = sum(float(tokens.double().square().sum()) for tokens in self.alone)
+        more: dict[str, str] = {}
         for name in sorted(rest, key=lambda name: -noise[name] / self.macs[name]):
-            if self._float_share({*kept, name}) > _MAX_FLOAT_SHARE:
-                continue
-            sqnr = 10 * np.log10(signal / max(noise[name], 1e-30))
-            kept[name] = f"its integers alone leave the image tokens at {sqnr:.0f} dB"
-            if self._cosine(kept) >= _ENOUGH:
-                break
-        return kept
+            if self._float_share({*kept, *more, name}) <= _MAX_FLOAT_SHARE:
+                sqnr = 10 * np.log10(signal / max(noise[name], 1e-30))
+                more[name] = f"its integers alone leave the image tokens at {sqnr:.0f} dB"
+        return kept | self._as_few_as_do(kept, more)
+
+    def _as_few_as_do(self, kept: dict[str, str], more: dict[str, str]) -> dict[str, str]:
+        """The first of more layers that suffice beside those kept, found by halving; all if they do not."""
+        costly = list(more.items())
+        few, enough = 0, len(costly)  # too few, and as many as do or there are
+        if self._cosine(kept | more) >= _ENOUGH:
+            while enough - few > 1:
+                middle = (few + enough) // 2
+                if self._cosine(kept | dict(costly[:middle])) >= _ENOUGH:
+                    enough = middle
+                else:
+                    few = middle
+        return dict(costly[:enough])
 
     def _take_depthwise(self, kept: dict[str, str]) -> None:
         """Take depthwise layers out of those kept in float until these do few enough multiplications."""
@@ -343,7 +354,7 @@ class _Choice:
             float_layers=tuple(layers),
         )
 
-    def _float_share(self, kept: Container[str]) -> float:
+    def _float_share(self, kept: Collection[str]) -> float:
         integers = sum(self.macs[name] for name in self.task.candidates if name not in kept)
         return 1 - integers / sum(self.macs.values())
 
@@ -358,13 +369,13 @@ class _Choice:
     def _noise_alone(self, names: Sequence[str], on_progress: OnShare) -> dict[str, float]:
         """Squared error of image tokens that the activations of each layer alone cause."""
         self._only(set())
-        base = [self.encoder.run(x) for x in self.task.alone]
+        states = [list(self.encoder.states(x)) for x in self.task.alone]
         noise = {}
         for done, name in enumerate(names, 1):
             self._only({name})
-            found = [self.encoder.run(x) for x in self.task.alone]
             noise[name] = sum(
-                float((a - b).double().square().sum()) for a, b in zip(found, base, strict=True)
+                float((self.encoder.run_from(name, known) - known[-1][0]).double().square().sum())
+                for known in states
             )
             on_progress(done / len(names))
         return noise

@@ -90,9 +90,18 @@ def averaged(weights: Tensor, batch: TokenBatch) -> tuple[float, float]:
 
 
 def spread(means: tuple[float, float], batch: TokenBatch) -> Tensor:
-    """The first weight at image tokens, the second at text tokens, 0 where padded; [samples, tokens]."""
+    """The first weight at image tokens, the second at text tokens, 0 where padded; [samples, tokens].
+
+    Text of samples without a picture weighs no more in all than text beside pictures, which answers are for:
+    more of it makes its share better known, not larger.
+    """
     image, text = means
-    return torch.where(batch.image, image, torch.where(batch.real, text, 0.0))
+    is_text = batch.real & ~batch.image
+    has_picture = batch.image.any(1, keepdim=True)
+    beside, alone = (int((is_text & rows).sum()) for rows in (has_picture, ~has_picture))
+    share = min(1.0, beside / alone) if beside and alone else 1.0
+    weights = torch.where(has_picture, text, share * text)
+    return torch.where(batch.image, image, torch.where(batch.real, weights, 0.0))
 
 
 @torch.no_grad()

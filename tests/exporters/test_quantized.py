@@ -269,6 +269,7 @@ NAMES = {  # recipe -> the dtype that opens its bundle
     "int4": "q4",
     "int8-static": "q8",
     "int4-fast": "q4",
+    "int4-static": "q4",
     "int4-512": "q4",
     "int4-768": "q4",
     "int4-mixed": "q4",

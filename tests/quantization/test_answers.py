@@ -128,12 +128,24 @@ def test_short_texts_share_a_sample(own_cache, token_weights):
         assert len(fitted) == 9
         return
     assert 3 <= len(fitted) < 9
-    assert fitted[0].num_pictures == 1
-    assert max(sample.length(tokens) for sample in fitted) == fitted[0].length(tokens)
-    read = [np.concatenate([*s.segments, s.answer]) for s in fitted[1:]]
+    shown = [sample for sample in fitted if sample.num_pictures]
+    assert [sample.num_pictures for sample in shown] == [1]
+    assert max(sample.length(tokens) for sample in fitted) == shown[0].length(tokens)
+    read = [np.concatenate([*s.segments, s.answer]) for s in fitted if not s.num_pictures]
     np.testing.assert_array_equal(
         np.concatenate(read), np.concatenate([np.concatenate([*s.segments, s.answer]) for s in alone])
     )
+
+
+def test_pictures_and_texts_take_turns(own_cache):
+    """A wide model's layers are solved on as many of the first samples as memory holds."""
+    shown = [Question((PICTURE,), f"{n}?", "Red. " * 20) for n in range(8)]
+    told = [Question((), f"{n}?", "No. " * 60) for n in range(4)]
+    found = ask(Calibration((*shown, *told), "turns"), replace(SETTINGS, token_weights="modality"))
+    kinds = [sample.num_pictures for sample in found.samples[: found.num_fitted]]
+    assert (kinds.count(1), kinds.count(0)) == (8, 3)  # every tenth is held out
+    for count in range(4, len(kinds)):
+        assert 0 < kinds[:count].count(0) / count < 0.4
 
 
 def test_the_end_token_is_the_models(own_cache):
@@ -161,7 +173,8 @@ def test_every_tenth_sample_is_held_out_and_comes_last(own_cache):
     assert (len(found.samples), found.num_fitted, found.num_fitted_pictures) == (21, 19, 18)
     tokenizer = CHECKPOINT.tokenizer
     said = [tokenizer.decode(list(sample.segments[-1])) for sample in found.samples]
-    order = [*(n for n in range(21) if n not in (3, 9, 19)), 3, 9, 19]  # texts behind pictures
+    shown = [n for n in range(21) if n not in (3, 9, 19)]
+    order = [*shown[:9], 3, *shown[9:], 9, 19]  # the text in the middle
     assert all(f"{n}?" in text for n, text in zip(order, said, strict=True))
     alone = ask(Calibration((asked[9],), "one"))
     np.testing.assert_array_equal(found.pictures[-2], alone.pictures[0])

@@ -1,12 +1,15 @@
 """What the answers feel, against autograd on the whole model."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from fastvlm_convert.quantization import token_weights
 from fastvlm_convert.quantization.answers import TokenBatch
-from fastvlm_convert.quantization.token_weights import measured_weights, squared_gradients
+from fastvlm_convert.quantization.token_weights import measured_weights, spread, squared_gradients
 from fastvlm_convert.recipe_settings import CalibrationSettings
 from tests.checkpoints import LLAVA, golden_model
 from tests.quantization.calibrated import float_chain, golden_batch, golden_hidden, golden_weights
@@ -100,6 +103,32 @@ def test_averages_by_modality():
         torch.testing.assert_close(found[tokens], weights[tokens].mean().expand(int(tokens.sum())))
     assert found[batch.image][0] != found[text][0]
     assert not found[~batch.real].any()
+
+
+def test_texts_alone_weigh_no_more_than_text_beside_pictures():
+    """However many they are: the more there are, the less each of their tokens weighs."""
+    batch = golden_batch()
+    image = batch.image.clone()
+    image[1:] = False  # as if only the first sample had a picture
+    batch = replace(batch, image=image)
+    found = spread((0.5, 2.0), batch)
+    beside, alone = found[0][batch.real[0] & ~image[0]], found[1:][batch.real[1:]]
+    assert len(alone) > len(beside) > 0
+    assert beside.unique().tolist() == [2.0]
+    assert alone.sum().item() == pytest.approx(beside.sum().item())
+    assert len(alone.unique()) == 1
+    assert found[image].unique().tolist() == [0.5]
+    assert not found[~batch.real].any()
+
+
+def test_few_texts_weigh_as_much_as_text_beside_pictures():
+    batch = golden_batch()
+    image = batch.image.clone()
+    image[-1] = False
+    real = batch.real.clone()
+    real[-1, 4:] = False
+    found = spread((0.5, 2.0), replace(batch, image=image, real=real))
+    assert found[-1][:5].tolist() == [2.0] * 4 + [0.0]
 
 
 def test_few_samples_tell_the_averages_of_all(monkeypatch):
