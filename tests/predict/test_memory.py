@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from fastvlm_convert.checkpoint.checkpoint import open_checkpoint
+from fastvlm_convert.mix.texts import TEXTS
 from fastvlm_convert.model.batch import ROWS
 from fastvlm_convert.predict.export_plan import plan_export
-from fastvlm_convert.predict.memory import ANSWERED_ROWS, stage_needs
+from fastvlm_convert.predict.memory import ANSWERED_ROWS, MIXED_TEXTS, stage_needs
 from fastvlm_convert.predict.placeholder_weights import placeholder_weights
 from fastvlm_convert.quantized.layer_plan import plan_layers
 from fastvlm_convert.recipe import load_recipe, without_data
@@ -91,6 +92,10 @@ def document(*arguments: object) -> dict[str, Any]:
 
 def test_it_counts_with_the_rows_that_are_answered_side_by_side():
     assert ANSWERED_ROWS == ROWS
+
+
+def test_it_counts_with_the_texts_of_the_default_mix():
+    assert len(TEXTS) == MIXED_TEXTS
 
 
 def test_data_needs_the_reference_beside_it():
