@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastvlm_convert.amounts import size_text
+from fastvlm_convert.arithmetic import ceil_div
 from fastvlm_convert.available_memory import available_memory_bytes, memory_limit_bytes
 from fastvlm_convert.errors import MemoryLimitError
 from fastvlm_convert.exporters.backends import backend_of
@@ -47,7 +48,7 @@ _WITH_TORCH: Final = 570 * _MB  # the interpreter, numpy, torch, and the picture
 _TOKEN_READ, _TOKEN_WRITTEN = 630, 540  # bytes for each of the tokenizer's ids
 ANSWERED_ROWS: Final = 32  # that of `model.batch`, which only torch can import
 _PICTURE: Final = 4  # activations as large as the widest
-_TEXT_TOKENS: Final = 64  # of a sample beside its picture: the prompt, and the answer's first half
+_TEXT_TOKENS: Final = 90  # of a sample beside its picture: the prompt, and an answer of 64
 MIXED_TEXTS: Final = 120  # those of `mix.texts`
 _TEXT_LENGTH: Final = 100  # tokens of one of them, its answer included
 _ANY_TEXT: Final = 2000  # ids of a tokenizer that can express the texts of the default mix
@@ -184,9 +185,10 @@ def _calibration(
     decoder, settings = config.decoder, recipe.calibration
     count, pixels = settings.num_samples, config.vision.image_size**2
     tokens = min(settings.max_tokens, config.vision.num_image_tokens + _TEXT_TOKENS)
-    if num_tokens >= _ANY_TEXT:  # more texts follow, which share samples, and answers may be long
-        texts = min(MIXED_TEXTS, count * 3 // 2 + count // 7)
-        count, tokens = count - count // 7 + texts * _TEXT_LENGTH // settings.max_tokens, settings.max_tokens
+    if num_tokens >= _ANY_TEXT:  # answers may be long
+        tokens = settings.max_tokens
+    texts = min(MIXED_TEXTS, count // 7 + count * 3 // 2)
+    count += ceil_div(texts, max(1, tokens // _TEXT_LENGTH)) - count // 7
     state, widest = (4 * tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)
     language, vision = ([p for p in plans if is_language(p.layer) is part] for part in (True, False))

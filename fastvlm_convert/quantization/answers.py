@@ -304,11 +304,14 @@ class TokenBatch:
 
     def first(self, count: int) -> "TokenBatch":
         """The first samples, or all where there are not so many."""
+        return self.samples(torch.arange(min(count, len(self.embeds))))
+
+    def samples(self, numbers: torch.Tensor) -> "TokenBatch":
+        """Some samples, by number; int64 [n], ascending."""
         row, token = self.answers
-        kept = row < count
-        return TokenBatch(
-            self.embeds[:count], self.real[:count], self.image[:count], (row[kept], token[kept])
-        )
+        kept = torch.isin(row, numbers)
+        answers = torch.searchsorted(numbers, row[kept]), token[kept]
+        return TokenBatch(self.embeds[numbers], self.real[numbers], self.image[numbers], answers)
 
 
 def token_batch(

@@ -44,7 +44,8 @@ def measured_weights(
         return {}
     if settings.token_weights == "token":
         return squared_gradients(model, batch, on_progress)
-    few = batch.first(AVERAGED_SAMPLES)
+    with_picture = batch.image.any(1).nonzero().flatten()[:AVERAGED_SAMPLES]
+    few = batch.samples(with_picture) if len(with_picture) else batch.first(AVERAGED_SAMPLES)
     found = squared_gradients(model, few, on_progress)
     return {layer: spread(averaged(weights, few), batch) for layer, weights in found.items()}
 
