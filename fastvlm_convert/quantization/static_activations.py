@@ -310,9 +310,9 @@ class _Choice:
             if self._float_share({*kept, *more, name}) <= _MAX_FLOAT_SHARE:
                 sqnr = 10 * np.log10(signal / max(noise[name], 1e-30))
                 more[name] = f"its integers alone leave the image tokens at {sqnr:.0f} dB"
-        return kept | self._as_few_as_do(kept, more)
+        return kept | self._fewest_that_suffice(kept, more)
 
-    def _as_few_as_do(self, kept: dict[str, str], more: dict[str, str]) -> dict[str, str]:
+    def _fewest_that_suffice(self, kept: dict[str, str], more: dict[str, str]) -> dict[str, str]:
         """The first of more layers that suffice beside those kept, found by halving; all if they do not."""
         costly = list(more.items())
         few, enough = 0, len(costly)  # too few, and as many as do or there are
