@@ -38,6 +38,7 @@ LINES = [
         "user_cache",
         "cache_entries",
         "dataclass_io",
+        "heap",
         "peak_memory",
         "available_memory",
         "stage_costs",

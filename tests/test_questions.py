@@ -169,7 +169,7 @@ def test_what_calibrates_by_default_is_not_what_is_asked_by_default():
     asked = [*found, *standard_questions()]
     pictures = [image.tobytes() for question in asked for image in question.images]
     assert len(set(pictures)) == len(pictures) == 13 + 16
-    assert len({q.label for q in found}) == len(found) == 22
+    assert len({q.label for q in found}) == len(found) == 36
 
 
 def test_sixteen_standard_pictures():

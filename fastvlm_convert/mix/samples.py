@@ -40,7 +40,7 @@ class MixedSample:
 
 
 def mixed_samples(number: int, is_expressible: Callable[[str], bool] = lambda _: True) -> list[MixedSample]:
-    """The first samples of an endless row, and more texts: up to one and a half for each of those.
+    """The first samples of an endless row, and more texts: up to three for every two of those.
 
     A real language model's weights are solved with too few words otherwise, and texts need no encoder.
 
@@ -53,7 +53,7 @@ def mixed_samples(number: int, is_expressible: Callable[[str], bool] = lambda _:
     endless = _endless(texts)
     samples = [next(endless) for _ in range(number)]
     told = sum(sample.kind == "text" for sample in samples)
-    return [*samples, *(MixedSample("text", None, text) for text in texts[told : told + number * 3 // 2])]
+    return [*samples, *(MixedSample("text", None, text) for text in texts[told : told + number // 2 * 3])]
 
 
 def _endless(texts: Sequence[str]) -> Iterator[MixedSample]:

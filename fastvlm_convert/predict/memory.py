@@ -187,7 +187,7 @@ def _calibration(
     tokens = min(settings.max_tokens, config.vision.num_image_tokens + _TEXT_TOKENS)
     if num_tokens >= _ANY_TEXT:  # answers may be long
         tokens = settings.max_tokens
-    texts = min(MIXED_TEXTS, count // 7 + count * 3 // 2)
+    texts = min(MIXED_TEXTS, count // 7 + count // 2 * 3)
     count += ceil_div(texts, max(1, tokens // _TEXT_LENGTH)) - count // 7
     state, widest = (4 * tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
     picture, encoded = _picture_bytes(config)

@@ -79,7 +79,12 @@ def test_a_calibrated_export_needs_what_its_plan_says(tmp_path):
     made = document("export", *asked, "--no-cache", "-o", tmp_path / "bundle")
     measured = {n["stage"]: n["peak_memory_bytes"] for n in made["stages"] if n["stage"] in planned}
     assert measured.keys() == planned.keys()
-    assert planned == {stage: pytest.approx(peak, rel=0.2) for stage, peak in measured.items()}
+    highest = 0
+    for stage, peak in measured.items():
+        assert peak < 1.25 * planned[stage], stage
+        if peak > highest:  # what is below an earlier peak is seen only where progress is reported
+            assert planned[stage] < 1.2 * peak, stage
+        highest = max(highest, peak)
 
 
 def document(*arguments: object) -> dict[str, Any]:

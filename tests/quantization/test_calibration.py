@@ -27,7 +27,7 @@ def listing(tmp_path):
 
 def test_the_mix_by_default():
     found = read_calibration(None, SETTINGS, TOKENIZER)
-    assert [len(q.images) for q in found.questions] == [1, 1, 1, 0]  # a text follows three pictures
+    assert [len(q.images) for q in found.questions] == [1, 1, 1, 0, 0, 0]  # texts follow
     assert len({q.text for q in found.questions}) > 1
     more = read_calibration(None, replace(SETTINGS, num_samples=4), TOKENIZER)
     assert [q.text for q in more.questions[:3]] == [q.text for q in found.questions[:3]]

@@ -33,6 +33,7 @@ from fastvlm_convert.serve.errors import (
 _LOG: Final = logging.getLogger(__name__)
 _POLL_S: Final = 0.02  # how often is looked whether the client left, between pieces
 _END_S: Final = 2.0  # from the end of its input until a worker is killed
+_LAST_WORDS_S: Final = 1.0  # for what a worker that has ended wrote; a child of its own may hold the pipe
 _ALONE: Final = "--engine embedded runs the bundle in the server itself, and says why it does not run"
 
 
@@ -104,13 +105,14 @@ class Worker:
             ) from error
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        self._tasks.append(asyncio.create_task(self._stderr.read(self._process.stderr)))
+        said = asyncio.create_task(self._stderr.read(self._process.stderr))
+        self._tasks.append(said)
         self._tasks.append(asyncio.create_task(self._write()))
         self._outbox.put_nowait(load_frame(self._launch.load))
         is_ready = False
         try:
             async with asyncio.timeout(self._launch.start_s):
-                first = await self._first_frame(self._process.stdout)
+                first = await self._first_frame(self._process.stdout, said)
             is_ready = True
         except TimeoutError as error:
             what = f"worker {self.number} was not ready after {self._launch.start_s:g} s"
@@ -123,13 +125,14 @@ class Worker:
         self.executed_by = str(first.fields["executed_by"])
         self._tasks.append(asyncio.create_task(self._read(self._process.stdout)))
 
-    async def _first_frame(self, stdout: asyncio.StreamReader) -> Frame:
+    async def _first_frame(self, stdout: asyncio.StreamReader, said: asyncio.Task[None]) -> Frame:
         try:
             frame = await read_frame(stdout)
         except FrameError as error:
             raise WorkerError(f"worker {self.number} is broken: {error}", hint=_ALONE) from error
         if frame is None:
             code = await self._exit_code()
+            await asyncio.wait([said], timeout=_LAST_WORDS_S)  # what it said may still be on its way
             raise WorkerError(
                 f"worker {self.number} ended with {ending(code)} before it was ready",
                 hint=self._stderr.last_words(),
