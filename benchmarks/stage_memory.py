@@ -5,7 +5,8 @@
 
 Without `--samples` nothing is calibrated. With it, the demo generator's pictures and questions are used, and
 its answers too, because a model of random weights (random_checkpoint.py) would never end one. The limit: the
-highest stage within a fifth of its prediction. Nothing is read from the cache or put there.
+highest stage within a fifth of its prediction where the default mix calibrates, as `export` alone does it;
+other data has none of its texts and needs less. Nothing is read from the cache or put there.
 """
 
 import argparse

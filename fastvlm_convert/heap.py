@@ -17,7 +17,7 @@ def return_freed_memory() -> None:
     For the end of a stage that used much more than the next needs; it costs some milliseconds. Nothing
     happens with another C library.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if _is_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -29,7 +29,7 @@ def large_blocks_returned() -> Iterator[None]:
     graph makes and frees a gigabyte of them, and what lies between those that stay is lost. Nothing happens
     with another C library.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if not _is_glibc():
         yield
         return
     mallopt = ctypes.CDLL(None).mallopt
@@ -39,3 +39,7 @@ def large_blocks_returned() -> Iterator[None]:
     finally:
         mallopt(_MMAP_THRESHOLD, _KEPT)
         mallopt(_TRIM_THRESHOLD, 2 * _KEPT)
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

@@ -51,8 +51,7 @@ class Encoder:
     @torch.no_grad()
     def run(self, pixel_values: Tensor) -> Tensor:
         """float32 [1, 3, S, S] -> [num_image_tokens, hidden]; S may be other than the config's."""
-        *_, x = self.states(pixel_values)
-        return x[0]
+        return self._through(0, pixel_values)
 
     @torch.no_grad()
     def states(self, pixel_values: Tensor) -> Iterator[Tensor]:
@@ -67,7 +66,10 @@ class Encoder:
     def run_from(self, layer: str, states: Sequence[Tensor]) -> Tensor:
         """As `run`, of what `states` gave, where nothing has changed before the block that holds a layer."""
         first = self._block_of[layer]
-        x = states[first]
+        return self._through(first, states[first])
+
+    def _through(self, first: int, x: Tensor) -> Tensor:
+        """What the last block gives, of what one block reads; no state is kept longer than it is needed."""
         for block in self._blocks[first:]:
             x = self._streamer.run(block, x)
         return x[0]
