@@ -18,12 +18,12 @@ RIDGE = 0.1  # share of the mean diagonal: few samples must not bend the weights
 
 
 @dataclass(frozen=True)
-class Drift:
-    """What the residual stream that a layer's output is added to lacks: d, the float model's less its own.
+class Lack:
+    """What inputs or outputs of a layer lack: d, the float model's less the quantized model's.
 
     Attributes:
-        cross: `sum w d y^T`, float64 [rows, columns].
-        mean: Weighted mean of d, float64 [rows].
+        cross: `sum w d y^T`, float64 [columns or rows, columns].
+        mean: Weighted mean of d, float64 [columns or rows].
     """
 
     cross: np.ndarray
@@ -36,59 +36,70 @@ class Moments:
 
     Attributes:
         hessian: `sum w y y^T`, float64 [columns, columns].
-        cross: `sum w (x - y) y^T`, float64 [columns, columns].
-        reference: Weighted mean of x, float64 [columns].
         mean: Weighted mean of y, float64 [columns].
-        drift: What the layer's outputs are to make up for; None where they are added to no residual stream.
+        inputs: What the inputs lack, x - y; None where `outputs` holds what comes of it.
+        outputs: What the outputs are to make up for besides; None where there is nothing.
     """
 
     hessian: np.ndarray
-    cross: np.ndarray
-    reference: np.ndarray
     mean: np.ndarray
-    drift: Drift | None = None
+    inputs: Lack | None = None
+    outputs: Lack | None = None
 
     def scaled(self, scales: np.ndarray) -> "Moments":
         """The moments of inputs divided by scales, float32 [columns]."""
         both = np.outer(scales, scales)
-        return replace(
-            self,
-            hessian=self.hessian / both,
-            cross=self.cross / both,
-            reference=self.reference / scales,
-            mean=self.mean / scales,
-            drift=self.drift and replace(self.drift, cross=self.drift.cross / scales),
+        return Moments(
+            self.hessian / both,
+            self.mean / scales,
+            self.inputs and Lack(self.inputs.cross / both, self.inputs.mean / scales),
+            self.outputs and replace(self.outputs, cross=self.outputs.cross / scales),
         )
 
 
 def moments_of(
-    reference: np.ndarray, inputs: np.ndarray, weights: np.ndarray | None, drift: np.ndarray | None = None
+    inputs: np.ndarray,
+    weights: np.ndarray | None,
+    *,
+    reference: np.ndarray | None = None,
+    missing: np.ndarray | None = None,
 ) -> Moments:
     """Sum over tokens.
 
+    What a layer misses because its inputs are not the float model's is either found from those, or given: a
+    layer with fewer outputs than inputs has less to remember and to multiply that way.
+
     Args:
-        reference: x, float32 [tokens, columns].
         inputs: y, float32 [tokens, columns].
         weights: Importance of the tokens, float32 [tokens]; None for equal weights.
-        drift: d, float32 [tokens, rows], or None.
+        reference: x, float32 [tokens, columns], or None.
+        missing: What the outputs are to make up for, float32 [tokens, rows]: without `reference`
+            `W x - W y + d`, with it d alone; or None.
     """
-    columns = inputs.shape[1]
-    cross = np.zeros((columns, columns))
-    sums, total = np.zeros((2, columns)), 0.0
-    lack = None if drift is None else Drift(np.zeros((drift.shape[1], columns)), np.zeros(drift.shape[1]))
+    columns, total = inputs.shape[1], 0.0
+    mean = np.zeros(columns)
+    lacks = [
+        None if given is None else Lack(np.zeros((given.shape[1], columns)), np.zeros(given.shape[1]))
+        for given in (reference, missing)
+    ]
     for start in range(0, len(inputs), TOKENS):
         part = slice(start, start + TOKENS)
-        x, y = reference[part], inputs[part]
+        y = inputs[part]
         w = np.ones(len(y), np.float32) if weights is None else weights[part]
         weighted = y * w[:, None]
-        cross += product((x - y).T, weighted)
-        sums += np.stack([x.T @ w, y.T @ w])
+        mean += y.T @ w
         total += float(w.sum(dtype=np.float64))
-        if drift is not None and lack is not None:
-            lack = Drift(lack.cross + product(drift[part].T, weighted), lack.mean + drift[part].T @ w)
-    reference_mean, mean = sums / (total or 1.0)
-    lack = lack and replace(lack, mean=lack.mean / (total or 1.0))
-    return Moments(hessian_of(inputs, weights), cross, reference_mean, mean, lack)
+        found = (
+            None if reference is None else reference[part] - y,
+            None if missing is None else missing[part],
+        )
+        for lack, values in zip(lacks, found, strict=True):
+            if lack is not None and values is not None:
+                np.add(lack.cross, product(values.T, weighted), out=lack.cross)
+                np.add(lack.mean, values.T @ w, out=lack.mean)
+    count = total or 1.0
+    means = (lack and replace(lack, mean=lack.mean / count) for lack in lacks)
+    return Moments(hessian_of(inputs, weights), mean / count, *means)
 
 
 def target_weight(weight: np.ndarray, moments: Moments) -> np.ndarray:
@@ -96,15 +107,22 @@ def target_weight(weight: np.ndarray, moments: Moments) -> np.ndarray:
     mean = np.trace(moments.hessian) / len(moments.hessian)
     if mean == 0:
         return weight
-    damped = moments.hessian + np.eye(len(moments.hessian)) * (RIDGE * mean)
-    missed = weight @ moments.cross
-    if moments.drift is not None:
-        missed += moments.drift.cross
+    missed = np.zeros(weight.shape)
+    if moments.inputs is not None:
+        missed += weight @ moments.inputs.cross
+    if moments.outputs is not None:
+        missed += moments.outputs.cross
+    damped = moments.hessian.copy()
+    np.einsum("ii->i", damped)[...] += RIDGE * mean
     pull = solve(damped, missed.T).T  # the damped Hessian is symmetric
     return (weight + pull).astype(np.float32)
 
 
 def corrected_bias(bias: np.ndarray, weight: np.ndarray, rounded: np.ndarray, moments: Moments) -> np.ndarray:
     """The bias with which the outputs' mean is the float model's, float32 [rows]."""
-    drift = 0.0 if moments.drift is None else moments.drift.mean
-    return (bias + weight @ moments.reference - rounded @ moments.mean + drift).astype(np.float32)
+    shifted = bias + (weight - rounded) @ moments.mean
+    if moments.inputs is not None:
+        shifted += weight @ moments.inputs.mean
+    if moments.outputs is not None:
+        shifted += moments.outputs.mean
+    return shifted.astype(np.float32)

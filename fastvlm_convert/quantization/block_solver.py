@@ -1,7 +1,8 @@
 """Solve the layers of one block while the samples pass through it.
 
-The samples pass through the float block first, which records what its layers read, then through the quantized
-one. When they reach a group of layers that share an input, the pass waits while the group is
+The samples pass through the float block first, which records what its layers read or, where that is less,
+give; then through the quantized one. When they reach a group of layers that share an input, the pass waits
+while the group is
 
     solved on what it reads -> saved -> loaded -> installed
 
@@ -10,7 +11,7 @@ the stored layers before it give. Groups that are saved already, by an earlier r
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -122,8 +123,8 @@ def solve_block(
     count = _num_fitting(task.quantized, quantized, states.quantized)
     if real is not None:
         count = min(count, task.data.num_fitted)
-    inputs, expected = _record_inputs(task, block, states.reference[:count])
-    stored, found = _solve_groups(task, block, states.quantized[:count], inputs)
+    recorded, expected = _record(task, block, states.reference[:count])
+    stored, found = _solve_groups(task, block, states.quantized[:count], recorded)
     behind = Activations(
         _others_follow(task.reference, block.reference, states.reference, expected),
         _others_follow(task.quantized, block.quantized, states.quantized, found),
@@ -131,29 +132,57 @@ def solve_block(
     return behind, stored
 
 
-def _record_inputs(task: SolverTask, block: _Block, x: Tensor) -> tuple[dict[Group, Tensor], Tensor]:
-    """What the groups read in the float model, and what comes out of the block."""
-    inputs: dict[Group, Tensor] = {}
+@dataclass(frozen=True)
+class _Recording:
+    """What the float block computes where layers are solved; all are taken when their turn comes.
 
-    def record(group: Group, given: Tensor) -> Tensor:
-        inputs[group] = given
+    Attributes:
+        inputs: What groups read, by their names.
+        outputs: What layers give that have fewer outputs than inputs, in the place of what they read.
+        streams: The residual streams that outputs of layers are added to, by the names of their readers.
+    """
+
+    inputs: dict[Group, Tensor] = field(default_factory=dict)
+    outputs: dict[Group, Tensor] = field(default_factory=dict)
+    streams: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _record(task: SolverTask, block: _Block, x: Tensor) -> tuple[_Recording, Tensor]:
+    """What the float block computes, and what comes out of it."""
+    found = _Recording()
+
+    def note_input(group: Group, given: Tensor) -> Tensor:
+        found.inputs[group] = given
         return given
 
-    handlers = {
-        block.reference.get_submodule(block.local(group[0])): partial(record, group) for group in block.groups
-    }
-    with intercepted(handlers | _stream_handlers(block, block.reference, inputs)):
+    def note_output(group: Group, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        found.outputs[group] = output
+
+    handlers, hooks = {}, []
+    for group in block.groups:
+        layer = block.reference.get_submodule(block.local(group[0]))
+        if _is_narrowing(layer, group):
+            hooks.append(layer.register_forward_hook(partial(note_output, group)))
+        else:
+            handlers[layer] = partial(note_input, group)
+    with intercepted(handlers | _stream_handlers(block, block.reference, found.streams)):
         output = task.reference.run(block.reference, x)
-    return inputs, output
+    for hook in hooks:
+        hook.remove()
+    return found, output
 
 
-def _stream_handlers(
-    block: _Block, module: nn.Module, found: dict[Group, Tensor]
-) -> dict[nn.Module, OnInput]:
+def _is_narrowing(layer: nn.Module, group: Group) -> bool:
+    """Whether a layer that shares its input with no other has fewer outputs than inputs."""
+    rows, columns = layer.get_parameter("weight").shape[:2]
+    return len(group) == 1 and rows < columns
+
+
+def _stream_handlers(block: _Block, module: nn.Module, found: dict[str, Tensor]) -> dict[nn.Module, OnInput]:
     """Note the residual streams that outputs of layers are added to, each under the name of what reads it."""
 
     def note(reader: str, given: Tensor) -> Tensor:
-        found[(reader,)] = given
+        found[reader] = given
         return given
 
     readers = {reader for group in block.groups if (reader := stream_reader_of(group[0]))}
@@ -161,18 +190,18 @@ def _stream_handlers(
 
 
 def _solve_groups(
-    task: SolverTask, block: _Block, x: Tensor, reference: dict[Group, Tensor]
+    task: SolverTask, block: _Block, x: Tensor, recorded: _Recording
 ) -> tuple[dict[str, AnyWeight], Tensor]:
     """The stored weights of all groups, each solved when it is reached; and what comes out of the block."""
     stored: dict[str, AnyWeight] = {}
     divisors: dict[Group, Tensor | None] = {}
-    streams: dict[Group, Tensor] = {}
+    streams: dict[str, Tensor] = {}
 
     def reach(group: Group, given: Tensor) -> Tensor:
         if group not in divisors:  # this is the first of its layers
             reader = stream_reader_of(group[0])
-            drift = None if reader is None else reference.pop((reader,)) - streams.pop((reader,))
-            _solve_and_save(task, block, group, Activations(reference[group], given), drift)
+            drift = None if reader is None else recorded.streams.pop(reader) - streams.pop(reader)
+            _solve_and_save(task, block, group, given, recorded, drift)
             found = _load_group(task, group)
             divisors[group] = _install(block, group, found)
             stored.update(found)
@@ -190,7 +219,12 @@ def _solve_groups(
 
 
 def _solve_and_save(
-    task: SolverTask, block: _Block, group: Group, inputs: Activations, drift: Tensor | None
+    task: SolverTask,
+    block: _Block,
+    group: Group,
+    given: Tensor,
+    recorded: _Recording,
+    drift: Tensor | None,
 ) -> None:
     """Solve the layers of a group that no earlier run has saved, on what the first samples are there.
 
@@ -198,19 +232,26 @@ def _solve_and_save(
         task: The layers and the data.
         block: Where they are.
         group: Their names.
-        inputs: What they read.
+        given: What they read in the quantized model.
+        recorded: What the float model has there.
         drift: Float model's minus quantized model's residual stream that the group's output is added to,
             shaped like the output; None where it is added to none.
     """
+    reference, output = recorded.inputs.pop(group, None), recorded.outputs.pop(group, None)
     missing = [layer for layer in group if load_solved(task.folder, task.plans[layer]) is None]
     for layer in group:
         current_tally().note(SOLVED, layer, layer not in missing)
     if not missing:
         return
-    reference, quantized = (_rows(x).numpy() for x in (inputs.reference, inputs.quantized))
-    weights = _row_weights(task, block, group, len(inputs.quantized))
-    moved = None if drift is None else _rows(drift).numpy()
-    moments = moments_of(reference, quantized, weights, moved)
+    if output is not None:  # before it is solved, the layer has the float model's weight
+        output = output - block.quantized.get_submodule(block.local(group[0])).forward(given)
+    lacking = [x for x in (output, drift) if x is not None]
+    moments = moments_of(
+        _rows(given).numpy(),
+        _row_weights(task, block, group, len(given)),
+        reference=None if reference is None else _rows(reference).numpy(),
+        missing=_rows(sum(lacking[1:], lacking[0])).numpy() if lacking else None,
+    )
     for solved in solve_layers(_float_group(task, block, group), moments, task.settings, missing):
         save_layer(_path(task.folder, solved.name), solved.matrix, solved.floats)
 

@@ -18,7 +18,7 @@ ANSWERS: Final = Kind("answers", "answers to calibration questions", (4,), ".npz
 ACTIVATIONS: Final = Kind("activations", "ranges of activations", (3, *SEARCHED.version), ".npz")
 
 # calibrate.py and all that it calls. Solved layers make up for what earlier stages did.
-SOLVED: Final = Kind("solved", "layers solved with data", (9, *ANSWERS.version, *SEARCHED.version), "")
+SOLVED: Final = Kind("solved", "layers solved with data", (10, *ANSWERS.version, *SEARCHED.version), "")
 
 # Of a calibration's time, in the order of its stages; measured at the 0.5B shape (docs/performance.md).
 SHARES: Final = {"answers": 0.36, "token weights": 0.07, "encoder": 0.03, "layers": 0.54}

@@ -5,7 +5,7 @@ import pytest
 
 from fastvlm_convert.quantization import asymmetric_calibration
 from fastvlm_convert.quantization.asymmetric_calibration import (
-    Drift,
+    Lack,
     Moments,
     corrected_bias,
     moments_of,
@@ -28,10 +28,11 @@ DRIFT = (
 
 def arrays(moments: Moments) -> dict[str, np.ndarray]:
     """All sums by name."""
-    assert isinstance(moments.drift, Drift)
-    found = {**vars(moments), **{f"drift.{name}": value for name, value in vars(moments.drift).items()}}
-    del found["drift"]
-    return {name: np.asarray(value) for name, value in found.items()}
+    found = {"hessian": moments.hessian, "mean": moments.mean}
+    for place, lack in (("inputs", moments.inputs), ("outputs", moments.outputs)):
+        assert isinstance(lack, Lack)
+        found |= {f"{place}.{name}": value for name, value in vars(lack).items()}
+    return found
 
 
 def error(weight: np.ndarray, drift: np.ndarray | float = 0.0) -> float:
@@ -52,7 +53,7 @@ def least_squares(ridge: float, drift: np.ndarray | float = 0.0) -> np.ndarray:
 @pytest.mark.parametrize("ridge", [1e-9, 0.1])
 def test_it_is_the_least_squares_solution(monkeypatch, ridge):
     monkeypatch.setattr(asymmetric_calibration, "RIDGE", ridge)
-    found = target_weight(WEIGHT, moments_of(REFERENCE, INPUTS, IMPORTANCE))
+    found = target_weight(WEIGHT, moments_of(INPUTS, IMPORTANCE, reference=REFERENCE))
     np.testing.assert_allclose(found, least_squares(ridge), rtol=1e-3, atol=1e-4)
     assert error(found) < 0.9 * error(WEIGHT)
     assert found.dtype == np.float32
@@ -60,22 +61,26 @@ def test_it_is_the_least_squares_solution(monkeypatch, ridge):
 
 def test_it_makes_up_for_the_drift_of_the_stream(monkeypatch):
     monkeypatch.setattr(asymmetric_calibration, "RIDGE", 1e-9)
-    found = target_weight(WEIGHT, moments_of(REFERENCE, INPUTS, IMPORTANCE, DRIFT))
+    found = target_weight(WEIGHT, moments_of(INPUTS, IMPORTANCE, reference=REFERENCE, missing=DRIFT))
     np.testing.assert_allclose(found, least_squares(1e-9, DRIFT), rtol=1e-3, atol=1e-3)
-    blind = target_weight(WEIGHT, moments_of(REFERENCE, INPUTS, IMPORTANCE))
+    blind = target_weight(WEIGHT, moments_of(INPUTS, IMPORTANCE, reference=REFERENCE))
     assert error(found, DRIFT) < 0.9 * error(blind, DRIFT)
 
 
 def test_nothing_to_make_up_for():
-    np.testing.assert_array_equal(target_weight(WEIGHT, moments_of(INPUTS, INPUTS, IMPORTANCE)), WEIGHT)
-    np.testing.assert_array_equal(target_weight(WEIGHT, moments_of(REFERENCE, 0 * INPUTS, None)), WEIGHT)
+    np.testing.assert_array_equal(
+        target_weight(WEIGHT, moments_of(INPUTS, IMPORTANCE, reference=INPUTS)), WEIGHT
+    )
+    np.testing.assert_array_equal(
+        target_weight(WEIGHT, moments_of(0 * INPUTS, None, reference=REFERENCE)), WEIGHT
+    )
 
 
 @pytest.mark.parametrize("drift", [None, DRIFT])
 @pytest.mark.parametrize("importance", [IMPORTANCE, None])
 def test_the_bias_makes_the_means_equal(importance, drift):
     bias, rounded = RNG.standard_normal(8).astype(np.float32), np.round(WEIGHT, 2)
-    moments = moments_of(REFERENCE, INPUTS, importance, drift)
+    moments = moments_of(INPUTS, importance, reference=REFERENCE, missing=drift)
     shifted = corrected_bias(bias, WEIGHT, rounded, moments)
     wanted = REFERENCE @ WEIGHT.T + bias + (0 if drift is None else drift)
     expected = np.average(wanted, 0, importance)
@@ -85,31 +90,43 @@ def test_the_bias_makes_the_means_equal(importance, drift):
 
 def test_sums():
     x, y, w = (part.astype(np.float64) for part in (REFERENCE, INPUTS, IMPORTANCE))
-    moments = moments_of(REFERENCE, INPUTS, IMPORTANCE, DRIFT)
+    moments = moments_of(INPUTS, IMPORTANCE, reference=REFERENCE, missing=DRIFT)
     close = {"rtol": 1e-3, "atol": 1e-3 * float(np.abs(moments.hessian).max())}
     np.testing.assert_allclose(moments.hessian, (y.T * w) @ y, **close)
-    np.testing.assert_allclose(moments.cross, ((x - y).T * w) @ y, **close)
-    np.testing.assert_allclose(moments.reference, np.average(x, 0, w), atol=1e-4)
     np.testing.assert_allclose(moments.mean, np.average(y, 0, w), atol=1e-4)
-    assert moments.drift is not None
-    np.testing.assert_allclose(moments.drift.cross, (DRIFT.astype(np.float64).T * w) @ y, **close)
-    np.testing.assert_allclose(moments.drift.mean, np.average(DRIFT, 0, w), atol=1e-4)
+    assert moments.inputs is not None
+    assert moments.outputs is not None
+    np.testing.assert_allclose(moments.inputs.cross, ((x - y).T * w) @ y, **close)
+    np.testing.assert_allclose(moments.inputs.mean, np.average(x - y, 0, w), atol=1e-4)
+    np.testing.assert_allclose(moments.outputs.cross, (DRIFT.astype(np.float64).T * w) @ y, **close)
+    np.testing.assert_allclose(moments.outputs.mean, np.average(DRIFT, 0, w), atol=1e-4)
+
+
+@pytest.mark.parametrize("drift", [0, DRIFT])
+def test_what_outputs_miss_stands_for_what_inputs_do(drift):
+    missed = (REFERENCE - INPUTS) @ WEIGHT.T + drift
+    known = moments_of(INPUTS, IMPORTANCE, reference=REFERENCE, missing=drift + np.zeros_like(DRIFT))
+    told = moments_of(INPUTS, IMPORTANCE, missing=missed)
+    np.testing.assert_allclose(target_weight(WEIGHT, told), target_weight(WEIGHT, known), atol=1e-5)
+    rounded, bias = np.round(WEIGHT, 2), np.zeros(8, np.float32)
+    shifted = [corrected_bias(bias, WEIGHT, rounded, moments) for moments in (told, known)]
+    np.testing.assert_allclose(*shifted, atol=1e-4)
 
 
 def test_tokens_without_weight_do_not_count():
     kept, importance = np.arange(TOKENS) % 3 != 0, IMPORTANCE.copy()
     importance[~kept] = 0
-    some = arrays(moments_of(REFERENCE[kept], INPUTS[kept], IMPORTANCE[kept], DRIFT[kept]))
-    masked = arrays(moments_of(REFERENCE, INPUTS, importance, DRIFT))
+    some = arrays(moments_of(INPUTS[kept], IMPORTANCE[kept], reference=REFERENCE[kept], missing=DRIFT[kept]))
+    masked = arrays(moments_of(INPUTS, importance, reference=REFERENCE, missing=DRIFT))
     for name, value in masked.items():
         np.testing.assert_allclose(value, some[name], rtol=1e-3, atol=0.1)
-    nothing = arrays(moments_of(REFERENCE, INPUTS, np.zeros(TOKENS, np.float32), DRIFT))
+    nothing = arrays(moments_of(INPUTS, np.zeros(TOKENS, np.float32), reference=REFERENCE, missing=DRIFT))
     assert not any(value.any() for value in nothing.values())
 
 
 def test_inputs_behind_scales():
     scales = np.exp2(RNG.integers(-2, 3, COLUMNS)).astype(np.float32)
-    divided = arrays(moments_of(REFERENCE / scales, INPUTS / scales, IMPORTANCE, DRIFT))
-    found = arrays(moments_of(REFERENCE, INPUTS, IMPORTANCE, DRIFT).scaled(scales))
+    divided = arrays(moments_of(INPUTS / scales, IMPORTANCE, reference=REFERENCE / scales, missing=DRIFT))
+    found = arrays(moments_of(INPUTS, IMPORTANCE, reference=REFERENCE, missing=DRIFT).scaled(scales))
     for name, value in found.items():
         np.testing.assert_allclose(value, divided[name], rtol=1e-3, atol=1e-2)

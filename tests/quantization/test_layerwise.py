@@ -90,10 +90,17 @@ class TestWhatComesOut:
         straight = run(tmp_path / "straight", calibrated_recipe()).solved.hidden
         assert sqnr(golden_hidden(), plain.solved.hidden) > sqnr(golden_hidden(), straight) + 0.1
 
-    def test_making_up_for_the_residual_stream_helps(self, plain, tmp_path, monkeypatch):
+    def test_making_up_for_the_residual_stream_helps(self, tmp_path, monkeypatch):
+        """On the mean of four dampings: with so few samples a single one may say anything."""
+        dampings = (0.005, 0.01, 0.02, 0.03)
+
+        def quality(kind: str) -> float:
+            runs = (run(tmp_path / f"{kind}{d}", calibrated_recipe(damping=d)) for d in dampings)
+            return float(np.mean([sqnr(golden_hidden(), found.solved.hidden) for found in runs]))
+
+        whole = quality("whole")
         monkeypatch.setattr(block_solver, "stream_reader_of", lambda layer: None)
-        blind = run(tmp_path / "blind", calibrated_recipe()).solved.hidden
-        assert sqnr(golden_hidden(), plain.solved.hidden) > sqnr(golden_hidden(), blind) + 0.1
+        assert whole > quality("blind") + 0.5
 
     def test_a_bias_keeps_the_mean(self, tmp_path):
         layer = "projector.fc2"
