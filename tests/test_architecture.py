@@ -82,7 +82,7 @@ LINES = [
 ]
 PLACE = {part: place for place, line in enumerate(LINES) for part in line}
 TORCH_FREE = {"weights", "quantized", "checkpoint", "exporters"}
-HEAVY = {"torch", "onnx", "onnxruntime", "coremltools", "mlx"}
+HEAVY = {"torch", "onnx", "onnxruntime", "coremltools", "mlx", "numba"}
 MAX_LINES = 400
 
 

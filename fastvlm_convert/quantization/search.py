@@ -11,15 +11,15 @@ Least squares shrinks weights: its error points against them, and since trained 
 inputs, all outputs shrink together. The last step therefore takes the scale whose error is orthogonal to the
 weights: that adds hardly any squared error, and the measured KL divergence falls.
 
-The time goes into passes over arrays, so weights are searched in tiles that fit a core's cache, and blocks
-lie along the last axis: there NumPy's loops are long, and a block's scale is one number of a vector.
+The time goes into passes over the weights, one a try, which are compiled (`block_passes`). What is a number a
+block is computed by NumPy. Threads search tiles of some rows, in which blocks lie along the last axis.
 """
 
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
+from types import ModuleType
 
 import numpy as np
 
@@ -36,11 +36,8 @@ from fastvlm_convert.quantization.candidates import (
 )
 from fastvlm_convert.quantized.schemes import AffineMatrix, AffineScheme
 
-TILE = 1 << 16  # weights that a thread searches at a time
-MOST_THREADS = 4  # each holds four tiles of float32
-LONGEST_COLUMN = 512  # blocks of more weights stay rows, along which NumPy's loops are long already
-
-ALIGNMENT = 64  # bytes; what NumPy allocates is not aligned to vector registers, which halves their speed
+TILE = 1 << 17  # weights that a thread searches at a time
+MOST_THREADS = 4  # each holds a tile, or three with importance
 
 STEPS = {4: 6, 8: 4}  # ranges tried at least, evenly spaced by their logarithms
 WIDEST_STEP = 1.13  # from one range to the next; whole rows have a wider grid
@@ -60,7 +57,7 @@ def quantize_affine(
     """
     size = block_size_of(weight.shape, scheme)
     roots = None if importance is None else roots_of(importance).reshape(-1, size)
-    return _by_tiles(weight, scheme, lambda x, work: _search(_Problem.of(x, scheme, roots, work)))
+    return _by_tiles(weight, scheme, lambda rows: _search(_Problem.of(rows, scheme, roots)))
 
 
 def round_to_nearest(weight: np.ndarray, scheme: AffineScheme) -> AffineMatrix:
@@ -71,7 +68,7 @@ def round_to_nearest(weight: np.ndarray, scheme: AffineScheme) -> AffineMatrix:
         scheme: Its block size must divide the columns.
     """
     block_size_of(weight.shape, scheme)
-    return _by_tiles(weight, scheme, lambda x, _: plain_parameters(x.min(0), x.max(0), scheme))
+    return _by_tiles(weight, scheme, lambda rows: plain_parameters(rows.min(1), rows.max(1), scheme))
 
 
 def block_size_of(shape: tuple[int, ...], scheme: AffineScheme) -> int:
@@ -105,8 +102,6 @@ class _Problem:
         low: Least weight of every block, float32 [blocks].
         high: Greatest weight.
         norm: Squares of the weights times the importance, summed; float32 [blocks].
-        steps: Working array like `blocks`.
-        left: Another.
     """
 
     blocks: np.ndarray
@@ -115,45 +110,22 @@ class _Problem:
     low: np.ndarray
     high: np.ndarray
     norm: np.ndarray
-    steps: np.ndarray
-    left: np.ndarray
 
     @classmethod
-    def of(cls, blocks: np.ndarray, scheme: AffineScheme, roots: np.ndarray | None, work: np.ndarray) -> Self:
+    def of(cls, rows: np.ndarray, scheme: AffineScheme, roots: np.ndarray | None) -> "_Problem":
         """Blocks of some rows of a matrix.
 
         Args:
-            blocks: float32 [size, blocks].
+            rows: The blocks one below the other, float32 [blocks, size].
             scheme: Bits and symmetry.
             roots: Root of the importance of a row's columns, float32 [blocks of a row, size], or None.
-            work: Three arrays like `blocks`.
         """
-        steps, left, weights = work
-        weighted = blocks
+        blocks, weights = _transposed(rows), None
         if roots is not None:
-            weights[...] = np.tile(roots, (blocks.shape[1] // len(roots), 1)).T
-            weighted = np.multiply(blocks, weights, out=left)
-        norm = _dot(weighted, weighted)
-        given = None if roots is None else weights
-        return cls(blocks, given, scheme, blocks.min(0), blocks.max(0), norm, steps, left)
-
-    def residual(self, scale: np.ndarray, zero: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`q - z` of plain rounding, and what it leaves of the weights in units of the scale; both weighted.
-
-        Args:
-            scale: float32 [blocks].
-            zero: float32 [blocks].
-
-        Returns:
-            Two float32 [size, blocks], which the next call overwrites.
-        """
-        steps, left = self.steps, self.left
-        round_steps(self.blocks, scale, zero, self.scheme.levels, left, steps)
-        np.subtract(left, steps, out=left)
-        if self.roots is not None:
-            np.multiply(steps, self.roots, out=steps)
-            np.multiply(left, self.roots, out=left)
-        return steps, left
+            weights = _transposed(np.tile(roots, (len(rows) // len(roots), 1)))
+        norm = np.empty(len(rows), np.float32)
+        _passes().sum_squares(blocks if weights is None else blocks * weights, norm)
+        return cls(blocks, weights, scheme, blocks.min(0), blocks.max(0), norm)
 
     def centered(self, scale: np.ndarray) -> np.ndarray:
         """Zero points that center the range of some scales [..., blocks] on the block's; like `scale`."""
@@ -194,25 +166,6 @@ class _Tries:
             error.take(place)[None],
             taken(self.overlap, more.overlap),
         )
-
-
-def round_steps(
-    blocks: np.ndarray, scale: np.ndarray, zero: np.ndarray, levels: int, exact: np.ndarray, steps: np.ndarray
-) -> None:
-    """Round weights to the nearest representable ones.
-
-    Args:
-        blocks: float32 [size, blocks].
-        scale: float32 [blocks].
-        zero: float32 [blocks].
-        levels: Number of integers.
-        exact: Overwritten with the weights in units of the scale; like `blocks`.
-        steps: Overwritten with `q - z`; like `blocks`.
-    """
-    np.multiply(blocks, np.reciprocal(scale), out=exact)
-    np.rint(exact, out=steps)
-    np.maximum(steps, -zero, out=steps)
-    np.minimum(steps, levels - 1 - zero, out=steps)
 
 
 def _search(problem: _Problem) -> Parameters:
@@ -268,20 +221,19 @@ def _sums(
     problem: _Problem, scale: np.ndarray, zero: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`p.p`, `p.r` and `r.r` of tries, where `w / s = p + r` and p is whole; all float32 [tries, blocks]."""
-    norm, cross, error = np.empty((3, *scale.shape), np.float32)
-    for number in range(len(scale)):
-        steps, left = problem.residual(scale[number], zero[number])
-        _dot(steps, steps, out=norm[number])
-        _dot(left, left, out=error[number])
-        if problem.roots is not None:
-            _dot(steps, left, out=cross[number])
-    if problem.roots is None:
-        np.divide(problem.norm, scale, out=cross)
-        cross /= scale
-        cross -= norm
-        cross -= error
-        cross *= np.float32(0.5)
-        cross[norm == 0] = 0  # all steps are zero; what is left is rounding
+    sums = np.empty((3, *scale.shape), np.float32)
+    norm, error, cross = sums
+    bounds = -zero, np.float32(problem.scheme.levels - 1) - zero
+    if problem.roots is not None:
+        _passes().sum_weighted_errors(problem.blocks, problem.roots, np.reciprocal(scale), *bounds, sums)
+        return norm, cross, error
+    _passes().sum_errors(problem.blocks, np.reciprocal(scale), *bounds, sums)
+    np.divide(problem.norm, scale, out=cross)
+    cross /= scale
+    cross -= norm
+    cross -= error
+    cross *= np.float32(0.5)
+    cross[norm == 0] = 0  # all steps are zero; what is left is rounding
     return norm, cross, error
 
 
@@ -304,21 +256,19 @@ def _unshrunk(problem: _Problem, best: _Tries, plain: _Tries) -> np.ndarray:
     """Scales [1, blocks] with an error orthogonal to the weights, unless plain rounding would be better."""
     usable = np.abs(best.overlap) > np.finfo(np.float32).tiny
     scale = storable(np.where(usable, problem.norm / np.where(usable, best.overlap, 1), best.scale))
-    _, left = problem.residual(scale[0], best.zero[0])
-    return np.where(_dot(left, left) * scale * scale <= plain.error, scale, best.scale)
+    _, _, error = _sums(problem, scale, best.zero)
+    return np.where(error * scale * scale <= plain.error, scale, best.scale)
 
 
 def _by_tiles(
-    weight: np.ndarray,
-    scheme: AffineScheme,
-    parameters_of: Callable[[np.ndarray, np.ndarray], Parameters],
+    weight: np.ndarray, scheme: AffineScheme, parameters_of: Callable[[np.ndarray], Parameters]
 ) -> AffineMatrix:
     """Parameters and integers of a matrix, some rows at a time in each of some threads.
 
     Args:
         weight: float32 [rows, columns].
         scheme: How.
-        parameters_of: Of blocks [size, blocks], given three working arrays of that shape.
+        parameters_of: Of blocks, float32 [blocks, size].
     """
     rows, columns = weight.shape
     blocks = scheme.num_blocks(columns)
@@ -332,16 +282,12 @@ def _by_tiles(
     threads = min(MOST_THREADS, num_threads(), ceil_div(rows, step))
 
     def solve(thread: int) -> None:
-        memory = _aligned(4, step * columns)
         for start in range(thread * step, rows, threads * step):
             part = slice(start, start + step)
             values = np.ascontiguousarray(weight[part], np.float32).reshape(-1, columns // blocks)
-            values, work = _blocks_last(values, memory)
-            scale, zero = parameters_of(values, work)
-            steps, exact, _ = work
-            round_steps(values, scale, zero, scheme.levels, exact, steps)
-            steps += zero
-            matrix.q[part] = steps.T.reshape(-1, columns)
+            scale, zero = parameters_of(values)
+            q = matrix.q[part].reshape(values.shape)
+            _passes().round_blocks(values, np.reciprocal(scale), zero, np.float32(scheme.levels - 1), q)
             matrix.scale[part] = scale.reshape(-1, blocks)
             matrix.zero_point[part] = zero.reshape(-1, blocks)
 
@@ -353,33 +299,15 @@ def _by_tiles(
     return matrix
 
 
-def _blocks_last(blocks: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks as [size, blocks] and three working arrays of that shape, all in one memory order.
-
-    Args:
-        blocks: float32 [blocks, size].
-        memory: float32 [4, weights or more].
-
-    Returns:
-        float32 [size, blocks], a view where blocks are long, and float32 [3, size, blocks].
-    """
-    count, size = blocks.shape
-    if size > LONGEST_COLUMN:
-        return blocks.T, memory[1:, : blocks.size].reshape(3, count, size).transpose(0, 2, 1)
-    arrays = memory[:, : blocks.size].reshape(4, size, count)
-    arrays[0] = blocks.T
-    return arrays[0], arrays[1:]
+def _transposed(rows: np.ndarray) -> np.ndarray:
+    """Blocks [blocks, size] as [size, blocks]; float32."""
+    blocks = np.empty(rows.shape[::-1], np.float32)
+    _passes().transpose(rows, blocks)
+    return blocks
 
 
-def _aligned(arrays: int, count: int) -> np.ndarray:
-    """Arrays of `count` or a few more float32 numbers, each aligned; float32 [arrays, count or more]."""
-    length = ceil_div(4 * count, ALIGNMENT) * ALIGNMENT
-    memory = np.empty(arrays * length + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + arrays * length].view(np.float32).reshape(arrays, -1)
+def _passes() -> ModuleType:
+    """The compiled passes. What only reads or plans never loads a compiler."""
+    from fastvlm_convert.quantization import block_passes
 
-
-def _dot(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Inner products over the first axis."""
-    product: np.ndarray = np.einsum("ij,ij->j", a, b, out=out)
-    return product
+    return block_passes

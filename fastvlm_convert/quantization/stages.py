@@ -8,8 +8,9 @@ from typing import Final
 
 from fastvlm_convert.user_cache import Kind
 
-# data_free.py, search.py, palettes.py, clustering.py: other integers, scales, zero points or tables.
-SEARCHED: Final = Kind("searched", "integers found without data", (2,), ".bin")
+# data_free.py, search.py, block_passes.py, palettes.py, clustering.py: other integers, scales, zero points or
+# tables.
+SEARCHED: Final = Kind("searched", "integers found without data", (3,), ".bin")
 
 # answers.py, model/, prompt.py, preprocess.py: other answers, or other image tokens.
 ANSWERS: Final = Kind("answers", "answers to calibration questions", (4,), ".npz")
