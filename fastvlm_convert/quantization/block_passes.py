@@ -2,44 +2,21 @@
 
 Blocks lie along the last axis, float32 [size, blocks]. The lanes of a vector are then blocks, and each block
 is summed weight by weight, so that sums are the same to the bit on every processor, whatever the width of its
-vectors. That holds as long as nothing here is compiled with `fastmath`: LLVM contracts a product and a sum
-into one operation only where it is told that it may.
-
-Every function has one signature. All are compiled when this module is first imported, in some seconds, and
-Numba keeps the machine code beside this file or, where that folder is not writable, in the user's cache.
+vectors.
 """
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import numpy as np
-from numba import njit
+
+from fastvlm_convert.quantization.compiled import compiled
 
 _TOGETHER: Final = 256  # blocks whose weights stay in a core's cache from one try to the next
 _LINE: Final = 16  # floats of a cache line
 _ZERO: Final = np.float32(0)
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 
-
-def _compiled(signature: str) -> Callable[[_F], _F]:
-    """Compile a function for one signature, to run without Python's lock."""
-
-    def decorate(function: _F) -> _F:
-        compiled: Any = njit(nogil=True, error_model="numpy")(function)
-        try:
-            compiled.enable_caching()
-            compiled.compile(signature)
-        except (OSError, RuntimeError):  # no folder is writable, or the disk is full: kept nowhere
-            compiled = njit(nogil=True, error_model="numpy")(function)
-            compiled.compile(signature)
-        compiled.disable_compile()
-        return compiled
-
-    return decorate
-
-
-@_compiled("void(float32[:, ::1], float32[:, ::1])")
+@compiled("void(float32[:, ::1], float32[:, ::1])")
 def transpose(rows: np.ndarray, blocks: np.ndarray) -> None:
     """Copy blocks from [blocks, size] to [size, blocks]."""
     count, size = rows.shape
@@ -51,7 +28,7 @@ def transpose(rows: np.ndarray, blocks: np.ndarray) -> None:
                 target[lane] = source[lane]
 
 
-@_compiled("void(float32[:, ::1], float32[::1])")
+@compiled("void(float32[:, ::1], float32[::1])")
 def sum_squares(blocks: np.ndarray, norm: np.ndarray) -> None:
     """Sum the squares of every block.
 
@@ -67,7 +44,7 @@ def sum_squares(blocks: np.ndarray, norm: np.ndarray) -> None:
             norm[lane] += row[lane] * row[lane]
 
 
-@_compiled("void(float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, :, ::1])")
+@compiled("void(float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, :, ::1])")
 def sum_errors(
     blocks: np.ndarray, inverse: np.ndarray, low: np.ndarray, high: np.ndarray, sums: np.ndarray
 ) -> None:
@@ -102,7 +79,7 @@ def sum_errors(
                     rr[lane] += left * left
 
 
-@_compiled(
+@compiled(
     "void(float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], "
     "float32[:, :, ::1])"
 )
@@ -148,7 +125,7 @@ def sum_weighted_errors(
                     pr[lane] += steps * left
 
 
-@_compiled("void(float32[:, ::1], float32[::1], float32[::1], float32, uint8[:, ::1])")
+@compiled("void(float32[:, ::1], float32[::1], float32[::1], float32, uint8[:, ::1])")
 def round_blocks(rows: np.ndarray, inverse: np.ndarray, zero: np.ndarray, last: float, q: np.ndarray) -> None:
     """Round to the nearest integers.
 

@@ -15,11 +15,14 @@ Beyond the paper:
 Rows never interact, so layers with the same inputs (q, k, v; gate, up) are best stacked into one matrix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from fastvlm_convert.arithmetic import ceil_div
+from fastvlm_convert.processors import num_threads
 from fastvlm_convert.quantization.candidates import Parameters, candidates, storable
 from fastvlm_convert.quantization.error_compensation import (
     PANEL,
@@ -28,14 +31,12 @@ from fastvlm_convert.quantization.error_compensation import (
     factorize,
     importance_order,
     panel_target,
-    round_by_panels,
-    round_columns,
 )
 from fastvlm_convert.quantization.search import block_size_of, quantize_affine, round_to_nearest
 from fastvlm_convert.quantized.schemes import AffineMatrix, AffineScheme
 
 STEPS = {4: 12, 8: 2}  # ranges tried per block
-WORKING_SET = 1 << 20  # errors held while the candidates of a block are tried
+FEWEST_ROWS = 256  # worth a thread of their own
 
 
 def gptq(
@@ -103,19 +104,17 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Solution:
-    """A panel rounded; `error = target - steps * scale`, and what that costs.
+    """A panel rounded.
 
     Attributes:
         steps: `q - z`, float32 [columns, rows].
         scale: float32 [rows], representable in float16.
         zero: float32 [rows].
-        cost: float32 [rows].
     """
 
     steps: np.ndarray
     scale: np.ndarray
     zero: np.ndarray
-    cost: np.ndarray
 
 
 class _Rounded:
@@ -187,17 +186,19 @@ def _take_static_rows(
     scale, zero = plain.scale.T.astype(np.float32), plain.zero_point.T.astype(np.float32)
     factor = factorize(hessian, importance_order(np.diag(hessian), 1), damping)
 
-    def nearest(place: int, values: np.ndarray) -> np.ndarray:
-        block = factor.order[place] // size
-        steps = np.rint(values / scale[block])
-        return np.clip(steps, -zero[block], problem.scheme.levels - 1 - zero[block]) * scale[block]
-
     source = np.empty_like(problem.weight)
     source[problem.factor.order] = problem.weight
-    error = np.empty_like(source)
-    error[factor.order] = round_by_panels(source[factor.order], factor, nearest)
-    steps = np.rint((source - error) / np.repeat(scale, size, 0))[problem.factor.order]
-    error = error[problem.factor.order]
+    target, steps, error = source[factor.order], np.empty_like(source), np.zeros_like(source)
+    for start in range(0, len(source), PANEL):
+        panel = slice(start, start + PANEL)
+        places = factor.order[panel] // size
+        wanted = panel_target(target, error, factor, panel)
+        blocks, used = np.unique(places, return_inverse=True)
+        unit, given = factor.unit[panel, panel], (scale[blocks], zero[blocks])
+        found = _round_panel(wanted, unit, used, *given, problem.scheme)
+        steps[panel] = found
+        error[panel] = target[panel] - found * scale[places]
+    steps, error = _moved(steps, factor.order, problem), _moved(error, factor.order, problem)
     better = _costs(problem, error) < _costs(problem, rounded.error)
     for old, new in (
         (rounded.steps, steps),
@@ -213,37 +214,33 @@ def _costs(problem: _Problem, error: np.ndarray) -> np.ndarray:
     return np.einsum("cr,cr->r", error, problem.factor.matrix @ error)
 
 
+def _moved(values: np.ndarray, order: np.ndarray, problem: _Problem) -> np.ndarray:
+    """Columns in some order, in the order of the problem's factor; [columns, rows] each."""
+    stored = np.empty_like(values)
+    stored[order] = values
+    return stored[problem.factor.order]
+
+
 def _solve(
     problem: _Problem, rounded: _Rounded, panel: slice, target: np.ndarray, factor: BlockFactor
 ) -> _Solution:
-    """The best of the candidates for a panel, with error compensation inside it; some rows at a time.
+    """The best of the candidates for a panel, with error compensation inside it.
 
     Args:
         problem: The matrix.
         rounded: Gives the parameters that the panel's block has so far.
         panel: The columns.
-        target: What `round_columns` is to round, float32 [columns, rows].
+        target: What is to be rounded, see `panel_target`; float32 [columns, rows].
         factor: Of the panel alone.
     """
-    block = problem.block_of(panel)
-    tries = 1 if problem.is_fixed else 2 * STEPS[problem.scheme.bits] + 2
-    count = max(1, WORKING_SET // (len(target) * tries))
-    parts = []
-    for start in range(0, target.shape[1], count):
-        rows = slice(start, start + count)
-        part = np.ascontiguousarray(target[:, rows])
-        scale, zero = rounded.scale[block, rows], rounded.zero[block, rows]
-        if problem.is_fixed:
-            tried = scale[None], zero[None]
-        else:
-            tried = _candidates(part, scale, zero, problem.scheme)
-        parts.append(_best(problem, part, factor, tried))
-    return _Solution(
-        np.concatenate([part.steps for part in parts], axis=-1),
-        np.concatenate([part.scale for part in parts]),
-        np.concatenate([part.zero for part in parts]),
-        np.concatenate([part.cost for part in parts]),
-    )
+    block, scheme, unit = problem.block_of(panel), problem.scheme, factor[0]
+    scale, zero = rounded.scale[block], rounded.zero[block]
+    together = np.zeros(len(target), np.int64)
+    if problem.is_fixed:
+        return _Solution(_round_panel(target, unit, together, scale[None], zero[None], scheme), scale, zero)
+    scale, zero = _best(target, factor, _candidates(target, scale, zero, scheme), scheme)
+    steps = _round_panel(target, unit, together, scale[None], zero[None], scheme)
+    return _Solution(steps, _fitted(scale, steps, target - steps * scale, factor), zero)
 
 
 def _candidates(target: np.ndarray, scale: np.ndarray, zero: np.ndarray, scheme: AffineScheme) -> Parameters:
@@ -254,38 +251,83 @@ def _candidates(target: np.ndarray, scale: np.ndarray, zero: np.ndarray, scheme:
     return scales, zeros
 
 
-def _best(problem: _Problem, target: np.ndarray, factor: BlockFactor, tries: Parameters) -> _Solution:
-    """The best candidate of each row; its scale is fitted to its steps where parameters are not fixed.
+def _best(target: np.ndarray, factor: BlockFactor, tries: Parameters, scheme: AffineScheme) -> Parameters:
+    """The parameters of each row with which a panel costs least; both float32 [rows].
 
     Args:
-        problem: The matrix.
-        target: Some rows of a panel, float32 [columns, rows].
+        target: What is to be rounded, float32 [columns, rows].
         factor: Of the panel.
         tries: Parameters, float32 [candidates, rows] each.
+        scheme: How.
     """
-    (unit, variance), (scales, zeros) = factor, tries
-    inverse, highest = np.reciprocal(scales), problem.scheme.levels - 1 - zeros
+    from fastvlm_convert.quantization.column_passes import sum_costs  # Numba; only where it is needed
 
-    def nearest(_: int, values: np.ndarray) -> np.ndarray:
-        steps = np.rint(values * inverse)
-        return np.minimum(np.maximum(steps, -zeros, out=steps), highest, out=steps) * scales
+    (unit, variance), (scale, zero) = factor, tries
+    lower, cost = np.ascontiguousarray(unit.T), np.empty_like(scale)
 
-    error = round_columns(target, unit, nearest)
-    left = (unit.T @ error.reshape(len(target), -1)).reshape(error.shape)
-    cost = np.einsum("ckr,ckr,c->kr", left, left, variance, optimize=True)
+    def try_rows(rows: slice) -> None:
+        limits = _limits(scale[:, rows], zero[:, rows], scheme)
+        found = np.empty_like(limits[0])
+        sum_costs(np.ascontiguousarray(target[:, rows]), lower, variance, *limits, found)
+        cost[:, rows] = found
+
+    _in_threads(target.shape[1], try_rows)
     choice, row = cost.argmin(0), np.arange(target.shape[1])
-    scale, zero, error = scales[choice, row], zeros[choice, row], error[:, choice, row]
-    steps = np.rint((target - error) / scale)
-    if problem.is_fixed:
-        return _Solution(steps, scale, zero, cost[choice, row])
-    scale, fitted_cost = _fit(scale, steps, error, factor)
-    return _Solution(steps, scale, zero, fitted_cost)
+    return scale[choice, row], zero[choice, row]
 
 
-def _fit(
-    scale: np.ndarray, steps: np.ndarray, error: np.ndarray, factor: BlockFactor
-) -> tuple[np.ndarray, np.ndarray]:
-    """The float16 scale that suits the steps best by least squares, and the cost; float32 [rows] each.
+def _round_panel(
+    target: np.ndarray,
+    unit: np.ndarray,
+    block: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray,
+    scheme: AffineScheme,
+) -> np.ndarray:
+    """Round columns in turn with given parameters: `q - z`, float32 [columns, rows].
+
+    Args:
+        target: What is to be rounded, see `panel_target`; float32 [columns, rows].
+        unit: Of the panel, see `Factor`.
+        block: Which of the parameters each column takes, int64 [columns].
+        scale: float32 [parameters, rows].
+        zero: Like `scale`.
+        scheme: How.
+    """
+    from fastvlm_convert.quantization.column_passes import round_in_turn  # Numba; only where it is needed
+
+    lower, steps = np.ascontiguousarray(unit.T), np.empty_like(target)
+
+    def round_rows(rows: slice) -> None:
+        wanted = np.ascontiguousarray(target[:, rows])
+        found = np.empty_like(wanted)
+        round_in_turn(wanted, lower, block, *_limits(scale[:, rows], zero[:, rows], scheme), found)
+        steps[:, rows] = found
+
+    _in_threads(target.shape[1], round_rows)
+    return steps
+
+
+def _limits(scale: np.ndarray, zero: np.ndarray, scheme: AffineScheme) -> tuple[np.ndarray, ...]:
+    """Scale, one by the scale, and the least and the greatest `q - z`; like `scale` each."""
+    found = scale, np.reciprocal(scale), -zero, np.float32(scheme.levels - 1) - zero
+    return tuple(map(np.ascontiguousarray, found))
+
+
+def _in_threads(rows: int, solve: Callable[[slice], None]) -> None:
+    """Call a function with all rows, some in each thread."""
+    threads = min(num_threads(), ceil_div(rows, FEWEST_ROWS))
+    step = ceil_div(rows, threads)
+    parts = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    if len(parts) == 1:
+        solve(parts[0])
+        return
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(solve, parts))
+
+
+def _fitted(scale: np.ndarray, steps: np.ndarray, error: np.ndarray, factor: BlockFactor) -> np.ndarray:
+    """The float16 scale that suits the steps best by least squares, float32 [rows].
 
     Example, with H = 1: targets (0.9, 3.3) have the steps (1, 3) at a scale of 1, and the errors (-0.1, 0.3).
     Errors times steps are 0.8, steps times steps 10. So the scale becomes 1 + 0.8 / 10 = 1.08, and the cost
@@ -297,5 +339,4 @@ def _fit(
     cross, norm = np.einsum("cr,cr->r", error, steps), np.einsum("cr,cr->r", steps, steps)
     fit = storable(scale + cross / np.maximum(norm, np.finfo(np.float32).tiny))
     change = fit - scale
-    gain = np.maximum(change * (2 * cross - change * norm), 0)
-    return np.where(gain > 0, fit, scale), np.einsum("cr,cr->r", error, error) - gain
+    return np.where(change * (2 * cross - change * norm) > 0, fit, scale)
