@@ -132,3 +132,22 @@ def round_in_turn(
             for lane in range(last - first):
                 whole[lane] = min(max(np.rint(wanted[lane] * factor[lane]), least[lane]), most[lane])
                 left[lane] = given[lane] - whole[lane] * step[lane]
+
+
+@compiled("void(float32[:, ::1], float32[:, ::1])")
+def solve_in_turn(unit: np.ndarray, values: np.ndarray) -> None:
+    """Solve `unit x = values` by substitution.
+
+    Args:
+        unit: Unit lower triangular, float32 [columns, columns].
+        values: Overwritten with x; float32 [columns, rows].
+    """
+    columns, count = values.shape
+    for first in range(0, count, _TOGETHER):
+        last = min(first + _TOGETHER, count)
+        for column in range(columns):
+            solved = values[column, first:last]
+            for k in range(column):
+                factor, before = unit[column, k], values[k, first:last]
+                for lane in range(last - first):
+                    solved[lane] -= factor * before[lane]

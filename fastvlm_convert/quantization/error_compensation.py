@@ -175,9 +175,12 @@ def panel_target(source: np.ndarray, error: np.ndarray, factor: Factor, panel: s
     Returns:
         float32 [columns of the panel, rows].
     """
+    from fastvlm_convert.quantization.column_passes import solve_in_turn  # Numba; only where it is needed
+
     before = slice(0, panel.start)
     asked = factor.unit[before, panel].T @ error[before]
-    return source[panel] + np.linalg.solve(factor.unit[panel, panel].T, asked)
+    solve_in_turn(np.ascontiguousarray(factor.unit[panel, panel].T), asked)
+    return source[panel] + asked
 
 
 def panel_pull(error: np.ndarray, factor: Factor, panel: slice) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fastvlm_convert.errors import RecipeError
+from fastvlm_convert.quantization import gptq as gptq_module
 from fastvlm_convert.quantization.error_compensation import (
     factorize,
     hessian_of,
@@ -119,3 +120,20 @@ def test_hessian() -> None:
         hessian_of(inputs, importance), wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max()
     )
     np.testing.assert_allclose(hessian_of(inputs), hessian_of(inputs, np.ones(5000, np.float32)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("planted", "is_tried"), [(1.0, False), (60.0, True)])
+def test_a_wide_matrix_tries_another_order_where_few_columns_dwarf_the_rest(
+    planted: float, is_tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gptq_module, "NARROW", 64)
+    inputs = np.random.default_rng(0).standard_normal((2000, 128)).astype(np.float32)
+    inputs[:, 5] *= planted
+    weight, hessian = weights(0, 8, 128), hessian_of(inputs)
+    found = gptq(weight, hessian, B32)
+    monkeypatch.setattr(gptq_module, "NARROW", 128)
+    tried = gptq(weight, hessian, B32)
+    assert output_error(weight, tried.dequantized(), hessian) < 1.02 * output_error(
+        weight, found.dequantized(), hessian
+    )
+    assert np.array_equal(tried.q, found.q) or not is_tried
