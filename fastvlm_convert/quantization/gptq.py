@@ -319,10 +319,12 @@ def _round_panel(
     return steps
 
 
-def _limits(scale: np.ndarray, zero: np.ndarray, scheme: AffineScheme) -> tuple[np.ndarray, ...]:
-    """Scale, one by the scale, and the least and the greatest `q - z`; like `scale` each."""
-    found = scale, np.reciprocal(scale), -zero, np.float32(scheme.levels - 1) - zero
-    return tuple(map(np.ascontiguousarray, found))
+def _limits(
+    scale: np.ndarray, zero: np.ndarray, scheme: AffineScheme
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scale, one by the scale, and the least and the greatest `q - z`; like `scale` each, contiguous."""
+    scale, zero = np.ascontiguousarray(scale), np.ascontiguousarray(zero)
+    return scale, np.reciprocal(scale), -zero, np.float32(scheme.levels - 1) - zero
 
 
 def _in_threads(rows: int, solve: Callable[[slice], None]) -> None:
