@@ -104,7 +104,7 @@ class ReferenceValues:
             assert self._rows or not features, "a session that remembers the picture shows nothing"
             features += [session.encode_image(image) for image in prompt.images[1:]]
             self.inputs_embeds = embed_prompt(session, prompt, features)
-            session.prefill(self.inputs_embeds)
+            session.read(self.inputs_embeds)  # type: ignore[attr-defined]
 
     def inputs_of(self, candidate: LoadedModel) -> dict[Component, np.ndarray]:
         """What a candidate's encoder, where there is a picture, and its decoder are given."""
@@ -143,7 +143,7 @@ class ReferenceValues:
         with observed(session.model, observe):  # type: ignore[attr-defined]  # it is a TorchSession
             if self.pixel_values is not None and encoded is None:
                 session.encode_image(self.pixel_values)
-            session.prefill(self.inputs_embeds)
+            session.read(self.inputs_embeds)  # type: ignore[attr-defined]
         return values
 
     def positions(self, name: str) -> np.ndarray:
