@@ -8,6 +8,7 @@ from pathlib import Path
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, opened, source_hash
 from fastvlm_convert.errors import BundleError, ImageError, RecipeError, TargetError
 from fastvlm_convert.gates import Gates
+from fastvlm_convert.heap import return_freed_memory
 from fastvlm_convert.manifest import Manifest, Status, changed_files, load_manifest
 from fastvlm_convert.predict.export_plan import ExportPlan, plan_export
 from fastvlm_convert.progress import OnStage, ignore_stage
@@ -225,7 +226,9 @@ def make_standard(
         share of the differences.
     """
     found = Found()
-    return _reference(plan, manifest.source.calibration, asked, found, on_progress), found
+    standard = _reference(plan, manifest.source.calibration, asked, found, on_progress)
+    return_freed_memory()  # gigabytes, of two models
+    return standard, found
 
 
 def plan_again(checkpoint: Checkpoint, manifest: Manifest) -> ExportPlan:
@@ -286,6 +289,7 @@ def _reference(
                 _check_float16(model, floats, plan, found, on_progress)
             return Standard(plan, *floats, questions, end)
         del model
+        return_freed_memory()
     engine = remembering(load_engine(checkpoint, recipe, context, calibration, on_progress))
     runs, values = answers = _answers(engine, plan, questions, on_progress, floats)
     if floats is None:
