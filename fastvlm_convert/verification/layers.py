@@ -197,6 +197,11 @@ class CandidateValues:
         self._counts[name] = self.reference.num_rows[name]
         self._rows[name] = [np.array(rows, np.float32)]
 
+    def rows_of(self, component: Component) -> dict[str, np.ndarray]:
+        """What was taken of a component's operations; see `add_rows`."""
+        names = [name for name in self._rows if op_component(name) == component]
+        return {name: np.concatenate(self._rows[name]) for name in names}
+
     def figures(self, target: str, executed_by: str) -> Layers:
         """Compare all operations."""
         found, first = [], {}
