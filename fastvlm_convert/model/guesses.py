@@ -16,7 +16,7 @@ def guessed_tokens(said: Sequence[int], hint: Sequence[int], count: int) -> list
     """Up to `count` tokens that may follow.
 
     The last tokens are looked up in what was said and in the hint: more of them before fewer, and later
-    places before earlier ones.
+    places before earlier ones. What repeats itself is guessed to go on.
 
     Args:
         said: The answer so far.
@@ -28,6 +28,16 @@ def guessed_tokens(said: Sequence[int], hint: Sequence[int], count: int) -> list
         last = text[-length:]
         for end in range(len(text) - 1, length - 1, -1):
             if text[end - length : end] == last and text[end] != _BORDER:
-                following = text[end : end + count]
-                return following[: following.index(_BORDER)] if _BORDER in following else following
+                return _copied(text, end, count)
     return []
+
+
+def _copied(text: Sequence[int], start: int, count: int) -> list[int]:
+    """Up to `count` tokens from a place on; behind the text's end, what was copied is copied again."""
+    copied: list[int] = []
+    for place in range(start, start + count):
+        token = text[place] if place < len(text) else copied[place - len(text)]
+        if token == _BORDER:
+            break
+        copied.append(token)
+    return copied

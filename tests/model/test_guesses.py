@@ -14,7 +14,8 @@ LIMIT = 12
     ("said", "hint", "count", "expected"),
     [
         ([5], [5, 6, 7, 8], 2, [6, 7]),
-        ([1, 2, 3, 9, 2, 3], [], 4, [9, 2, 3]),
+        ([1, 2, 3, 9, 2, 3], [], 5, [9, 2, 3, 9, 2]),  # what repeats itself goes on
+        ([7, 7], [], 3, [7, 7, 7]),
         ([1, 2, 8, 2], [4, 1, 2, 7], 1, [8]),  # one token alone: the latest place
         ([8, 1, 2], [1, 2, 7, 3, 2, 6], 2, [7, 3]),  # two tokens count for more than a later one
         ([3], [1, 2, 3], 5, []),  # nothing follows the hint's end
