@@ -136,6 +136,8 @@ def answers_with_logits(
 ) -> list[tuple[list[int], Tensor]]:
     """Answer prompts, and read every answer once more in one pass over the prompt's keys and values.
 
+    More than six parameters: those of `greedy_answers`, and two for those who know something already.
+
     Args: Those of `greedy_answers`, and:
         hints: What the answers may be like, by which they are guessed (see `guesses`).
         read: Reads a prompt where that is not `read_prompt`, because it may be known.
@@ -177,7 +179,10 @@ def _side_by_side(
     read: Read,
     hints: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[_Together]:
-    """Answer prompts, so many at a time as memory should be taken for; guesses nothing without hints."""
+    """Answer prompts, so many at a time as memory should be taken for; guesses nothing without hints.
+
+    More than six parameters: those of `answers_with_logits`.
+    """
     total, done = sum(map(len, prompts)) + sum(limits), 0
 
     def advance(tokens: int) -> None:

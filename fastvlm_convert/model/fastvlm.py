@@ -11,7 +11,6 @@ from torch.overrides import TorchFunctionMode
 from fastvlm_convert.model.decoder import Qwen2
 from fastvlm_convert.model.projector import Projector
 from fastvlm_convert.model.vision import FastViTHD
-from fastvlm_convert.processors import num_threads
 from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import EMBEDDING
@@ -94,7 +93,9 @@ def _load(model: nn.Module, prefix: str, weights: WeightSource, on_progress: OnS
     read = [weights[prefix + name] for name in names]
     total, done = sum(weight.size for weight in read), 0
     state = {}
-    with ThreadPoolExecutor(num_threads()) as pool:  # NumPy lets other threads run while it converts
+    with ThreadPoolExecutor(
+        torch.get_num_threads()
+    ) as pool:  # NumPy lets other threads run while it converts
         for name, weight, values in zip(names, read, pool.map(Weight.array, read), strict=True):
             state[name] = torch.from_numpy(values)
             done += weight.size

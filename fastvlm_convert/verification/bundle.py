@@ -174,6 +174,7 @@ def _run(
     for comparison in ran.comparisons:
         found.add(comparison)
     _look_inside(bundle, run, standard, ran.loaded, found)
+    on_progress(execution.name, 1.0)
     if ran.loaded.session.trouble:
         found.warnings.append(f"{target}, {ran.loaded.session.executed_by}: {ran.loaded.session.trouble}")
 
