@@ -292,6 +292,7 @@ def _reference(
         del model
         return_freed_memory()
     engine = remembering(load_engine(checkpoint, recipe, context, calibration, on_progress))
+    return_freed_memory()
     runs, values = answers = _answers(engine, plan, questions, on_progress, floats)
     if floats is None:
         metrics = ("kl_mean_nats", "top1_agreement")
