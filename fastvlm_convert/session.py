@@ -81,6 +81,7 @@ class ReadsAtOnce(Session, Protocol):
         limits: Sequence[int],
         eos_token_ids: Sequence[int],
         on_progress: OnShare,
+        hints: Sequence[Sequence[int]] | None = None,
     ) -> list[tuple[list[int], np.ndarray]]:
         """Answer prompts side by side.
 
@@ -89,6 +90,8 @@ class ReadsAtOnce(Session, Protocol):
             limits: Most tokens of each answer, the end token included.
             eos_token_ids: Ids at which an answer ends.
             on_progress: Called with the share that is done, 0..1.
+            hints: What each answer may be like, where that is known: the more alike they are, the sooner the
+                answer is there.
 
         Returns:
             Token ids of each answer, the end token included where there is room for it; and logits, float32

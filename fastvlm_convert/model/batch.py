@@ -1,29 +1,35 @@
 """Greedy answers to many prompts side by side: a step reads the weights once for all of them.
 
 Each prompt is read alone, from position 0 on, as a session reads it. Then the answers grow together, one
-token a step; a row has a position of its own and never sees what lies behind it in the cache. So nothing but
-the rounding of float32 sums differs from answering one by one: another token is taken only where two logits
-are closer than that. Of equal logits the first is taken. Which rows lie side by side depends on the prompts
-alone, so answers are the same from run to run.
+token a step, or several where they were guessed; a row has a position of its own and never sees what lies
+behind it in the cache. So nothing but the rounding of float32 sums differs from answering one by one: another
+token is taken only where two logits are closer than that. Of equal logits the first is taken. Which rows lie
+side by side depends on the prompts alone, so answers are the same from run to run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from fastvlm_convert.model.decoder import KVCache, Qwen2, rotary_table
+from fastvlm_convert.model.guesses import guessed_tokens
 from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.weights.model_config import DecoderConfig
 
 ROWS: Final = 32  # answered side by side: 300 MB of keys and values at 0.5B
 
 
+_AT_ONCE: Final = 32  # tokens of all rows that a step reads: more would take longer than reading the weights
+_MOST_GUESSED: Final = 7  # of one row
+
+
 @dataclass
 class _RowsCache(KVCache):
-    """Keys and values of rows of different lengths, to which one position each is added at a time.
+    """Keys and values of rows of different lengths, to which as many positions each are added at a time.
 
     Attributes:
         lengths: Positions stored of every row, int64 [B]; one tensor for all layers, which the loop advances.
@@ -32,22 +38,28 @@ class _RowsCache(KVCache):
     lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a position of every row; returns all up to the longest row's."""
-        rows, end = torch.arange(len(key)), int(self.lengths.max()) + 1
-        self.key[rows, :, self.lengths] = key[:, :, 0]
-        self.value[rows, :, self.lengths] = value[:, :, 0]
+        """Store T positions of every row; returns all up to the longest row's."""
+        tokens = key.shape[2]
+        rows, places = torch.arange(len(key))[:, None], self._places(tokens)
+        self.key[rows, :, places] = key.transpose(1, 2)
+        self.value[rows, :, places] = value.transpose(1, 2)
+        end = int(self.lengths.max()) + tokens
         return self.key[:, :, :end], self.value[:, :, :end]
 
     def mask(self, tokens: int) -> Tensor:
-        """What every row sees: its own positions, the new one included; [B, 1, 1, longest]."""
-        assert tokens == 1, "rows grow by one position at a time"
-        return (torch.arange(int(self.lengths.max()) + 1) <= self.lengths[:, None])[:, None, None]
+        """What each new position of a row sees: the row's own up to itself; [B, 1, T, longest]."""
+        positions = torch.arange(int(self.lengths.max()) + tokens)
+        return (positions <= self._places(tokens)[:, :, None])[:, None]
 
     def angles(self, config: DecoderConfig, tokens: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of every row's new position, [B, 1, 1, D / 2] each."""
-        assert tokens == 1, "rows grow by one position at a time"
-        cos, sin = rotary_table(config, int(self.lengths.max()) + 1)
-        return cos[self.lengths][:, None, None], sin[self.lengths][:, None, None]
+        """Cosines and sines of every row's new positions, [B, 1, T, D / 2] each."""
+        places = self._places(tokens)
+        cos, sin = rotary_table(config, int(self.lengths.max()) + tokens)
+        return cos[places][:, None], sin[places][:, None]
+
+    def _places(self, tokens: int) -> Tensor:
+        """Where new positions of every row go, int64 [B, T]."""
+        return self.lengths[:, None] + torch.arange(tokens)
 
 
 def greedy_answers(
@@ -69,8 +81,46 @@ def greedy_answers(
     Returns:
         Token ids of each answer, the end token included where there is room for it.
     """
-    said = _side_by_side(decoder, prompts, limits, eos_token_ids, on_progress)
+    reading = partial(read_prompt, decoder)
+    said = _side_by_side(decoder, prompts, limits, eos_token_ids, on_progress, reading)
     return [ids for together in said for ids in together.said]
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """What reading a prompt leaves.
+
+    Attributes:
+        caches: Its keys and values, one cache a layer, for one row; not to be changed.
+        logits: At its end, float32 [vocab].
+    """
+
+    caches: Sequence[KVCache]
+    logits: Tensor
+
+
+Read = Callable[[Tensor], ReadPrompt]
+"""Reads a prompt, embeddings float32 [tokens, hidden], from position 0 on."""
+
+
+@torch.inference_mode()
+def read_prompt(decoder: Qwen2, prompt: Tensor) -> ReadPrompt:
+    """Read a prompt, embeddings float32 [tokens, hidden]."""
+    caches = decoder.new_cache(len(prompt))
+    return ReadPrompt(caches, decoder(prompt[None], caches, last_only=True)[0, -1])
+
+
+@torch.inference_mode()
+def forced_logits(decoder: Qwen2, prompt: ReadPrompt, token_ids: Tensor) -> Tensor:
+    """Logits after a prompt and after each of the tokens int64 [m] behind it, in one pass; [m + 1, vocab]."""
+    caches = []
+    for read in prompt.caches:
+        empty = torch.zeros(1, read.key.shape[1], len(token_ids), read.key.shape[3])
+        known = (values[:, :, : read.length] for values in (read.key, read.value))
+        key, value = (torch.cat([values, empty], 2) for values in known)
+        caches.append(KVCache(key, value, read.length))
+    hidden = decoder.hidden(decoder.embed_tokens(token_ids)[None], caches)[0]
+    return torch.cat([prompt.logits[None], decoder.logits(hidden)])
 
 
 @torch.inference_mode()
@@ -80,23 +130,29 @@ def answers_with_logits(
     limits: Sequence[int],
     eos_token_ids: Sequence[int],
     on_progress: OnShare = ignore_share,
+    *,
+    hints: Sequence[Sequence[int]] | None = None,
+    read: Read | None = None,
 ) -> list[tuple[list[int], Tensor]]:
     """Answer prompts, and read every answer once more in one pass over the prompt's keys and values.
 
-    Args: Those of `greedy_answers`.
+    More than six parameters: those of `greedy_answers`, and two for those who know something already.
+
+    Args: Those of `greedy_answers`, and:
+        hints: What the answers may be like, by which they are guessed (see `guesses`).
+        read: Reads a prompt where that is not `read_prompt`, because it may be known.
 
     Returns:
         Token ids of each answer, and logits float32 [fed + 1, vocab]: after the prompt, and after each token
         but an end token; where an answer is nothing else, after that.
     """
+    reading = read or partial(read_prompt, decoder)
+    hints = hints or [()] * len(prompts)
     found = []
-    for together in _side_by_side(decoder, prompts, limits, eos_token_ids, on_progress):
-        for row, (ids, length) in enumerate(zip(together.said, together.lengths, strict=True)):
+    for together in _side_by_side(decoder, prompts, limits, eos_token_ids, on_progress, reading, hints):
+        for ids, prompt in zip(together.said, together.prompts, strict=True):
             fed = torch.tensor([token for token in ids if token not in eos_token_ids] or ids)
-            rows = slice(row, row + 1)
-            cache = [KVCache(layer.key[rows], layer.value[rows], length) for layer in together.caches]
-            hidden = decoder.hidden(decoder.embed_tokens(fed)[None], cache)[0]
-            found.append((ids, decoder.logits(torch.cat([together.hidden[rows], hidden]))))
+            found.append((ids, forced_logits(decoder, prompt, fed)))
     return found
 
 
@@ -105,15 +161,11 @@ class _Together:
     """Some prompts and what was answered to them side by side.
 
     Attributes:
-        caches: One a layer.
-        lengths: Tokens of each prompt.
-        hidden: The residual stream at the end of each prompt, float32 [B, hidden].
+        prompts: The prompts as they were read, in memory that is shared with the answers.
         said: Token ids of each answer, the end token included where there is room for it.
     """
 
-    caches: Sequence[KVCache]
-    lengths: Sequence[int]
-    hidden: Tensor
+    prompts: Sequence[ReadPrompt]
     said: list[list[int]]
 
 
@@ -124,8 +176,13 @@ def _side_by_side(
     limits: Sequence[int],
     eos_token_ids: Sequence[int],
     on_progress: OnShare,
+    read: Read,
+    hints: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[_Together]:
-    """Answer prompts, so many at a time as memory should be taken for."""
+    """Answer prompts, so many at a time as memory should be taken for; guesses nothing without hints.
+
+    More than six parameters: those of `answers_with_logits`.
+    """
     total, done = sum(map(len, prompts)) + sum(limits), 0
 
     def advance(tokens: int) -> None:
@@ -135,42 +192,70 @@ def _side_by_side(
 
     for start in range(0, len(prompts), ROWS):
         rows = slice(start, start + ROWS)
-        caches, hidden = _read(decoder, prompts[rows], max(limits[rows]), advance)
-        said = _continued(decoder, caches, hidden, limits[rows], eos_token_ids)
+        near = None if hints is None else hints[rows]
+        caches, known = _read_rows(decoder, prompts[rows], max(limits[rows]) + _MOST_GUESSED, read, advance)
+        said = _continued(decoder, caches, known, limits[rows], eos_token_ids, near or ())
         advance(sum(limits[rows]))
-        yield _Together(caches, [len(prompt) for prompt in prompts[rows]], hidden, said)
+        yield _Together(known, said)
 
 
-def _read(
-    decoder: Qwen2, prompts: Sequence[Tensor], room: int, advance: Callable[[int], None]
-) -> tuple[list[_RowsCache], Tensor]:
-    """Read every prompt; the caches of all rows, and the residual stream at their ends, [B, hidden]."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    config = decoder.config
+def _read_rows(
+    decoder: Qwen2, prompts: Sequence[Tensor], room: int, read: Read, advance: Callable[[int], None]
+) -> tuple[list[_RowsCache], list[ReadPrompt]]:
+    """Read every prompt into caches of all rows, with room behind the longest; and each row's beginning."""
+    lengths, config = torch.tensor([len(prompt) for prompt in prompts]), decoder.config
     shape = (len(prompts), config.num_kv_heads, int(lengths.max()) + room, config.head_dim)
     caches = [_RowsCache(torch.zeros(shape), torch.zeros(shape), lengths=lengths) for _ in decoder.layers]
-    ends = []
+    known = []
     for row, prompt in enumerate(prompts):
-        own = decoder.new_cache(len(prompt))
-        ends.append(decoder.hidden(prompt[None], own)[0, -1])
-        for cache, layer in zip(caches, own, strict=True):
-            cache.key[row, :, : len(prompt)] = layer.key[0]
-            cache.value[row, :, : len(prompt)] = layer.value[0]
-        advance(len(prompt))
-    return caches, torch.stack(ends)
+        own, rows, length = read(prompt), slice(row, row + 1), len(prompt)
+        for cache, layer in zip(caches, own.caches, strict=True):
+            cache.key[rows, :, :length] = layer.key[:, :, :length]
+            cache.value[rows, :, :length] = layer.value[:, :, :length]
+        begun = [KVCache(cache.key[rows], cache.value[rows], length) for cache in caches]
+        known.append(ReadPrompt(begun, own.logits))
+        advance(length)
+    return caches, known
 
 
 def _continued(
-    decoder: Qwen2, caches: Sequence[_RowsCache], hidden: Tensor, limits: Sequence[int], eos: Sequence[int]
+    decoder: Qwen2,
+    caches: Sequence[_RowsCache],
+    prompts: Sequence[ReadPrompt],
+    limits: Sequence[int],
+    eos: Sequence[int],
+    hints: Sequence[Sequence[int]],
 ) -> list[list[int]]:
-    """What every row says after a residual stream; rows that have ended run along, unheard."""
-    said: list[list[int]] = [[] for _ in limits]
-    while True:
-        tokens = decoder.logits(hidden).argmax(-1)
-        for row, token, limit in zip(said, tokens.tolist(), limits, strict=True):
-            if len(row) < limit and not (row and row[-1] in eos):
-                row.append(token)
-        if all(len(row) == limit or row[-1] in eos for row, limit in zip(said, limits, strict=True)):
-            return said
-        hidden = decoder.hidden(decoder.embed_tokens(tokens)[:, None], caches)[:, 0]
-        caches[0].lengths += 1  # of all layers
+    """What every row says after its prompt; rows that have ended run along, unheard. No hints, no guesses."""
+    most = min(_MOST_GUESSED, _AT_ONCE // len(prompts) - 1) if hints else 0
+    said = [[int(prompt.logits.argmax())] for prompt in prompts]
+
+    def has_ended(row: int) -> bool:
+        return len(said[row]) >= limits[row] or said[row][-1] in eos
+
+    while not all(map(has_ended, range(len(said)))):
+        given = [row[-1:] for row in said]
+        for row, tokens in enumerate(given):
+            if most and not has_ended(row):
+                tokens += guessed_tokens(said[row], hints[row], most)
+        width = max(map(len, given))
+        padded = torch.tensor([tokens + tokens[:1] * (width - len(tokens)) for tokens in given])
+        likeliest = decoder.logits(decoder.hidden(decoder.embed_tokens(padded), caches)).argmax(-1)
+        for row, tokens in enumerate(given):
+            own = likeliest[row].tolist()
+            kept = 1 if has_ended(row) else _keep(said[row], tokens, own, limits[row], eos)
+            caches[0].lengths[row] += kept  # of all layers
+    return said
+
+
+def _keep(
+    said: list[int], given: Sequence[int], likeliest: Sequence[int], limit: int, eos: Sequence[int]
+) -> int:
+    """Add what a row says to tokens that it was given, until the next is not what it says; how many."""
+    kept = 0
+    for token, guess in zip(likeliest, [*given[1:], None], strict=False):
+        said.append(token)
+        kept += 1
+        if token != guess or token in eos or len(said) == limit:
+            break
+    return kept

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fastvlm_convert.model.decoder import DecoderLayer, KVCache, RMSNorm, rotary_table
-from fastvlm_convert.model.fastvlm import FastVLM
+from fastvlm_convert.model.fastvlm import FastVLM, Uninitialized
 from fastvlm_convert.model.projector import Projector
 from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.weights.model_config import ModelConfig
@@ -32,7 +32,7 @@ class BlockStreamer:
     def __init__(self, config: ModelConfig, weights: WeightSource) -> None:
         self.config = config
         self.weights = weights
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialized():
             self._model = FastVLM(config, folded=True).requires_grad_(False).eval()
 
     def vision_blocks(self) -> list[str]:

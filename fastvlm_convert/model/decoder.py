@@ -134,17 +134,20 @@ class Qwen2(nn.Module):
         shape = (1, self.config.num_kv_heads, context, self.config.head_dim)
         return [KVCache(torch.zeros(shape), torch.zeros(shape)) for _ in self.layers]
 
-    def forward(self, inputs_embeds: Tensor, cache: Sequence[KVCache]) -> Tensor:
+    def forward(self, inputs_embeds: Tensor, cache: Sequence[KVCache], last_only: bool = False) -> Tensor:
         """Append tokens to the cache.
 
         Args:
             inputs_embeds: [B, T, H].
             cache: One entry a layer; grows by T positions.
+            last_only: Compute logits of the last position alone; those of a whole prompt take a quarter of
+                its time at 0.5B.
 
         Returns:
-            Logits of every position of this call, [B, T, vocab].
+            Logits of every position of this call, [B, T, vocab], or of the last, [B, 1, vocab].
         """
-        return self.logits(self.hidden(inputs_embeds, cache))
+        hidden = self.hidden(inputs_embeds, cache)
+        return self.logits(hidden[:, -1:] if last_only else hidden)
 
     def hidden(self, inputs_embeds: Tensor, cache: Sequence[KVCache]) -> Tensor:
         """The same up to the residual stream, [B, T, H]: logits of few positions are cheaper than of all."""

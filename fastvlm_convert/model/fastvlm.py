@@ -1,7 +1,12 @@
 """FastVLM: encoder, projector and decoder joined, with weights loaded from a `WeightSource`."""
 
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fastvlm_convert.model.decoder import Qwen2
 from fastvlm_convert.model.projector import Projector
@@ -9,7 +14,7 @@ from fastvlm_convert.model.vision import FastViTHD
 from fastvlm_convert.progress import OnShare, ignore_share
 from fastvlm_convert.weights.model_config import ModelConfig
 from fastvlm_convert.weights.parts import EMBEDDING
-from fastvlm_convert.weights.source import WeightSource
+from fastvlm_convert.weights.source import Weight, WeightSource
 
 
 class FastVLM(nn.Module):
@@ -34,6 +39,23 @@ class FastVLM(nn.Module):
         return self.projector(self.vision(pixel_values))
 
 
+class Uninitialized(TorchFunctionMode):
+    """While it is entered, new modules draw no weights: on the meta device that would load half of torch."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401  what the function gives
+        """Hand calls on, except those of `torch.nn.init`."""
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
+
+
 def load_model(
     config: ModelConfig,
     weights: WeightSource,
@@ -51,7 +73,7 @@ def load_model(
     Returns:
         The model in float32 and evaluation mode.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialized():
         model = FastVLM(config, folded)
     _load(model, "", weights, on_progress)
     return model
@@ -59,7 +81,7 @@ def load_model(
 
 def load_decoder(config: ModelConfig, weights: WeightSource) -> Qwen2:
     """The decoder alone, as `load_model` gives it."""
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialized():
         decoder = Qwen2(config.decoder)
     _load(decoder, EMBEDDING.removesuffix("embed_tokens"), weights, ignore_share)
     return decoder
@@ -68,13 +90,16 @@ def load_decoder(config: ModelConfig, weights: WeightSource) -> Qwen2:
 def _load(model: nn.Module, prefix: str, weights: WeightSource, on_progress: OnShare) -> None:
     """Put weights, whose names begin with a prefix, into a model without any."""
     names = [n for n in model.state_dict() if not n.endswith("num_batches_tracked")]
-    total = sum(weights[prefix + name].size for name in names)
-    done = 0
+    read = [weights[prefix + name] for name in names]
+    total, done = sum(weight.size for weight in read), 0
     state = {}
-    for name in names:
-        state[name] = torch.from_numpy(weights[prefix + name].array())
-        done += weights[prefix + name].size
-        on_progress(done / total)
+    with ThreadPoolExecutor(
+        torch.get_num_threads()
+    ) as pool:  # NumPy lets other threads run while it converts
+        for name, weight, values in zip(names, read, pool.map(Weight.array, read), strict=True):
+            state[name] = torch.from_numpy(values)
+            done += weight.size
+            on_progress(done / total)
     state |= {
         n: torch.zeros((), dtype=torch.long) for n in model.state_dict() if n.endswith("num_batches_tracked")
     }

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from fastvlm_convert.model.batch import answers_with_logits
+from fastvlm_convert.heap import return_freed_memory
+from fastvlm_convert.model.batch import ReadPrompt, answers_with_logits, forced_logits, read_prompt
 from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.progress import OnShare
 
@@ -70,11 +72,21 @@ class TorchSession:
         limits: Sequence[int],
         eos_token_ids: Sequence[int],
         on_progress: OnShare,
+        hints: Sequence[Sequence[int]] | None = None,
     ) -> list[tuple[list[int], np.ndarray]]:
         """Answer prompts side by side; see `batch.answers_with_logits`."""
-        embeds = [torch.from_numpy(prompt) for prompt in prompts]
-        found = answers_with_logits(self.model.decoder, embeds, limits, eos_token_ids, on_progress)
+        embeds, decoder = [torch.from_numpy(prompt) for prompt in prompts], self.model.decoder
+        found = answers_with_logits(
+            decoder, embeds, limits, eos_token_ids, on_progress, hints=hints, read=self._read_once
+        )
         return [(ids, logits.numpy()) for ids, logits in found]
+
+    def read(self, inputs_embeds: np.ndarray) -> ReadPrompt:
+        """Run a prompt, float32 [n, hidden], outside of any sequence."""
+        return read_prompt(self.model.decoder, torch.from_numpy(inputs_embeds))
+
+    def _read_once(self, prompt: torch.Tensor) -> ReadPrompt:
+        return self.read(prompt.numpy())
 
     def _append(self, inputs_embeds: np.ndarray) -> np.ndarray:
         logits = self.model.decoder(torch.from_numpy(inputs_embeds)[None], self._cache)
@@ -82,16 +94,43 @@ class TorchSession:
 
 
 class RememberingSession(TorchSession):
-    """The same, which encodes every picture once: it takes seconds at 1024 pixels, and 1 MB to remember."""
+    """The same, which encodes every picture and reads every prompt once.
+
+    At 1024 pixels and 0.5B a picture takes seconds, and 1 MB to remember; a prompt 1 second, and 7 MB.
+    Convolutions run with channels last, which takes a fifth less time where two threads share them.
+    """
 
     def __init__(self, model: FastVLM, context_length: int) -> None:
         super().__init__(model, context_length)
+        convert_conv2d_weight_memory_format(model.vision, torch.channels_last)
         self._features: dict[bytes, np.ndarray] = {}
+        self._prompts: dict[bytes, ReadPrompt] = {}
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         """float32 [1, 3, S, S] -> float32 [num_image_tokens, hidden], not to be written to."""
-        key = hashlib.sha256(pixel_values.tobytes()).digest()
+        key = _key(pixel_values)
         if key not in self._features:
-            self._features[key] = super().encode_image(pixel_values)
+            pixels = torch.from_numpy(pixel_values).contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode():
+                self._features[key] = self.model.encode_image(pixels)[0].numpy()
             self._features[key].flags.writeable = False
+            return_freed_memory()  # a gigabyte of activations, which the C library would keep
         return self._features[key]
+
+    def read(self, inputs_embeds: np.ndarray) -> ReadPrompt:
+        """Run a prompt, float32 [n, hidden], whatever is known of it, and remember what it leaves."""
+        self._prompts[_key(inputs_embeds)] = found = super().read(inputs_embeds)
+        return found
+
+    def teacher_forced(self, inputs_embeds: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
+        """Logits after the embeddings and after each token, float32 [m + 1, vocab]; begins no sequence."""
+        known = self._prompts.get(_key(inputs_embeds)) or super().read(inputs_embeds)
+        return forced_logits(self.model.decoder, known, torch.from_numpy(token_ids)).numpy()
+
+    def _read_once(self, prompt: torch.Tensor) -> ReadPrompt:
+        embeds = prompt.numpy()
+        return self._prompts.get(_key(embeds)) or self.read(embeds)
+
+
+def _key(values: np.ndarray) -> bytes:
+    return hashlib.sha256(values.tobytes()).digest()

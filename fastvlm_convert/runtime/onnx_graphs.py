@@ -77,7 +77,11 @@ def without_int8_activations(model: "onnx.ModelProto") -> None:
 
 
 def session_of(
-    model: "onnx.ModelProto", path: Path, threads: Threads = DEFAULT_THREADS, in_order: bool = False
+    model: "onnx.ModelProto",
+    path: Path,
+    threads: Threads = DEFAULT_THREADS,
+    in_order: bool = False,
+    as_it_is: bool = False,
 ) -> onnxruntime.InferenceSession:
     """A session of a graph in memory, whose weights lie beside a file.
 
@@ -87,11 +91,15 @@ def session_of(
         threads: That run it.
         in_order: Run what stands first as soon as it can be run, and keep no memory for the next run. Else
             ONNX Runtime goes by depth, and what reads a value for an output of its own comes last.
+        as_it_is: Fold, fuse and pack nothing: quick to load, slow to run.
 
     Raises:
         BundleError: ONNX Runtime refuses it.
     """
     options = _options(threads)
+    if as_it_is:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if in_order:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.enable_cpu_mem_arena = False

@@ -64,7 +64,8 @@ class OnnxWeights:
         self.past = [t for t in decoder.inputs if t.name not in (INPUTS_EMBEDS, ATTENTION_MASK)]
         self.present = [t.name for t in decoder.outputs if t.name != LOGITS]
         self.vocabulary = int(next(t.shape[-1] for t in decoder.outputs if t.name == LOGITS))
-        _ = self._vision
+        if not exact:  # else only the decoder is another one, and pictures may be known
+            _ = self._vision
         if not in_turn:
             _ = self._embed, self.decoder
 

@@ -28,7 +28,7 @@ from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.runtime.onnx_graphs import refusals, session_of, without_int8_activations
 
 _TARGET: Final = "onnx"
-_AT_ONCE: Final = 512 << 20  # bytes of values that one run hands out
+_AT_ONCE: Final = 1 << 30  # bytes of values that one run hands out
 _MAP_RANK: Final = 4
 
 _OnValue = Callable[[str, np.ndarray], None]
@@ -86,7 +86,7 @@ def onnx_values(
         path = bundle / manifest.artifact(_TARGET, component).files[0]
         with refusals(path):
             model = onnx.load(path, load_external_data=False)
-        if exact:
+        if exact and component == "decoder":  # as `OnnxWeights` does it
             without_int8_activations(model)
         outputs = {output for node in model.graph.node for output in node.output}
         names = {
@@ -177,7 +177,7 @@ def _with_rows(
 
 def _maps(path: Path, model: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, bool]:
     """Which values are maps, [1, C, H, W], and not rows; ONNX Runtime knows the shapes, the file does not."""
-    session = session_of(_giving(model, names.values()), path, in_order=True)
+    session = session_of(_giving(model, names.values()), path, as_it_is=True)
     ranks = {value.name: len(value.shape) for value in session.get_outputs()}
     return {name: ranks[value] == _MAP_RANK for name, value in names.items()}
 
@@ -213,8 +213,8 @@ def _run(
     session: onnxruntime.InferenceSession = session_of(_giving(model, names.values()), path, in_order=True)
     with refusals(path):
         results = session.run(list(names.values()), dict(feeds))
-    for name, result in zip(names, results, strict=True):
-        on_value(name, np.asarray(result))
+    for name in reversed(list(names)):  # each is released when it was seen
+        on_value(name, np.asarray(results.pop()))
 
 
 def _feeds(component: Component, given: np.ndarray, manifest: Manifest) -> dict[str, np.ndarray]:

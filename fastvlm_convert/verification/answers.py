@@ -1,7 +1,7 @@
 """The answers of a candidate beside the reference's: where they part, and how far apart their tokens are."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import numpy as np
 from fastvlm_convert import metrics
 from fastvlm_convert.generate import stream_tokens
 from fastvlm_convert.intervals import Interval, bootstrap, too_few
+from fastvlm_convert.prompt_cache import image_key
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import LoadedModel
 from fastvlm_convert.session import ReusesPrefixes
@@ -82,6 +83,19 @@ class AnswerFigures:
     no_interval: str | None
 
 
+@dataclass
+class KnownEncoder:
+    """What an encoder gave; the same graph, loaded in the same way, gives the same bits again.
+
+    Attributes:
+        features: Image tokens, float32 [num_image_tokens, hidden], by `image_key` of what was encoded.
+        rows: What its operations gave for the reference's picture, as `CandidateValues.add_rows` takes them.
+    """
+
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """What is compared with the reference.
@@ -90,11 +104,20 @@ class Candidate:
         target: Its format, for the report.
         model: The exported model.
         answers: What it answers to the questions, without end tokens, where that is known already.
+        encoder: What is known of its encoder.
     """
 
     target: str
     model: LoadedModel
     answers: Sequence[Sequence[int]] | None = None
+    encoder: KnownEncoder = field(default_factory=KnownEncoder)
+
+    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
+        """As its session does it, where that is not known; not to be written to."""
+        key, known = image_key(pixel_values), self.encoder.features
+        if key not in known:
+            known[key] = self.model.session.encode_image(pixel_values)
+        return known[key]
 
 
 def compare_answer(

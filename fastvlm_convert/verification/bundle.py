@@ -8,6 +8,7 @@ from pathlib import Path
 from fastvlm_convert.checkpoint.checkpoint import Checkpoint, opened, source_hash
 from fastvlm_convert.errors import BundleError, ImageError, RecipeError, TargetError
 from fastvlm_convert.gates import Gates
+from fastvlm_convert.heap import return_freed_memory
 from fastvlm_convert.manifest import Manifest, Status, changed_files, load_manifest
 from fastvlm_convert.predict.export_plan import ExportPlan, plan_export
 from fastvlm_convert.progress import OnStage, ignore_stage
@@ -173,6 +174,7 @@ def _run(
     for comparison in ran.comparisons:
         found.add(comparison)
     _look_inside(bundle, run, standard, ran.loaded, found)
+    on_progress(execution.name, 1.0)
     if ran.loaded.session.trouble:
         found.warnings.append(f"{target}, {ran.loaded.session.executed_by}: {ran.loaded.session.trouble}")
 
@@ -225,7 +227,9 @@ def make_standard(
         share of the differences.
     """
     found = Found()
-    return _reference(plan, manifest.source.calibration, asked, found, on_progress), found
+    standard = _reference(plan, manifest.source.calibration, asked, found, on_progress)
+    return_freed_memory()  # gigabytes, of two models
+    return standard, found
 
 
 def plan_again(checkpoint: Checkpoint, manifest: Manifest) -> ExportPlan:
@@ -286,8 +290,10 @@ def _reference(
                 _check_float16(model, floats, plan, found, on_progress)
             return Standard(plan, *floats, questions, end)
         del model
+        return_freed_memory()
     engine = remembering(load_engine(checkpoint, recipe, context, calibration, on_progress))
-    runs, values = answers = _answers(engine, plan, questions, on_progress)
+    return_freed_memory()
+    runs, values = answers = _answers(engine, plan, questions, on_progress, floats)
     if floats is None:
         metrics = ("kl_mean_nats", "top1_agreement")
         found.checks += [not_run("weights", END_TO_END, metric, _QUANTIZED_REFERENCE) for metric in metrics]
@@ -295,8 +301,9 @@ def _reference(
         float_runs, float_values = floats
         candidate = Candidate("weights", engine, [run.token_ids for run in runs])
         gates, comparing = _quantizer_gates(recipe.gates), partial(on_progress, "weights")
-        found.add(compare(candidate, float_runs, questions, gates, comparing))
+        # First what is watched: the comparison then knows this prompt.
         layers = float_values.again(engine, values).figures("weights", engine.session.executed_by)
+        found.add(compare(candidate, float_runs, questions, gates, comparing))
         found.layers += layers.figures
         calibrated = calibrated_coverage(plan_weights(checkpoint, recipe), calibration)
         found.warnings += [] if calibrated is None else coverage_warnings(calibrated, float_runs)
@@ -319,13 +326,26 @@ def _load_float(plan: ExportPlan, on_progress: OnStage) -> LoadedModel:
 
 
 def _answers(
-    model: LoadedModel, plan: ExportPlan, questions: Sequence[Question], on_progress: OnStage
+    model: LoadedModel,
+    plan: ExportPlan,
+    questions: Sequence[Question],
+    on_progress: OnStage,
+    others: _Answers | None = None,
 ) -> _Answers:
-    """What a model makes of the questions, and what its operations give for the first with a picture."""
+    """What a model makes of the questions, and what its operations give for the first with a picture.
+
+    Args:
+        model: The model.
+        plan: What an export would do.
+        questions: Pictures and questions.
+        on_progress: Called with what is being done and the share of it that is done, 0..1.
+        others: What another model made of them, which this one is like.
+    """
     shown = next((q for q in questions if q.images), questions[0])
     asking = partial(on_progress, "answers")
     values = ReferenceValues(model, shown)  # before the picture is known: it watches how that is encoded
-    return run_questions(model, questions, plan.recipe.gates.max_new_tokens, asking), values
+    hints = None if others is None else others[0]
+    return run_questions(model, questions, plan.recipe.gates.max_new_tokens, asking, hints), values
 
 
 def _check_float16(

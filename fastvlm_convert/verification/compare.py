@@ -112,7 +112,7 @@ def compare(
         ours = _own_prompt(model, question, run)
         if not _same_ids(run.prompt, ours):
             ids_differ.append(number)
-        made = _run_candidate(model, ours, run, stages)
+        made = _run_candidate(candidate, ours, run, stages)
         answers.append(compare_answer(candidate, question, number, run, made))
         on_progress((number + 1) / len(questions))
 
@@ -160,7 +160,7 @@ def _same_ids(theirs: Prompt, ours: Prompt) -> bool:
 
 
 def _run_candidate(
-    candidate: LoadedModel, ours: Prompt, run: ReferenceRun, stages: Mapping[str, _Stage]
+    candidate: Candidate, ours: Prompt, run: ReferenceRun, stages: Mapping[str, _Stage]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add what a candidate makes of one question to the stages.
 
@@ -168,16 +168,16 @@ def _run_candidate(
         Its embeddings of the prompt, float32 [tokens, hidden], and its logits end to end, float32
         [fed + 1, vocab].
     """
-    session = candidate.session
+    session = candidate.model.session
     own_features = []
     for theirs, own, expected in zip(run.prompt.images, ours.images, run.features, strict=True):
         prepared = session.prepare(own)
         stages["preprocessing"].add(theirs, prepared)
-        encoded = session.encode_image(own)
+        encoded = candidate.encode_image(own)
         own_features.append(encoded)
         # Equal pixels, equal features: a picture is encoded once.
         is_equal = np.array_equal(theirs, prepared)
-        features = encoded if is_equal else session.encode_image(candidate.unprepared(theirs))
+        features = encoded if is_equal else candidate.encode_image(candidate.model.unprepared(theirs))
         stages["image_features"].add(expected, features)
     stages["inputs_embeds"].add(run.embeds, embed_prompt(session, run.prompt, run.features))
 

@@ -1,7 +1,7 @@
 """One way to run a target of a bundle, and what it must reach."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastvlm_convert.io_names import Precision
@@ -9,6 +9,7 @@ from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.predict.export_plan import ExportPlan
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.runtime.loaded import LoadedModel
+from fastvlm_convert.verification.answers import KnownEncoder
 from fastvlm_convert.verification.check import Check
 from fastvlm_convert.verification.compare import NUMERIC_STAGES, StageGates
 from fastvlm_convert.verification.layers import CandidateValues, ReferenceValues
@@ -33,6 +34,8 @@ class Execution:
         inspect: Holds what the target's files say of themselves against a plan of the export; at most one
             execution of a target has it.
         judge: Checks of an execution that no stage shows.
+        encoder: What is known of its encoder; one object for all executions that run the same encoder in the
+            same way.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Execution:
     expose: Expose | None = None
     inspect: Inspect | None = None
     judge: Judge | None = None
+    encoder: KnownEncoder = field(default_factory=KnownEncoder)
 
 
 def least_everywhere(min_sqnr_db: float) -> dict[str, float]:

@@ -104,7 +104,7 @@ class ReferenceValues:
             assert self._rows or not features, "a session that remembers the picture shows nothing"
             features += [session.encode_image(image) for image in prompt.images[1:]]
             self.inputs_embeds = embed_prompt(session, prompt, features)
-            session.prefill(self.inputs_embeds)
+            session.read(self.inputs_embeds)  # type: ignore[attr-defined]
 
     def inputs_of(self, candidate: LoadedModel) -> dict[Component, np.ndarray]:
         """What a candidate's encoder, where there is a picture, and its decoder are given."""
@@ -143,7 +143,7 @@ class ReferenceValues:
         with observed(session.model, observe):  # type: ignore[attr-defined]  # it is a TorchSession
             if self.pixel_values is not None and encoded is None:
                 session.encode_image(self.pixel_values)
-            session.prefill(self.inputs_embeds)
+            session.read(self.inputs_embeds)  # type: ignore[attr-defined]
         return values
 
     def positions(self, name: str) -> np.ndarray:
@@ -196,6 +196,11 @@ class CandidateValues:
         """Take the rows of a result that are compared, [rows, width]."""
         self._counts[name] = self.reference.num_rows[name]
         self._rows[name] = [np.array(rows, np.float32)]
+
+    def rows_of(self, component: Component) -> dict[str, np.ndarray]:
+        """What was taken of a component's operations; see `add_rows`."""
+        names = [name for name in self._rows if op_component(name) == component]
+        return {name: np.concatenate(self._rows[name]) for name in names}
 
     def figures(self, target: str, executed_by: str) -> Layers:
         """Compare all operations."""

@@ -12,6 +12,7 @@ from fastvlm_convert.manifest import Manifest
 from fastvlm_convert.predict.export_plan import ExportPlan
 from fastvlm_convert.quantized.activations import FLOAT32_TIE
 from fastvlm_convert.runtime.loaded import LoadedModel
+from fastvlm_convert.verification.answers import KnownEncoder
 from fastvlm_convert.verification.check import Check, equal, not_run
 from fastvlm_convert.verification.compare import LOGIT_STAGES
 from fastvlm_convert.verification.execution import Execution, full_gates
@@ -36,14 +37,17 @@ def onnx_executions(manifest: Manifest, interpret: bool) -> list[Execution]:
     encoded = Encoded("onnx", manifest, recipe.gates.min_sqnr_db, partial(_encode, manifest), FLOAT32_TIE)
     judge = partial(check_rounding, encoded)
     full = with_roundings(full, recipe)
+    encoder = KnownEncoder()
+    show, show_exact = (partial(_values, encoder=encoder, exact=exact) for exact in (False, True))
     if not recipe.quantize:
-        return [Execution("onnx", None, full, expose=partial(_values, exact=False), inspect=inspect)]
+        return [Execution("onnx", None, full, expose=show, inspect=inspect)]
     front = {stage: least for stage, least in full.min_sqnr_db.items() if stage not in LOGIT_STAGES}
     shipped = replace(full, min_sqnr_db=front, identical_text=False)
     exact = replace(full, identical_text=False, max_new_tokens=_EXACT_TOKENS)
+    # Only the decoder computes otherwise, so what the encoder gave is taken from the other execution.
     return [
-        Execution("onnx", None, shipped, expose=partial(_values, exact=False), inspect=inspect, judge=judge),
-        Execution("onnx exact", "exact", exact, max_questions=1, expose=partial(_values, exact=True)),
+        Execution("onnx", None, shipped, None, show, inspect, judge, encoder),
+        Execution("onnx exact", "exact", exact, 1, show_exact, encoder=encoder),
     ]
 
 
@@ -63,7 +67,13 @@ def _inspect(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:
 
 
 def _values(
-    bundle: Path, manifest: Manifest, candidate: LoadedModel, values: CandidateValues, *, exact: bool
+    bundle: Path,
+    manifest: Manifest,
+    candidate: LoadedModel,
+    values: CandidateValues,
+    *,
+    encoder: KnownEncoder,
+    exact: bool,
 ) -> None:
     from fastvlm_convert.runtime.onnx_values import Wanted, onnx_values
 
@@ -73,7 +83,11 @@ def _values(
         for name in reference.names
     }
     inputs = reference.inputs_of(candidate)
+    for name, rows in encoder.rows.items():
+        values.add_rows(name, rows)
+        inputs.pop("vision", None)
     onnx_values(bundle, manifest, inputs, wanted, values, exact=exact)
+    encoder.rows = values.rows_of("vision")
 
 
 def _check_merge(manifest: Manifest, bundle: Path, plan: ExportPlan) -> list[Check]:

@@ -98,7 +98,8 @@ def run_target(
         loaded = open_target(bundle, target, execution.precision)
         some = standard.questions[: execution.max_questions]
         runs = standard.runs[: execution.max_questions]
-        compared = compare(Candidate(target, loaded), runs, some, execution.gates, on_progress)
+        candidate = Candidate(target, loaded, encoder=execution.encoder)
+        compared = compare(candidate, runs, some, execution.gates, on_progress)
         at_end = check_context_end(target, loaded, standard.end, execution.gates)
         if execution.judge is not None:
             checks += execution.judge(bundle, standard.plan, loaded, standard.values)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastvlm_convert.model.fastvlm import Uninitialized
 from fastvlm_convert.model.session import TorchSession
 from tests.checkpoints import LLAVA, SETS, golden_model
 
@@ -59,3 +60,13 @@ def test_shapes_and_types(name):
     logits = session.prefill(embedded)
     assert logits.shape == (config.decoder.vocab_size,)
     assert {features.dtype, embedded.dtype, logits.dtype} == {np.dtype(np.float32)}
+
+
+def test_what_weights_are_read_into_draws_none():
+    before = torch.get_rng_state()
+    with Uninitialized():
+        layers = [torch.nn.Linear(3, 4), torch.nn.Conv2d(3, 4, 3), torch.nn.Embedding(3, 4)]
+    assert [layer.weight.shape for layer in layers] == [(4, 3), (4, 3, 3, 3), (3, 4)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.nn.Linear(3, 4)
+    assert not torch.equal(torch.get_rng_state(), before)

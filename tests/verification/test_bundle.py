@@ -7,8 +7,12 @@ import pytest
 
 from fastvlm_convert.io_names import Component
 from fastvlm_convert.manifest import FILE_NAME, file_entries
+from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.pictures import load_image
 from fastvlm_convert.questions import Question
+from fastvlm_convert.recipe import load_recipe, without_data
+from fastvlm_convert.runtime import onnx_values
+from fastvlm_convert.runtime.onnx_session import OnnxWeights
 from fastvlm_convert.verification.bundle import VerifyResult, verify
 from tests.bundles import (
     copy_bundle,
@@ -179,3 +183,40 @@ def test_float16_keeps_what_can_be_kept_of_a_random_net(fp16_bundle):
     assert values["image_features"] > 45
     assert values["inputs_embeds"] > 85
     assert min(values["prefill_logits"], values["decode_logits"]) > 45
+
+
+def test_a_picture_is_encoded_once_by_every_encoder_there_is(tmp_path, monkeypatch):
+    """By the float model, by that with the integers, and by the graph, which both executions share."""
+    bundle = export_bundle(CHECKPOINT, tmp_path / "bundle", without_data(load_recipe("int4")))
+    encoded: dict[type, list[bytes]] = {FastVLM: [], OnnxWeights: []}
+    watched, values = [], onnx_values.onnx_values
+
+    def watch(kind: type) -> None:
+        encode = kind.encode_image
+
+        def watching(self, pixels):
+            encoded[kind].append(np.asarray(pixels).tobytes())
+            return encode(self, pixels)
+
+        monkeypatch.setattr(kind, "encode_image", watching)
+
+    def watching_values(bundle, manifest, inputs, *rest, **options):
+        watched.append((sorted(inputs), options["exact"]))
+        values(bundle, manifest, inputs, *rest, **options)
+
+    for kind in encoded:
+        watch(kind)
+    monkeypatch.setattr(onnx_values, "onnx_values", watching_values)
+    result = run(bundle)
+    pictures = len({question.images[0].tobytes() for question in QUESTIONS})
+    assert len(encoded[FastVLM]) == 2 * len(set(encoded[FastVLM])) == 2 * pictures
+    assert len(encoded[OnnxWeights]) == len(set(encoded[OnnxWeights])) == pictures
+    assert watched == [(["decoder", "vision"], False), (["decoder"], True)]
+    shown = {by: {} for by in dict.fromkeys(f.executed_by for f in result.layers if f.target == "onnx")}
+    for figure in result.layers:
+        if figure.target == "onnx":
+            assert figure.is_run
+            shown[figure.executed_by][figure.name] = figure.decibels
+    shipped, exact = shown.values()
+    assert shipped["projector_fc2"] == exact["projector_fc2"]
+    assert shipped["l1_down"] < exact["l1_down"]

@@ -11,6 +11,7 @@ from fastvlm_convert.pictures import load_image
 from fastvlm_convert.questions import Question
 from fastvlm_convert.runtime.loaded import load_reference
 from fastvlm_convert.verification.answers import Candidate, compare_answer
+from fastvlm_convert.verification.layers import ReferenceValues
 from fastvlm_convert.verification.reference_run import remembering, run_questions
 from tests.bundles import open_bundle
 from tests.checkpoints import LLAVA, golden_cases, golden_checkpoint
@@ -65,11 +66,11 @@ def test_tokens_that_the_logits_do_not_confirm_are_asked_once_more(reference, mo
 def test_a_picture_that_is_asked_about_again_is_encoded_once(reference):
     seen: list[torch.Tensor] = []
     hook = reference.session.model.vision.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model = remembering(reference)  # first: how the weights lie in memory decides the last bits
     try:
         plain = run_questions(reference, [*QUESTIONS, *QUESTIONS], 3)
         assert len(seen) == 2 * len(QUESTIONS)
         seen.clear()
-        model = remembering(reference)
         runs = [*run_questions(model, QUESTIONS, 3), *run_questions(model, QUESTIONS, 3)]
         assert len(seen) == len(QUESTIONS)
     finally:
@@ -77,6 +78,28 @@ def test_a_picture_that_is_asked_about_again_is_encoded_once(reference):
     for run, other in zip(runs, plain, strict=True):
         np.testing.assert_array_equal(run.features[0], other.features[0])
         assert run.token_ids == other.token_ids
+
+
+def test_a_prompt_that_is_known_is_read_once(reference):
+    seen: list[int] = []
+    layer = reference.session.model.decoder.layers[0]
+    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    try:
+        model = remembering(reference)
+        values = ReferenceValues(model, QUESTIONS[0])
+        runs = run_questions(model, QUESTIONS, 3)
+        forced = [model.session.teacher_forced(run.embeds, np.asarray(run.fed)) for run in runs]
+        lengths = [len(run.embeds) for run in runs]
+        assert [n for n in seen if n in lengths] == lengths
+        seen.clear()
+        values.again(model)  # watched, so that it is read whatever is known
+        assert seen == lengths[:1]
+    finally:
+        hook.remove()
+    for run, logits in zip(runs, forced, strict=True):
+        np.testing.assert_array_equal(logits, run.logits)
+        plain = reference.session.teacher_forced(run.embeds, np.asarray(run.fed))
+        np.testing.assert_allclose(logits, plain, atol=2e-4)
 
 
 def test_an_answer_that_is_known_is_not_asked_for_again(reference, fp32_bundle):
