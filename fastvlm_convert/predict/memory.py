@@ -48,7 +48,7 @@ from fastvlm_convert.weights.source import CHUNK_BYTES
 _MB: Final = 1_000_000
 _WITH_TORCH: Final = 570 * _MB  # the interpreter, numpy, torch, and the pictures that calibrate
 _TOKEN_READ: Final = 630  # bytes for each of the tokenizer's ids
-_COMPILER: Final = 125 * _MB  # LLVM, and the machine code that it made
+COMPILER: Final = 125 * _MB  # LLVM, and the machine code that it made
 ANSWERED_ROWS: Final = 32  # that of `model.batch`, which only torch can import
 _PICTURE: Final = 4  # activations as large as the widest
 _TEXT_TOKENS: Final = 90  # of a sample beside its picture: the prompt, and an answer of 64
@@ -104,7 +104,7 @@ def stage_needs(
         is_stored: Whether the checkpoint holds the integers that the layers have.
     """
     searched = not is_stored and any(isinstance(plan.scheme, AffineScheme) for plan in plans)
-    compiler = _COMPILER if searched else 0
+    compiler = COMPILER if searched else 0
     backends = [backend_of(target) for target in targets]
     tokenizer = num_tokens * _TOKEN_READ
     libraries = max((backend.base_bytes for backend in backends), default=_ALONE)
