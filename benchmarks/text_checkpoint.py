@@ -79,7 +79,7 @@ def write_qwen2(checkpoint: Checkpoint, folder: Path) -> Path:
     config = qwen2_config(checkpoint.config.decoder, checkpoint.eos_token_ids, dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": config["eos_token_id"]}))
-    (folder / "tokenizer.json").write_text(tokenizer_json(checkpoint.tokenizer), encoding="utf-8")
+    (folder / "tokenizer.json").write_bytes(tokenizer_json(checkpoint.tokenizer))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
     write_tensors(folder / "model.safetensors", weights, dtype)
     return folder

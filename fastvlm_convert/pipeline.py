@@ -19,6 +19,7 @@ from fastvlm_convert.errors import CheckpointError, RecipeError
 from fastvlm_convert.exporters.backends import Prediction, backend_of
 from fastvlm_convert.exporters.job import ExportJob
 from fastvlm_convert.float16.verdict import judge
+from fastvlm_convert.heap import return_freed_memory
 from fastvlm_convert.lint.run import lint
 from fastvlm_convert.manifest import (
     FILE_NAME,
@@ -249,6 +250,8 @@ def export(
         backend_of(target).exporter()  # a missing library shows before the work begins
     source = planned.checkpoint
     predicted = predicted_artifacts(planned)
+    beside = files_beside(planned, predicted.artifacts)  # a tokenizer takes memory while its file is made,
+    return_freed_memory()  # which is free for the weights now, in whatever pieces they need
     data = calibration_for(planned, _path(calibration))
     notes: list[str] = []
     inputs = _inputs(source, calibration)
@@ -259,7 +262,7 @@ def export(
         made = prepare_weights(planned, data, on_progress)
         meter = ErrorMeter(made.floats)
         weights = made.weights if source.quantized else meter.view(made.weights)
-        artifacts = _write_artifacts(planned, weights, folder, on_progress)
+        artifacts = _write_artifacts(planned, weights, beside, folder, on_progress)
         check_sizes(folder, artifacts, predicted.sizes)
         on_progress("bundle", 0.0)
         verdict = judge(source, planned.recipe, planned.targets)
@@ -277,9 +280,11 @@ def export(
 
 def _needs(planned: WeightPlan, targets: Sequence[Target]) -> tuple[StageNeed, ...]:
     """Memory that the stages need; without targets of a quantized checkpoint's making."""
+    checkpoint = planned.checkpoint
     recipe = planned.recipe if planned.is_calibrated else without_data(planned.recipe)
-    num_tokens = planned.checkpoint.tokenizer.num_tokens
-    return stage_needs(planned.config, planned.layers, recipe, targets, num_tokens)
+    is_stored = checkpoint.quantized is not None
+    num_tokens = checkpoint.tokenizer.num_tokens
+    return stage_needs(planned.config, planned.layers, recipe, targets, num_tokens, is_stored=is_stored)
 
 
 def _stores(planned: ExportPlan, predicted: Prediction) -> tuple[StoreFit, ...]:
@@ -343,7 +348,11 @@ def _notes_of(data: Calibration | None) -> tuple[str, ...]:
 
 
 def _write_artifacts(
-    planned: ExportPlan, weights: MixedSource, folder: Path, on_progress: OnStage
+    planned: ExportPlan,
+    weights: MixedSource,
+    beside: Mapping[str, bytes],
+    folder: Path,
+    on_progress: OnStage,
 ) -> list[Artifact]:
     """Write what every target's runtime loads, as large as planned, and what clients read beside it."""
     artifacts: list[Artifact] = []
@@ -352,7 +361,7 @@ def _write_artifacts(
         progress = partial(on_progress, target)
         job = ExportJob(planned.config, weights, planned.recipe, planned.contract, license, folder, progress)
         artifacts += backend_of(target).exporter()(job)
-    for name, content in files_beside(planned, artifacts).items():
+    for name, content in beside.items():
         (folder / name).write_bytes(content)
     return artifacts
 

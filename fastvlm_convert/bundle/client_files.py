@@ -65,7 +65,7 @@ def app_files(
 
 def _common_files(tokenizer: TextTokenizer, contract: Contract, in_graph: bool) -> dict[str, bytes]:
     return {
-        "tokenizer.json": tokenizer_json(tokenizer).encode(),
+        "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": _json(_tokenizer_config(tokenizer, contract)),
         "processor_config.json": _json(_processor_config(contract, in_graph)),
     }

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,12 @@ def _added_tokens(path: Path) -> dict[int, AddedToken]:
     return tokens
 
 
-def tokenizer_json(tokenizer: TextTokenizer) -> str:
-    """The content of a `tokenizer.json`; equal tokenizers give equal text."""
-    return json.dumps(json.loads(tokenizer.backend.to_str()), ensure_ascii=False, indent=1) + "\n"
+def tokenizer_json(tokenizer: TextTokenizer) -> bytes:
+    """The content of a `tokenizer.json`; equal tokenizers give equal bytes."""
+    content = BytesIO()
+    encoder = json.JSONEncoder(ensure_ascii=False, indent=1)
+    with TextIOWrapper(content, encoding="utf-8", newline="\n") as file:
+        file.writelines(encoder.iterencode(json.loads(tokenizer.backend.to_str())))  # not a million strings
+        file.write("\n")
+        file.flush()
+        return content.getvalue()

@@ -3,7 +3,8 @@
 The model behind it, fitted to peaks measured on Linux at two sizes of the model (within a tenth):
 
 - the interpreter and the target's libraries (`Backend.base_bytes`);
-- the tokenizer, once as it is read and once more while its file is made;
+- the tokenizer as it is read, or while its file is made, before the stages;
+- the compiler of the search, where integers of layers are to be found;
 - what the target holds while it writes (`Backend.working_bytes`);
 - a recipe that rounds activations: torch, the encoder twice, and one picture's activations;
 - a recipe whose solvers need data: torch, and the greatest of four phases. While the reference answers, the
@@ -37,6 +38,7 @@ from fastvlm_convert.quantization.limits import (
 )
 from fastvlm_convert.quantized.activations import STAGE
 from fastvlm_convert.quantized.layer_plan import LayerPlan
+from fastvlm_convert.quantized.schemes import AffineScheme
 from fastvlm_convert.recipe import Recipe
 from fastvlm_convert.targets import Target
 from fastvlm_convert.weights.model_config import ModelConfig
@@ -45,7 +47,8 @@ from fastvlm_convert.weights.source import CHUNK_BYTES
 
 _MB: Final = 1_000_000
 _WITH_TORCH: Final = 570 * _MB  # the interpreter, numpy, torch, and the pictures that calibrate
-_TOKEN_READ, _TOKEN_WRITTEN = 630, 540  # bytes for each of the tokenizer's ids
+_TOKEN_READ: Final = 630  # bytes for each of the tokenizer's ids
+COMPILER: Final = 125 * _MB  # LLVM, and the machine code that it made
 ANSWERED_ROWS: Final = 32  # that of `model.batch`, which only torch can import
 _PICTURE: Final = 4  # activations as large as the widest
 _TEXT_TOKENS: Final = 90  # of a sample beside its picture: the prompt, and an answer of 64
@@ -87,6 +90,8 @@ def stage_needs(
     recipe: Recipe,
     targets: Sequence[Target],
     num_tokens: int,
+    *,
+    is_stored: bool = False,
 ) -> tuple[StageNeed, ...]:
     """What the stages need that need much, in their order.
 
@@ -96,7 +101,10 @@ def stage_needs(
         recipe: Its solvers and its context length.
         targets: Formats; none where a quantized checkpoint is made.
         num_tokens: Ids of the tokenizer.
+        is_stored: Whether the checkpoint holds the integers that the layers have.
     """
+    searched = not is_stored and any(isinstance(plan.scheme, AffineScheme) for plan in plans)
+    compiler = COMPILER if searched else 0
     backends = [backend_of(target) for target in targets]
     tokenizer = num_tokens * _TOKEN_READ
     libraries = max((backend.base_bytes for backend in backends), default=_ALONE)
@@ -111,13 +119,14 @@ def stage_needs(
                 for stage, size in _calibration(config, plans, recipe, num_tokens)
             ]
         libraries = max(libraries, _WITH_TORCH)
+    libraries += compiler
     for target, backend in zip(targets, backends, strict=True):
         working = backend.working_bytes(config, recipe, plans)
         needs.append(StageNeed(target, libraries + tokenizer + working))
     if not targets:
         needs.append(StageNeed("weights", libraries + tokenizer + 4 * CHUNK_BYTES))
     else:
-        needs.append(StageNeed("bundle", libraries + tokenizer + num_tokens * _TOKEN_WRITTEN))
+        needs.append(StageNeed("bundle", libraries + tokenizer))
     return tuple(needs)
 
 

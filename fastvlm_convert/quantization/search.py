@@ -135,44 +135,12 @@ class _Problem:
         return np.clip(np.rint(center), 0, np.float32(self.scheme.levels - 1))
 
 
-@dataclass(frozen=True)
-class _Tries:
-    """Parameters that were tried on every block; all float32 [tries, blocks].
-
-    Attributes:
-        scale: Representable in float16.
-        zero: Whole.
-        error: Weighted squared error.
-        overlap: Weighted inner product of the weights with `q - z`.
-    """
-
-    scale: np.ndarray
-    zero: np.ndarray
-    error: np.ndarray
-    overlap: np.ndarray
-
-    def best_with(self, more: "_Tries") -> "_Tries":
-        """The best try of every block among these and more, the first of equals; one try."""
-        error = np.concatenate([self.error, more.error])
-        blocks = error.shape[1]
-        place = error.argmin(0) * blocks + np.arange(blocks)
-
-        def taken(mine: np.ndarray, others: np.ndarray) -> np.ndarray:
-            return np.concatenate([mine, others]).take(place)[None]
-
-        return _Tries(
-            taken(self.scale, more.scale),
-            taken(self.zero, more.zero),
-            error.take(place)[None],
-            taken(self.overlap, more.overlap),
-        )
-
-
 def _search(problem: _Problem) -> Parameters:
     """The best scale and zero point of every block, both float32 [blocks]."""
     scheme = problem.scheme
-    scale, zero = plain_parameters(problem.low, problem.high, scheme)
-    plain = _tried(problem, scale[None], zero[None])
+    plain = plain_parameters(problem.low, problem.high, scheme)
+    best = _as_they_are(problem, *plain)
+    plain_error = best[2].copy()
 
     widest, narrowest = widest_and_narrowest(scheme, len(problem.blocks))
     steps = (STEPS if problem.roots is None else STEPS_WEIGHTED)[scheme.bits]
@@ -181,60 +149,39 @@ def _search(problem: _Problem) -> Parameters:
     factors = (widest * step ** (np.arange(steps) + 0.5)).astype(np.float32)
     scales = storable(full_scale(problem.low, problem.high, scheme) / factors[:, None])
     grid = scales, problem.centered(scales)
-    best = plain.best_with(_fitted(problem, *grid))
+    _try(problem, best, *grid)
     if problem.roots is not None:
-        best = best.best_with(_fitted(problem, *_other_side(problem, *grid)))
+        _try(problem, best, *_other_side(problem, *grid))
 
     moves = (step ** np.array(NEIGHBORS[scheme.bits])).astype(np.float32)
-    scales = storable(best.scale * moves[:, None])
-    other_scale, other_zero = _other_side(problem, best.scale, best.zero)
-    scales, zeros = (
-        np.concatenate([scales, other_scale]),
-        np.concatenate([problem.centered(scales), other_zero]),
-    )
-    best = best.best_with(_fitted(problem, scales, zeros))
-    best = best.best_with(_fitted(problem, best.scale, best.zero))
-    return _unshrunk(problem, best, plain)[0], best.zero[0]
+    scales = storable(best[0] * moves[:, None])
+    other_scale, other_zero = _other_side(problem, best[:1], best[1:2])
+    zeros = np.concatenate([problem.centered(scales), other_zero])
+    _try(problem, best, np.concatenate([scales, other_scale]), zeros)
+    _try(problem, best, best[:1].copy(), best[1:2].copy())
+    return _unshrunk(problem, best, plain_error), best[1]
 
 
-def _tried(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> _Tries:
-    """Parameters [tries, blocks] as they are."""
-    norm, cross, error = _sums(problem, scale, zero)
-    return _Tries(scale, zero, error * scale * scale, (norm + cross) * scale)
+def _as_they_are(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """Parameters [blocks] that are not fitted to their integers, in the form of a best try."""
+    norm, error, cross = _sums(problem, scale[None], zero[None])[:, 0]
+    return np.stack([scale, zero, error * scale * scale, (norm + cross) * scale])
 
 
-def _fitted(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> _Tries:
-    """Parameters [tries, blocks], each with the scale that then suits its integers best.
-
-    Least squares around the try: with `w / s = p + r`, p whole, `|r - d p|^2` is smallest at `d = p.r / p.p`.
-    Expanding around the residual r instead of the weights keeps the difference of nearly equal sums out of
-    float32.
-    """
-    norm, cross, error = _sums(problem, scale, zero)
-    fit = storable(scale + scale * (cross / np.maximum(norm, np.finfo(np.float32).tiny)))
-    change = fit / scale - 1
-    error += change * (change * norm - 2 * cross)
-    return _Tries(fit, zero, error * scale * scale, (norm + cross) * scale)
+def _try(problem: _Problem, best: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> None:
+    """Try parameters [tries, blocks], and keep what is better than the best."""
+    _passes().keep_best(scale, zero, _sums(problem, scale, zero), best)
 
 
-def _sums(
-    problem: _Problem, scale: np.ndarray, zero: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`p.p`, `p.r` and `r.r` of tries, where `w / s = p + r` and p is whole; all float32 [tries, blocks]."""
+def _sums(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """`p.p`, `r.r` and `p.r` of tries, where `w / s = p + r` and p is whole; float32 [3, tries, blocks]."""
     sums = np.empty((3, *scale.shape), np.float32)
-    norm, error, cross = sums
-    bounds = -zero, np.float32(problem.scheme.levels - 1) - zero
-    if problem.roots is not None:
-        _passes().sum_weighted_errors(problem.blocks, problem.roots, np.reciprocal(scale), *bounds, sums)
-        return norm, cross, error
-    _passes().sum_errors(problem.blocks, np.reciprocal(scale), *bounds, sums)
-    np.divide(problem.norm, scale, out=cross)
-    cross /= scale
-    cross -= norm
-    cross -= error
-    cross *= np.float32(0.5)
-    cross[norm == 0] = 0  # all steps are zero; what is left is rounding
-    return norm, cross, error
+    greatest = np.float32(problem.scheme.levels - 1)
+    if problem.roots is None:
+        _passes().sum_errors(problem.blocks, problem.norm, scale, zero, greatest, sums)
+    else:
+        _passes().sum_weighted_errors(problem.blocks, problem.roots, scale, zero, greatest, sums)
+    return sums
 
 
 def _other_side(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> Parameters:
@@ -252,12 +199,13 @@ def _other_side(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> Param
     return scale, np.clip(other, 0, np.float32(problem.scheme.levels - 1))
 
 
-def _unshrunk(problem: _Problem, best: _Tries, plain: _Tries) -> np.ndarray:
-    """Scales [1, blocks] with an error orthogonal to the weights, unless plain rounding would be better."""
-    usable = np.abs(best.overlap) > np.finfo(np.float32).tiny
-    scale = storable(np.where(usable, problem.norm / np.where(usable, best.overlap, 1), best.scale))
-    _, _, error = _sums(problem, scale, best.zero)
-    return np.where(error * scale * scale <= plain.error, scale, best.scale)
+def _unshrunk(problem: _Problem, best: np.ndarray, plain_error: np.ndarray) -> np.ndarray:
+    """Scales [blocks] with an error orthogonal to the weights, unless plain rounding would be better."""
+    scale, zero, _, overlap = best
+    usable = np.abs(overlap) > np.finfo(np.float32).tiny
+    wider = storable(np.where(usable, problem.norm / np.where(usable, overlap, 1), scale))
+    _, error, _ = _sums(problem, wider[None], zero[None])[:, 0]
+    return np.where(error * wider * wider <= plain_error, wider, scale)
 
 
 def _by_tiles(

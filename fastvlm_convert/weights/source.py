@@ -13,7 +13,7 @@ import numpy as np
 
 from fastvlm_convert.arithmetic import num_elements
 
-CHUNK_BYTES = 8 << 20  # float32 bytes read at a time: large enough to be fast, small beside any budget
+CHUNK_BYTES = 4 << 20  # float32 bytes read at a time: large enough to be fast, small beside any budget
 
 
 @dataclass(frozen=True)

@@ -73,16 +73,16 @@ def test_the_files_it_came_from():
 @pytest.mark.parametrize("name", SETS)
 def test_tokenizer_json_holds_the_same_tokenizer(name, tmp_path):
     original = golden_checkpoint(name).tokenizer
-    text = tokenizer_json(original)
-    assert text == tokenizer_json(read_tokenizer(golden_checkpoint(name).path))
-    (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
+    content = tokenizer_json(original)
+    assert content == tokenizer_json(read_tokenizer(golden_checkpoint(name).path))
+    (tmp_path / "tokenizer.json").write_bytes(content)
     again = read_tokenizer(tmp_path)
     plain = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for sample in TEXTS:
         assert again.encode(sample) == original.encode(sample)
         assert plain.encode(sample).ids == original.encode(sample)
     assert again.image_token_id == original.image_token_id
-    assert tokenizer_json(again) == text
+    assert tokenizer_json(again) == content
 
 
 def test_tokenizer_json_depends_on_the_content_alone(llava):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fastvlm_convert.quantization import block_passes
+from fastvlm_convert.quantization.candidates import storable
 from tests.quantization.layers import weights
 
 # Integers of blocks and of whole rows, with and without importance, as a hash.
@@ -68,22 +69,52 @@ def test_sums_are_those_of_numpy_in_order(size: int, count: int) -> None:
     scale = (0.01 * rng.uniform(0.5, 2, (3, count)) * rng.choice([-1, 1], (3, count))).astype(np.float32)
     zero = rng.integers(0, 16, scale.shape).astype(np.float32)
     inverse, low, high = np.reciprocal(scale), -zero, np.float32(15) - zero
-    plain, weighted = np.empty((2, 3, count), np.float32), np.empty((3, 3, count), np.float32)
-    block_passes.sum_errors(blocks, inverse, low, high, plain)
-    block_passes.sum_weighted_errors(blocks, roots, inverse, low, high, weighted)
+    norm = np.empty(count, np.float32)
+    block_passes.sum_squares(blocks, norm)
+    np.testing.assert_array_equal(norm, in_turn(blocks * blocks))
+    plain, weighted = np.empty((2, 3, 3, count), np.float32)
+    block_passes.sum_errors(blocks, norm, scale, zero, np.float32(15), plain)
+    block_passes.sum_weighted_errors(blocks, roots, scale, zero, np.float32(15), weighted)
     for number in range(3):
         exact = blocks * inverse[number]
         steps = np.clip(np.rint(exact), low[number], high[number])
         left = exact - steps
-        np.testing.assert_array_equal(plain[0, number], in_turn(steps * steps))
-        np.testing.assert_array_equal(plain[1, number], in_turn(left * left))
+        pp, rr = in_turn(steps * steps), in_turn(left * left)
+        np.testing.assert_array_equal(plain[0, number], pp)
+        np.testing.assert_array_equal(plain[1, number], rr)
+        cross = (norm / scale[number] / scale[number] - pp - rr) / 2
+        np.testing.assert_array_equal(plain[2, number], np.where(pp == 0, 0, cross))
         steps, left = steps * roots, left * roots
         np.testing.assert_array_equal(weighted[0, number], in_turn(steps * steps))
         np.testing.assert_array_equal(weighted[1, number], in_turn(left * left))
         np.testing.assert_array_equal(weighted[2, number], in_turn(steps * left))
-    norm = np.empty(count, np.float32)
-    block_passes.sum_squares(blocks, norm)
-    np.testing.assert_array_equal(norm, in_turn(blocks * blocks))
+
+
+def test_scales_are_rounded_to_float16_as_numpy_does() -> None:
+    """What lies between two of float16's numbers, its neighbors, subnormals, and what is out of range."""
+    halves = np.arange(1 << 15, dtype=np.uint16).view(np.float16).astype(np.float32)
+    halves = halves[np.isfinite(halves)]
+    between = (halves[1:] + halves[:-1]) / 2
+    near = [np.nextafter(between, np.float32(limit)) for limit in (0, np.inf)]
+    scale = np.concatenate([halves[1:], between, *near, np.float32([2**-26, 9e4])])
+    scale = np.concatenate([scale, -scale])[None]
+    sums = np.zeros((3, *scale.shape), np.float32)
+    sums[0] = 1  # a try without error is fitted as it is
+    best = np.full((4, scale.size), np.inf, np.float32)
+    block_passes.keep_best(scale, np.zeros_like(scale), sums, best)
+    np.testing.assert_array_equal(best[0], storable(scale[0]))
+
+
+def test_of_equal_tries_the_first_is_kept() -> None:
+    scale = np.float32([[3, 3], [1, 2], [1, 2], [0.5, 4]])
+    zero = np.float32([[0, 0], [1, 1], [2, 2], [3, 3]])
+    sums = np.zeros((3, 4, 2), np.float32)
+    sums[0], sums[1] = 1, 1
+    best = np.full((4, 2), np.inf, np.float32)
+    block_passes.keep_best(scale[:3], zero[:3], sums[:, :3].copy(), best)
+    np.testing.assert_array_equal(best, [[1, 2], [1, 1], [1, 4], [1, 2]])
+    block_passes.keep_best(scale[3:], zero[3:], sums[:, 3:].copy(), best)
+    np.testing.assert_array_equal(best, [[0.5, 2], [3, 1], [0.25, 4], [0.5, 2]])
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (15, 64), (700, 17), (16, 4864)])
@@ -116,7 +147,7 @@ def test_other_processors_find_the_same(processor: str, features: str, expected:
 def test_processes_may_compile_at_the_same_time(expected: str, tmp_path: Path) -> None:
     assert {hash_of(process) for process in [searched(tmp_path) for _ in range(3)]} == {expected}
     kept = {path: hashlib.sha256(path.read_bytes()).digest() for path in tmp_path.rglob("*.nb*")}
-    assert len(kept) == 2 * 5  # an index and code of each function
+    assert len(kept) == 2 * 6  # an index and code of each function
     assert hash_of(searched(tmp_path)) == expected
     assert {path: hashlib.sha256(path.read_bytes()).digest() for path in kept} == kept
 

@@ -142,6 +142,11 @@ def test_hard_blocks(scheme: AffineScheme, quantize) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_weights_whose_squares_overflow_have_scales(scheme: AffineScheme) -> None:
+    assert np.isfinite(quantize_affine(weights(4, 5, 128) * np.float32(1e30), scheme).scale).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_what_is_stored(scheme: AffineScheme) -> None:
     weight = weights(3, 5, 128)
     matrix = quantize_affine(weight, scheme)
