@@ -19,7 +19,6 @@ from fastvlm_convert.errors import CheckpointError, RecipeError
 from fastvlm_convert.exporters.backends import Prediction, backend_of
 from fastvlm_convert.exporters.job import ExportJob
 from fastvlm_convert.float16.verdict import judge
-from fastvlm_convert.heap import return_freed_memory
 from fastvlm_convert.lint.run import lint
 from fastvlm_convert.manifest import (
     FILE_NAME,
@@ -235,8 +234,7 @@ def export(
         recipe: How to convert: a shipped recipe's name, a YAML file, or what `load_recipe` made of one. None
             takes the recipe of a quantized checkpoint.
         targets: Formats to export, or one of them; ONNX and Core ML by default.
-        calibration: Pictures for solvers that need data, a folder or a .jsonl file; None takes the
-            mix of `fastvlm_convert.mix`.
+        calibration: Pictures for solvers that need data, as of `quantize`.
         overwrite: Whether an existing bundle may be replaced.
         max_memory: Bytes of memory that it may use; None takes what is free.
         on_progress: Called with the name of the stage and the share of it that is done, 0..1.
@@ -250,8 +248,7 @@ def export(
         backend_of(target).exporter()  # a missing library shows before the work begins
     source = planned.checkpoint
     predicted = predicted_artifacts(planned)
-    beside = files_beside(planned, predicted.artifacts)  # a tokenizer takes memory while its file is made,
-    return_freed_memory()  # which is free for the weights now, in whatever pieces they need
+    beside = files_beside(planned, predicted.artifacts)  # which takes memory that weights need later
     data = calibration_for(planned, _path(calibration))
     notes: list[str] = []
     inputs = _inputs(source, calibration)

@@ -14,6 +14,7 @@ from fastvlm_convert.checkpoint.checkpoint import Checkpoint
 from fastvlm_convert.errors import RecipeError, TargetError
 from fastvlm_convert.exporters.backends import Prediction, backend_of
 from fastvlm_convert.exporters.job import Statement
+from fastvlm_convert.heap import return_freed_memory
 from fastvlm_convert.io_names import IMAGE_TOKEN
 from fastvlm_convert.manifest import Artifact, Contract, FileEntry, Manifest, Source, takes_pictures
 from fastvlm_convert.predict.sizes import predict_artifacts
@@ -159,6 +160,7 @@ def files_beside(plan: ExportPlan, artifacts: Sequence[Artifact]) -> dict[str, b
     files[LAYERS_FILE] = layers_json(plan.layers)
     if checkpoint.license is not None:
         files |= license_files(checkpoint.license, plan.recipe, BUNDLE.name)
+    return_freed_memory()  # a tokenizer takes many times its file's size while the file is made
     return files
 
 
