@@ -21,7 +21,9 @@ from fastvlm_convert.runtime.loaded import LoadedModel
 if TYPE_CHECKING:  # torch, which the reference has loaded when this is called
     from torch import Tensor
 
-_ROWS: Final = 256  # of a value; a picture of 1024 pixels has 65536 positions in the first stage
+_ROWS: Final = (
+    64  # of a value, some ten thousand numbers; at 0.5B they take 0.25 GB, all of them 200 times as much
+)
 _LAST_ONLY: Final = ("final_norm", "logits")  # programs compute them for the last token alone
 _EQUAL: Final = "equal"
 _ABSENT: Final = "the graph has no value of this name"
