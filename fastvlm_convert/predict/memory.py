@@ -56,13 +56,14 @@ MIXED_TEXTS: Final = 120  # those of `mix.texts`
 _TEXT_LENGTH: Final = 100  # tokens of one of them, its answer included
 _ANY_TEXT: Final = 2000  # ids of a tokenizer that can express the texts of the default mix
 _GRADIENTS: Final = 8  # activations as large as the widest, while a gradient passes back through a block
-_KEPT: Final = 180 * _MB  # freed by a block's solvers, not given back before the last block
-_HESSIANS: Final = 5  # two sums, their damped copy, its factor and one more
+_KEPT: Final = 120 * _MB  # freed by a block's solvers, not given back before the last block
+_HESSIANS: Final = 4  # the sum, its damped copy, its factor and one more
 _LOGIT: Final = 40  # bytes: of both models in float32, compared in float64
 _ALONE: Final = 70 * _MB  # the interpreter and numpy
 
 _PICTURES: Final = "calibrate with less: lower calibration.num_samples or common.image_size"
 _TOKENS: Final = "calibrate with less: lower calibration.num_samples or calibration.max_tokens"
+_COMPILED: Final = ("encoder", "layers")  # stages of a calibration in which the compiler is there already
 _CALIBRATION: Final = {
     "answers": _PICTURES,
     "token weights": _TOKENS,
@@ -115,7 +116,7 @@ def stage_needs(
             needs.append(StageNeed(STAGE, base + _ranges_bytes(config, plans)))
         if recipe.is_solved:
             needs += [
-                StageNeed(stage, base + size)
+                StageNeed(stage, base + size + (compiler if stage in _COMPILED else 0))
                 for stage, size in _calibration(config, plans, recipe, num_tokens)
             ]
         libraries = max(libraries, _WITH_TORCH)
@@ -181,7 +182,7 @@ class _Pass:
         return self.states * count * state + self.activations * together
 
 
-_SOLVED: Final = _Pass(7, 4)  # two models' states before, in and after a block; what both differ by
+_SOLVED: Final = _Pass(7, 3)  # two models' states before, in and after a block; what both differ by
 
 
 def _calibration(
