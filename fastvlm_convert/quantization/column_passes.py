@@ -17,44 +17,34 @@ _ZERO: Final = np.float32(0)
 
 @compiled("void(float32[::1], float32[::1], float32[:, ::1], int64, float32[::1])")
 def _compensate(
-    given: np.ndarray, unit: np.ndarray, error: np.ndarray, columns: int, wanted: np.ndarray
+    source: np.ndarray, unit: np.ndarray, error: np.ndarray, columns: int, wanted: np.ndarray
 ) -> None:
     """What a column should be rounded to, given the errors of those before it.
 
     Args:
-        given: The column, float32 [rows].
+        source: The column, float32 [rows].
         unit: How much it makes up for each of the errors, float32 [columns or more].
         error: Of the columns before, float32 [columns or more, rows or more].
         columns: How many.
         wanted: Overwritten with the column and what the errors ask of it, float32 [rows or more].
     """
-    for lane in range(len(given)):
-        wanted[lane] = given[lane]
+    for lane in range(len(source)):
+        wanted[lane] = source[lane]
     whole = columns - columns % _UNROLLED
     for k in range(0, whole, _UNROLLED):
         u0, u1, u2, u3 = unit[k], unit[k + 1], unit[k + 2], unit[k + 3]
         e0, e1, e2, e3 = error[k], error[k + 1], error[k + 2], error[k + 3]
-        for lane in range(len(given)):
+        for lane in range(len(source)):
             wanted[lane] = wanted[lane] + u0 * e0[lane] + u1 * e1[lane] + u2 * e2[lane] + u3 * e3[lane]
     for k in range(whole, columns):
         u0, e0 = unit[k], error[k]
-        for lane in range(len(given)):
+        for lane in range(len(source)):
             wanted[lane] += u0 * e0[lane]
 
 
-@compiled(
-    "void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], "
-    "float32[:, ::1], float32[:, ::1])"
-)
+@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, :, ::1], float32[:, ::1])")
 def sum_costs(
-    target: np.ndarray,
-    unit: np.ndarray,
-    variance: np.ndarray,
-    scale: np.ndarray,
-    inverse: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    cost: np.ndarray,
+    target: np.ndarray, unit: np.ndarray, variance: np.ndarray, given: np.ndarray, cost: np.ndarray
 ) -> None:
     """What a panel costs with each of several parameters.
 
@@ -62,48 +52,35 @@ def sum_costs(
         target: What is to be rounded, float32 [columns, rows].
         unit: Unit lower triangular, the transpose of `Factor.unit`; float32 [columns, columns].
         variance: Float32 [columns].
-        scale: Of each try, float32 [tries, rows].
-        inverse: One by the scale; like `scale`.
-        low: Least `q - z`, whole; like `scale`.
-        high: Greatest `q - z`, whole; like `scale`.
-        cost: Overwritten; like `scale`.
+        given: Scale, one by it, and the least and the greatest `q - z` of each try; float32 [4, tries, rows].
+        cost: Overwritten; float32 [tries, rows].
     """
     columns, count = target.shape
     error = np.empty((columns, _TOGETHER), np.float32)
     wanted = np.empty(_TOGETHER, np.float32)
     for first in range(0, count, _TOGETHER):
         last = min(first + _TOGETHER, count)
-        for number in range(len(scale)):
-            step, factor = scale[number, first:last], inverse[number, first:last]
-            least, most = low[number, first:last], high[number, first:last]
+        for number in range(len(cost)):
+            step, factor = given[0, number, first:last], given[1, number, first:last]
+            least, most = given[2, number, first:last], given[3, number, first:last]
             total = cost[number, first:last]
             for lane in range(last - first):
                 total[lane] = _ZERO
             for column in range(columns):
-                given = target[column, first:last]
-                _compensate(given, unit[column], error, column, wanted)
+                source = target[column, first:last]
+                _compensate(source, unit[column], error, column, wanted)
                 weight, left = variance[column], error[column]
                 for lane in range(last - first):
                     steps = min(max(np.rint(wanted[lane] * factor[lane]), least[lane]), most[lane])
                     rounded = steps * step[lane]
-                    left[lane] = given[lane] - rounded
+                    left[lane] = source[lane] - rounded
                     missed = wanted[lane] - rounded
                     total[lane] += weight * (missed * missed)
 
 
-@compiled(
-    "void(float32[:, ::1], float32[:, ::1], int64[::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], "
-    "float32[:, ::1], float32[:, ::1])"
-)
+@compiled("void(float32[:, ::1], float32[:, ::1], int64[::1], float32[:, :, ::1], float32[:, ::1])")
 def round_in_turn(
-    target: np.ndarray,
-    unit: np.ndarray,
-    block: np.ndarray,
-    scale: np.ndarray,
-    inverse: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    steps: np.ndarray,
+    target: np.ndarray, unit: np.ndarray, block: np.ndarray, given: np.ndarray, steps: np.ndarray
 ) -> None:
     """Round a panel.
 
@@ -111,10 +88,7 @@ def round_in_turn(
         target: What is to be rounded, float32 [columns, rows].
         unit: Unit lower triangular, the transpose of `Factor.unit`; float32 [columns, columns].
         block: The parameters that each column takes, int64 [columns].
-        scale: Float32 [parameters, rows].
-        inverse: One by the scale; like `scale`.
-        low: Least `q - z`, whole; like `scale`.
-        high: Greatest `q - z`, whole; like `scale`.
+        given: Scale, one by it, and the least and the greatest `q - z`; float32 [4, parameters, rows].
         steps: Overwritten with `q - z`; float32 like `target`.
     """
     columns, count = target.shape
@@ -124,14 +98,14 @@ def round_in_turn(
         last = min(first + _TOGETHER, count)
         for column in range(columns):
             number = block[column]
-            step, factor = scale[number, first:last], inverse[number, first:last]
-            least, most = low[number, first:last], high[number, first:last]
-            given, whole = target[column, first:last], steps[column, first:last]
-            _compensate(given, unit[column], error, column, wanted)
+            step, factor = given[0, number, first:last], given[1, number, first:last]
+            least, most = given[2, number, first:last], given[3, number, first:last]
+            source, whole = target[column, first:last], steps[column, first:last]
+            _compensate(source, unit[column], error, column, wanted)
             left = error[column]
             for lane in range(last - first):
                 whole[lane] = min(max(np.rint(wanted[lane] * factor[lane]), least[lane]), most[lane])
-                left[lane] = given[lane] - whole[lane] * step[lane]
+                left[lane] = source[lane] - whole[lane] * step[lane]
 
 
 @compiled("void(float32[:, ::1], float32[:, ::1])")

@@ -277,9 +277,9 @@ def _best(target: np.ndarray, factor: BlockFactor, tries: Parameters, scheme: Af
     lower, cost = np.ascontiguousarray(unit.T), np.empty_like(scale)
 
     def try_rows(rows: slice) -> None:
-        limits = _limits(scale[:, rows], zero[:, rows], scheme)
-        found = np.empty_like(limits[0])
-        sum_costs(np.ascontiguousarray(target[:, rows]), lower, variance, *limits, found)
+        found = np.empty_like(scale[:, rows], order="C")
+        given = _limits(scale[:, rows], zero[:, rows], scheme)
+        sum_costs(np.ascontiguousarray(target[:, rows]), lower, variance, given, found)
         cost[:, rows] = found
 
     _in_threads(target.shape[1], try_rows)
@@ -312,19 +312,16 @@ def _round_panel(
     def round_rows(rows: slice) -> None:
         wanted = np.ascontiguousarray(target[:, rows])
         found = np.empty_like(wanted)
-        round_in_turn(wanted, lower, block, *_limits(scale[:, rows], zero[:, rows], scheme), found)
+        round_in_turn(wanted, lower, block, _limits(scale[:, rows], zero[:, rows], scheme), found)
         steps[:, rows] = found
 
     _in_threads(target.shape[1], round_rows)
     return steps
 
 
-def _limits(
-    scale: np.ndarray, zero: np.ndarray, scheme: AffineScheme
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Scale, one by the scale, and the least and the greatest `q - z`; like `scale` each, contiguous."""
-    scale, zero = np.ascontiguousarray(scale), np.ascontiguousarray(zero)
-    return scale, np.reciprocal(scale), -zero, np.float32(scheme.levels - 1) - zero
+def _limits(scale: np.ndarray, zero: np.ndarray, scheme: AffineScheme) -> np.ndarray:
+    """Scale, one by the scale, and the least and the greatest `q - z`; float32 [4, parameters, rows]."""
+    return np.stack([scale, np.reciprocal(scale), -zero, np.float32(scheme.levels - 1) - zero])
 
 
 def _in_threads(rows: int, solve: Callable[[slice], None]) -> None:

@@ -13,14 +13,14 @@ def triangle(columns: int, seed: int) -> np.ndarray:
     return (np.tril(random, -1) + np.eye(columns)).astype(np.float32)
 
 
-def parameters(tries: int, rows: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Scale, one by it, and the least and the greatest `q - z`; float32 [tries, rows] each."""
+def parameters(tries: int, rows: int, seed: int) -> np.ndarray:
+    """Scale, one by it, and the least and the greatest `q - z`; float32 [4, tries, rows]."""
     rng = np.random.default_rng(seed)
     scale = (0.02 * rng.uniform(0.5, 2, (tries, rows)) * rng.choice([-1, 1], (tries, rows))).astype(
         np.float32
     )
     zero = rng.integers(0, 16, scale.shape).astype(np.float32)
-    return scale, np.reciprocal(scale), -zero, np.float32(15) - zero
+    return np.stack([scale, np.reciprocal(scale), -zero, np.float32(15) - zero])
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(1, 1), (7, 65), (32, 64), (64, 300), (128, 3)])
@@ -32,7 +32,7 @@ def test_columns_make_up_for_those_before_them(columns: int, rows: int) -> None:
     block = rng.integers(0, 4, columns)
 
     steps = np.empty_like(target)
-    round_in_turn(target, unit, block, *given, steps)
+    round_in_turn(target, unit, block, given, steps)
 
     def nearest(column: int, values: np.ndarray) -> np.ndarray:
         n = block[column]
@@ -44,9 +44,9 @@ def test_columns_make_up_for_those_before_them(columns: int, rows: int) -> None:
     assert is_equal.mean() > 0.98
 
     cost = np.empty_like(scale)
-    sum_costs(target, unit, variance, *given, cost)
+    sum_costs(target, unit, variance, given, cost)
     for number in range(4):
-        round_in_turn(target, unit, np.full(columns, number), *given, steps)
+        round_in_turn(target, unit, np.full(columns, number), given, steps)
         left = unit @ (target - steps * scale[number])
         np.testing.assert_allclose(cost[number], variance @ np.square(left), rtol=1e-3, atol=1e-9)
 
