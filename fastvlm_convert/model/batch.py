@@ -226,7 +226,7 @@ def _continued(
     eos: Sequence[int],
     hints: Sequence[Sequence[int]],
 ) -> list[list[int]]:
-    """What every row says after its prompt; rows that have ended run along, unheard. No hints, no guesses."""
+    """What every row says after its prompt; rows that have ended wait, unheard. No hints, no guesses."""
     most = min(_MOST_GUESSED, _AT_ONCE // len(prompts) - 1) if hints else 0
     said = [[int(prompt.logits.argmax())] for prompt in prompts]
 
@@ -242,9 +242,9 @@ def _continued(
         padded = torch.tensor([tokens + tokens[:1] * (width - len(tokens)) for tokens in given])
         likeliest = decoder.logits(decoder.hidden(decoder.embed_tokens(padded), caches)).argmax(-1)
         for row, tokens in enumerate(given):
-            own = likeliest[row].tolist()
-            kept = 1 if has_ended(row) else _keep(said[row], tokens, own, limits[row], eos)
-            caches[0].lengths[row] += kept  # of all layers
+            if not has_ended(row):
+                kept = _keep(said[row], tokens, likeliest[row].tolist(), limits[row], eos)
+                caches[0].lengths[row] += kept  # of all layers
     return said
 
 

@@ -56,3 +56,15 @@ def test_right_guesses_save_steps_and_wrong_ones_change_nothing(count):
         for (_, logits), (_, expected) in zip(found, plain, strict=True):
             torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
     assert few == many if count == 32 else few < many  # so many rows have no room for guesses
+
+
+def test_a_row_that_is_guessed_waits_for_one_that_is_not():
+    """It has ended long before the other, and its cache has no room for more."""
+    model = golden_model(LLAVA, folded=True)
+    lengths, rng = (9, 4), torch.Generator().manual_seed(3)
+    ids = [torch.randint(model.decoder.config.vocab_size, (length,), generator=rng) for length in lengths]
+    prompts, limits = [model.decoder.embed_tokens(row).detach() for row in ids], [60, 60]
+    plain = answers_with_logits(model.decoder, prompts, limits, ())
+    said = [ids for ids, _ in plain]
+    found = answers_with_logits(model.decoder, prompts, limits, (), hints=[said[0], ()])
+    assert [ids for ids, _ in found] == said
