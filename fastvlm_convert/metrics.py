@@ -19,7 +19,8 @@ def sqnr_db(reference: np.ndarray, candidate: np.ndarray) -> float | None:
         signal += float(r @ r)
         r -= c
         noise += float(r @ r)
-    return None if noise == 0 else float(20 * np.log10(_root(signal) / np.sqrt(noise)))
+    with np.errstate(divide="ignore"):  # beside infinite noise a signal is nothing: minus infinity
+        return None if noise == 0 else float(20 * np.log10(_root(signal) / np.sqrt(noise)))
 
 
 def psnr_db(reference: np.ndarray, candidate: np.ndarray) -> float | None:
