@@ -22,6 +22,9 @@ MAX_DAMPING = 10.0
 Nearest = Callable[[int, np.ndarray], np.ndarray]
 """Rounds values to what the column at some place can hold."""
 
+RoundPanel = Callable[[slice, np.ndarray], np.ndarray]
+"""Rounds the columns at some places in turn, given what `panel_target` gives of them."""
+
 BlockFactor = tuple[np.ndarray, np.ndarray]
 """`unit` and `variance` of some columns, see `Factor`."""
 
@@ -150,12 +153,20 @@ def round_by_panels(source: np.ndarray, factor: Factor, nearest: Nearest) -> np.
     Returns:
         `source - rounded`, float32 [columns, rows].
     """
+
+    def rounded(panel: slice, target: np.ndarray) -> np.ndarray:
+        unit = factor.unit[panel, panel]
+        return target - round_columns(target, unit, partial(_from, nearest, panel.start))
+
+    return by_panels(source, factor, rounded)
+
+
+def by_panels(source: np.ndarray, factor: Factor, rounded: RoundPanel) -> np.ndarray:
+    """The same with panels rounded in a way of their own."""
     error = np.zeros_like(source)
     for start in range(0, len(source), PANEL):
         panel = slice(start, start + PANEL)
-        target = panel_target(source, error, factor, panel)
-        left = round_columns(target, factor.unit[panel, panel], partial(_from, nearest, start))
-        error[panel] = source[panel] - (target - left)
+        error[panel] = source[panel] - rounded(panel, panel_target(source, error, factor, panel))
     return error
 
 

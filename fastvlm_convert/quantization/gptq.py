@@ -29,6 +29,7 @@ from fastvlm_convert.quantization.error_compensation import (
     PANEL,
     BlockFactor,
     Factor,
+    by_panels,
     factorize,
     importance_order,
     panel_target,
@@ -199,16 +200,16 @@ def _take_static_rows(
 
     source = np.empty_like(problem.weight)
     source[problem.factor.order] = problem.weight
-    target, steps, error = source[factor.order], np.empty_like(source), np.zeros_like(source)
-    for start in range(0, len(source), PANEL):
-        panel = slice(start, start + PANEL)
+    steps = np.empty_like(source)
+
+    def rounded_panel(panel: slice, target: np.ndarray) -> np.ndarray:
         places = factor.order[panel] // size
-        wanted = panel_target(target, error, factor, panel)
         blocks, used = np.unique(places, return_inverse=True)
         unit, given = factor.unit[panel, panel], (scale[blocks], zero[blocks])
-        found = _round_panel(wanted, unit, used, *given, problem.scheme)
-        steps[panel] = found
-        error[panel] = target[panel] - found * scale[places]
+        steps[panel] = _round_panel(target, unit, used, *given, problem.scheme)
+        return steps[panel] * scale[places]
+
+    error = by_panels(source[factor.order], factor, rounded_panel)
     steps, error = _moved(steps, factor.order, problem), _moved(error, factor.order, problem)
     better = _costs(problem, error) < _costs(problem, rounded.error)
     for old, new in (
