@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
+from torch.utils.hooks import RemovableHandle
 
 from fastvlm_convert.model.decoder import DecoderLayer, KVCache, RMSNorm, rotary_table
 from fastvlm_convert.model.fastvlm import FastVLM, Uninitialized
@@ -19,6 +20,9 @@ from fastvlm_convert.weights.source import WeightSource
 
 OnInput = Callable[[Tensor], Tensor]
 """Called with the input of a layer; gives what the layer reads in its place."""
+
+OnOutput = Callable[[Tensor], None]
+"""Called with what a layer gives."""
 
 
 class BlockStreamer:
@@ -121,7 +125,20 @@ class BlockStreamer:
 @contextmanager
 def intercepted(handlers: Mapping[nn.Module, OnInput]) -> Iterator[None]:
     """While the block lasts, the inputs of some layers go through functions before the layers read them."""
-    hooks = [layer.register_forward_pre_hook(_hook(handler)) for layer, handler in handlers.items()]
+    with held([layer.register_forward_pre_hook(_hook(handler)) for layer, handler in handlers.items()]):
+        yield
+
+
+@contextmanager
+def shown(handlers: Mapping[nn.Module, OnOutput]) -> Iterator[None]:
+    """While the block lasts, functions are shown what some layers give."""
+    with held([layer.register_forward_hook(_output_hook(handler)) for layer, handler in handlers.items()]):
+        yield
+
+
+@contextmanager
+def held(hooks: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are removed where the block ends."""
     try:
         yield
     finally:
@@ -131,3 +148,7 @@ def intercepted(handlers: Mapping[nn.Module, OnInput]) -> Iterator[None]:
 
 def _hook(handler: OnInput) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
     return lambda _module, inputs: (handler(*inputs),)
+
+
+def _output_hook(handler: OnOutput) -> Callable[[nn.Module, object, Tensor], None]:
+    return lambda _module, _inputs, output: handler(output)

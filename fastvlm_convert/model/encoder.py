@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fastvlm_convert.model.block_streamer import BlockStreamer
+from fastvlm_convert.model.block_streamer import BlockStreamer, held
 from fastvlm_convert.model.static_layer import StaticLayer, make_static
 from fastvlm_convert.model.vision import Attention
 from fastvlm_convert.quantized.weight import MixedSource, dense_view
@@ -85,11 +85,8 @@ class Encoder:
             for layers in (self.layers, self._attentions)
             for name, module in layers.items()
         ]
-        try:
+        with held(hooks):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def _hook(name: str, on_layer: OnLayer) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:

@@ -93,9 +93,8 @@ def _load(model: nn.Module, prefix: str, weights: WeightSource, on_progress: OnS
     read = [weights[prefix + name] for name in names]
     total, done = sum(weight.size for weight in read), 0
     state = {}
-    with ThreadPoolExecutor(
-        torch.get_num_threads()
-    ) as pool:  # NumPy lets other threads run while it converts
+    # NumPy lets other threads run while it converts.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for name, weight, values in zip(names, read, pool.map(Weight.array, read), strict=True):
             state[name] = torch.from_numpy(values)
             done += weight.size

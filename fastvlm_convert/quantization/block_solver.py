@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvlm_convert.errors import CheckpointError
-from fastvlm_convert.model.block_streamer import BlockStreamer, OnInput, intercepted
+from fastvlm_convert.model.block_streamer import BlockStreamer, OnInput, OnOutput, intercepted, shown
 from fastvlm_convert.quantization.answers import CalibrationSet
 from fastvlm_convert.quantization.asymmetric_calibration import moments_of
 from fastvlm_convert.quantization.awq import norm_before
@@ -155,20 +155,17 @@ def _record(task: SolverTask, block: _Block, x: Tensor) -> tuple[_Recording, Ten
         found.inputs[group] = given
         return given
 
-    def note_output(group: Group, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        found.outputs[group] = output
-
-    handlers, hooks = {}, []
+    given: dict[nn.Module, OnOutput] = {}
+    read: dict[nn.Module, OnInput] = {}
     for group in block.groups:
         layer = block.reference.get_submodule(block.local(group[0]))
         if _is_narrowing(layer, group):
-            hooks.append(layer.register_forward_hook(partial(note_output, group)))
+            given[layer] = partial(found.outputs.__setitem__, group)
         else:
-            handlers[layer] = partial(note_input, group)
-    with intercepted(handlers | _stream_handlers(block, block.reference, found.streams)):
+            read[layer] = partial(note_input, group)
+    read |= _stream_handlers(block, block.reference, found.streams)
+    with intercepted(read), shown(given):
         output = task.reference.run(block.reference, x)
-    for hook in hooks:
-        hook.remove()
     return found, output
 
 
@@ -354,12 +351,10 @@ def _num_fitting(model: BlockStreamer, module: nn.Module, x: Tensor) -> int:
     """Samples whose widest activation in a block stays within the limit; at least one."""
     widest = 0
 
-    def measure(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def measure(output: Tensor) -> None:
         nonlocal widest
         widest = max(widest, 4 * output.numel())
 
-    hooks = [layer.register_forward_hook(measure) for layer in module.modules() if not list(layer.children())]
-    model.run(module, x[:1])
-    for hook in hooks:
-        hook.remove()
+    with shown({layer: measure for layer in module.modules() if not list(layer.children())}):
+        model.run(module, x[:1])
     return min(len(x), max(1, MAX_ACTIVATION_BYTES // max(widest, 1)))
