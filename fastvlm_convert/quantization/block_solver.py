@@ -240,14 +240,15 @@ def _solve_and_save(
         current_tally().note(SOLVED, layer, layer not in missing)
     if not missing:
         return
+    lacking = drift
     if output is not None:  # before it is solved, the layer has the float model's weight
-        output = output - block.quantized.get_submodule(block.local(group[0])).forward(given)
-    lacking = [x for x in (output, drift) if x is not None]
+        lacking = output - block.quantized.get_submodule(block.local(group[0])).forward(given)
+        lacking = lacking if drift is None else lacking + drift
     moments = moments_of(
         _rows(given).numpy(),
         _row_weights(task, block, group, len(given)),
         reference=None if reference is None else _rows(reference).numpy(),
-        missing=_rows(sum(lacking[1:], lacking[0])).numpy() if lacking else None,
+        missing=None if lacking is None else _rows(lacking).numpy(),
     )
     for solved in solve_layers(_float_group(task, block, group), moments, task.settings, missing):
         save_layer(_path(task.folder, solved.name), solved.matrix, solved.floats)
