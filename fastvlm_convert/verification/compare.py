@@ -193,11 +193,12 @@ def _run_candidate(
 
     forced = [*run.fed, 0]  # the last is not fed
     embeds, logits = embed_prompt(session, ours, own_features), None
-    if is_staged or np.array_equal(embeds, run.embeds):
+    is_same = np.array_equal(embeds, run.embeds)
+    if is_staged or is_same:
         staged = _forced(session, run.embeds, forced)
         stages["prefill_logits"].add(run.logits[:1], staged[:1])
         stages["decode_logits"].add(run.logits[1:], staged[1:])
-        logits = staged if np.array_equal(embeds, run.embeds) else None
+        logits = staged if is_same else None
     if logits is None:
         check_fits(len(embeds), len(run.fed), session.context_length)
         logits = _forced(session, embeds, forced)
