@@ -22,7 +22,7 @@ import re
 import tempfile
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def measure(model: str, folder: Path, path: Path, arguments: argparse.Namespace)
         start = time.process_time()
         made = make()
         changed = load(checkpoint, made.weights)
-        score = None if made.score is None else vars(made.score)
+        score = None if made.score is None else asdict(made.score)
         entry = result["schemes"].setdefault(label, {"score": score, "sets": {}})
         for name in sorted(missing):
             found = entry["sets"][name] = judge(checkpoint, chosen[name], runs[name], changed)

@@ -81,7 +81,7 @@ def _costs(model: str, name: str, asked: Mapping[str, Any], schemes: Mapping[str
         cells = [
             number(f.kl), number(f.trimmed), percent(f.top1), percent(f.flips),
             "-" if f.accuracy is None else f"{f.accuracy.value:.1%}, {difference(f.gained)}",
-            _score(schemes[scheme]["score"]),
+            _score(schemes[scheme]["score"], asked["has_pictures"]),
         ]  # fmt: skip
         yield f"| {scheme} | {' | '.join(cells)} |"
 
@@ -91,8 +91,10 @@ def _of_set(schemes: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {s: found["sets"][name] for s, found in schemes.items() if name in found["sets"]}
 
 
-def _score(score: Mapping[str, Any] | None) -> str:
-    return "-" if score is None else f"{score['kl_mean_nats']:.2g}, {score['top1_agreement']:.1%}"
+def _score(score: Mapping[str, Any] | None, has_pictures: bool) -> str:
+    """Of the held-out samples of the set's own kind."""
+    found = None if score is None else score["with_pictures" if has_pictures else "text_alone"]
+    return "-" if found is None else f"{found['kl_mean_nats']:.2g}, {found['top1_agreement']:.1%}"
 
 
 def _ratios(asked: Mapping[str, Any], measured: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from fastvlm_convert.activation_report import ActivationReport
 from fastvlm_convert.amounts import count_text, size_text
 from fastvlm_convert.cli.console import plain_table
 from fastvlm_convert.errors import printable
-from fastvlm_convert.quantization.score import AnswerScore
+from fastvlm_convert.quantization.score import Agreement, AnswerScore
 from fastvlm_convert.quantized.layer_report import ComponentReport, LayerReport, component_reports
 
 _NOT_RUN = "no solver ran the model; `verify` measures them"
@@ -20,13 +20,19 @@ _FEW = 2  # layers named beside a reason before the rest is counted
 
 @dataclass(frozen=True)
 class ScoreFacts:
-    """What the integers do to the answers, in documents; see `AnswerScore`."""
+    """What the integers do to the answers, in documents; see `AnswerScore`.
+
+    Attributes:
+        num_held_out: Samples; 0 where layers were solved with the one that there is.
+    """
 
     status: Literal["measured"]
     kl_mean_nats: float
     top1_agreement: float
     num_tokens: int
     num_held_out: int
+    with_pictures: Agreement | None
+    text_alone: Agreement | None
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,9 @@ def score_facts(score: AnswerScore | None) -> ScoreFacts | ScoreNotRun:
     """What the integers do to the answers, or why that is not known."""
     if score is None:
         return ScoreNotRun("not_run", _NOT_RUN)
-    facts = (score.kl_mean_nats, score.top1_agreement, score.num_tokens, score.num_held_out)
-    return ScoreFacts("measured", *facts)
+    total, held_out = score.total, score.total.num_samples if score.is_held_out else 0
+    facts = (total.kl_mean_nats, total.top1_agreement, total.num_tokens, held_out)
+    return ScoreFacts("measured", *facts, score.with_pictures, score.text_alone)
 
 
 def activations_text(report: ActivationReport) -> str:
@@ -76,12 +83,18 @@ def score_text(score: AnswerScore | None) -> str:
     """The same in a line."""
     if score is None:
         return f"answers: not measured, because {_NOT_RUN}"
-    samples = count_text(score.num_held_out, "calibration sample")
-    where = f"{samples} held out" if score.num_held_out else "the one sample that layers were solved with"
-    return (
-        f"answers: KL {score.kl_mean_nats:.2g} nats, same top token in {100 * score.top1_agreement:.2f} % "
-        f"of {score.num_tokens} tokens of {where}"
-    )
+    samples = count_text(score.total.num_samples, "calibration sample")
+    where = f"{samples} held out" if score.is_held_out else "the one sample that layers were solved with"
+    told = f"answers: {_agreement(score.total)} of {score.total.num_tokens} tokens of {where}"
+    if score.with_pictures is None or score.text_alone is None:
+        return told
+    parts = ((score.with_pictures, "with pictures"), (score.text_alone, "of text alone"))
+    return f"{told} ({'; '.join(f'{part.num_samples} {kind}: {_agreement(part)}' for part, kind in parts)})"
+
+
+def _agreement(found: Agreement) -> str:
+    share = f"{100 * found.top1_agreement:.2f} %"
+    return f"KL {found.kl_mean_nats:.2g} nats, same top token in {share}"
 
 
 def _sqnr(report: ComponentReport) -> str:

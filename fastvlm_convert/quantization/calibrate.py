@@ -154,10 +154,12 @@ def _solve(task: SolverTask, on_progress: OnStage) -> SolvedLayers:
     """Solve the layers and compare the answers."""
     data, reference, quantized = task.data, task.reference, task.quantized
     solved = solve_layerwise(task, on_progress)
-    num_held_out = len(data.samples) - data.num_fitted
-    # Of a single sample there is nothing to hold out; the score then says that it was fitted.
+    is_held_out = len(data.samples) > data.num_fitted
     owner = np.repeat(np.arange(len(data.samples)), [len(sample.answer) for sample in data.samples])
-    judged = torch.from_numpy(owner >= data.num_fitted) if num_held_out else slice(None)
-    parts = (torch.split(hidden[judged], LOGIT_ROWS) for hidden in (solved.reference, solved.hidden))
-    logits = ((reference.logits(x).numpy(), quantized.logits(y).numpy()) for x, y in zip(*parts, strict=True))
-    return SolvedLayers(solved.weights, answer_score(logits, num_held_out))
+    judged = owner >= data.num_fitted if is_held_out else np.ones(len(owner), bool)
+    owner = owner[judged]
+    has_picture = np.asarray([sample.num_pictures > 0 for sample in data.samples])[owner]
+    kept = (hidden[torch.from_numpy(judged)] for hidden in (solved.reference, solved.hidden))
+    parts = zip(*(torch.split(hidden, LOGIT_ROWS) for hidden in kept), strict=True)
+    logits = ((reference.logits(x).numpy(), quantized.logits(y).numpy()) for x, y in parts)
+    return SolvedLayers(solved.weights, answer_score(logits, owner, has_picture, is_held_out))

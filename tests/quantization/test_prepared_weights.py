@@ -22,7 +22,7 @@ from fastvlm_convert.quantization.prepared_weights import (
     prepare_weights,
     remembered_calibration,
 )
-from fastvlm_convert.quantization.score import AnswerScore, load_score
+from fastvlm_convert.quantization.score import Agreement, AnswerScore, load_score
 from fastvlm_convert.quantization.weight_plan import plan_weights
 from fastvlm_convert.quantized.weight import Weight, dense_view
 from fastvlm_convert.recipe import Recipe, without_data
@@ -231,7 +231,8 @@ def test_the_score_is_of_the_model_with_all_its_integers(first):
     )
     kl = float(kl_divergence(reference, candidate).mean())
     top1 = float((reference.argmax(1) == candidate.argmax(1)).mean())
-    assert first.score == AnswerScore(pytest.approx(kl, rel=1e-3), pytest.approx(top1), len(reference), 1)
+    found = Agreement(pytest.approx(kl, rel=1e-3), pytest.approx(top1), len(reference), 1)
+    assert first.score == AnswerScore(found, True, None, found)  # the last sample, a text
 
 
 def test_what_is_held_out_changes_no_integer(own_cache, first):
@@ -253,7 +254,7 @@ def test_what_is_held_out_changes_no_integer(own_cache, first):
 
 def test_of_a_single_sample_nothing_is_held_out(own_cache):
     found = solved(calibrated_recipe(DECODER, INT8, num_samples=1))
-    assert found.score.num_held_out == 0
+    assert not found.score.is_held_out
 
 
 def test_scaled_layers_are_compared_with_scaled_floats():
