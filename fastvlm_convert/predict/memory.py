@@ -183,6 +183,7 @@ class _Pass:
 
 
 _SOLVED: Final = _Pass(7, 3)  # two models' states before, in and after a block; what both differ by
+_ENCODER_SOLVED: Final = _Pass(2, 4)  # a picture's states behind a block take the place of those before it
 
 
 def _calibration(
@@ -200,7 +201,7 @@ def _calibration(
     texts = min(MIXED_TEXTS, count // 7 + count // 2 * 3)
     count += ceil_div(texts, max(1, tokens // _TEXT_LENGTH)) - count // 7
     state, widest = (4 * tokens * n for n in (decoder.hidden_size, decoder.intermediate_size))
-    picture, encoded = _picture_bytes(config)
+    picture = _picture_bytes(config)
     language, vision = ([p for p in plans if is_language(p.layer) is part] for part in (True, False))
     held = [4 * sum(plan.size for plan in part) for part in (language, vision)]
     cache = (
@@ -213,11 +214,9 @@ def _calibration(
         asked = min(count, AVERAGED_SAMPLES) if settings.token_weights == "modality" else count
         together = min(asked, SAMPLES_BACK) * _GRADIENTS * widest
         yield "token weights", max(logits, 2 * asked * state + together)
-    hessian = _hessian_bytes(vision)
     if any(plan.scheme for plan in vision):
         few = min(count, max(1, MAX_PIXELS // pixels))
-        solving = _SOLVED.bytes(few, encoded, picture) + hessian if hessian else 0
-        yield "encoder", max(encoding, solving)
+        yield "encoder", max(encoding, _solving_encoder(config, vision, few))
     solving = _SOLVED.bytes(count, state, widest) + _hessian_bytes(language)
     yield "layers", _KEPT + max(logits, solving)
 
@@ -225,7 +224,7 @@ def _calibration(
 def _ranges_bytes(config: ModelConfig, plans: Sequence[LayerPlan]) -> int:
     """The encoder twice, as floats and as what stands for its integers, and one picture's activations."""
     weights = sum(plan.size for plan in plans if not is_language(plan.layer))
-    return 2 * 4 * weights + _PICTURE * _picture_bytes(config)[0]
+    return 2 * 4 * weights + _PICTURE * _picture_bytes(config)
 
 
 def _hessian_bytes(plans: Sequence[LayerPlan]) -> int:
@@ -234,9 +233,22 @@ def _hessian_bytes(plans: Sequence[LayerPlan]) -> int:
     return _HESSIANS * 8 * columns * columns
 
 
-def _picture_bytes(config: ModelConfig) -> tuple[int, int]:
-    """Of one picture's activations in the encoder: the widest, and the widest between two blocks."""
+def _solving_encoder(config: ModelConfig, plans: Sequence[LayerPlan], count: int) -> int:
+    """Of the stage that needs most, where so many pictures solve its layers; 0 where nothing is solved."""
+    if not _hessian_bytes(plans):
+        return 0
+    needs = []
+    for number, stage in enumerate(config.vision.stages):
+        positions = (config.vision.image_size >> 2 + number) ** 2
+        own = [plan for plan in plans if plan.layer.startswith(f"vision.stages.{number}.")]
+        passing = _ENCODER_SOLVED.bytes(count, 4 * stage.width * positions, 4 * stage.ffn_width * positions)
+        needs.append(passing + _hessian_bytes(own))
+    return max(needs)
+
+
+def _picture_bytes(config: ModelConfig) -> int:
+    """Of one picture's widest activation in the encoder."""
     vision = config.vision
     half, quarter = (vision.image_size // 2) ** 2, (vision.image_size // 4) ** 2
     ffn = max(stage.ffn_width * quarter >> 2 * s for s, stage in enumerate(vision.stages))
-    return 4 * max(vision.stages[0].width * half, ffn), 4 * vision.stages[0].width * quarter
+    return 4 * max(vision.stages[0].width * half, ffn)

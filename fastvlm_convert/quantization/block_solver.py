@@ -110,7 +110,7 @@ def solve_block(
     Args:
         task: The layers and the data.
         name: The block.
-        states: The samples before it.
+        states: The samples before it; they may be overwritten by those behind it.
         real: Which tokens are no padding, bool [samples, tokens]; None where there is no padding.
 
     Returns:
@@ -341,7 +341,8 @@ def _others_follow(model: BlockStreamer, module: nn.Module, x: Tensor, first: Te
     count = len(first)
     if count == len(x):
         return first
-    result = first.new_empty(len(x), *first.shape[1:])  # no list of parts: they would be held twice
+    # In the place of what no other needs, where that has room: all samples would be held twice otherwise.
+    result = x if first.shape[1:] == x.shape[1:] else first.new_empty(len(x), *first.shape[1:])
     result[:count] = first
     for start in range(count, len(x), count):
         result[start : start + count] = model.run(module, x[start : start + count])
