@@ -25,7 +25,7 @@ def static_conv(
     kernel, bias = weights
     scales, dtype, edge = _scales(kernel), graph.dtype(name), kernel.shape[2] // 2
     assert scales.output is not None
-    parts = AffineParts(kernel, graph.on_bytes)
+    parts = AffineParts(kernel, graph.on_bytes, keeps_scales=True)  # the bias is in steps of them
     sums = graph.op(
         "conv",
         f"{name}_products",

@@ -95,15 +95,21 @@ def looked_up(graph: Graph, name: str, weight: PaletteWeight, dtype: FloatName) 
 class AffineParts:
     """The integers, scales and zero points of a weight, which is quantized once for all three.
 
+    The writer asks for each once, in the order of the program: integers first. What has been given is
+    forgotten: scales and zero points of all of 7B are 300 MB.
+
     Args:
         weight: Read when the first of them is asked for.
         on_bytes: Called with the number of bytes of each part read, counted as float32.
+        keeps_scales: Whether scales are asked for more than once.
     """
 
-    def __init__(self, weight: QuantizedWeight, on_bytes: OnBytes) -> None:
+    def __init__(self, weight: QuantizedWeight, on_bytes: OnBytes, *, keeps_scales: bool = False) -> None:
         self.weight = weight
         self._on_bytes = on_bytes
-        self._small: tuple[np.ndarray, np.ndarray] | None = None
+        self._keeps_scales = keeps_scales
+        self._scales: np.ndarray | None = None
+        self._zero_points: np.ndarray | None = None
 
     def integers(self) -> np.ndarray:
         """Signed where symmetric, else unsigned; one a byte."""
@@ -116,25 +122,28 @@ class AffineParts:
             scales.append(part.scale)
             zero_points.append(part.zero_point)
             self._on_bytes(4 * part.q.size)
-        self._small = np.concatenate(scales), np.concatenate(zero_points)
+        self._scales = np.concatenate(scales)
         if weight.scheme.symmetric:
             q -= np.uint8(weight.scheme.middle)  # wraps round, so the bits are those of the signed difference
             return q.view(np.int8)
+        self._zero_points = np.concatenate(zero_points)
         return q
 
     def scales(self) -> np.ndarray:
         """float16 [rows, blocks]."""
-        return self._others()[0]
+        if self._scales is None:  # so few that the program holds them, and wants them at once
+            self.integers()
+        scales, self._scales = self._scales, self._scales if self._keeps_scales else None
+        assert scales is not None
+        return scales
 
     def zero_points(self) -> np.ndarray:
-        """uint8 [rows, blocks]."""
-        return self._others()[1]
-
-    def _others(self) -> tuple[np.ndarray, np.ndarray]:
-        if self._small is None:  # the writer asks in the order of the program, integers first
+        """uint8 [rows, blocks], of an asymmetric scheme."""
+        if self._zero_points is None:
             self.integers()
-        assert self._small is not None
-        return self._small
+        zero_points, self._zero_points = self._zero_points, None
+        assert zero_points is not None
+        return zero_points
 
 
 class _PaletteParts:
