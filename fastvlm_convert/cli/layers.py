@@ -80,20 +80,20 @@ def activations_text(report: ActivationReport) -> str:
 
 
 def score_text(score: AnswerScore | None) -> str:
-    """The same in a line."""
+    """The same in a line, or three where pictures and text are told apart."""
     if score is None:
         return f"answers: not measured, because {_NOT_RUN}"
     samples = count_text(score.total.num_samples, "calibration sample")
     where = f"{samples} held out" if score.is_held_out else "the one sample that layers were solved with"
-    told = f"answers: {_agreement(score.total)} of {score.total.num_tokens} tokens of {where}"
+    told = f"answers: {_agreement(score.total)} of {where}"
     if score.with_pictures is None or score.text_alone is None:
         return told
     parts = ((score.with_pictures, "with pictures"), (score.text_alone, "of text alone"))
-    return f"{told} ({'; '.join(f'{part.num_samples} {kind}: {_agreement(part)}' for part, kind in parts)})"
+    return "\n".join([told, *(f"  {part.num_samples} {kind}: {_agreement(part)}" for part, kind in parts)])
 
 
 def _agreement(found: Agreement) -> str:
-    share = f"{100 * found.top1_agreement:.2f} %"
+    share = f"{100 * found.top1_agreement:.2f} % of {found.num_tokens} tokens"
     return f"KL {found.kl_mean_nats:.2g} nats, same top token in {share}"
 
 
