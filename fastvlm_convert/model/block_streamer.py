@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.utils.hooks import RemovableHandle
 
+from fastvlm_convert.heap import freed_blocks_kept
 from fastvlm_convert.model.decoder import DecoderLayer, KVCache, RMSNorm, rotary_table
 from fastvlm_convert.model.fastvlm import FastVLM, Uninitialized
 from fastvlm_convert.model.projector import Projector
@@ -98,8 +99,9 @@ class BlockStreamer:
         features = [torch.zeros(0, *shape)]
         for done, pixels in enumerate(pictures):
             x = pixels.contiguous(memory_format=form)
-            for module in modules:
-                x = self.run(module, x)
+            with freed_blocks_kept():
+                for module in modules:
+                    x = self.run(module, x)
             features.append(x)
             on_progress((done + 1) / len(pictures))
         return torch.cat(features)

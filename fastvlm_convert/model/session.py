@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from fastvlm_convert.heap import return_freed_memory
 from fastvlm_convert.model.batch import ReadPrompt, answers_with_logits, forced_logits, read_prompt
 from fastvlm_convert.model.fastvlm import FastVLM
 from fastvlm_convert.progress import OnShare
@@ -114,7 +113,6 @@ class RememberingSession(TorchSession):
             with torch.inference_mode():
                 self._features[key] = self.model.encode_image(pixels)[0].numpy()
             self._features[key].flags.writeable = False
-            return_freed_memory()  # a gigabyte of activations, which the C library would keep
         return self._features[key]
 
     def read(self, inputs_embeds: np.ndarray) -> ReadPrompt:

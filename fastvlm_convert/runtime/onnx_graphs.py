@@ -102,6 +102,8 @@ def session_of(
         options.add_session_config_entry("session.disable_prepacking", "1")
     if in_order:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        # Blocked convolutions would turn values back at the very end, and keep all of them until then.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     return _session(model.SerializeToString(), path, options)
