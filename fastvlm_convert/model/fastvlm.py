@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastvlm_convert.heap import freed_blocks_kept
 from fastvlm_convert.model.decoder import Qwen2
 from fastvlm_convert.model.projector import Projector
 from fastvlm_convert.model.vision import FastViTHD
@@ -37,8 +36,7 @@ class FastVLM(nn.Module):
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """float32 [B, 3, S, S] -> projected image tokens [B, num_image_tokens, hidden]."""
-        with freed_blocks_kept():
-            return self.projector(self.vision(pixel_values))
+        return self.projector(self.vision(pixel_values))
 
 
 class Uninitialized(TorchFunctionMode):
