@@ -97,7 +97,7 @@ class RememberingSession(TorchSession):
     """The same, which encodes every picture and reads every prompt once.
 
     At 1024 pixels and 0.5B a picture takes seconds, and 1 MB to remember; a prompt 1 second, and 7 MB.
-    Convolutions run with channels last, which takes a fifth less time where two threads share them, and while a
+    Convolutions run with channels last, which takes a fifth less time where two threads share them. While a
     picture is encoded, freed memory is kept for the next operation, which takes another fifth less.
     """
 
