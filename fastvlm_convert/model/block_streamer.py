@@ -97,13 +97,13 @@ class BlockStreamer:
         modules = [convert_conv2d_weight_memory_format(self.load(b), form) for b in self.vision_blocks()]
         shape = (self.config.vision.num_image_tokens, self.config.decoder.hidden_size)
         features = [torch.zeros(0, *shape)]
-        for done, pixels in enumerate(pictures):
-            x = pixels.contiguous(memory_format=form)
-            with freed_blocks_kept():
+        with freed_blocks_kept():  # from picture to picture, too
+            for done, pixels in enumerate(pictures):
+                x = pixels.contiguous(memory_format=form)
                 for module in modules:
                     x = self.run(module, x)
-            features.append(x)
-            on_progress((done + 1) / len(pictures))
+                features.append(x)
+                on_progress((done + 1) / len(pictures))
         return torch.cat(features)
 
     def embed(self, token_ids: Tensor) -> Tensor:
